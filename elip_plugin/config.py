@@ -1,0 +1,220 @@
+"""What to prune: stages, text weight, merging, evaluation mode; presets; mappings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from elip_plugin.errors import ConfigError, joined
+
+EVAL_MODES = ("full", "image", "text")
+DEFAULT_PRESET = "paper"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One pruning step, done immediately before a block (paper, section 3).
+
+    Attributes:
+        block: Index of the block before which tokens are pruned, from 0.
+        lookahead: How many blocks, from `block` on, are looked through to score the
+            tokens; of the last one only the class token's attention row is computed.
+        keep: A ratio in (0, 1) of the patches that enter block 0, 1.0 to skip the
+            stage, or a count of tokens from 2 up.
+    """
+
+    block: int
+    lookahead: int
+    keep: float
+
+
+@dataclass(frozen=True)
+class ElipConfig:
+    """A pruning configuration, checked as a whole when it is made.
+
+    Attributes:
+        stages: The pruning steps, in the order of their blocks.
+        text_weight: Share t of the text guide in the probing class token
+            t * guide + (1 - t) * class token (the paper's lambda is 1 - t); 0 chooses
+            by the image alone and then needs no text.
+        merge: Whether the dropped tokens are merged into one extra token.
+        eval: What evaluation does: `"full"` runs all tokens, `"image"` prunes without
+            text, `"text"` prunes by a guide where text is an input at test time.
+        reference_depth: The depth for which `stages` are written; they are rescaled to
+            the depth of the tower. None takes them as they stand.
+
+    Raises:
+        ConfigError: Names every fault at once.
+    """
+
+    stages: tuple[Stage, ...]
+    text_weight: float = 0.2
+    merge: bool = True
+    eval: str = "full"
+    reference_depth: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check all fields together."""
+        if isinstance(self.stages, list):
+            object.__setattr__(self, "stages", tuple(self.stages))
+        faults = _faults(self)
+        if faults:
+            raise ConfigError(joined("ELIP config", faults))
+
+    @classmethod
+    def preset(cls, name: str) -> ElipConfig:
+        """Return a named configuration, which fits towers of any depth.
+
+        Args:
+            name: `"paper"` (the paper's stages) or `"fast"` (the same cuts, lookahead 1).
+
+        Returns:
+            The configuration.
+
+        Raises:
+            ConfigError: If there is no such preset.
+        """
+        if name not in PRESETS:
+            raise ConfigError(f"preset {name!r} is not known; choose one of {sorted(PRESETS)}")
+        return PRESETS[name]
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any] | str | None) -> ElipConfig:
+        """Read a configuration from YAML, JSON, OmegaConf or Python keys.
+
+        Args:
+            mapping: The field names of this class, with `stages` as a list of mappings;
+                or `preset` in place of `stages`, with other fields to override. A bare
+                string is a preset's name, and None or no `stages` means the default
+                preset, "paper".
+
+        Returns:
+            The configuration.
+
+        Raises:
+            ConfigError: Names every unknown key and every other fault at once.
+        """
+        if mapping is None:
+            mapping = {}
+        if isinstance(mapping, str):
+            return cls.preset(mapping)
+        if not isinstance(mapping, Mapping):
+            raise ConfigError(
+                f"an ELIP config is a mapping or a preset's name, got {type(mapping).__name__}"
+            )
+        values = {str(key): mapping[key] for key in mapping}
+        faults = _unknown_keys(values, ("preset", *_names(cls)), "")
+        if "preset" in values and "stages" in values:
+            faults.append("give either 'preset' or 'stages', not both")
+        preset, base = values.get("preset", DEFAULT_PRESET), PRESETS[DEFAULT_PRESET]
+        if preset in PRESETS:
+            base = PRESETS[preset]
+        else:
+            faults.append(f"preset {preset!r} is not known; choose one of {sorted(PRESETS)}")
+        known = {key: values[key] for key in _names(cls) if key in values}
+        if "stages" in known:
+            known["stages"] = _stages(known["stages"], faults)
+            known.setdefault("reference_depth", None)
+        # Without __init__ the fields are not checked yet: all faults go into one error.
+        draft = object.__new__(cls)
+        for name in _names(cls):
+            object.__setattr__(draft, name, known.get(name, getattr(base, name)))
+        faults += _faults(draft)
+        if faults:
+            raise ConfigError(joined("ELIP config", faults))
+        return replace(draft)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return plain values which `from_mapping` reads back to an equal config.
+
+        Returns:
+            A dict of str, numbers, booleans, None and lists, fit for JSON and YAML.
+        """
+        mapping: dict[str, Any] = {name: getattr(self, name) for name in _names(type(self))}
+        mapping["stages"] = [
+            {name: getattr(stage, name) for name in _names(Stage)} for stage in self.stages
+        ]
+        return mapping
+
+
+def _names(cls: type) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(cls))
+
+
+def _unknown_keys(values: Mapping[str, Any], known: Sequence[str], where: str) -> list[str]:
+    unknown = [key for key in values if key not in known]
+    return [f"{where}key {key!r} is not known; keys are {list(known)}" for key in unknown]
+
+
+def _stages(given: Any, faults: list[str]) -> Any:
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        return given
+    stages = []
+    for i, item in enumerate(given):
+        if not isinstance(item, Mapping):
+            stages.append(item)
+            continue
+        values = {str(key): item[key] for key in item}
+        faults += _unknown_keys(values, _names(Stage), f"stage {i}: ")
+        missing = [name for name in _names(Stage) if name not in values]
+        if missing:
+            faults.append(f"stage {i}: {missing} missing; a stage has {list(_names(Stage))}")
+        else:
+            stages.append(Stage(**{name: values[name] for name in _names(Stage)}))
+    return tuple(stages)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _faults(config: ElipConfig) -> list[str]:
+    faults = []
+    if not isinstance(config.stages, tuple):
+        faults.append(f"stages must be a list of stages, got {config.stages!r}")
+    else:
+        for i, stage in enumerate(config.stages):
+            faults += [f"stage {i}: {fault}" for fault in _stage_faults(stage)]
+        blocks = [s.block for s in config.stages if isinstance(s, Stage) and _is_int(s.block)]
+        if any(later <= earlier for earlier, later in zip(blocks, blocks[1:])):
+            faults.append(f"blocks of the stages must increase, got {blocks}")
+    weight = config.text_weight
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
+        faults.append(f"text_weight must be a number from 0 to 1, got {weight!r}")
+    if not isinstance(config.merge, bool):
+        faults.append(f"merge must be true or false, got {config.merge!r}")
+    if config.eval not in EVAL_MODES:
+        faults.append(f"eval must be one of {list(EVAL_MODES)}, got {config.eval!r}")
+    depth = config.reference_depth
+    if depth is not None and (not _is_int(depth) or depth < 1):
+        faults.append(f"reference_depth must be null or an integer from 1 up, got {depth!r}")
+    return faults
+
+
+def _stage_faults(stage: Any) -> list[str]:
+    if not isinstance(stage, Stage):
+        return [f"must be a Stage (block, lookahead, keep), got {stage!r}"]
+    faults = []
+    if not _is_int(stage.block) or stage.block < 0:
+        faults.append(f"block must be an integer from 0 up, got {stage.block!r}")
+    if not _is_int(stage.lookahead) or stage.lookahead < 1:
+        faults.append(f"lookahead must be an integer from 1 up, got {stage.lookahead!r}")
+    keep = stage.keep
+    if _is_int(keep) and keep == 1:
+        faults.append("keep 1 is ambiguous: write 1.0 to keep all tokens, or a count from 2 up")
+    elif _is_int(keep) and keep < 2:
+        faults.append(f"keep as a count must be 2 or more, got {keep}")
+    elif not _is_int(keep) and not (isinstance(keep, float) and 0 < keep <= 1):
+        faults.append(f"keep must be a ratio in (0, 1] or a count from 2 up, got {keep!r}")
+    return faults
+
+
+PRESETS = {
+    "paper": ElipConfig(
+        stages=(Stage(2, 2, 0.90), Stage(4, 6, 0.65), Stage(10, 2, 0.40)), reference_depth=12
+    ),
+    "fast": ElipConfig(
+        stages=(Stage(2, 1, 0.90), Stage(4, 1, 0.65), Stage(10, 1, 0.40)), reference_depth=12
+    ),
+}

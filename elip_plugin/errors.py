@@ -1,0 +1,57 @@
+"""Every error this package raises on purpose; catch `ElipError` to catch them all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class ElipError(Exception):
+    """Root of the package's errors."""
+
+
+class ConfigError(ElipError, ValueError):
+    """A configuration that no tower could satisfy."""
+
+
+class PlanError(ElipError, ValueError):
+    """A configuration that does not fit this tower's depth or patch count."""
+
+
+class GuideError(ElipError, ValueError):
+    """A text guide of the wrong shape, or one given where none may be used."""
+
+
+class UnsupportedModelError(ElipError, TypeError):
+    """A model, tower or mode that cannot be pruned."""
+
+
+class MissingHostError(ElipError, ImportError):
+    """A host library that is not installed."""
+
+
+class UnknownModelError(ElipError, KeyError):
+    """A name that no host offers."""
+
+    def __str__(self) -> str:
+        """Return the message as written (a `KeyError` would print its repr)."""
+        return str(self.args[0])
+
+
+class DataError(ElipError, ValueError):
+    """A data set that cannot be written or read as asked."""
+
+
+def joined(subject: str, faults: Sequence[str]) -> str:
+    """Join all faults into one message, so that a user mends them in one go.
+
+    Args:
+        subject: What is at fault, as a noun phrase.
+        faults: One sentence per fault; at least one.
+
+    Returns:
+        One line for one fault, a list for several.
+    """
+    if len(faults) == 1:
+        return f"{subject}: {faults[0]}"
+    lines = "".join(f"\n  {i}. {fault}" for i, fault in enumerate(faults, 1))
+    return f"{subject}: {len(faults)} faults{lines}"

@@ -1,0 +1,1 @@
+"""One folder per host library, imported only when the host is."""

@@ -1,0 +1,29 @@
+"""OpenCLIP: `elip-X` for every model X with a native class-token ViT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from elip_plugin.config import ElipConfig
+from elip_plugin.hosts.open_clip.models import patch_model, pruner_of, to_guide
+from elip_plugin.hosts.open_clip.register import register, variants
+from elip_plugin.hosts.open_clip.tower import patch_tower
+from elip_plugin.pruner import Pruner
+
+__all__ = ["patch", "pruner_of", "register", "to_guide", "variants"]
+
+
+def patch(module: nn.Module, config: ElipConfig) -> Pruner:
+    """Patch an OpenCLIP model or a bare vision tower in place.
+
+    Args:
+        module: The model or tower.
+        config: What to prune.
+
+    Returns:
+        The pruner.
+    """
+    target: Any = module
+    return patch_model(target, config) if hasattr(module, "visual") else patch_tower(target, config)

@@ -1,0 +1,151 @@
+"""OpenCLIP's models, with the text encoded first so that it can guide the image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import open_clip
+from torch import Tensor, nn
+
+from elip_plugin.config import ElipConfig
+from elip_plugin.errors import ConfigError, GuideError, UnsupportedModelError
+from elip_plugin.hosts.open_clip.tower import guide_from_text, patch_tower
+from elip_plugin.pruner import Pruner
+from elip_plugin.surgery import Patched, choose, swap
+
+
+class TextFirst(Patched):
+    """Forward of a contrastive model whose image tower is guided by the text.
+
+    The host encodes the image first. Calling its own forward for the text alone and then
+    for the image alone turns the order round without a copy of its code.
+    """
+
+    if TYPE_CHECKING:
+        visual: Any
+        training: bool
+
+    def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> Any:
+        """Encode text, then the image guided by it.
+
+        Args:
+            image: Images [B, 3, height, width], or None.
+            text: Token ids [B, context], or None.
+
+        Returns:
+            What the host's forward returns.
+        """
+        host: Callable[..., Any] = super().forward  # type: ignore[misc]
+        pruner = pruner_of(self)
+        guided = image is not None and text is not None and pruner.wants_guide(self.training)
+        if not guided or pruner.has_guide:
+            return host(image, text)
+        texts = host(None, text)
+        with pruner.guided(to_guide(self, _text_features(texts))):
+            images = host(image, None)
+        return _join(images, texts)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Refuse TorchScript, which would drop the pruning.
+
+        Raises:
+            UnsupportedModelError: Always.
+        """
+        raise UnsupportedModelError(
+            "TorchScript cannot hold an ELIP model: train without --torchscript "
+            "(--torchcompile works), or call find_handle(model).remove() to script the "
+            "unpruned base model"
+        )
+
+
+def _text_features(output: Any) -> Tensor:
+    return output["text_features"] if isinstance(output, dict) else output[1]
+
+
+def _join(images: Any, texts: Any) -> Any:
+    """Put the text features of one output into the other; both have the same form."""
+    if isinstance(images, dict):
+        return {**images, "text_features": texts["text_features"]}
+    return (images[0], texts[1], *images[2:])
+
+
+class ElipCLIP(TextFirst, open_clip.CLIP):
+    """`open_clip.CLIP` with text-guided pruning."""
+
+    replaces = open_clip.CLIP
+
+
+class ElipCustomTextCLIP(TextFirst, open_clip.CustomTextCLIP):
+    """`open_clip.CustomTextCLIP` with text-guided pruning."""
+
+    replaces = open_clip.CustomTextCLIP
+
+
+MODELS: dict[type, type[nn.Module]] = {
+    open_clip.CLIP: ElipCLIP,
+    open_clip.CustomTextCLIP: ElipCustomTextCLIP,
+}
+
+
+def patch_model(model: Any, config: ElipConfig) -> Pruner:
+    """Patch a whole OpenCLIP model in place.
+
+    Args:
+        model: A `CLIP` or `CustomTextCLIP` with a native vision tower.
+        config: What to prune.
+
+    Returns:
+        The pruner of its vision tower.
+
+    Raises:
+        UnsupportedModelError: Before anything is changed.
+        ConfigError: If evaluation would prune by text.
+    """
+    patched = choose(model, MODELS)
+    if config.eval == "text":
+        raise ConfigError(
+            "eval 'text' is refused for contrastive models: an image pruned by its own caption "
+            "leaks the answer into retrieval and zero-shot scores; use 'full' or 'image'"
+        )
+    pruner = patch_tower(model.visual, config)
+    swap(model, patched)
+    return pruner
+
+
+def pruner_of(module: Any) -> Pruner:
+    """Find the pruner of a patched model or bare tower.
+
+    Args:
+        module: A patched OpenCLIP model or vision tower.
+
+    Returns:
+        Its pruner.
+    """
+    visual = getattr(module, "visual", module)
+    pruner: Pruner = visual.transformer.elip
+    return pruner
+
+
+def to_guide(module: Any, features: Tensor) -> Tensor:
+    """Turn what a user passes as guide into the tower's guide.
+
+    Args:
+        module: A patched OpenCLIP model or vision tower.
+        features: Text features [B, E] for a model, a ready guide [B, D] for a tower.
+
+    Returns:
+        The guide [B, D], detached.
+
+    Raises:
+        GuideError: If the features do not have the model's embedding width.
+    """
+    if not hasattr(module, "visual"):
+        return features.detach()
+    projection = module.visual.proj
+    if features.ndim != 2 or features.shape[1] != projection.shape[1]:
+        raise GuideError(
+            f"text features have shape {tuple(features.shape)}, but this model guides by "
+            f"(batch, {projection.shape[1]}): pass what encode_text returns"
+        )
+    return guide_from_text(features, projection)

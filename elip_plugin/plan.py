@@ -1,0 +1,197 @@
+"""Config + patch count + depth -> how many tokens each block sees, and what that costs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from elip_plugin.config import ElipConfig, Stage
+from elip_plugin.errors import PlanError, joined
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage with every number resolved.
+
+    Attributes:
+        block: The block before which tokens are pruned.
+        lookahead: Blocks looked through, `block` included; the last gives one row only.
+        keep: Tokens kept, K.
+        tokens_in: Sequence length before the stage, prefix included.
+        tokens_out: Sequence length after it, prefix and merged token included.
+    """
+
+    block: int
+    lookahead: int
+    keep: int
+    tokens_in: int
+    tokens_out: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a configuration does to one tower.
+
+    Attributes:
+        num_patches: Patches N that enter block 0.
+        prefix: Prefix tokens P (class token, registers), which are never pruned.
+        stages: The stages that prune, in order; skipped ones are left out.
+        tokens: Sequence length inside each block, prefix included; one entry per block.
+    """
+
+    num_patches: int
+    prefix: int
+    stages: tuple[PlannedStage, ...]
+    tokens: tuple[int, ...]
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.tokens)
+
+    @property
+    def removed(self) -> float:
+        """Share of the tower's token-layers that pruning removes, 0 to 1."""
+        full = self.depth * (self.prefix + self.num_patches)
+        return 1 - sum(self.tokens) / full
+
+    def forward_cost(self, width: int, mlp_ratio: float = 4.0) -> float:
+        """Count one forward of the blocks, relative to no pruning.
+
+        Args:
+            width: Tower width D.
+            mlp_ratio: Hidden width of a block's MLP over D.
+
+        Returns:
+            Multiply-adds of main blocks and lookahead over those of an unpruned tower.
+        """
+        return self._main(width, mlp_ratio) + self._lookahead(width, mlp_ratio)
+
+    def train_cost(self, width: int, mlp_ratio: float = 4.0) -> float:
+        """Count one training step of the blocks (backward = two forwards), as above.
+
+        Args:
+            width: Tower width D.
+            mlp_ratio: Hidden width of a block's MLP over D.
+
+        Returns:
+            Multiply-adds relative to an unpruned step; lookahead has no backward.
+        """
+        return self._main(width, mlp_ratio) + self._lookahead(width, mlp_ratio) / 3
+
+    def _full(self, width: int, mlp_ratio: float) -> float:
+        return self.depth * _block_cost(self.prefix + self.num_patches, width, mlp_ratio)
+
+    def _main(self, width: int, mlp_ratio: float) -> float:
+        costs = sum(_block_cost(tokens, width, mlp_ratio) for tokens in self.tokens)
+        return costs / self._full(width, mlp_ratio)
+
+    def _lookahead(self, width: int, mlp_ratio: float) -> float:
+        total = 0.0
+        for stage in self.stages:
+            whole = _block_cost(stage.tokens_in, width, mlp_ratio)
+            row = stage.tokens_in * (width**2 + width)  # key projection, one row of logits
+            total += (stage.lookahead - 1) * whole + row
+        return total / self._full(width, mlp_ratio)
+
+    def summary(self) -> str:
+        """Describe the plan in one line.
+
+        Returns:
+            Tokens at the input and after each stage, and the share removed.
+        """
+        start = self.prefix + self.num_patches
+        steps = "".join(f" -> {s.tokens_out} at block {s.block}" for s in self.stages)
+        return f"{start} tokens{steps}; {self.removed:.0%} of {self.depth} blocks' tokens removed"
+
+
+def plan(config: ElipConfig, *, num_patches: int, depth: int, prefix: int = 1) -> Plan:
+    """Resolve a configuration against a tower.
+
+    Args:
+        config: What to prune.
+        num_patches: Patches N that enter block 0 (after any patch dropout).
+        depth: Number of blocks L.
+        prefix: Prefix tokens P.
+
+    Returns:
+        The resolved plan.
+
+    Raises:
+        PlanError: Names every stage that cannot hold, with numbers.
+    """
+    faults: list[str] = []
+    stages: list[PlannedStage] = []
+    tokens = [prefix + num_patches] * depth
+    present, last_block = num_patches, -1
+    for i, given in enumerate(config.stages):
+        stage = scale(given, config.reference_depth, depth)
+        where = f"stage {i} (block {stage.block})"
+        if stage.block >= depth:
+            faults.append(f"{where}: the tower has blocks 0 to {depth - 1}")
+            continue
+        if stage.block <= last_block:
+            faults.append(f"{where}: must come after block {last_block} of the stage before")
+        if stage.block + stage.lookahead > depth:
+            faults.append(
+                f"{where}: lookahead {stage.lookahead} passes the last block; "
+                f"at most {depth - stage.block} of {depth} blocks are left"
+            )
+        last_block = stage.block
+        if stage.keep == 1:  # 1.0: the integer is refused by the config
+            continue
+        keep = kept_count(stage.keep, num_patches)
+        left = keep + config.merge
+        if keep < 1 or left >= present:
+            merged = " + 1 merged" if config.merge else ""
+            faults.append(
+                f"{where}: keep {stage.keep} of {num_patches} patches gives {keep}{merged}, "
+                f"which must be at least 1 and below the {present} tokens present"
+            )
+            continue
+        tokens_in, tokens_out = prefix + present, prefix + left
+        stages.append(PlannedStage(stage.block, stage.lookahead, keep, tokens_in, tokens_out))
+        tokens[stage.block :] = [tokens_out] * (depth - stage.block)
+        present = left
+    if faults:
+        tower = f"ELIP plan for {num_patches} patches and {depth} blocks"
+        raise PlanError(joined(tower, faults))
+    return Plan(num_patches, prefix, tuple(stages), tuple(tokens))
+
+
+def kept_count(keep: float, num_patches: int) -> int:
+    """Turn a stage's `keep` into a count K.
+
+    Args:
+        keep: A ratio of the patches, or already a count.
+        num_patches: Patches N that enter block 0.
+
+    Returns:
+        floor(keep * N) for a ratio, else `keep`.
+    """
+    if isinstance(keep, int):
+        return keep
+    return math.floor(keep * num_patches + 1e-9)  # 0.29 * 100 is 28.999... in binary
+
+
+def scale(stage: Stage, reference_depth: int | None, depth: int) -> Stage:
+    """Rescale a stage's block and lookahead to another depth, halves rounded up.
+
+    Args:
+        stage: A stage written for `reference_depth` blocks.
+        reference_depth: Its depth, or None to leave the stage as it is.
+        depth: The tower's depth L.
+
+    Returns:
+        The stage for the tower; its lookahead ends at the last block.
+    """
+    if reference_depth is None or reference_depth == depth:
+        return stage
+    block = math.floor(stage.block * depth / reference_depth + 0.5)
+    lookahead = math.floor(stage.lookahead * depth / reference_depth + 0.5)
+    return Stage(block, max(1, min(lookahead, depth - block)), stage.keep)
+
+
+def _block_cost(tokens: int, width: int, mlp_ratio: float) -> float:
+    """Multiply-adds of one block: projections, MLP, and the two attention products."""
+    return tokens * width * (width * (4 + 2 * mlp_ratio) + 2 * tokens)

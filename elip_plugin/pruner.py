@@ -1,0 +1,177 @@
+"""What a patched tower carries: its configuration, its switches and the guide of the moment."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from elip_plugin.config import ElipConfig
+from elip_plugin.core.prune import reduce, select
+from elip_plugin.core.score import score
+from elip_plugin.errors import GuideError
+from elip_plugin.plan import Plan, PlannedStage, plan
+
+
+class Pruner:
+    """Decide when a tower prunes, and run its stages.
+
+    Holds no parameter and nothing of a forward: the guide is set only inside `guided`.
+
+    Args:
+        config: What to prune.
+        num_patches: Patches N at the tower's nominal resolution.
+        depth: Number of blocks.
+        width: Tower width D.
+        prefix: Prefix tokens P.
+
+    Raises:
+        PlanError: If the configuration does not fit the tower.
+    """
+
+    def __init__(
+        self, config: ElipConfig, *, num_patches: int, depth: int, width: int, prefix: int = 1
+    ) -> None:
+        self.config = config
+        self.width = width
+        self.plan = plan(config, num_patches=num_patches, depth=depth, prefix=prefix)
+        self.enabled = True
+        self._guide: Tensor | None = None
+        self._warned = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the guide: a copy or a pickle made in mid-forward starts clean."""
+        return {**self.__dict__, "_guide": None}
+
+    def wants_guide(self, training: bool) -> bool:
+        """Tell whether a text guide would be used.
+
+        Args:
+            training: The tower's `training` flag.
+
+        Returns:
+            True in training, and in evaluation under `eval: text`, unless disabled.
+        """
+        mode = self.config.eval == "text" or training
+        return self.enabled and mode and self.config.text_weight > 0
+
+    def active(self, training: bool) -> bool:
+        """Tell whether this forward prunes; warn once where training lacks its guide.
+
+        Args:
+            training: The tower's `training` flag.
+
+        Returns:
+            True if the tower must run its stages.
+        """
+        if not self.enabled:
+            return False
+        if self.wants_guide(training):
+            if self._guide is None and training:
+                self._warn_unguided()
+            return self._guide is not None
+        return training or self.config.eval != "full"
+
+    def plan_for(self, num_patches: int) -> Plan:
+        """Resolve the configuration for the patches really present.
+
+        Args:
+            num_patches: Patches N that enter block 0, after any patch dropout.
+
+        Returns:
+            The plan; PlanError if it cannot hold.
+        """
+        if num_patches == self.plan.num_patches:
+            return self.plan
+        return plan(
+            self.config,
+            num_patches=num_patches,
+            depth=self.plan.depth,
+            prefix=self.plan.prefix,
+        )
+
+    def run(
+        self,
+        x: Tensor,
+        stage: PlannedStage,
+        blocks: Sequence[Callable[..., Tensor]],
+        training: bool,
+    ) -> Tensor:
+        """Run one stage on the tokens that are about to enter its block.
+
+        Args:
+            x: Tokens [B, T, D].
+            stage: The planned stage; T must be its `tokens_in`.
+            blocks: All blocks of the tower.
+            training: The tower's `training` flag.
+
+        Returns:
+            Tokens [B, tokens_out, D].
+
+        Raises:
+            GuideError: If the guide is not [B, D].
+        """
+        guide = self._guide if self.wants_guide(training) else None
+        if guide is not None and guide.shape != (x.shape[0], self.width):
+            raise GuideError(
+                f"the text guide has shape {tuple(guide.shape)}, but this tower and batch need "
+                f"({x.shape[0]}, {self.width}): one row per image, one column per tower channel"
+            )
+        scores = score(
+            x,
+            guide,
+            [blocks[i] for i in range(stage.block, stage.block + stage.lookahead)],
+            text_weight=self.config.text_weight,
+            prefix=self.plan.prefix,
+        )
+        selection = select(scores, stage.keep)
+        return reduce(x, selection, prefix=self.plan.prefix, merge=self.config.merge)
+
+    @contextmanager
+    def guided(self, guide: Tensor | None) -> Iterator[None]:
+        """Set the text guide for the forwards inside the context.
+
+        Args:
+            guide: Text guide [B, D], detached; None to leave an outer guide in place.
+
+        Yields:
+            Nothing; the previous guide returns at the end, also after an exception.
+        """
+        before = self._guide
+        if guide is not None:
+            self._guide = guide
+        try:
+            yield
+        finally:
+            self._guide = before
+
+    @property
+    def has_guide(self) -> bool:
+        """Whether a guide is set at this moment."""
+        return self._guide is not None
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Run the forwards inside the context with all tokens.
+
+        Yields:
+            Nothing; the previous state returns at the end, also after an exception.
+        """
+        before, self.enabled = self.enabled, False
+        try:
+            yield
+        finally:
+            self.enabled = before
+
+    def _warn_unguided(self) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                "this ELIP tower trains on images without a text guide, so it keeps all tokens; "
+                "call the model with image and text together, or wrap the image call in "
+                "`with elip_plugin.find_handle(model).guide(text_features):`",
+                stacklevel=2,
+            )

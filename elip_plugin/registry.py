@@ -1,0 +1,171 @@
+"""Hosts by name, and the names of the pruned models they offer."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from elip_plugin.config import ElipConfig
+from elip_plugin.errors import MissingHostError, UnknownModelError, UnsupportedModelError
+from elip_plugin.pruner import Pruner
+
+
+class Host(Protocol):
+    """What the package of a host offers; see `elip_plugin/hosts/open_clip`."""
+
+    def patch(self, module: nn.Module, config: ElipConfig) -> Pruner:
+        """Patch a model or tower in place; all checks before the first change."""
+
+    def pruner_of(self, module: nn.Module) -> Pruner:
+        """Find the pruner of a patched module."""
+
+    def to_guide(self, module: nn.Module, features: Tensor) -> Tensor:
+        """Turn a user's guide into the tower's, [B, D], detached."""
+
+    def register(self) -> None:
+        """Make the pruned models known to the host, by name; safe to repeat."""
+
+    def variants(self) -> dict[str, Variant]:
+        """List the pruned models by name."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A pruned model that a host can build by name.
+
+    Attributes:
+        name: Its name, as the host knows it.
+        host: The host's name.
+        base: Name of the model it prunes.
+        factory: The host's own way to build a model from a name.
+    """
+
+    name: str
+    host: str
+    base: str
+    factory: Callable[..., nn.Module]
+
+    def create(self, **options: Any) -> nn.Module:
+        """Build the model.
+
+        Args:
+            **options: What the host's factory takes besides the name.
+
+        Returns:
+            The pruned model.
+        """
+        return self.factory(self.name, **options)
+
+
+@dataclass(frozen=True)
+class _HostEntry:
+    package: str  # our folder for it
+    module: str  # its own top-level module
+    extra: str  # what to install
+
+
+HOSTS = {
+    "open_clip": _HostEntry("elip_plugin.hosts.open_clip", "open_clip", "open-clip"),
+    "lavis": _HostEntry("elip_plugin.hosts.lavis", "lavis", "lavis"),
+}
+
+
+def load_host(name: str) -> Host:
+    """Import the code for a host, and with it the host.
+
+    Args:
+        name: A key of `HOSTS`.
+
+    Returns:
+        The host's package.
+
+    Raises:
+        UnknownModelError: If there is no such host.
+        MissingHostError: If the host library is not installed.
+    """
+    if name not in HOSTS:
+        raise UnknownModelError(f"host {name!r} is not known; hosts are {sorted(HOSTS)}")
+    entry = HOSTS[name]
+    try:
+        importlib.import_module(entry.module)
+    except ModuleNotFoundError as error:
+        if error.name != entry.module:
+            raise
+        raise MissingHostError(
+            f"{entry.module} is not installed; run: pip install 'elip-plugin[{entry.extra}]'"
+        ) from error
+    host: Any = importlib.import_module(entry.package)
+    return host  # type: ignore[no-any-return]
+
+
+def host_of(module: nn.Module) -> Host:
+    """Find the host whose class a module has; no other host is imported.
+
+    Args:
+        module: A model or tower.
+
+    Returns:
+        The host's package.
+
+    Raises:
+        UnsupportedModelError: If the module comes from no known host.
+    """
+    roots = [cls.__module__.partition(".")[0] for cls in type(module).__mro__]
+    for name, entry in HOSTS.items():
+        if entry.module in roots:
+            return load_host(name)
+    raise UnsupportedModelError(
+        f"{type(module).__name__} comes from none of the hosts {sorted(HOSTS)}; pass one of "
+        "their models or vision towers"
+    )
+
+
+def list_models(host: str | None = None) -> list[str]:
+    """List the names of the pruned models.
+
+    Args:
+        host: One host's name; None for every installed host.
+
+    Returns:
+        The names, in the hosts' order.
+
+    Raises:
+        MissingHostError: If the named host is not installed.
+    """
+    return list(_variants(host))
+
+
+def get(name: str) -> Variant:
+    """Look a pruned model up by name.
+
+    Args:
+        name: One of `list_models()`.
+
+    Returns:
+        The variant; its `create` builds the model.
+
+    Raises:
+        UnknownModelError: If no installed host offers the name.
+    """
+    known = _variants(None)
+    if name not in known:
+        near = get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f"did you mean {near}?" if near else "see elip_plugin.list_models()"
+        raise UnknownModelError(f"model {name!r} is not offered by an installed host; {hint}")
+    return known[name]
+
+
+def _variants(host: str | None) -> dict[str, Variant]:
+    found: dict[str, Variant] = {}
+    for name in [host] if host is not None else HOSTS:
+        try:
+            found.update(load_host(name).variants())
+        except MissingHostError:
+            if host is not None:
+                raise
+    return found
