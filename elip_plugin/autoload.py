@@ -6,15 +6,17 @@ unmodified commands of the hosts know our models. Nothing is imported until a ho
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
-import warnings
-from collections.abc import Callable, Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import Any
+
+# Every Python process of the environment pays for what is imported here, so that is next
+# to nothing: `typing` alone would cost more than the rest.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
 
 SWITCH = "ELIP_AUTOLOAD"
 """Environment variable: with 0, neither start-up nor importing this package registers."""
@@ -23,7 +25,7 @@ HOSTS = {"open_clip": "elip_plugin.hosts.open_clip.register"}
 """Our module for each host module that gets registered after its import."""
 
 
-class PostImportFinder(MetaPathFinder):
+class PostImportFinder:
     """Lets the other finders find a host, and adds a step after its loading."""
 
     def find_spec(
@@ -67,6 +69,9 @@ def register(module: str) -> None:
     Args:
         module: A key of `HOSTS`, already imported.
     """
+    import importlib
+    import warnings
+
     try:
         importlib.import_module(HOSTS[module]).register()
     except Exception as error:
