@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import (
+    Attention,
     CustomResidualAttentionBlock,
     ResidualAttentionBlock,
     Transformer,
@@ -49,13 +50,11 @@ class ElipResidualAttentionBlock(Patched, ResidualAttentionBlock):
         """
         if elip != SCORE:
             return super().forward(q_x, k_x, v_x, attn_mask)
-        z = self.ln_1(q_x)
-        weight, bias = self.attn.in_proj_weight, self.attn.in_proj_bias
-        return _class_row(z, weight, bias, self.attn.num_heads)
+        return _class_row(self.ln_1(q_x), self.attn)
 
 
 class ElipCustomBlock(Patched, CustomResidualAttentionBlock):
-    """The same for OpenCLIP's custom block (scaled cosine, normalised queries and keys)."""
+    """The same for OpenCLIP's custom block (normalised queries and keys, scaled heads)."""
 
     replaces = CustomResidualAttentionBlock
 
@@ -75,38 +74,23 @@ class ElipCustomBlock(Patched, CustomResidualAttentionBlock):
         """
         if elip != SCORE:
             return super().forward(x, attn_mask=attn_mask)
-        return _custom_class_row(self.ln_1(x), self.attn)
+        return _class_row(self.ln_1(x), self.attn)
+
+
+def _class_row(z: Tensor, attn: Any) -> Tensor:
+    """Class token's attention row [B, T] from normalised tokens [B, T, D]."""
+    width = z.shape[-1]
+    weight, bias = attn.in_proj_weight, attn.in_proj_bias
+    query_bias, key_bias = (None, None) if bias is None else (bias[:width], bias[width : 2 * width])
+    query = _heads(F.linear(z[:, :1], weight[:width], query_bias), attn.num_heads)
+    keys = _heads(F.linear(z, weight[width : 2 * width], key_bias), attn.num_heads)
+    if isinstance(attn, Attention):  # the custom block's, which may normalise both
+        query, keys = attn.ln_q(query), attn.ln_k(keys)
+    return class_attention(query[:, :, 0], keys, query.shape[-1] ** -0.5)
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # [B, T, D] -> [B, H, T, D / H]
-
-
-def _project(
-    z: Tensor, weight: Tensor, bias: Tensor | None, num_heads: int
-) -> tuple[Tensor, Tensor]:
-    """Query of the class token [B, H, D / H] and keys of all tokens [B, H, T, D / H]."""
-    width = z.shape[-1]
-    query_bias = None if bias is None else bias[:width]
-    key_bias = None if bias is None else bias[width : 2 * width]
-    query = F.linear(z[:, :1], weight[:width], query_bias)
-    keys = F.linear(z, weight[width : 2 * width], key_bias)
-    return _heads(query, num_heads)[:, :, 0], _heads(keys, num_heads)
-
-
-def _class_row(z: Tensor, weight: Tensor, bias: Tensor | None, num_heads: int) -> Tensor:
-    query, keys = _project(z, weight, bias, num_heads)
-    return class_attention(query, keys, query.shape[-1] ** -0.5)
-
-
-def _custom_class_row(z: Tensor, attn: Any) -> Tensor:
-    query, keys = _project(z, attn.in_proj_weight, attn.in_proj_bias, attn.num_heads)
-    if attn.logit_scale is None:
-        query, keys = attn.ln_q(query), attn.ln_k(keys)
-        return class_attention(query, keys, attn.scale)
-    factor = attn.logit_scale.clamp(max=attn.logit_scale_max).exp()  # one per head [H, 1, 1]
-    query = F.normalize(query, dim=-1) * factor.squeeze(-1)
-    return class_attention(query, F.normalize(keys, dim=-1), 1.0)
 
 
 class ElipTransformer(Patched, Transformer):

@@ -1,0 +1,1 @@
+"""What pruning saves, measured beside the unpruned model in the same run."""

@@ -1,0 +1,83 @@
+"""Shared fixtures: small random-weight models, known answers, recorded token counts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+MODELS = HERE / "models"
+# Before any host is imported: names of the tests' own small models.
+os.environ["ELIP_MODEL_CONFIGS"] = str(MODELS)
+
+from elip_plugin import ElipConfig, Stage  # noqa: E402
+
+PATCHES = 64
+TINY: dict[str, Any] = json.loads((MODELS / "ViT-tiny.json").read_text())
+
+
+class Golden:
+    """Inputs, weights and float64 outputs of the published research code."""
+
+    def __init__(self, name: str) -> None:
+        self.arrays = np.load(HERE / "golden" / f"{name}.npz")
+        self.meta: dict[str, Any] = json.loads(str(self.arrays["meta"]))
+
+    def part(self, prefix: str) -> dict[str, torch.Tensor]:
+        """Arrays whose key starts with the prefix, as tensors; floats as float64."""
+        keys = [key for key in self.arrays.files if key.startswith(prefix)]
+        tensors = {key[len(prefix) :]: torch.from_numpy(self.arrays[key]) for key in keys}
+        return {k: v.double() if v.is_floating_point() else v for k, v in tensors.items()}
+
+    def config(self) -> ElipConfig:
+        """The research code's settings as a configuration with counts."""
+        meta = self.meta
+        stages = zip(meta["begin_layer"], meta["num_act_layers"], meta["num_keep_tokens"])
+        return ElipConfig(stages=tuple(Stage(*stage) for stage in stages))
+
+
+@contextmanager
+def recorded_lengths(modules: Iterable[Any]) -> Iterator[list[int]]:
+    """Record the sequence length of each call, but not of those that only look ahead."""
+    lengths: list[int] = []
+
+    def record(module: Any, args: Any, kwargs: Any) -> None:
+        if kwargs.get("elip") is None:
+            lengths.append(args[0].shape[1])
+
+    hooks = [module.register_forward_pre_hook(record, with_kwargs=True) for module in modules]
+    try:
+        yield lengths
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@pytest.fixture
+def tiny_clip() -> Callable[..., Any]:
+    """A maker of small OpenCLIP models with random weights, equal for equal seeds."""
+    open_clip = pytest.importorskip("open_clip")
+
+    def make(seed: int = 0, custom_text: bool = False, **vision: Any) -> Any:
+        torch.manual_seed(seed)
+        cls = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
+        config = {**TINY, "vision_cfg": {**TINY["vision_cfg"], **vision}}
+        return cls(**config, output_dict=True).train()
+
+    return make
+
+
+@pytest.fixture
+def pairs() -> tuple[torch.Tensor, torch.Tensor]:
+    """Random images [4, 3, 64, 64] and token ids [4, 24]."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(4, 3, 64, 64, generator=generator)
+    return images, torch.randint(1, 49000, (4, 24), generator=generator)

@@ -1,0 +1,132 @@
+"""Unmodified commands know the models: the start-up hook, in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LISTED = "import open_clip; print('elip-ViT-B-16' in open_clip.list_models())"
+
+
+def python(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *args],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        cwd=os.environ.get("TMPDIR", "/"),
+        check=False,
+    )
+
+
+def test_starting_python_loads_us_and_nothing_else() -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); before = set(sys.modules); "
+        "import elip_plugin; print(sorted(set(sys.modules) - before))"
+    )
+    expected = "['__future__', 'elip_plugin', 'elip_plugin.autoload']"
+    assert python("-S", "-c", code).stdout.strip() == expected
+    assert python("-c", "import sys; print('elip_plugin' in sys.modules)").stdout == "True\n"
+
+
+def test_importing_the_package_imports_no_host() -> None:
+    code = (
+        "import sys, elip_plugin; from elip_plugin import *; "
+        "print([m for m in ('open_clip', 'lavis', 'timm') if m in sys.modules])"
+    )
+    assert python("-c", code).stdout.strip() == "[]"
+
+
+def test_open_clip_knows_the_models_without_our_import() -> None:
+    pytest.importorskip("open_clip")
+    assert python("-c", LISTED).stdout.strip() == "True"
+    assert python("-I", "-c", LISTED).stdout.strip() == "True"
+
+
+@pytest.mark.slow
+def test_switched_off_and_on_again() -> None:
+    pytest.importorskip("open_clip")
+    assert python("-c", LISTED, ELIP_AUTOLOAD="0").stdout.strip() == "False"
+    by_hand = "import elip_plugin; elip_plugin.list_models(); "
+    assert python("-c", by_hand + LISTED, ELIP_AUTOLOAD="0").stdout.strip() == "True"
+
+
+@pytest.mark.slow
+def test_our_own_module_may_be_the_first_to_import_the_host() -> None:
+    pytest.importorskip("open_clip")
+    out = python("-W", "error", "-c", "import elip_plugin.hosts.open_clip.models; " + LISTED)
+    assert out.stdout.strip() == "True", out.stderr
+
+
+@pytest.mark.slow
+def test_child_processes_know_the_models(tmp_path: Path) -> None:
+    pytest.importorskip("open_clip")
+    script = tmp_path / "spawned.py"
+    script.write_text(
+        "import multiprocessing as mp, open_clip\n"
+        "def listed(_): return 'elip-ViT-B-16' in open_clip.list_models()\n"
+        "if __name__ == '__main__':\n"
+        "    with mp.get_context('spawn').Pool(1) as pool: print(pool.map(listed, [0]))\n"
+    )
+    assert python(str(script)).stdout.strip() == "[True]"
+
+
+@pytest.mark.slow
+def test_a_failing_registration_warns_and_leaves_the_host_usable() -> None:
+    pytest.importorskip("open_clip")
+    out = python(
+        "-c", "import open_clip; print(len(open_clip.list_models()) > 50)",
+        ELIP_MODEL_CONFIGS="/no/such/folder",
+    )
+    assert out.stdout.strip() == "True"
+    assert "/no/such/folder does not exist" in out.stderr
+    assert "ELIP_AUTOLOAD=0" in out.stderr
+
+
+def test_installing_twice_adds_one_finder() -> None:
+    from elip_plugin import autoload
+
+    autoload.install()
+    autoload.install()
+    assert sum(isinstance(f, autoload.PostImportFinder) for f in sys.meta_path) == 1
+
+
+@pytest.mark.parametrize("broken", ["raise RuntimeError('broken')", "import no_such_module"])
+def test_the_start_up_line_never_breaks_python(tmp_path: Path, broken: str) -> None:
+    (tmp_path / "elip_plugin.py").write_text(broken)
+    line = (ROOT / "elip.pth").read_text()
+    script = tmp_path / "start.py"
+    script.write_text(f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{line}\nprint('alive')")
+    out = python("-S", str(script))
+    assert out.stdout.strip() == "alive"
+    assert "elip_plugin was not loaded" in out.stderr and "Traceback" not in out.stderr
+
+
+@pytest.mark.slow
+def test_the_wheel_carries_the_hook_and_works(tmp_path: Path) -> None:
+    """Build, install into an empty environment, and look at what start-up does there."""
+    import venv
+    import zipfile
+
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(ROOT)],
+        check=True, capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"elip.pth", "elip.start", "elip_plugin/__init__.py"} <= {*names}
+    venv.create(tmp_path / "env", with_pip=True)
+    inside = str(tmp_path / "env" / "bin" / "python")
+    install = [inside, "-m", "pip", "install", "-q", "--no-deps", str(wheel)]
+    subprocess.run(install, check=True)
+    (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
+    (site / "open_clip.py").write_text("print('a stand-in host')")  # registering fails: warned
+    code = "import sys; print('elip_plugin' in sys.modules); import open_clip"
+    out = subprocess.run([inside, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split("\n")[:2] == ["True", "a stand-in host"]
+    assert "could not register with open_clip" in out.stderr

@@ -1,0 +1,127 @@
+"""Names and configs: `elip-X` resolves wherever X does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, recorded_lengths
+
+import elip_plugin
+from elip_plugin import registry
+from elip_plugin.errors import ConfigError, MissingHostError, PlanError, UnknownModelError
+
+open_clip = pytest.importorskip("open_clip")
+factory = open_clip.factory
+
+
+def test_every_listed_model_has_a_base_and_a_plan_that_fits() -> None:
+    names = elip_plugin.list_models("open_clip")
+    assert {"elip-ViT-B-16", "elip-ViT-B-32", "elip-ViT-L-14", "elip-roberta-ViT-B-32"} <= {*names}
+    assert len(names) == len(set(names)) >= 40
+    for name in names:
+        config = open_clip.get_model_config(name)
+        base = open_clip.get_model_config(elip_plugin.get(name).base)
+        vision = config["vision_cfg"]
+        patches = (vision["image_size"] // vision["patch_size"]) ** 2
+        plan = elip_plugin.plan(
+            elip_plugin.ElipConfig.from_mapping(config.pop("elip")),
+            num_patches=patches,
+            depth=vision["layers"],
+        )
+        assert config == base
+        assert 0.2 < plan.removed < 0.35, name
+
+
+@pytest.mark.parametrize("name", ["RN50", "coca_ViT-B-32", "ViT-B-16-SigLIP", "EVA02-B-16"])
+def test_towers_not_supported_yet_are_not_listed(name: str) -> None:
+    assert f"elip-{name}" not in elip_plugin.list_models()
+
+
+def test_tokenizer_and_pretrained_tags_are_those_of_the_base() -> None:
+    for tag in open_clip.list_pretrained_tags_by_model("ViT-B-16"):
+        expected = open_clip.get_pretrained_cfg("ViT-B-16", tag)
+        assert expected and open_clip.get_pretrained_cfg("elip-ViT-B-16", tag) == expected
+    text = ["a cat on a sofa"]
+    base, twin = open_clip.get_tokenizer("ViT-tiny"), open_clip.get_tokenizer("elip-ViT-tiny")
+    assert twin(text).shape == (1, 24)
+    assert torch.equal(base(text), twin(text))
+
+
+def test_weights_load_from_a_file_of_the_base(tmp_path: Path) -> None:
+    base = open_clip.create_model("ViT-tiny")
+    torch.save(base.state_dict(), tmp_path / "base.pt")
+    twin = open_clip.create_model("elip-ViT-tiny", pretrained=str(tmp_path / "base.pt"))
+    torch.save(twin.state_dict(), tmp_path / "twin.pt")
+    back = open_clip.create_model("ViT-tiny", pretrained=str(tmp_path / "twin.pt"))
+    for key, value in base.state_dict().items():
+        assert torch.equal(value, back.state_dict()[key]), key
+
+
+def test_look_up_and_create() -> None:
+    variant = elip_plugin.get("elip-ViT-tiny")
+    assert (variant.host, variant.base) == ("open_clip", "ViT-tiny")
+    model: Any = variant.create(output_dict=True)
+    handle = elip_plugin.find_handle(model)
+    assert handle.config == elip_plugin.ElipConfig.preset("paper")
+    assert type(model).__name__ == "ElipCLIP"
+
+
+def test_the_plan_follows_the_forced_image_size() -> None:
+    model = open_clip.create_model("elip-ViT-tiny", force_image_size=96)
+    assert elip_plugin.find_handle(model).plan.num_patches == 144
+
+
+def test_models_added_later_resolve_with_their_own_config(tmp_path: Path) -> None:
+    own = {**TINY, "elip": {"preset": "fast", "text_weight": 0.3}}
+    (tmp_path / "late-plain.json").write_text(json.dumps(TINY))
+    (tmp_path / "late-own.json").write_text(json.dumps(own))
+    open_clip.add_model_config(tmp_path)
+    assert "elip-late-plain" in open_clip.list_models()
+    assert "elip-late-own" not in open_clip.list_models()  # it is pruned under its own name
+    model = open_clip.create_model("late-own").train()
+    assert elip_plugin.find_handle(model).config.text_weight == 0.3
+    with recorded_lengths(model.visual.transformer.resblocks) as lengths:
+        model(torch.randn(2, 3, 64, 64), torch.randint(1, 100, (2, 24)))
+    assert lengths == [65] * 2 + [59] * 2 + [43] * 6 + [27] * 2
+
+
+def test_base_models_are_built_as_ever() -> None:
+    assert type(open_clip.create_model("ViT-tiny")) is open_clip.CLIP
+
+
+@pytest.mark.parametrize(
+    ("elip", "error", "message"),
+    [
+        ({"preset": "papper"}, ConfigError, "'papper'.*'fast', 'paper'"),
+        ({"keep": 0.5}, ConfigError, "key 'keep' is not known"),
+        ({"stages": [{"block": 12, "lookahead": 1, "keep": 0.5}]}, PlanError, "blocks 0 to 11"),
+    ],
+)
+def test_bad_configs_fail_by_name(
+    tmp_path: Path, elip: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    name = f"bad-{error.__name__}-{'-'.join(elip)}"
+    (tmp_path / f"{name}.json").write_text(json.dumps({**TINY, "elip": elip}))
+    open_clip.add_model_config(tmp_path)
+    with pytest.raises(error, match=message):
+        open_clip.create_model(name)
+
+
+def test_unknown_names_are_answered_with_near_ones() -> None:
+    with pytest.raises(UnknownModelError, match=r"did you mean.*elip-ViT-B-16") as caught:
+        elip_plugin.get("elip-ViT-B16")
+    assert "'" != str(caught.value)[0]  # a KeyError would print a repr
+    with pytest.raises(UnknownModelError, match=r"hosts are \['lavis', 'open_clip'\]"):
+        elip_plugin.list_models("timm")
+
+
+def test_a_missing_host_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = registry._HostEntry("elip_plugin.hosts.open_clip", "no_such_host", "open-clip")
+    monkeypatch.setitem(registry.HOSTS, "open_clip", entry)
+    with pytest.raises(MissingHostError, match=r"pip install 'elip-plugin\[open-clip\]'"):
+        elip_plugin.list_models("open_clip")
+    assert "elip-ViT-B-16" not in elip_plugin.list_models()
