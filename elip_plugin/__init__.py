@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from elip_plugin.config import ElipConfig, Stage
     from elip_plugin.errors import ElipError
     from elip_plugin.handle import Handle, apply, find_handle
-    from elip_plugin.plan import Plan, plan
+    from elip_plugin.planning import Plan, plan
     from elip_plugin.registry import Variant, get, list_models
 
 __version__ = "0.1.0"
@@ -23,14 +23,14 @@ _HOMES = {
     "ElipConfig": "config",
     "ElipError": "errors",
     "Handle": "handle",
-    "Plan": "plan",
+    "Plan": "planning",
     "Stage": "config",
     "Variant": "registry",
     "apply": "handle",
     "find_handle": "handle",
     "get": "registry",
     "list_models": "registry",
-    "plan": "plan",
+    "plan": "planning",
 }
 
 __all__ = [

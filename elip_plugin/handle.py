@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.plan import Plan
+from elip_plugin.planning import Plan
 from elip_plugin.pruner import Pruner
 from elip_plugin.registry import host_of
 from elip_plugin.surgery import find_patched, restore

@@ -13,7 +13,7 @@ from elip_plugin.config import ElipConfig
 from elip_plugin.core.prune import reduce, select
 from elip_plugin.core.score import score
 from elip_plugin.errors import GuideError
-from elip_plugin.plan import Plan, PlannedStage, plan
+from elip_plugin.planning import Plan, PlannedStage, plan
 
 
 class Pruner:

@@ -11,7 +11,7 @@ import pytest
 
 from elip_plugin.config import PRESETS, ElipConfig, Stage
 from elip_plugin.errors import ElipError, PlanError
-from elip_plugin.plan import Plan, kept_count, plan, scale
+from elip_plugin.planning import Plan, kept_count, plan, scale
 
 B16 = {"num_patches": 196, "depth": 12}
 B32 = {"num_patches": 49, "depth": 12}
