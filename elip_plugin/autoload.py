@@ -45,7 +45,9 @@ class PostImportFinder:
             return None
         for finder in sys.meta_path:
             find = getattr(finder, "find_spec", None)
-            spec = find(fullname, path, target) if find and finder is not self else None
+            if find is None or finder is self:
+                continue
+            spec: ModuleSpec | None = find(fullname, path, target)
             if spec is not None and spec.loader is not None:
                 _register_after(spec.loader, fullname)
                 return spec

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
 
 from elip_plugin.errors import ConfigError, joined
@@ -177,7 +178,7 @@ def _faults(config: ElipConfig) -> list[str]:
         for i, stage in enumerate(config.stages):
             faults += [f"stage {i}: {fault}" for fault in _stage_faults(stage)]
         blocks = [s.block for s in config.stages if isinstance(s, Stage) and _is_int(s.block)]
-        if any(later <= earlier for earlier, later in zip(blocks, blocks[1:])):
+        if any(later <= earlier for earlier, later in pairwise(blocks)):
             faults.append(f"blocks of the stages must increase, got {blocks}")
     weight = config.text_weight
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:

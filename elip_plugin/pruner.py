@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.core.prune import reduce, select
@@ -97,7 +97,7 @@ class Pruner:
         self,
         x: Tensor,
         stage: PlannedStage,
-        blocks: Sequence[Callable[..., Tensor]],
+        blocks: nn.ModuleList,
         training: bool,
     ) -> Tensor:
         """Run one stage on the tokens that are about to enter its block.

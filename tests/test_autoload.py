@@ -80,7 +80,8 @@ def test_child_processes_know_the_models(tmp_path: Path) -> None:
 def test_a_failing_registration_warns_and_leaves_the_host_usable() -> None:
     pytest.importorskip("open_clip")
     out = python(
-        "-c", "import open_clip; print(len(open_clip.list_models()) > 50)",
+        "-c",
+        "import open_clip; print(len(open_clip.list_models()) > 50)",
         ELIP_MODEL_CONFIGS="/no/such/folder",
     )
     assert out.stdout.strip() == "True"
@@ -115,7 +116,8 @@ def test_the_wheel_carries_the_hook_and_works(tmp_path: Path) -> None:
 
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(ROOT)],
-        check=True, capture_output=True,
+        check=True,
+        capture_output=True,
     )
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()

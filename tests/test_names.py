@@ -114,7 +114,7 @@ def test_bad_configs_fail_by_name(
 def test_unknown_names_are_answered_with_near_ones() -> None:
     with pytest.raises(UnknownModelError, match=r"did you mean.*elip-ViT-B-16") as caught:
         elip_plugin.get("elip-ViT-B16")
-    assert "'" != str(caught.value)[0]  # a KeyError would print a repr
+    assert str(caught.value)[0] != "'"  # a KeyError would print a repr
     with pytest.raises(UnknownModelError, match=r"hosts are \['lavis', 'open_clip'\]"):
         elip_plugin.list_models("timm")
 

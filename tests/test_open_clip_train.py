@@ -196,9 +196,7 @@ def test_pretrained_and_distilled_from_a_file_of_the_base(
 
 def test_a_run_of_the_base_resumes_as_pruned_and_back(train: Train) -> None:
     first = train(name="base", model="ViT-tiny")
-    again = train(
-        "--resume", str(first.checkpoints / "epoch_1.pt"), "--epochs", "2", name="pruned"
-    )
+    again = train("--resume", str(first.checkpoints / "epoch_1.pt"), "--epochs", "2", name="pruned")
     assert_falls(first.losses[:3] + again.losses[-3:])
     train(
         "--resume", str(again.checkpoints / "epoch_2.pt"), "--epochs", "3",

@@ -118,10 +118,7 @@ class ElipTransformer(Patched, Transformer):
         for i, block in enumerate(self.resblocks):
             if i in stages:
                 x = self.elip.run(x, stages[i], self.resblocks, self.training)
-            if self.grad_checkpointing:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if self.grad_checkpointing else block(x)
         return x
 
     def extra_repr(self) -> str:
