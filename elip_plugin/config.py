@@ -11,6 +11,7 @@ from elip_plugin.errors import ConfigError, joined
 
 EVAL_MODES = ("full", "image", "text")
 DEFAULT_PRESET = "paper"
+_INCOMPLETE = object()  # holds the place of a stage whose fault is named already
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class ElipConfig:
         Raises:
             ConfigError: If there is no such preset.
         """
-        if name not in PRESETS:
+        if name not in list(PRESETS):  # by equality: a list or dict would not hash
             raise ConfigError(f"preset {name!r} is not known; choose one of {sorted(PRESETS)}")
         return PRESETS[name]
 
@@ -109,7 +110,7 @@ class ElipConfig:
         if "preset" in values and "stages" in values:
             faults.append("give either 'preset' or 'stages', not both")
         preset, base = values.get("preset", DEFAULT_PRESET), PRESETS[DEFAULT_PRESET]
-        if preset in PRESETS:
+        if preset in list(PRESETS):
             base = PRESETS[preset]
         else:
             faults.append(f"preset {preset!r} is not known; choose one of {sorted(PRESETS)}")
@@ -161,6 +162,7 @@ def _stages(given: Any, faults: list[str]) -> Any:
         missing = [name for name in _names(Stage) if name not in values]
         if missing:
             faults.append(f"stage {i}: {missing} missing; a stage has {list(_names(Stage))}")
+            stages.append(_INCOMPLETE)
         else:
             stages.append(Stage(**{name: values[name] for name in _names(Stage)}))
     return tuple(stages)
@@ -194,6 +196,8 @@ def _faults(config: ElipConfig) -> list[str]:
 
 
 def _stage_faults(stage: Any) -> list[str]:
+    if stage is _INCOMPLETE:
+        return []
     if not isinstance(stage, Stage):
         return [f"must be a Stage (block, lookahead, keep), got {stage!r}"]
     faults = []

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from elip_plugin.config import ElipConfig
 from elip_plugin.core.prune import reduce, select
 from elip_plugin.core.score import score
-from elip_plugin.errors import GuideError
+from elip_plugin.errors import GuideError, PlanError
 from elip_plugin.planning import Plan, PlannedStage, plan
 
 
@@ -29,7 +29,7 @@ class Pruner:
         prefix: Prefix tokens P.
 
     Raises:
-        PlanError: If the configuration does not fit the tower.
+        PlanError: If the configuration does not fit the tower, or prunes nothing.
     """
 
     def __init__(
@@ -38,6 +38,11 @@ class Pruner:
         self.config = config
         self.width = width
         self.plan = plan(config, num_patches=num_patches, depth=depth, prefix=prefix)
+        if not self.plan.stages:
+            raise PlanError(
+                "this ELIP config prunes nothing: it has no stage with keep below 1.0; add one, "
+                "or use the unpruned model"
+            )
         self.enabled = True
         self._guide: Tensor | None = None
         self._warned = False

@@ -457,6 +457,12 @@ def test_a_plan_that_does_not_fit_leaves_the_model_untouched(tiny_clip: Make) ->
     assert snapshot(model) == before
 
 
+@pytest.mark.parametrize("stages", [(), (Stage(2, 1, 1.0),)])
+def test_a_config_without_effect_is_refused(tiny_clip: Make, stages: tuple[Stage, ...]) -> None:
+    with pytest.raises(PlanError, match="prunes nothing"):
+        apply(tiny_clip(), ElipConfig(stages))
+
+
 def test_applying_twice_and_foreign_modules_are_refused(tiny_clip: Make) -> None:
     model = tiny_clip()
     apply(model)
