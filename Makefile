@@ -33,7 +33,7 @@ lint: .venv-openclip/ready
 	.venv-openclip/bin/ruff check .
 	.venv-openclip/bin/ruff format --check .
 	.venv-openclip/bin/mypy
-	.venv-openclip/bin/pydoclint elip_plugin
+	.venv-openclip/bin/pydoclint -q elip_plugin
 
 clean:
 	rm -rf .venv .venv-openclip demo build dist

@@ -5,12 +5,12 @@ Importing the package imports neither torch nor a host: public names load on fir
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from elip_plugin import autoload as _autoload
 
-TYPE_CHECKING = False  # the real one would import `typing` into every process: see autoload
 if TYPE_CHECKING:
-    from typing import Any
-
     from elip_plugin.config import ElipConfig, Stage
     from elip_plugin.errors import ElipError
     from elip_plugin.handle import Handle, apply, find_handle
@@ -52,8 +52,6 @@ def __getattr__(name: str) -> Any:
     """Load a public name from its module."""
     if name not in _HOMES:
         raise AttributeError(f"module 'elip_plugin' has no attribute {name!r}")
-    from importlib import import_module
-
     value = getattr(import_module(f"elip_plugin.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

@@ -1,31 +1,34 @@
 """Register with a host right after somebody imports it. Standard library only.
 
-`elip.pth` (and `elip.start`, from Python 3.15 on) call `main` at interpreter start, so that
-unmodified commands of the hosts know our models. Nothing is imported until a host is.
+So that unmodified commands of the hosts know our models, `elip.pth` puts a stand-in finder of
+a few lines in place at interpreter start; it calls `first_import` when somebody imports a
+host, and until then nothing of this package is loaded. From Python 3.15 on, `elip.start`
+calls `main` instead.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
-
-# Every Python process of the environment pays for what is imported here, so that is next
-# to nothing: `typing` alone would cost more than the rest.
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from importlib.machinery import ModuleSpec
-    from types import ModuleType
-    from typing import Any
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
 
 SWITCH = "ELIP_AUTOLOAD"
 """Environment variable: with 0, neither start-up nor importing this package registers."""
 
+STAND_IN = "Elip"
+"""Name of the finder class in `elip.pth`."""
+
 HOSTS = {"open_clip": "elip_plugin.hosts.open_clip.register"}
-"""Our module for each host module that gets registered after its import."""
+"""Our module for each host that gets registered after its import; `elip.pth` names them, too."""
 
 
-class PostImportFinder:
+class PostImportFinder(MetaPathFinder):
     """Lets the other finders find a host, and adds a step after its loading."""
 
     def find_spec(
@@ -71,9 +74,6 @@ def register(module: str) -> None:
     Args:
         module: A key of `HOSTS`, already imported.
     """
-    import importlib
-    import warnings
-
     try:
         importlib.import_module(HOSTS[module]).register()
     except Exception as error:
@@ -96,6 +96,29 @@ def install() -> None:
             spec = getattr(sys.modules.get(module), "__spec__", None)
             if spec is not None and not getattr(spec, "_initializing", False):
                 register(module)
+
+
+def first_import(
+    fullname: str, path: Sequence[str] | None, target: ModuleType | None
+) -> ModuleSpec | None:
+    """Take over from the stand-in finder of `elip.pth` when a host is imported.
+
+    Args:
+        fullname: The host.
+        path: As for a finder.
+        target: As for a finder.
+
+    Returns:
+        The host's spec; None to let the other finders find it, if switched off.
+    """
+    if os.environ.get(SWITCH) == "0":
+        return None
+    # A venv runs the line twice and may have two stand-ins. Asked for this host they would
+    # only ask each other, so they go before the real finder asks the rest.
+    sys.meta_path[:] = [f for f in sys.meta_path if getattr(f, "__name__", "") != STAND_IN]
+    install()
+    finder = next(f for f in sys.meta_path if isinstance(f, PostImportFinder))
+    return finder.find_spec(fullname, path, target)
 
 
 def main() -> None:

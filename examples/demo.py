@@ -116,10 +116,11 @@ def report(results: dict[str, float], rounds: int) -> None:
     elip_plugin.apply(fast, "fast")
     models["fast"] = fast
     times = time_steps({k: training_step(m.train()) for k, m in models.items()}, rounds=rounds)
-    threads = torch.get_num_threads()
+    torch_version = torch.__version__.partition("+")[0]
     print(
-        f"\nWhole training step, batch {BATCH}, fp32, {threads} threads of {platform.machine()}, "
-        f"torch {torch.__version__},\nmedian of {rounds} rounds in turn (lowest to highest ratio):"
+        f"\nWhole training step, batch {BATCH}, fp32, {torch.get_num_threads()} threads of "
+        f"{platform.machine()}, torch {torch_version},\n"
+        f"median of {rounds} rounds in turn (lowest to highest ratio):"
     )
     for name, t in times.items():
         low, high = t.spread

@@ -24,14 +24,17 @@ def python(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_starting_python_loads_us_and_nothing_else() -> None:
-    code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); before = set(sys.modules); "
-        "import elip_plugin; print(sorted(set(sys.modules) - before))"
-    )
-    expected = "['__future__', 'elip_plugin', 'elip_plugin.autoload']"
-    assert python("-S", "-c", code).stdout.strip() == expected
-    assert python("-c", "import sys; print('elip_plugin' in sys.modules)").stdout == "True\n"
+def test_starting_python_loads_nothing_of_ours() -> None:
+    code = "import sys; print([m for m in sys.modules if 'elip' in m], sys.meta_path[0].__name__)"
+    assert python("-c", code).stdout.strip() == "[] Elip"
+
+
+def test_the_start_up_line_names_every_host() -> None:
+    from elip_plugin.autoload import HOSTS, STAND_IN
+
+    line = (ROOT / "elip.pth").read_text()
+    assert line.count("\n") == 1 and f"class {STAND_IN}:" in line
+    assert f"name in {tuple(HOSTS)!r}" in line
 
 
 def test_importing_the_package_imports_no_host() -> None:
@@ -98,14 +101,24 @@ def test_installing_twice_adds_one_finder() -> None:
 
 
 @pytest.mark.parametrize("broken", ["raise RuntimeError('broken')", "import no_such_module"])
-def test_the_start_up_line_never_breaks_python(tmp_path: Path, broken: str) -> None:
+def test_the_start_up_line_never_breaks_an_import(tmp_path: Path, broken: str) -> None:
     (tmp_path / "elip_plugin.py").write_text(broken)
+    (tmp_path / "open_clip.py").write_text("print('imported')")
     line = (ROOT / "elip.pth").read_text()
-    script = tmp_path / "start.py"
-    script.write_text(f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{line}\nprint('alive')")
+    script = tmp_path / "start.py"  # twice, as in a venv
+    script.write_text(f"{line}\n{line}\nimport open_clip")
     out = python("-S", str(script))
-    assert out.stdout.strip() == "alive"
+    assert out.stdout.strip() == "imported"
     assert "elip_plugin was not loaded" in out.stderr and "Traceback" not in out.stderr
+
+
+def test_a_missing_host_is_still_missing(tmp_path: Path) -> None:
+    script = tmp_path / "start.py"
+    line = (ROOT / "elip.pth").read_text()
+    script.write_text(f"import sys; sys.path.append({str(ROOT)!r})\n{line}\nimport open_clip")
+    out = python("-S", str(script))
+    assert "ModuleNotFoundError: No module named 'open_clip'" in out.stderr
+    assert "elip.pth" not in out.stderr
 
 
 @pytest.mark.slow
@@ -128,7 +141,7 @@ def test_the_wheel_carries_the_hook_and_works(tmp_path: Path) -> None:
     subprocess.run(install, check=True)
     (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
     (site / "open_clip.py").write_text("print('a stand-in host')")  # registering fails: warned
-    code = "import sys; print('elip_plugin' in sys.modules); import open_clip"
+    code = "import sys, open_clip; print('elip_plugin' in sys.modules)"
     out = subprocess.run([inside, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.split("\n")[:2] == ["True", "a stand-in host"]
+    assert out.stdout.split("\n")[:2] == ["a stand-in host", "True"]
     assert "could not register with open_clip" in out.stderr
