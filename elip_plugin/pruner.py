@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.core.prune import reduce, select
@@ -27,16 +28,25 @@ class Pruner:
         depth: Number of blocks.
         width: Tower width D.
         prefix: Prefix tokens P.
+        class_query: Whether the class token asks; see `elip_plugin.core.score.score`.
 
     Raises:
         PlanError: If the configuration does not fit the tower, or prunes nothing.
     """
 
     def __init__(
-        self, config: ElipConfig, *, num_patches: int, depth: int, width: int, prefix: int = 1
+        self,
+        config: ElipConfig,
+        *,
+        num_patches: int,
+        depth: int,
+        width: int,
+        prefix: int = 1,
+        class_query: bool = True,
     ) -> None:
         self.config = config
         self.width = width
+        self.class_query = class_query
         self.plan = plan(config, num_patches=num_patches, depth=depth, prefix=prefix)
         if not self.plan.stages:
             raise PlanError(
@@ -95,14 +105,48 @@ class Pruner:
             self.config,
             num_patches=num_patches,
             depth=self.plan.depth,
-            prefix=self.plan.prefix,
+            prefix=self.prefix,
         )
+
+    def replan(self, num_patches: int) -> None:
+        """Make another patch count the nominal one, after a change of resolution.
+
+        Args:
+            num_patches: Patches N that enter block 0.
+        """
+        self.plan = self.plan_for(num_patches)
+
+    def run_blocks(
+        self,
+        x: Tensor,
+        blocks: nn.ModuleList | nn.Sequential,
+        training: bool,
+        checkpointing: bool,
+    ) -> Tensor:
+        """Run all blocks of a tower with the stages between them.
+
+        Args:
+            x: Tokens [B, P + N, D].
+            blocks: The tower's blocks.
+            training: The tower's `training` flag.
+            checkpointing: Whether backward computes each block anew; stages stay outside
+                of that, or it would choose again when the guide is gone.
+
+        Returns:
+            Tokens [B, T', D].
+        """
+        stages = {stage.block: stage for stage in self.plan_for(x.shape[1] - self.prefix).stages}
+        for i, block in enumerate(blocks):
+            if i in stages:
+                x = self.run(x, stages[i], blocks, training)
+            x = checkpoint(block, x, use_reentrant=False) if checkpointing else block(x)
+        return x
 
     def run(
         self,
         x: Tensor,
         stage: PlannedStage,
-        blocks: nn.ModuleList,
+        blocks: nn.ModuleList | nn.Sequential,
         training: bool,
     ) -> Tensor:
         """Run one stage on the tokens that are about to enter its block.
@@ -130,10 +174,11 @@ class Pruner:
             guide,
             [blocks[i] for i in range(stage.block, stage.block + stage.lookahead)],
             text_weight=self.config.text_weight,
-            prefix=self.plan.prefix,
+            prefix=self.prefix,
+            class_query=self.class_query,
         )
         selection = select(scores, stage.keep)
-        return reduce(x, selection, prefix=self.plan.prefix, merge=self.config.merge)
+        return reduce(x, selection, prefix=self.prefix, merge=self.config.merge)
 
     @contextmanager
     def guided(self, guide: Tensor | None) -> Iterator[None]:
@@ -152,6 +197,11 @@ class Pruner:
             yield
         finally:
             self._guide = before
+
+    @property
+    def prefix(self) -> int:
+        """Prefix tokens P, never pruned."""
+        return self.plan.prefix
 
     @property
     def has_guide(self) -> bool:

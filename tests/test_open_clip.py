@@ -434,8 +434,8 @@ def test_a_bare_towers_guide_of_the_wrong_width(tiny_clip: Make, pairs: Pairs) -
 @pytest.mark.parametrize(
     ("vision", "message"),
     [
-        ({"pool_type": "avg"}, "avg pooling"),
-        ({"attentional_pool": True}, "attentional pooling"),
+        ({"pool_type": "none"}, "pool_type 'none'"),
+        ({"attentional_pool": "parallel"}, "attentional pooling 'parallel'"),
         ({"layers": (1, 1, 1, 1), "width": 16}, "ModifiedResNet"),
     ],
 )
@@ -472,7 +472,7 @@ def test_applying_twice_and_foreign_modules_are_refused(tiny_clip: Make) -> None
         apply(torch.nn.Linear(2, 2))
     with pytest.raises(UnsupportedModelError, match="not pruned by ELIP"):
         find_handle(tiny_clip())
-    with pytest.raises(UnsupportedModelError, match="VisionTransformer with class-token pooling"):
+    with pytest.raises(UnsupportedModelError, match="vision tower Transformer cannot be pruned"):
         apply(open_clip.transformer.Transformer(32, 2, 4))
 
 

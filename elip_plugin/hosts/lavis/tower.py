@@ -9,7 +9,7 @@ from lavis.models.vit import Block, VisionTransformer
 from torch import Tensor, nn
 
 from elip_plugin.config import ElipConfig
-from elip_plugin.core.score import LOOK, SCORE, class_attention
+from elip_plugin.core.score import LOOK, SCORE, attention_row
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.pruner import Pruner
 from elip_plugin.surgery import Patched, choose, swap
@@ -43,31 +43,19 @@ class ElipBlock(Patched, Block):
         if elip == LOOK:
             return _look(self, x)
         if elip == SCORE:
-            return _class_row(self, x)
+            z, attn = self.norm1(x), self.attn
+            weight, bias = attn.qkv.weight, attn.qkv.bias
+            return attention_row(z, z[:, :1], weight, bias, attn.num_heads, scale=attn.scale)
         return super().forward(self.elip.enter(x, self.elip_block, self.training), register_hook)
-
-
-def _heads(x: Tensor, parts: int, num_heads: int) -> Any:
-    batch, tokens, _ = x.shape
-    return x.view(batch, tokens, parts, num_heads, -1).permute(2, 0, 3, 1, 4)
 
 
 def _look(block: Any, x: Tensor) -> Tensor:
     attn, mlp = block.attn, block.mlp
-    q, k, v = _heads(attn.qkv(block.norm1(x)), 3, attn.num_heads)
+    packed = attn.qkv(block.norm1(x)).unflatten(-1, (3, attn.num_heads, -1))
+    q, k, v = packed.permute(2, 0, 3, 1, 4)
     mixed = F.scaled_dot_product_attention(q, k, v, scale=attn.scale)
     x = x + attn.proj(mixed.transpose(1, 2).flatten(2))
     return x + mlp.fc2(mlp.act(mlp.fc1(block.norm2(x))))
-
-
-def _class_row(block: Any, x: Tensor) -> Tensor:
-    attn, z = block.attn, block.norm1(x)
-    width = z.shape[-1]
-    weight, bias = attn.qkv.weight, attn.qkv.bias
-    query_bias, key_bias = (None, None) if bias is None else (bias[:width], bias[width : 2 * width])
-    (query,) = _heads(F.linear(z[:, :1], weight[:width], query_bias), 1, attn.num_heads)
-    (keys,) = _heads(F.linear(z, weight[width : 2 * width], key_bias), 1, attn.num_heads)
-    return class_attention(query[:, :, 0], keys, attn.scale)
 
 
 class TowerPruner(Pruner):

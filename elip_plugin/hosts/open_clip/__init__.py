@@ -1,4 +1,4 @@
-"""OpenCLIP: `elip-X` for every model X with a native class-token ViT."""
+"""OpenCLIP: `elip-X` and `elip-fast-X` for every model X whose ViT can be pruned."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import Any
 from torch import nn
 
 from elip_plugin.config import ElipConfig
-from elip_plugin.hosts.open_clip.models import patch_model, pruner_of, to_guide
+from elip_plugin.hosts.open_clip.models import patch_model, patch_tower, pruner_of, to_guide
 from elip_plugin.hosts.open_clip.register import register, variants
-from elip_plugin.hosts.open_clip.tower import patch_tower
 from elip_plugin.pruner import Pruner
 
 __all__ = ["patch", "pruner_of", "register", "to_guide", "variants"]

@@ -6,11 +6,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import open_clip
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from elip_plugin.config import ElipConfig
-from elip_plugin.errors import ConfigError, GuideError, UnsupportedModelError
-from elip_plugin.hosts.open_clip.tower import guide_from_text, patch_tower
+from elip_plugin.errors import ConfigError, UnsupportedModelError
+from elip_plugin.hosts.open_clip import tower
+from elip_plugin.hosts.open_clip.guide import guide_from_text, linear_maps
+from elip_plugin.hosts.open_clip.support import SUPPORTED
 from elip_plugin.pruner import Pruner
 from elip_plugin.surgery import Patched, choose, swap
 
@@ -82,17 +86,84 @@ class ElipCustomTextCLIP(TextFirst, open_clip.CustomTextCLIP):
     replaces = open_clip.CustomTextCLIP
 
 
+class ElipCoCa(Patched, open_clip.CoCa):
+    """`open_clip.CoCa` with text-guided pruning."""
+
+    replaces = open_clip.CoCa
+
+    def forward(
+        self,
+        image: Tensor | None,
+        text: Tensor | None = None,
+        image_latent: Tensor | None = None,
+        image_embs: Tensor | None = None,
+        output_labels: bool = True,
+    ) -> Any:
+        """Encode text, then the image guided by it, then decode.
+
+        Args:
+            image: Images [B, 3, height, width].
+            text: Token ids [B, context], or None.
+            image_latent: As in OpenCLIP.
+            image_embs: As in OpenCLIP.
+            output_labels: As in OpenCLIP.
+
+        Returns:
+            What the host's forward returns.
+        """
+        pruner = pruner_of(self)
+        ready = image_latent is not None and image_embs is not None
+        if ready or text is None or pruner.has_guide or not pruner.wants_guide(self.training):
+            return super().forward(image, text, image_latent, image_embs, output_labels)
+        encoded = self._encode_text(text)
+        with pruner.guided(to_guide(self, encoded[0])):
+            image_latent, image_embs = self._encode_image(image)
+        # The host encodes the text once more; for this call it gets what is there already.
+        self.__dict__["_encode_text"] = lambda *_, **__: encoded
+        try:
+            return super().forward(image, text, image_latent, image_embs, output_labels)
+        finally:
+            del self.__dict__["_encode_text"]
+
+    __prepare_scriptable__ = TextFirst.__prepare_scriptable__
+
+
 MODELS: dict[type, type[nn.Module]] = {
     open_clip.CLIP: ElipCLIP,
     open_clip.CustomTextCLIP: ElipCustomTextCLIP,
+    open_clip.CoCa: ElipCoCa,
 }
+
+
+def patch_tower(visual: Any, config: ElipConfig) -> Pruner:
+    """Patch a vision tower in place, native or of timm.
+
+    Args:
+        visual: The vision tower of an OpenCLIP model.
+        config: What to prune.
+
+    Returns:
+        The tower's pruner.
+
+    Raises:
+        UnsupportedModelError: Before anything is changed.
+    """
+    if type(visual) is VisionTransformer:
+        return tower.patch_tower(visual, config)
+    if type(visual) is TimmModel:
+        from elip_plugin.hosts.open_clip import timm_tower  # needs a timm that has timm.layers
+
+        return timm_tower.patch_tower(visual, config)
+    raise UnsupportedModelError(
+        f"vision tower {type(visual).__name__} cannot be pruned: {SUPPORTED}"
+    )
 
 
 def patch_model(model: Any, config: ElipConfig) -> Pruner:
     """Patch a whole OpenCLIP model in place.
 
     Args:
-        model: A `CLIP` or `CustomTextCLIP` with a native vision tower.
+        model: A `CLIP`, `CustomTextCLIP` or `CoCa` with a vision tower that can be pruned.
         config: What to prune.
 
     Returns:
@@ -108,6 +179,8 @@ def patch_model(model: Any, config: ElipConfig) -> Pruner:
             "eval 'text' is refused for contrastive models: an image pruned by its own caption "
             "leaks the answer into retrieval and zero-shot scores; use 'full' or 'image'"
         )
+    if config.text_weight > 0 and type(model.visual) in (VisionTransformer, TimmModel):
+        linear_maps(model.visual)
     pruner = patch_tower(model.visual, config)
     swap(model, patched)
     return pruner
@@ -123,7 +196,8 @@ def pruner_of(module: Any) -> Pruner:
         Its pruner.
     """
     visual = getattr(module, "visual", module)
-    pruner: Pruner = visual.transformer.elip
+    stack = visual.trunk if hasattr(visual, "trunk") else visual.transformer
+    pruner: Pruner = stack.elip
     return pruner
 
 
@@ -136,16 +210,7 @@ def to_guide(module: Any, features: Tensor) -> Tensor:
 
     Returns:
         The guide [B, D], detached.
-
-    Raises:
-        GuideError: If the features do not have the model's embedding width.
     """
     if not hasattr(module, "visual"):
         return features.detach()
-    projection = module.visual.proj
-    if features.ndim != 2 or features.shape[1] != projection.shape[1]:
-        raise GuideError(
-            f"text features have shape {tuple(features.shape)}, but this model guides by "
-            f"(batch, {projection.shape[1]}): pass what encode_text returns"
-        )
-    return guide_from_text(features, projection)
+    return guide_from_text(features, module.visual)

@@ -5,47 +5,33 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import open_clip
 from open_clip import factory, pretrained
 
 from elip_plugin.config import ElipConfig
-from elip_plugin.errors import ConfigError
+from elip_plugin.errors import ConfigError, UnsupportedModelError
+from elip_plugin.hosts.open_clip.support import SUPPORTED, why_not
 from elip_plugin.registry import Variant
 
-PREFIX = "elip-"
+PREFIXES = {"elip-fast-": "fast", "elip-": "paper"}
+"""Presets by the prefix that asks for them; the longer prefix first."""
+
 CONFIG_KEY = "elip"
 """Top-level key of a model config that turns pruning on."""
 
 CONFIGS_VARIABLE = "ELIP_MODEL_CONFIGS"
 """Environment variable: a folder (or file) of model configs, seen by unmodified commands."""
 
-MODEL_CLASSES = ("CLIP", "CustomTextCLIP")
+MODEL_CLASSES = ("CLIP", "CustomTextCLIP", "CoCa")
 """Globals of `open_clip.factory` through which every model is built."""
 
 log = logging.getLogger("elip_plugin")
-
-
-def supported(config: Mapping[str, Any]) -> bool:
-    """Tell whether a model config describes a tower that can be pruned.
-
-    Args:
-        config: An OpenCLIP model config.
-
-    Returns:
-        True for a native ViT with class-token pooling in a contrastive model.
-    """
-    vision = config["vision_cfg"]
-    return (
-        not vision.get("timm_model_name")
-        and isinstance(vision.get("layers", 12), int)
-        and not vision.get("attentional_pool", False)
-        and vision.get("pool_type", "tok") == "tok"
-        and "multimodal_cfg" not in config
-    )
 
 
 def variants() -> dict[str, Variant]:
@@ -56,14 +42,29 @@ def variants() -> dict[str, Variant]:
     """
     register()
     return {
-        name: Variant(name, "open_clip", name.removeprefix(PREFIX), factory.create_model)
+        name: Variant(name, "open_clip", base_of(name), factory.create_model)
         for name, config in factory._MODEL_CONFIGS.items()
         if CONFIG_KEY in config
     }
 
 
+def base_of(name: str) -> str:
+    """Strip our prefix from a model's name.
+
+    Args:
+        name: Any model name.
+
+    Returns:
+        The name of the base model; `name` itself without a prefix of ours.
+    """
+    for prefix in PREFIXES:
+        if name.startswith(prefix):
+            return name.removeprefix(prefix)
+    return name
+
+
 def register() -> None:
-    """Add the `elip-` names to OpenCLIP and build pruned models from configs that ask for it.
+    """Add our names to OpenCLIP and build pruned models from configs that ask for it.
 
     Safe to repeat. Only module globals of OpenCLIP are replaced, all of them looked up by
     OpenCLIP at call time.
@@ -75,15 +76,39 @@ def register() -> None:
         _add_user_configs(Path(folder))
     for name in MODEL_CLASSES:
         setattr(factory, name, _Dispatcher(getattr(factory, name)))
-    rescan = factory._rescan_model_configs
+    factory._rescan_model_configs = _followed_by(factory._rescan_model_configs, _add_twins)
+    look_up = _explained(factory.get_model_config)
+    factory.get_model_config = open_clip.get_model_config = look_up
+    export = sys.modules["open_clip.push_to_hf_hub"]
+    export.get_model_config = look_up  # type: ignore[attr-defined]
+    factory._rescan_model_configs()
 
-    @functools.wraps(rescan)
-    def rescan_with_twins() -> None:
-        rescan()
-        _add_twins()
 
-    factory._rescan_model_configs = rescan_with_twins
-    rescan_with_twins()
+def _followed_by(function: Callable[[], None], then: Callable[[], None]) -> Callable[[], None]:
+    @functools.wraps(function)
+    def both() -> None:
+        function()
+        then()
+
+    return both
+
+
+def _explained(look_up: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Say why an `elip-` model does not exist, where its base does."""
+
+    @functools.wraps(look_up)
+    def get_model_config(model_name: str) -> Any:
+        config, base = look_up(model_name), base_of(model_name)
+        if config is None and base != model_name:
+            base_config = look_up(base)
+            if base_config is not None:
+                raise UnsupportedModelError(
+                    f"{model_name} does not exist: the vision tower of {base} "
+                    f"{why_not(base_config) or 'asks for pruning in its own config'}; {SUPPORTED}"
+                )
+        return config
+
+    return get_model_config
 
 
 def _add_user_configs(path: Path) -> None:
@@ -93,15 +118,17 @@ def _add_user_configs(path: Path) -> None:
 
 
 def _add_twins() -> None:
-    """Give each supported model its `elip-` twin: the same config, plus the key."""
+    """Give each model that can be pruned its twins: the same config, plus the key."""
     configs = factory._MODEL_CONFIGS
-    for name in list(configs):
-        twin = PREFIX + name
-        if twin in configs or CONFIG_KEY in configs[name] or not supported(configs[name]):
+    plain = [name for name in configs if CONFIG_KEY not in configs[name]]
+    for name in plain:
+        if why_not(configs[name]) is not None:
             continue
-        configs[twin] = {**deepcopy(configs[name]), CONFIG_KEY: {"preset": "paper"}}
-        if name in pretrained._PRETRAINED:
-            pretrained._PRETRAINED[twin] = pretrained._PRETRAINED[name]
+        for prefix, preset in PREFIXES.items():
+            twin = {**deepcopy(configs[name]), CONFIG_KEY: {"preset": preset}}
+            configs.setdefault(prefix + name, twin)
+            if name in pretrained._PRETRAINED:
+                pretrained._PRETRAINED[prefix + name] = pretrained._PRETRAINED[name]
 
 
 class _Dispatcher:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
 from open_clip.transformer import (
     Attention,
     CustomResidualAttentionBlock,
     ResidualAttentionBlock,
     Transformer,
-    VisionTransformer,
 )
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from elip_plugin.config import ElipConfig
-from elip_plugin.core.score import SCORE, class_attention
+from elip_plugin.core.score import SCORE, attention_row
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.pruner import Pruner
 from elip_plugin.surgery import Patched, choose, swap
@@ -35,6 +31,7 @@ class ElipResidualAttentionBlock(Patched, ResidualAttentionBlock):
         v_x: Tensor | None = None,
         attn_mask: Tensor | None = None,
         elip: str | None = None,
+        query: Tensor | None = None,
     ) -> Tensor:
         """Run the block, or score tokens.
 
@@ -44,13 +41,15 @@ class ElipResidualAttentionBlock(Patched, ResidualAttentionBlock):
             v_x: As in OpenCLIP.
             attn_mask: As in OpenCLIP.
             elip: None or "look" runs the block (it has no dropout); "score" gives the row.
+            query: The token that asks, [B, 1, D]; None for the class token.
 
         Returns:
             Tokens [B, T, D], or attention [B, T].
         """
         if elip != SCORE:
             return super().forward(q_x, k_x, v_x, attn_mask)
-        return _class_row(self.ln_1(q_x), self.attn)
+        z = self.ln_1(q_x)
+        return _row(z, z[:, :1] if query is None else self.ln_1(query), self.attn)
 
 
 class ElipCustomBlock(Patched, CustomResidualAttentionBlock):
@@ -59,7 +58,12 @@ class ElipCustomBlock(Patched, CustomResidualAttentionBlock):
     replaces = CustomResidualAttentionBlock
 
     def forward(
-        self, x: Tensor, *unused: None, attn_mask: Tensor | None = None, elip: str | None = None
+        self,
+        x: Tensor,
+        *unused: None,
+        attn_mask: Tensor | None = None,
+        elip: str | None = None,
+        query: Tensor | None = None,
     ) -> Tensor:
         """Run the block, or score tokens.
 
@@ -68,29 +72,22 @@ class ElipCustomBlock(Patched, CustomResidualAttentionBlock):
             *unused: The empty places that `Transformer.forward` passes when checkpointing.
             attn_mask: As in OpenCLIP.
             elip: None or "look" runs the block; "score" gives the row.
+            query: The token that asks, [B, 1, D]; None for the class token.
 
         Returns:
             Tokens [B, T, D], or attention [B, T].
         """
         if elip != SCORE:
             return super().forward(x, attn_mask=attn_mask)
-        return _class_row(self.ln_1(x), self.attn)
+        z = self.ln_1(x)
+        return _row(z, z[:, :1] if query is None else self.ln_1(query), self.attn)
 
 
-def _class_row(z: Tensor, attn: Any) -> Tensor:
-    """Class token's attention row [B, T] from normalised tokens [B, T, D]."""
-    width = z.shape[-1]
+def _row(z: Tensor, query: Tensor, attn: Any) -> Tensor:
+    # The custom block's attention may normalise queries and keys; both pack the same way.
+    norms = (attn.ln_q, attn.ln_k) if isinstance(attn, Attention) else None
     weight, bias = attn.in_proj_weight, attn.in_proj_bias
-    query_bias, key_bias = (None, None) if bias is None else (bias[:width], bias[width : 2 * width])
-    query = _heads(F.linear(z[:, :1], weight[:width], query_bias), attn.num_heads)
-    keys = _heads(F.linear(z, weight[width : 2 * width], key_bias), attn.num_heads)
-    if isinstance(attn, Attention):  # the custom block's, which may normalise both
-        query, keys = attn.ln_q(query), attn.ln_k(keys)
-    return class_attention(query[:, :, 0], keys, query.shape[-1] ** -0.5)
-
-
-def _heads(x: Tensor, num_heads: int) -> Tensor:
-    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # [B, T, D] -> [B, H, T, D / H]
+    return attention_row(z, query, weight, bias, attn.num_heads, norms=norms)
 
 
 class ElipTransformer(Patched, Transformer):
@@ -113,13 +110,7 @@ class ElipTransformer(Patched, Transformer):
         """
         if not self.elip.active(self.training):
             return super().forward(x, attn_mask)
-        plan = self.elip.plan_for(x.shape[1] - self.elip.plan.prefix)
-        stages = {stage.block: stage for stage in plan.stages}
-        for i, block in enumerate(self.resblocks):
-            if i in stages:
-                x = self.elip.run(x, stages[i], self.resblocks, self.training)
-            x = checkpoint(block, x, use_reentrant=False) if self.grad_checkpointing else block(x)
-        return x
+        return self.elip.run_blocks(x, self.resblocks, self.training, self.grad_checkpointing)
 
     def extra_repr(self) -> str:
         """Show the plan where the model is printed."""
@@ -132,21 +123,17 @@ BLOCKS: dict[type, type[nn.Module]] = {
 }
 
 
-def check_tower(visual: nn.Module) -> None:
-    """Refuse a vision tower whose tokens cannot be pruned by a class token's attention.
-
-    Args:
-        visual: The vision tower of an OpenCLIP model.
-
-    Raises:
-        UnsupportedModelError: Says why, and what is supported.
-    """
-    supported = "OpenCLIP's native VisionTransformer with class-token pooling is supported"
-    if type(visual) is not VisionTransformer:
-        raise UnsupportedModelError(f"vision tower {type(visual).__name__}: only {supported}")
-    if visual.attn_pool is not None or visual.pool_type != "tok":
-        pooling = "attentional" if visual.attn_pool is not None else visual.pool_type
-        raise UnsupportedModelError(f"a tower with {pooling} pooling: only {supported}")
+def _check(visual: Any) -> None:
+    if visual.attn_pool is not None and visual.attn_pool_contrastive is not None:
+        raise UnsupportedModelError(
+            f"attentional pooling {visual.attn_pool_type!r}, with two poolers in a row or side by "
+            "side, is not supported; attentional_pool: true, class-token and average pooling are"
+        )
+    if visual.pool_type not in ("tok", "avg"):
+        raise UnsupportedModelError(
+            f"pool_type {visual.pool_type!r} is not supported: it gives no image feature to guide; "
+            "'tok' and 'avg' are"
+        )
     if not visual.transformer.batch_first:
         raise UnsupportedModelError("a tower with sequence-first blocks: build it batch first")
 
@@ -165,7 +152,7 @@ def patch_tower(visual: Any, config: ElipConfig) -> Pruner:
         UnsupportedModelError: Before anything is changed.
         PlanError: Before anything is changed.
     """
-    check_tower(visual)
+    _check(visual)
     transformer = visual.transformer
     rows, columns = visual.grid_size
     blocks = [(block, choose(block, BLOCKS)) for block in transformer.resblocks]
@@ -175,22 +162,10 @@ def patch_tower(visual: Any, config: ElipConfig) -> Pruner:
         num_patches=rows * columns,
         depth=len(transformer.resblocks),
         width=transformer.width,
+        # Average pooling leaves the class token out.
+        class_query=visual.attn_pool is not None or visual.pool_type == "tok",
     )
     for block, patched in blocks:
         swap(block, patched)
     swap(transformer, stack, elip=pruner)
     return pruner
-
-
-def guide_from_text(features: Tensor, projection: Tensor) -> Tensor:
-    """Turn text features into a guide for the tower (paper, section 3.3).
-
-    Args:
-        features: Text features [B, E], of any norm.
-        projection: The visual projection [D, E].
-
-    Returns:
-        L2-normalised features times the transposed projection [B, D], detached.
-    """
-    with torch.no_grad():
-        return F.normalize(features.detach(), dim=-1).to(projection.dtype) @ projection.t()

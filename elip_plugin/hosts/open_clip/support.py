@@ -1,0 +1,65 @@
+"""Which of OpenCLIP's model configs can be pruned, and why the others cannot."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+SUPPORTED = (
+    "OpenCLIP's native ViT (class-token, average or attentional pooling) and timm's "
+    "VisionTransformer (token, average or map pooling) are supported"
+)
+
+ROTARY = "has rotary position embeddings, not gathered with the kept tokens yet"
+CONVOLUTIONAL = "has no ViT blocks: its stages are convolutional or mixed, and their grids fixed"
+TIMM_REASONS = {
+    "eva02_": ROTARY,
+    "vit_pe_core_": ROTARY,
+    "eva_": "has EVA's own block, which is not handled yet",
+    "vit_relpos_": "has a relative position bias, which is not gathered with the kept tokens yet",
+    "swin_": "attends within windows of a full grid, which pruning would break",
+    "convnext_": CONVOLUTIONAL,
+    "fastvit_": CONVOLUTIONAL,
+    "vitamin_": CONVOLUTIONAL,
+}
+
+
+def why_not(config: Mapping[str, Any]) -> str | None:
+    """Tell why a model config cannot be pruned.
+
+    Args:
+        config: An OpenCLIP model config.
+
+    Returns:
+        A clause with the tower as its subject, or None if the tower can be pruned.
+    """
+    vision = config["vision_cfg"]
+    name = vision.get("timm_model_name")
+    if name:
+        return _why_not_timm(name)
+    if not isinstance(vision.get("layers", 12), int):
+        return "is a ResNet, which has no tokens"
+    if vision.get("attentional_pool") not in (None, False, True):
+        return f"has two poolers ({vision['attentional_pool']}), which is not handled"
+    pool = vision.get("pool_type", "tok")
+    return None if pool in ("tok", "avg") else f"has pool_type {pool}, which gives no image feature"
+
+
+def _why_not_timm(name: str) -> str | None:
+    for prefix, reason in TIMM_REASONS.items():
+        if name.startswith(prefix):
+            return reason
+    if not name.startswith("vit_"):
+        return "is a timm model other than VisionTransformer"
+    if not _has_timm_layers():
+        return "needs timm 1.0 or later, and this environment has an older one"
+    return None
+
+
+def _has_timm_layers() -> bool:
+    """Whether OpenCLIP can build timm towers here: LAVIS pins a timm that it cannot use."""
+    try:
+        return importlib.util.find_spec("timm.layers") is not None
+    except ModuleNotFoundError:
+        return False

@@ -1,0 +1,273 @@
+"""Every model that OpenCLIP can prune by name, and the laws for each kind of tower."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import recorded_lengths
+
+import elip_plugin
+from elip_plugin.errors import UnsupportedModelError
+
+open_clip = pytest.importorskip("open_clip")
+
+from family import TIMM, build, inputs, stack_of  # noqa: E402
+
+from elip_plugin.hosts.open_clip.register import PREFIXES, base_of  # noqa: E402
+from elip_plugin.hosts.open_clip.support import why_not  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+OWN = {path.stem for path in (Path(open_clip.__file__).parent / "model_configs").glob("*.json")}
+LISTED = [
+    f"elip-{name}"
+    for name in open_clip.list_models()
+    if name in OWN and not why_not(open_clip.get_model_config(name))
+]
+
+CLIP = {"embed_dim": 32, "vision_cfg": {"layers": 6, "patch_size": 16, "image_size": 96}}
+KINDS: dict[str, dict[str, Any]] = {
+    "class token": {},
+    "average pooling": {"pool_type": "avg", "no_ln_pre": True, "final_ln_after_pool": True},
+    "attentional pooling": {"attentional_pool": True, "output_tokens": True},
+    "CoCa, class token": {"output_tokens": True},
+    "SigLIP": {"timm_model_name": "vit_base_patch16_siglip_224", "timm_pool": "map",
+               "timm_proj": "none", "image_size": 224},
+    "timm average": {"timm_model_name": "vit_medium_patch16_gap_256", "timm_pool": "",
+                     "timm_proj": "linear", "image_size": 256},
+    "timm token": {"timm_model_name": "vit_small_patch16_224", "timm_pool": "token",
+                   "timm_proj": None, "image_size": 224},
+    "timm registers": {"timm_model_name": "vit_small_patch14_reg4_dinov2", "timm_pool": "token",
+                       "timm_proj": "linear", "image_size": 518},
+}  # fmt: skip
+
+
+def config_of(kind: str) -> dict[str, Any]:
+    vision = KINDS[kind]
+    if "timm_model_name" in vision:
+        if not TIMM:
+            pytest.skip("this environment's timm is too old for OpenCLIP")
+        return {"embed_dim": 32, "vision_cfg": dict(vision), "text_cfg": {}}
+    config = {**CLIP, "vision_cfg": {**CLIP["vision_cfg"], **vision}, "text_cfg": {}}
+    if vision.get("output_tokens"):
+        config["multimodal_cfg"] = {}
+    return config
+
+
+def features(model: Any, *pair: torch.Tensor) -> torch.Tensor:
+    return model(*pair)["image_features"]
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_prunes_as_planned_and_learns(kind: str) -> None:
+    model = build({**config_of(kind), "elip": "paper"})
+    pair = inputs(model)
+    plan = elip_plugin.find_handle(model).plan
+    with recorded_lengths(stack_of(model)) as lengths:
+        out = model(*pair)
+    assert lengths == list(plan.tokens) and plan.removed > 0.2
+    out["image_features"].square().mean().backward()
+    for block in stack_of(model):
+        for name, parameter in block.named_parameters():
+            assert (parameter.grad is not None and parameter.grad.any()) or "bias" in name, name
+
+
+def test_disabled_evaluated_unguided_and_removed_equal_the_base_bitwise(kind: str) -> None:
+    config = config_of(kind)
+    base, model = build(config), build({**config, "elip": "fast"})
+    pair = inputs(base)
+    handle = elip_plugin.find_handle(model)
+    pruned, full = features(model, *pair), features(base, *pair)
+    assert not torch.allclose(pruned, full)
+    with handle.disabled():
+        assert torch.equal(features(model, *pair), full)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert torch.equal(model.encode_image(pair[0]), base.encode_image(pair[0]))
+    assert torch.equal(features(model.eval(), *pair), features(base.eval(), *pair))
+    handle.remove()
+    assert [type(m) for m in model.modules()] == [type(m) for m in base.modules()]
+    assert [sorted(vars(m)) for m in model.modules()] == [sorted(vars(m)) for m in base.modules()]
+    assert torch.equal(features(model.train(), *pair), features(base.train(), *pair))
+
+
+def test_state_dicts_exchange_strictly(kind: str) -> None:
+    config = config_of(kind)
+    base, model = build(config, seed=0), build({**config, "elip": "fast"}, seed=1)
+    assert list(base.state_dict()) == list(model.state_dict())
+    model.load_state_dict(base.state_dict(), strict=True)
+    base.load_state_dict(model.state_dict(), strict=True)
+    pair = inputs(base)
+    assert torch.equal(features(model.eval(), *pair), features(base.eval(), *pair))
+
+
+def test_captions_change_the_image_through_the_selection_alone(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from elip_plugin import pruner
+
+    model = build({**config_of(kind), "elip": {"preset": "fast", "text_weight": 1.0}})
+    image, text = inputs(model)
+    image = image[:1].expand(2, -1, -1, -1)  # one picture, two captions
+    made = []
+    select = pruner.select
+
+    def record(*args: Any) -> Any:
+        made.append(select(*args))
+        return made[-1]
+
+    monkeypatch.setattr(pruner, "select", record)
+    one, two = features(model, image, text)
+    assert any(not torch.equal(stage.kept[0], stage.kept[1]) for stage in made)
+    assert not torch.allclose(one, two)
+    # With the choices of that forward replayed, other captions give the same image features.
+    replayed = iter(list(made))
+    monkeypatch.setattr(pruner, "select", lambda *_: next(replayed))
+    assert torch.equal(features(model, image, text.flip(0)), torch.stack([one, two]))
+
+
+def test_text_is_encoded_once(kind: str) -> None:
+    model = build({**config_of(kind), "elip": "fast"})
+    calls = []
+    blocks = (model.text if hasattr(model, "text") else model).transformer.resblocks
+    blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    model(*inputs(model))
+    assert len(calls) == 1
+
+
+def test_copies_are_whole_and_independent(kind: str) -> None:
+    model = build({**config_of(kind), "elip": "fast"})
+    pair = inputs(model)
+    expected = features(model, *pair)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(features(copied, *pair), expected)
+        elip_plugin.find_handle(copied).remove()
+    assert torch.equal(features(model, *pair), expected)
+
+
+def test_checkpointing_changes_nothing(kind: str) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = build({**config_of(kind), "elip": "fast"})
+        model.visual.set_grad_checkpointing(checkpointing)
+        features(model, *inputs(model)).square().sum().backward()
+        gradients.append({n: p.grad for n, p in model.visual.named_parameters()})
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_image_only_evaluation(kind: str) -> None:
+    model = build({**config_of(kind), "elip": {"preset": "fast", "eval": "image"}}).eval()
+    with recorded_lengths(stack_of(model)) as lengths:
+        model.encode_image(inputs(model)[0])
+    assert lengths == list(elip_plugin.find_handle(model).plan.tokens)
+
+
+@pytest.mark.skipif(not TIMM, reason="this environment's timm is too old for OpenCLIP")
+def test_timm_towers_follow_a_change_of_resolution() -> None:
+    model = build({**config_of("timm average"), "elip": "fast"})
+    model.visual.set_input_size(128)
+    with recorded_lengths(stack_of(model)) as lengths:
+        model(*inputs(model))
+    plan = elip_plugin.find_handle(model).plan
+    assert plan.num_patches == 64 and lengths == list(plan.tokens)
+
+
+@pytest.mark.skipif(not TIMM, reason="this environment's timm is too old for OpenCLIP")
+def test_heads_and_blocks_that_cannot_be_guided_are_refused() -> None:
+    config = config_of("timm average")
+    config["vision_cfg"]["timm_proj"] = "mlp"
+    with pytest.raises(UnsupportedModelError, match=r"Mlp has no linear map.*text_weight 0"):
+        build({**config, "elip": "fast"})
+    build({**config, "elip": {"preset": "fast", "text_weight": 0.0}})
+    model = build(config_of("timm average"))
+    model.visual.trunk.blocks[3].attn.proj_drop.p = 0.1
+    with pytest.raises(UnsupportedModelError, match=r"dropout 0\.1.*must be deterministic"):
+        elip_plugin.apply(model)
+
+
+@pytest.mark.skipif(not TIMM, reason="this environment's timm is too old for OpenCLIP")
+def test_looking_ahead_skips_stochastic_depth() -> None:
+    config = config_of("timm average")
+    config["vision_cfg"]["timm_drop_path"] = 0.5
+    block = stack_of(build({**config, "elip": "fast"}))[-1]
+    x = torch.randn(4, 9, 32)
+    looked = block(x, elip="look")
+    torch.testing.assert_close(looked, block.eval()(x))
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_listed_model(name: str) -> None:
+    """A narrow copy at the real resolution and depth: every block sees the planned tokens."""
+    model = build(open_clip.get_model_config(name))
+    plan = elip_plugin.find_handle(model).plan
+    with recorded_lengths(stack_of(model)) as lengths:
+        out = model(*inputs(model, batch=1))
+    assert lengths == list(plan.tokens) and 0.2 < plan.removed < 0.35
+    out["image_features"].sum().backward()
+    assert any(p.grad is not None for p in stack_of(model)[0].parameters())
+    fast = f"elip-fast-{base_of(name)}"
+    assert open_clip.get_model_config(fast)["elip"] == {"preset": "fast"}
+
+
+def table() -> str:
+    """The page of the docs that lists what is supported, and why the rest is not."""
+    rows = []
+    for name in open_clip.list_models():
+        config = open_clip.get_model_config(name)
+        if name not in OWN:
+            continue
+        reason = why_not(config)
+        answer = f"`elip-{name}`, `elip-fast-{name}`" if reason is None else f"no: it {reason}"
+        rows.append(f"| `{name}` | {answer} |")
+    return (
+        "# OpenCLIP's models\n\n"
+        "Made by `tests/test_open_clip_family.py` from OpenCLIP "
+        f"{open_clip.__version__}'s own list; write it anew with "
+        "`ELIP_WRITE_DOCS=1 pytest tests/test_open_clip_family.py -k table`.\n\n"
+        "| model | pruned as |\n|---|---|\n" + "\n".join(rows) + "\n"
+    )
+
+
+def test_the_matrix_misses_no_listed_model() -> None:
+    listed = set(elip_plugin.list_models("open_clip"))
+    ours = {name for name in listed if base_of(name) in OWN}
+    assert ours == {f"{prefix}{base_of(name)}" for name in LISTED for prefix in PREFIXES}
+
+
+@pytest.mark.skipif(not TIMM, reason="this environment's timm is too old for OpenCLIP")
+def test_the_table_in_the_docs_is_current() -> None:
+    import os
+
+    page = ROOT / "docs" / "open_clip_models.md"
+    if os.environ.get("ELIP_WRITE_DOCS"):
+        page.write_text(table())
+    written = page.read_text()
+    if f"OpenCLIP {open_clip.__version__}'s" not in written:
+        pytest.skip("the table was written for another release of OpenCLIP")
+    assert written == table()
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("RN50", "is a ResNet, which has no tokens"),
+        ("EVA02-B-16", "rotary position embeddings"),
+        ("convnext_base", "convolutional or mixed"),
+        ("swin_base_patch4_window7_224", "windows"),
+    ],
+)
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_asking_for_an_unsupported_model_says_why(name: str, why: str, prefix: str) -> None:
+    assert f"{prefix}{name}" not in open_clip.list_models()
+    with pytest.raises(UnsupportedModelError, match=f"{name}.*{why}.*are supported") as caught:
+        open_clip.create_model(f"{prefix}{name}")
+    assert "\n" not in str(caught.value)
