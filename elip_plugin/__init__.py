@@ -13,7 +13,7 @@ from elip_plugin import autoload as _autoload
 if TYPE_CHECKING:
     from elip_plugin.config import ElipConfig, Stage
     from elip_plugin.errors import ElipError
-    from elip_plugin.handle import Handle, apply, find_handle
+    from elip_plugin.handle import Handle, apply, find_handle, guide
     from elip_plugin.planning import Plan, plan
     from elip_plugin.registry import Variant, get, list_models
 
@@ -29,6 +29,7 @@ _HOMES = {
     "apply": "handle",
     "find_handle": "handle",
     "get": "registry",
+    "guide": "handle",
     "list_models": "registry",
     "plan": "planning",
 }
@@ -43,6 +44,7 @@ __all__ = [
     "apply",
     "find_handle",
     "get",
+    "guide",
     "list_models",
     "plan",
 ]

@@ -119,6 +119,21 @@ def find_handle(model: nn.Module) -> Handle:
     return Handle(model)
 
 
+@contextmanager
+def guide(model: nn.Module, features: Tensor) -> Iterator[None]:
+    """Guide the image encoding inside the context; short for `find_handle(model).guide`.
+
+    Args:
+        model: A patched model or tower, wrapped or not.
+        features: Text features [B, E] for a whole model, or a guide [B, D] for a bare tower.
+
+    Yields:
+        Nothing.
+    """
+    with find_handle(model).guide(features):
+        yield
+
+
 def _require_patched(model: nn.Module) -> None:
     if not any(True for _ in find_patched(model)):
         raise UnsupportedModelError(

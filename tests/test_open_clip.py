@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from conftest import recorded_lengths
 from torch import Tensor
 
+import elip_plugin
 from elip_plugin import ElipConfig, Stage, apply, find_handle
 from elip_plugin.core.score import LOOK, SCORE
 from elip_plugin.errors import ConfigError, GuideError, PlanError, UnsupportedModelError
@@ -116,7 +117,8 @@ def test_own_loop_with_guide_equals_forward(tiny_clip: Make, pairs: Pairs) -> No
     image, text = pairs
     model = tiny_clip()
     handle = apply(model)
-    with handle.guide(7 * model.encode_text(text)):  # the norm does not matter
+    assert handle.config == ElipConfig.preset("paper")
+    with elip_plugin.guide(model, 7 * model.encode_text(text)):  # the norm does not matter
         features = model.encode_image(image, normalize=True)
     torch.testing.assert_close(features, model(image, text)["image_features"])
 

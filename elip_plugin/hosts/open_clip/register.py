@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import sys
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -16,14 +15,13 @@ from open_clip import factory, pretrained
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import ConfigError, UnsupportedModelError
+from elip_plugin.hosts.open_clip import export
+from elip_plugin.hosts.open_clip.export import CONFIG_KEY
 from elip_plugin.hosts.open_clip.support import SUPPORTED, why_not
 from elip_plugin.registry import Variant
 
 PREFIXES = {"elip-fast-": "fast", "elip-": "paper"}
 """Presets by the prefix that asks for them; the longer prefix first."""
-
-CONFIG_KEY = "elip"
-"""Top-level key of a model config that turns pruning on."""
 
 CONFIGS_VARIABLE = "ELIP_MODEL_CONFIGS"
 """Environment variable: a folder (or file) of model configs, seen by unmodified commands."""
@@ -79,8 +77,7 @@ def register() -> None:
     factory._rescan_model_configs = _followed_by(factory._rescan_model_configs, _add_twins)
     look_up = _explained(factory.get_model_config)
     factory.get_model_config = open_clip.get_model_config = look_up
-    export = sys.modules["open_clip.push_to_hf_hub"]
-    export.get_model_config = look_up  # type: ignore[attr-defined]
+    export.install()
     factory._rescan_model_configs()
 
 
