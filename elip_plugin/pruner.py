@@ -53,6 +53,13 @@ class Pruner:
                 "this ELIP config prunes nothing: it has no stage with keep below 1.0; add one, "
                 "or use the unpruned model"
             )
+        cost = self.plan.forward_cost(width)
+        if config.eval == "image" and cost >= 1:
+            warnings.warn(
+                f"eval 'image' with this plan is counted at {cost:.2f} of an unpruned forward: its "
+                "lookahead costs more than pruning saves; use the 'fast' preset or eval 'full'",
+                stacklevel=2,
+            )
         self.enabled = True
         self._guide: Tensor | None = None
         self._warned = False
@@ -74,7 +81,7 @@ class Pruner:
         return self.enabled and mode and self.config.text_weight > 0
 
     def active(self, training: bool) -> bool:
-        """Tell whether this forward prunes; warn once where training lacks its guide.
+        """Tell whether this forward prunes; warn once where its guide is missing.
 
         Args:
             training: The tower's `training` flag.
@@ -85,7 +92,7 @@ class Pruner:
         if not self.enabled:
             return False
         if self.wants_guide(training):
-            if self._guide is None and training:
+            if self._guide is None:
                 self._warn_unguided()
             return self._guide is not None
         return training or self.config.eval != "full"
@@ -225,7 +232,7 @@ class Pruner:
         if not self._warned:
             self._warned = True
             warnings.warn(
-                "this ELIP tower trains on images without a text guide, so it keeps all tokens; "
+                "this ELIP tower got images without a text guide, so it keeps all tokens; "
                 "call the model with image and text together, or wrap the image call in "
                 "`with elip_plugin.guide(model, text_features):`",
                 stacklevel=2,

@@ -186,6 +186,14 @@ def test_eval_image_ignores_the_text(tiny_clip: Make, pairs: Pairs) -> None:
         assert torch.equal(model.encode_image(image, normalize=True), alone)
 
 
+def test_image_only_evaluation_warns_where_it_does_not_pay(tiny_clip: Make) -> None:
+    with pytest.warns(UserWarning, match=r"counted at 1\.\d\d of an unpruned forward"):
+        apply(tiny_clip(), {"preset": "paper", "eval": "image"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        apply(tiny_clip(), {"preset": "fast", "eval": "image"})
+
+
 def test_eval_text_is_refused_for_contrastive_models_only(tiny_clip: Make, pairs: Pairs) -> None:
     model = tiny_clip()
     with pytest.raises(ConfigError, match="leaks the answer"):
@@ -193,7 +201,8 @@ def test_eval_text_is_refused_for_contrastive_models_only(tiny_clip: Make, pairs
     tower = model.visual.eval()
     handle = apply(tower, {"eval": "text", "preset": "fast"})
     with recorded_lengths(blocks(tower)) as lengths:
-        tower(pairs[0])
+        with pytest.warns(UserWarning, match="without a text guide"):
+            tower(pairs[0])
         with handle.guide(torch.randn(4, 32)):
             tower(pairs[0])
     assert lengths == [65] * 12 + PLANNED
