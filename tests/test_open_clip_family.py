@@ -164,6 +164,16 @@ def test_checkpointing_changes_nothing(kind: str) -> None:
     torch.testing.assert_close(gradients[1], gradients[0])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["average pooling", "CoCa, class token", "SigLIP"])
+def test_compiles_to_one_graph(kind: str) -> None:
+    model = build({**config_of(kind), "elip": "fast"})
+    pair = inputs(model)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(features(compiled, *pair), features(model, *pair))
+
+
 def test_image_only_evaluation(kind: str) -> None:
     model = build({**config_of(kind), "elip": {"preset": "fast", "eval": "image"}}).eval()
     with recorded_lengths(stack_of(model)) as lengths:
