@@ -62,8 +62,9 @@ def test_switched_off_and_on_again() -> None:
 @pytest.mark.slow
 def test_our_own_module_may_be_the_first_to_import_the_host() -> None:
     pytest.importorskip("open_clip")
-    out = python("-W", "error", "-c", "import elip_plugin.hosts.open_clip.models; " + LISTED)
+    out = python("-c", "import elip_plugin.hosts.open_clip.models; " + LISTED)
     assert out.stdout.strip() == "True", out.stderr
+    assert "could not register" not in out.stderr
 
 
 @pytest.mark.slow
