@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,11 @@ from elip_plugin import ElipConfig, Stage  # noqa: E402
 
 PATCHES = 64
 TINY: dict[str, Any] = json.loads((MODELS / "ViT-tiny.json").read_text())
+
+
+def pytest_unconfigure() -> None:
+    """Let pytest's summary be the last lines: torch logs at exit, to streams closed by then."""
+    logging.raiseExceptions = False
 
 
 class Golden:
