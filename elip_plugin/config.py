@@ -45,6 +45,8 @@ class ElipConfig:
             text, `"text"` prunes by a guide where text is an input at test time.
         reference_depth: The depth for which `stages` are written; they are rescaled to
             the depth of the tower. None takes them as they stand.
+        prune_momentum: Whether a momentum twin (ALBEF, BLIP) is pruned as well; by default it
+            sees all tokens, as in the paper's code.
 
     Raises:
         ConfigError: Names every fault at once.
@@ -55,6 +57,7 @@ class ElipConfig:
     merge: bool = True
     eval: str = "full"
     reference_depth: int | None = None
+    prune_momentum: bool = False
 
     def __post_init__(self) -> None:
         """Check all fields together."""
@@ -185,8 +188,9 @@ def _faults(config: ElipConfig) -> list[str]:
     weight = config.text_weight
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
         faults.append(f"text_weight must be a number from 0 to 1, got {weight!r}")
-    if not isinstance(config.merge, bool):
-        faults.append(f"merge must be true or false, got {config.merge!r}")
+    for name in ("merge", "prune_momentum"):
+        if not isinstance(getattr(config, name), bool):
+            faults.append(f"{name} must be true or false, got {getattr(config, name)!r}")
     if config.eval not in EVAL_MODES:
         faults.append(f"eval must be one of {list(EVAL_MODES)}, got {config.eval!r}")
     depth = config.reference_depth

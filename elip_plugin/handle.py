@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -61,7 +61,10 @@ class Handle:
         Yields:
             Nothing.
         """
-        with self._pruner().disabled():
+        _require_patched(self.model)
+        with ExitStack() as stack:
+            for pruner in _pruners(self.model):
+                stack.enter_context(pruner.disabled())
             yield
 
     def remove(self) -> None:
@@ -132,6 +135,12 @@ def guide(model: nn.Module, features: Tensor) -> Iterator[None]:
     """
     with find_handle(model).guide(features):
         yield
+
+
+def _pruners(model: nn.Module) -> list[Pruner]:
+    """All pruners of a model: one for each of its towers that is pruned."""
+    found = (vars(module).get("elip") for module in find_patched(model))
+    return list({id(pruner): pruner for pruner in found if isinstance(pruner, Pruner)}.values())
 
 
 def _require_patched(model: nn.Module) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,9 @@ from elip_plugin.core.prune import reduce, select
 from elip_plugin.core.score import score
 from elip_plugin.errors import GuideError, PlanError
 from elip_plugin.planning import Plan, PlannedStage, plan
+
+Guide = Tensor | Callable[[], Tensor]
+"""A text guide [B, D], detached; or what gives it when the first stage asks."""
 
 
 class Pruner:
@@ -61,7 +64,7 @@ class Pruner:
                 stacklevel=2,
             )
         self.enabled = True
-        self._guide: Tensor | None = None
+        self._guide: Guide | None = None
         self._warned = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -171,6 +174,8 @@ class Pruner:
             GuideError: If the guide is not [B, D].
         """
         guide = self._guide if self.wants_guide(training) else None
+        if callable(guide):
+            guide = guide()
         if guide is not None and guide.shape != (x.shape[0], self.width):
             raise GuideError(
                 f"the text guide has shape {tuple(guide.shape)}, but this tower and batch need "
@@ -188,11 +193,12 @@ class Pruner:
         return reduce(x, selection, prefix=self.prefix, merge=self.config.merge)
 
     @contextmanager
-    def guided(self, guide: Tensor | None) -> Iterator[None]:
+    def guided(self, guide: Guide | None) -> Iterator[None]:
         """Set the text guide for the forwards inside the context.
 
         Args:
-            guide: Text guide [B, D], detached; None to leave an outer guide in place.
+            guide: Text guide [B, D], detached, or a function that gives it and may be called
+                once per stage; None to leave an outer guide in place.
 
         Yields:
             Nothing; the previous guide returns at the end, also after an exception.

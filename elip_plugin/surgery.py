@@ -6,7 +6,7 @@ undo needs no record: it survives deepcopy, pickle and state dicts, which never 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from torch import nn
@@ -72,6 +72,21 @@ def choose(module: nn.Module, variants: Mapping[type, type[nn.Module]]) -> type[
             "(apply ELIP before wrapping or compiling a model)"
         )
     return variants[type(module)]
+
+
+def choose_all(
+    modules: Iterable[nn.Module], variants: Mapping[type, type[nn.Module]]
+) -> list[tuple[nn.Module, type[nn.Module]]]:
+    """Pick the patched class of each module, before anything is changed.
+
+    Args:
+        modules: The modules to be patched.
+        variants: Patched classes by the host's exact classes.
+
+    Returns:
+        Pairs of a module and its patched class; see `choose` for what is refused.
+    """
+    return [(module, choose(module, variants)) for module in modules]
 
 
 def restore(model: nn.Module) -> None:

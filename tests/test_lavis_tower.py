@@ -25,9 +25,9 @@ def make_tower(**options: Any) -> Any:
     return vit.VisionTransformerEncoder(img_size=64, embed_dim=32, num_heads=4, **options).train()
 
 
-def attentions(tower: Any) -> list[Any]:
+def mlps(tower: Any) -> list[Any]:
     """Called by main blocks only, and after what a block does to the tokens that enter it."""
-    return [block.attn for block in tower.blocks]
+    return [block.mlp for block in tower.blocks]
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_prunes_as_planned_through_forward_features(image: Tensor, guide: Tensor
     """`forward_features` goes round the tower's own `__call__`."""
     tower = make_tower()
     handle = apply(tower)
-    with handle.guide(guide), recorded_lengths(attentions(tower)) as lengths:
+    with handle.guide(guide), recorded_lengths(mlps(tower)) as lengths:
         out = tower.forward_features(image)
     assert lengths == PLANNED == list(handle.plan.tokens)
     assert out.shape == (3, 8, 32)
@@ -107,7 +107,7 @@ def test_every_weight_learns_under_autocast(image: Tensor, guide: Tensor) -> Non
     tower = make_tower()
     with (
         apply(tower).guide(guide),
-        recorded_lengths(attentions(tower)) as lengths,
+        recorded_lengths(mlps(tower)) as lengths,
         torch.autocast("cpu", dtype=torch.bfloat16),
     ):
         tower(image).float().square().mean().backward()

@@ -1,52 +1,33 @@
-"""LAVIS: its vision tower, `lavis.models.vit.VisionTransformer`."""
+"""LAVIS: `elip_X` for each ALBEF, BLIP and CLIP arch X."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import nn
 
-from elip_plugin.hosts.lavis.tower import patch_tower as patch
+from elip_plugin.config import ElipConfig
+from elip_plugin.hosts.lavis.models import MODELS
+from elip_plugin.hosts.lavis.patch import patch_model, pruner_of, to_guide
+from elip_plugin.hosts.lavis.register import register, variants
+from elip_plugin.hosts.lavis.tower import patch_tower
 from elip_plugin.pruner import Pruner
-from elip_plugin.registry import Variant
+from elip_plugin.surgery import choose
 
 __all__ = ["patch", "pruner_of", "register", "to_guide", "variants"]
 
 
-def pruner_of(module: Any) -> Pruner:
-    """Find the pruner of a patched tower.
+def patch(module: nn.Module, config: ElipConfig) -> Pruner:
+    """Patch a LAVIS model, or a bare vision tower of ALBEF and BLIP, in place.
 
     Args:
-        module: A patched `VisionTransformer`.
+        module: The model or tower.
+        config: What to prune.
 
     Returns:
-        Its pruner.
+        The pruner.
     """
-    pruner: Pruner = module.blocks[0].elip
-    return pruner
-
-
-def to_guide(module: Any, features: Tensor) -> Tensor:
-    """Take a ready guide for the tower.
-
-    Args:
-        module: A patched `VisionTransformer`.
-        features: The guide [B, D], for ALBEF and BLIP the text encoder's class token.
-
-    Returns:
-        The guide, detached.
-    """
-    return features.detach()
-
-
-def register() -> None:
-    """Do nothing: no LAVIS model is offered by name yet."""
-
-
-def variants() -> dict[str, Variant]:
-    """List the names this host offers.
-
-    Returns:
-        None so far.
-    """
-    return {}
+    target: Any = module
+    if hasattr(module, "visual_encoder") or hasattr(module, "visual"):
+        return patch_model(target, choose(module, MODELS), config)
+    return patch_tower(target, config)

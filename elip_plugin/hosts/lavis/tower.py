@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn.functional as F
 from lavis.models.vit import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.core.score import LOOK, SCORE, attention_row
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.pruner import Pruner
-from elip_plugin.surgery import Patched, choose, swap
+from elip_plugin.surgery import Patched, choose_all, swap
 
 
 class ElipBlock(Patched, Block):
@@ -31,9 +33,12 @@ class ElipBlock(Patched, Block):
     def forward(self, x: Tensor, register_hook: bool = False, elip: str | None = None) -> Tensor:
         """Run the block, look through it, or score tokens.
 
+        While pruning is active the attention is fused; otherwise, and where the attention map
+        is asked for, the block runs as LAVIS wrote it.
+
         Args:
             x: Tokens [B, T, D].
-            register_hook: As in LAVIS.
+            register_hook: As in LAVIS: keep the attention map.
             elip: None runs the block, "look" without dropout and stochastic depth,
                 "score" gives the class token's attention row.
 
@@ -41,21 +46,36 @@ class ElipBlock(Patched, Block):
             Tokens [B, T', D], or attention [B, T].
         """
         if elip == LOOK:
-            return _look(self, x)
+            x = x + _attention(self.attn, self.norm1(x))
+            return x + self.mlp.fc2(self.mlp.act(self.mlp.fc1(self.norm2(x))))
         if elip == SCORE:
             z, attn = self.norm1(x), self.attn
             weight, bias = attn.qkv.weight, attn.qkv.bias
             return attention_row(z, z[:, :1], weight, bias, attn.num_heads, scale=attn.scale)
-        return super().forward(self.elip.enter(x, self.elip_block, self.training), register_hook)
+        if not self.elip.active(self.training):
+            return super().forward(x, register_hook)
+        x = self.elip.enter(x, self.elip_block, self.training)
+        if register_hook:
+            return super().forward(x, register_hook)
+        x = x + self.drop_path(_main_attention(self.attn, self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-def _look(block: Any, x: Tensor) -> Tensor:
-    attn, mlp = block.attn, block.mlp
-    packed = attn.qkv(block.norm1(x)).unflatten(-1, (3, attn.num_heads, -1))
+def _attention(attn: Any, z: Tensor, dropout: float = 0.0) -> Tensor:
+    packed = attn.qkv(z).unflatten(-1, (3, attn.num_heads, -1))
     q, k, v = packed.permute(2, 0, 3, 1, 4)
-    mixed = F.scaled_dot_product_attention(q, k, v, scale=attn.scale)
-    x = x + attn.proj(mixed.transpose(1, 2).flatten(2))
-    return x + mlp.fc2(mlp.act(mlp.fc1(block.norm2(x))))
+    mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=attn.scale)
+    return attn.proj(mixed.transpose(1, 2).flatten(2))
+
+
+def _main_attention(attn: Any, z: Tensor) -> Tensor:
+    dropout = attn.attn_drop.p if attn.training else 0.0
+    # `vit_grad_ckpt` puts fairscale's wrapper into the instance; fused attention goes past it.
+    if "forward" in vars(attn) and torch.is_grad_enabled():
+        mixed = checkpoint(_attention, attn, z, dropout, use_reentrant=False)
+    else:
+        mixed = _attention(attn, z, dropout)
+    return attn.proj_drop(mixed)
 
 
 class TowerPruner(Pruner):
@@ -76,7 +96,7 @@ class TowerPruner(Pruner):
         self.stages = {stage.block: stage for stage in self.plan.stages}
 
     def enter(self, x: Tensor, block: int, training: bool) -> Tensor:
-        """Prune the tokens that enter a block, if a stage stands before it.
+        """Prune the tokens that enter a block, if a stage stands before it; pruning is active.
 
         Args:
             x: Tokens [B, T, D].
@@ -86,7 +106,7 @@ class TowerPruner(Pruner):
         Returns:
             Tokens [B, T', D].
         """
-        if block not in self.stages or not self.active(training):
+        if block not in self.stages:
             return x
         return self.run(x, self.stages[block], self.blocks, training)
 
@@ -110,7 +130,7 @@ def patch_tower(tower: Any, config: ElipConfig) -> Pruner:
             f"{type(tower).__name__}: only LAVIS' VisionTransformer is supported; pass the "
             "model's visual_encoder"
         )
-    patched = [(block, choose(block, {Block: ElipBlock})) for block in tower.blocks]
+    patched = choose_all(tower.blocks, {Block: ElipBlock})
     pruner = TowerPruner(
         config, tower.blocks, num_patches=tower.patch_embed.num_patches, width=tower.embed_dim
     )

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elip_plugin.core.guide import carry_back
 from elip_plugin.errors import GuideError, UnsupportedModelError
 
 
@@ -81,8 +80,4 @@ def guide_from_text(features: Tensor, visual: Any) -> Tensor:
             f"text features have shape {tuple(features.shape)}, but this model guides by "
             f"(batch, {expected}): pass what encode_text returns"
         )
-    with torch.no_grad():
-        guide = F.normalize(features.detach(), dim=-1)
-        for matrix in maps:
-            guide = guide.to(matrix.dtype) @ matrix
-        return guide
+    return carry_back(features, maps)

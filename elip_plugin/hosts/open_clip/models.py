@@ -148,12 +148,17 @@ def patch_tower(visual: Any, config: ElipConfig) -> Pruner:
     Raises:
         UnsupportedModelError: Before anything is changed.
     """
+    return _kind(visual).patch_tower(visual, config)
+
+
+def _kind(visual: Any) -> Any:
+    """The module that knows how to patch this kind of tower."""
     if type(visual) is VisionTransformer:
-        return tower.patch_tower(visual, config)
+        return tower
     if type(visual) is TimmModel:
         from elip_plugin.hosts.open_clip import timm_tower  # needs a timm that has timm.layers
 
-        return timm_tower.patch_tower(visual, config)
+        return timm_tower
     raise UnsupportedModelError(
         f"vision tower {type(visual).__name__} cannot be pruned: {SUPPORTED}"
     )
@@ -179,7 +184,13 @@ def patch_model(model: Any, config: ElipConfig) -> Pruner:
             "eval 'text' is refused for contrastive models: an image pruned by its own caption "
             "leaks the answer into retrieval and zero-shot scores; use 'full' or 'image'"
         )
-    if config.text_weight > 0 and type(model.visual) in (VisionTransformer, TimmModel):
+    if config.prune_momentum:
+        raise ConfigError(
+            "prune_momentum is for models with a momentum twin (ALBEF and BLIP of LAVIS); "
+            f"{type(model).__name__} has none: leave it out"
+        )
+    _kind(model.visual).check(model.visual)
+    if config.text_weight > 0:
         linear_maps(model.visual)
     pruner = patch_tower(model.visual, config)
     swap(model, patched)

@@ -12,7 +12,7 @@ from elip_plugin.config import ElipConfig
 from elip_plugin.core.score import LOOK, SCORE, attention_row
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.pruner import Pruner
-from elip_plugin.surgery import Patched, choose, swap
+from elip_plugin.surgery import Patched, choose_all, swap
 
 
 class ElipTimmBlock(Patched, Block):
@@ -98,7 +98,15 @@ class ElipTimmModel(Patched, TimmModel):
         self.trunk.elip.replan(self.trunk.patch_embed.num_patches)
 
 
-def _check(visual: Any) -> None:
+def check(visual: Any) -> None:
+    """Check that this tower can be pruned.
+
+    Args:
+        visual: An `open_clip.timm_model.TimmModel`.
+
+    Raises:
+        UnsupportedModelError: If it cannot, with the reason.
+    """
     trunk = visual.trunk
     if type(trunk) is not VisionTransformer:
         raise UnsupportedModelError(
@@ -136,9 +144,9 @@ def patch_tower(visual: Any, config: ElipConfig) -> Pruner:
         UnsupportedModelError: Before anything is changed.
         PlanError: Before anything is changed.
     """
-    _check(visual)
+    check(visual)
     trunk = visual.trunk
-    blocks = [(block, choose(block, {Block: ElipTimmBlock})) for block in trunk.blocks]
+    blocks = choose_all(trunk.blocks, {Block: ElipTimmBlock})
     pruner = Pruner(
         config,
         num_patches=trunk.patch_embed.num_patches,

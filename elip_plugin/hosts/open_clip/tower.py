@@ -16,7 +16,7 @@ from elip_plugin.config import ElipConfig
 from elip_plugin.core.score import SCORE, attention_row
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.pruner import Pruner
-from elip_plugin.surgery import Patched, choose, swap
+from elip_plugin.surgery import Patched, choose, choose_all, swap
 
 
 class ElipResidualAttentionBlock(Patched, ResidualAttentionBlock):
@@ -123,7 +123,15 @@ BLOCKS: dict[type, type[nn.Module]] = {
 }
 
 
-def _check(visual: Any) -> None:
+def check(visual: Any) -> None:
+    """Check that this tower can be pruned.
+
+    Args:
+        visual: An `open_clip.transformer.VisionTransformer`.
+
+    Raises:
+        UnsupportedModelError: If it cannot, with the reason.
+    """
     if visual.attn_pool is not None and visual.attn_pool_contrastive is not None:
         raise UnsupportedModelError(
             f"attentional pooling {visual.attn_pool_type!r}, with two poolers in a row or side by "
@@ -152,10 +160,10 @@ def patch_tower(visual: Any, config: ElipConfig) -> Pruner:
         UnsupportedModelError: Before anything is changed.
         PlanError: Before anything is changed.
     """
-    _check(visual)
+    check(visual)
     transformer = visual.transformer
     rows, columns = visual.grid_size
-    blocks = [(block, choose(block, BLOCKS)) for block in transformer.resblocks]
+    blocks = choose_all(transformer.resblocks, BLOCKS)
     stack = choose(transformer, {Transformer: ElipTransformer})
     pruner = Pruner(
         config,

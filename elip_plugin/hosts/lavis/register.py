@@ -1,0 +1,34 @@
+"""Names: makes `elip_X` known to LAVIS' registry, with the runner and the data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lavis.common.registry import registry
+from lavis.models import load_model, model_zoo
+
+from elip_plugin.hosts.lavis.models import ARCHS
+from elip_plugin.registry import Variant
+
+PREFIX = "elip_"
+
+
+def register() -> None:
+    """Register our models, runner and data sets with LAVIS; safe to repeat."""
+    for base, twin in ARCHS.items():
+        name = PREFIX + base
+        if registry.get_model_class(name) is None:
+            registry.register_model(name)(twin)
+            model_zoo.model_zoo[name] = list(twin.PRETRAINED_MODEL_CONFIG_DICT)
+
+
+def variants() -> dict[str, Variant]:
+    """List the names this host offers.
+
+    Returns:
+        Variants by name; `create` takes `model_type`, as LAVIS' `load_model` does.
+    """
+    register()
+    make: Callable[..., Any] = load_model
+    return {PREFIX + base: Variant(PREFIX + base, "lavis", base, make) for base in ARCHS}
