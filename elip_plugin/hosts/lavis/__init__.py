@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import lavis  # noqa: F401  first of all: registering with it needs all of it
 from torch import nn
 
 from elip_plugin.config import ElipConfig

@@ -8,7 +8,9 @@ from typing import Any
 from lavis.common.registry import registry
 from lavis.models import load_model, model_zoo
 
+from elip_plugin.hosts.lavis.datasets import register_builders
 from elip_plugin.hosts.lavis.models import ARCHS
+from elip_plugin.hosts.lavis.runner import NAME, ElipRunner
 from elip_plugin.registry import Variant
 
 PREFIX = "elip_"
@@ -21,6 +23,9 @@ def register() -> None:
         if registry.get_model_class(name) is None:
             registry.register_model(name)(twin)
             model_zoo.model_zoo[name] = list(twin.PRETRAINED_MODEL_CONFIG_DICT)
+    if registry.get_runner_class(NAME) is None:
+        registry.register_runner(NAME)(ElipRunner)
+    register_builders()
 
 
 def variants() -> dict[str, Variant]:

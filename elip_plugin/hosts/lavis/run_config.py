@@ -1,0 +1,99 @@
+"""Checking a LAVIS run config before LAVIS meets it: its own errors are bare assertions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from lavis.common.config import create_runner_config_validator
+from lavis.common.registry import registry
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from elip_plugin.errors import ConfigError, joined
+
+SECTIONS = ("model", "datasets", "run")
+NEEDED = ("task", "batch_size_train", "batch_size_eval", "num_workers", "device", "output_dir")
+NEEDED_TO_TRAIN = ("max_epoch", "init_lr", "min_lr", "lr_sched", "weight_decay")
+MORE_RUN_KEYS = ["runner", "amp", "beta2", "log_freq", "resume_ckpt_path", "save_freq", "gpu", "rank", "dist_backend", "report_metric", "prompt", "num_workers"]
+"""What LAVIS reads from a run section but leaves out of its own list."""
+
+
+def read_run_config(path: Path, options: Sequence[str]) -> None:
+    """Check that a config can be read and names models, data and a task that exist.
+
+    Args:
+        path: The config.
+        options: Overrides, such as "run.max_epoch=1".
+
+    Raises:
+        ConfigError: Names every fault at once.
+    """
+    if not path.is_file():
+        raise ConfigError(f"config {str(path)!r} is no file; `elip lavis configs` lists ours")
+    try:
+        config = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(options)))
+        values: Any = OmegaConf.to_container(config, resolve=True)
+    except (YAMLError, OmegaConfBaseException, OSError) as error:
+        raise ConfigError(f"config {str(path)!r} cannot be read: {error}") from error
+    faults = [f"option {o!r} must be KEY=VALUE" for o in options if "=" not in o]
+    values = values if isinstance(values, dict) else {}
+    for name in SECTIONS:
+        if not isinstance(values.get(name), dict) or not values[name]:
+            faults.append(f"section {name!r} is missing; a run config has {list(SECTIONS)}")
+            values[name] = {}
+    mapping = registry.mapping
+    arch = values["model"].get("arch")
+    faults += _unknown("model.arch", arch, mapping["model_name_mapping"])
+    model = registry.get_model_class(arch)
+    if model is not None:
+        types = model.PRETRAINED_MODEL_CONFIG_DICT
+        faults += _unknown("model.model_type", values["model"].get("model_type"), types)
+    for name in values["datasets"]:
+        faults += _unknown("datasets", name, mapping["builder_name_mapping"])
+    if "task" in values["run"]:
+        faults += _unknown("run.task", values["run"]["task"], mapping["task_name_mapping"])
+    runner = values["run"].get("runner")
+    if runner is not None:
+        faults += _unknown("run.runner", runner, mapping["runner_name_mapping"])
+    if faults:
+        raise ConfigError(joined(f"config {path}", faults))
+
+
+def check_run_config(cfg: Any) -> None:
+    """Check the run section of a whole config.
+
+    Args:
+        cfg: A `lavis.common.config.Config`.
+
+    Raises:
+        ConfigError: Names every fault at once.
+    """
+    run = cfg.run_cfg
+    needed = NEEDED if run.evaluate else NEEDED + NEEDED_TO_TRAIN
+    missing = [key for key in needed if run.get(key) is None]
+    faults = [f"run: {missing} missing"] if missing else []
+    known = [*create_runner_config_validator().arguments, *MORE_RUN_KEYS]
+    for key in map(str, run):
+        near = get_close_matches(key, known, n=1, cutoff=0.8)
+        if key not in known and near:
+            faults.append(f"run: key {key!r} is not known: did you mean {near[0]!r}?")
+    schedule = run.get("lr_sched")
+    if schedule is not None and not run.evaluate:
+        faults += _unknown("run.lr_sched", schedule, registry.list_lr_schedulers())
+    if run.get("train_splits") is None and not run.evaluate:
+        faults.append('run: train_splits is missing: set train_splits: ["train"]')
+    if faults:
+        raise ConfigError(joined("the run config", faults))
+
+
+def _unknown(what: str, name: Any, known: Iterable[str]) -> list[str]:
+    names = sorted(known)
+    if name in names:
+        return []
+    near = get_close_matches(str(name), names, n=3, cutoff=0.6)
+    hint = f"did you mean {near}?" if near else f"known are {names}"
+    return [f"{what} {name!r} is not known; {hint}"]
