@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lavis.models import med
+from lavis.models import AlbefNLVR, BlipPretrain, med
+from lavis.models.albef_models import AlbefBase
 from lavis.models.base_model import BaseModel
+from lavis.models.clip_models import model as clip_model
 from lavis.models.vit import VisionTransformerEncoder, interpolate_pos_embed
 from torch import nn
 from transformers import BertConfig, BertTokenizer
@@ -57,10 +59,8 @@ def construction(settings: Settings, base: Any) -> Iterator[None]:
             _read_bert, config_class.from_json_file.__func__, _bert_sizes(settings, base)
         )
         stack.enter_context(replaced(BertConfig, "from_json_file", classmethod(read)))
-        load = partial(_load, BaseModel.load_checkpoint_from_config)
-        stack.enter_context(
-            replaced(BaseModel, "load_checkpoint_from_config", lambda *a, **kw: load(*a, **kw))
-        )
+        for owner, name, load in _checkpoint_seams(base):
+            stack.enter_context(replaced(owner, name, load))
         yield
     idle = [part for part, value in settings.init.items() if value != RANDOM and part not in used]
     if idle:
@@ -134,7 +134,10 @@ def _small_tower(cls: Any, cfg: Any, sizes: Mapping[str, int]) -> Any:
 
 
 def _load_tower(tower: Any, path: str) -> None:
-    state = torch.load(path, map_location="cpu")
+    try:
+        state = torch.load(path, map_location="cpu")
+    except Exception as error:  # of as many kinds as there are kinds of broken files
+        raise ConfigError(f"init: vision: {path} cannot be read as weights: {error}") from error
     state = state.get("model", state)
     prefix = "visual_encoder."
     if any(key.startswith(prefix) for key in state):
@@ -186,7 +189,9 @@ def _bert_sizes(settings: Settings, base: Any) -> dict[str, Any]:
     """Values for BERT's config: the given ones, and those that follow from other settings."""
     sizes: dict[str, Any] = {}
     if settings.tokenizer is not None:
-        sizes["vocab_size"] = len(base.init_tokenizer())
+        tokenizer = base.init_tokenizer()
+        # BLIP's pre-training begins with a plain BERT and makes room for its own tokens itself.
+        sizes["vocab_size"] = tokenizer.vocab_size if base is BlipPretrain else len(tokenizer)
     if "width" in settings.vit:
         sizes["encoder_width"] = settings.vit["width"]
     return {**sizes, **settings.bert}
@@ -202,22 +207,74 @@ def _read_bert(theirs: Any, sizes: Mapping[str, Any], cls: Any, path: Any) -> An
     return config
 
 
-def _load(theirs: Any, model: Any, cfg: Any, **kw: Any) -> Any:
-    finetuned = cfg.get("load_finetuned", True)
-    key = "finetuned" if finetuned else "pretrained"
-    path = cfg.get(key, None)
-    if path is None and finetuned:
-        raise ConfigError(
-            "load_finetuned is true, but finetuned names no checkpoint: name one, or set "
-            "load_finetuned: False"
+def _checkpoint_seams(base: Any) -> list[tuple[Any, str, Callable[..., Any]]]:
+    """Where whole checkpoints come from: LAVIS' three ways to load one, and CLIP's download."""
+    choose, finetuned = BaseModel.load_checkpoint_from_config, BaseModel.load_checkpoint
+    download = clip_model.download_pretrained
+    key = "finetuned" if hasattr(base, "load_from_pretrained") else "pretrained"
+    seams: list[tuple[Any, str, Callable[..., Any]]] = [
+        (
+            BaseModel,
+            "load_checkpoint_from_config",
+            lambda model, cfg, **kw: _choose_checkpoint(choose, model, cfg, **kw),
+        ),
+        (
+            BaseModel,
+            "load_checkpoint",
+            lambda model, url_or_filename: _load_checkpoint(key, finetuned, model, url_or_filename),
+        ),
+        (
+            clip_model,
+            "download_pretrained",
+            lambda url: _fetch(
+                f"the checkpoint {url}",
+                "set pretrained to a local file, or give sizes by clip",
+                lambda: download(url),
+            ),
+        ),
+    ]
+    if hasattr(base, "load_from_pretrained"):
+        pretrained = _load_nlvr if base is AlbefNLVR else base.load_from_pretrained
+        seams.append(
+            (
+                base,
+                "load_from_pretrained",
+                lambda model, url_or_filename, **kw: _load_checkpoint(
+                    "pretrained", pretrained, model, url_or_filename, **kw
+                ),
+            )
         )
-    if path is None:
+    return seams
+
+
+def _choose_checkpoint(theirs: Any, model: Any, cfg: Any, **kw: Any) -> Any:
+    if cfg.get("load_finetuned", True):
+        if cfg.get("finetuned", None) is None:
+            raise ConfigError(
+                "load_finetuned is true, but finetuned names no checkpoint: name one, or set "
+                "load_finetuned: False"
+            )
+    elif cfg.get("pretrained", None) is None:
         log.info("No weights are loaded: pretrained is null.")
         return None
-    if "://" not in str(path) and not Path(str(path)).is_file():
-        raise ConfigError(f"{key} is {path!r}, which is no file: name a local checkpoint or a URL")
+    return theirs(model, cfg, **kw)
+
+
+def _load_checkpoint(key: str, theirs: Any, model: Any, where: Any, **kw: Any) -> Any:
+    if "://" not in str(where) and not Path(str(where)).is_file():
+        raise ConfigError(
+            f"{key} is {str(where)!r}, which is no file: name a local checkpoint or a URL"
+        )
     return _fetch(
-        f"the checkpoint {path}",
+        f"the checkpoint {where}",
         f"set {key} to a local file, or load_finetuned: False and pretrained: null",
-        lambda: theirs(model, cfg, **kw),
+        lambda: theirs(model, where, **kw),
     )
+
+
+def _load_nlvr(model: Any, where: Any, use_distill: bool = True) -> Any:
+    """Do what `AlbefNLVR.load_from_pretrained` means: it unpacks two values, and gets one."""
+    loaded = AlbefBase.load_from_pretrained(model, where)
+    if use_distill and model.use_distill and any("_m" in key for key in loaded.missing_keys):
+        model.copy_params()
+    return loaded

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lavis.common.dist_utils import main_process
+from lavis.common.dist_utils import is_main_process
 from lavis.common.registry import registry
 from lavis.runners.runner_base import RunnerBase
+from lavis.tasks import RetrievalTask
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -46,6 +47,9 @@ class ElipRunner(RunnerBase):
         ConfigError: If the run section asks for what is not there.
     """
 
+    _model: nn.Module
+    _wrapped_model: nn.Module | None
+
     def __init__(self, cfg: Any, task: Any, model: Any, datasets: Any, job_id: str) -> None:
         run = cfg.run_cfg
         _check(run)
@@ -65,12 +69,18 @@ class ElipRunner(RunnerBase):
     def model(self) -> nn.Module:
         """The model on its device, wrapped if there are several processes."""
         if self._wrapped_model is None:
-            self._model = self._model.to(self.device)
-            self._wrapped_model = self._model
+            model = self._model = self._model.to(self.device)
             if self.use_distributed:
                 gpus = [self.config.run_cfg.gpu] if self.cuda_enabled else None
-                self._wrapped_model = DistributedDataParallel(self._model, device_ids=gpus)
+                model = DistributedDataParallel(model, device_ids=gpus)
+            self._wrapped_model = model
         return self._wrapped_model
+
+    @property
+    def use_dist_eval_sampler(self) -> bool:
+        """Whether processes share an evaluation; retrieval compares all with all, and cannot."""
+        shared = not isinstance(self.task, RetrievalTask)
+        return bool(self.config.run_cfg.get("use_dist_eval_sampler", shared))
 
     def train(self) -> None:
         """Train and evaluate as the run section says."""
@@ -131,14 +141,15 @@ class ElipRunner(RunnerBase):
     def _save_checkpoint(self, cur_epoch: int, is_best: bool = False) -> None:
         if is_best:
             # LAVIS forgets over a resume what the best was.
-            if None not in (self.best, self.val_metric) and self.val_metric <= self.best:
+            metric = self.val_metric
+            if metric is not None and self.best is not None and metric <= self.best:
                 return
-            self.best = self.val_metric
+            self.best = metric
         self._save("best" if is_best else str(cur_epoch), cur_epoch)
 
-    @main_process
     def _save(self, name: str, epoch: int) -> None:
-        save_checkpoint(self, Path(self.output_dir) / f"checkpoint_{name}.pth", epoch)
+        if is_main_process():
+            save_checkpoint(self, Path(self.output_dir) / f"checkpoint_{name}.pth", epoch)
 
     def _load_checkpoint(self, url_or_filename: str) -> None:
         load_checkpoint(self, Path(url_or_filename))
