@@ -10,7 +10,11 @@ from typing import Any
 from elip_plugin.errors import ConfigError, joined
 
 EVAL_MODES = ("full", "image", "text")
+REDUCERS = ("elip", "evit", "tome", "random")
+"""What may choose the tokens: the method, and published ones to compare it with."""
+
 DEFAULT_PRESET = "paper"
+COMPARED_PRESET = "fast"  # the default of the other reducers, which look ahead no further
 _INCOMPLETE = object()  # holds the place of a stage whose fault is named already
 
 
@@ -47,6 +51,9 @@ class ElipConfig:
             the depth of the tower. None takes them as they stand.
         prune_momentum: Whether a momentum twin (ALBEF, BLIP) is pruned as well; by default it
             sees all tokens, as in the paper's code.
+        reducer: `"elip"`, or a method to compare it with at the same token counts:
+            `"evit"` keeps by class attention and fuses the rest, `"tome"` merges similar
+            tokens in every block, `"random"` drops at random. Those read no text.
 
     Raises:
         ConfigError: Names every fault at once.
@@ -58,6 +65,7 @@ class ElipConfig:
     eval: str = "full"
     reference_depth: int | None = None
     prune_momentum: bool = False
+    reducer: str = "elip"
 
     def __post_init__(self) -> None:
         """Check all fields together."""
@@ -112,12 +120,16 @@ class ElipConfig:
         faults = _unknown_keys(values, ("preset", *_names(cls)), "")
         if "preset" in values and "stages" in values:
             faults.append("give either 'preset' or 'stages', not both")
-        preset, base = values.get("preset", DEFAULT_PRESET), PRESETS[DEFAULT_PRESET]
+        compared = values.get("reducer", "elip") != "elip"
+        default = COMPARED_PRESET if compared else DEFAULT_PRESET
+        preset, base = values.get("preset", default), PRESETS[default]
         if preset in list(PRESETS):
             base = PRESETS[preset]
         else:
             faults.append(f"preset {preset!r} is not known; choose one of {sorted(PRESETS)}")
         known = {key: values[key] for key in _names(cls) if key in values}
+        if compared:
+            known.setdefault("text_weight", 0.0)
         if "stages" in known:
             known["stages"] = _stages(known["stages"], faults)
             known.setdefault("reference_depth", None)
@@ -193,9 +205,27 @@ def _faults(config: ElipConfig) -> list[str]:
             faults.append(f"{name} must be true or false, got {getattr(config, name)!r}")
     if config.eval not in EVAL_MODES:
         faults.append(f"eval must be one of {list(EVAL_MODES)}, got {config.eval!r}")
+    if config.reducer not in REDUCERS:
+        faults.append(f"reducer must be one of {list(REDUCERS)}, got {config.reducer!r}")
+    elif config.reducer != "elip":
+        faults += _compared_faults(config)
     depth = config.reference_depth
     if depth is not None and (not _is_int(depth) or depth < 1):
         faults.append(f"reference_depth must be null or an integer from 1 up, got {depth!r}")
+    return faults
+
+
+def _compared_faults(config: ElipConfig) -> list[str]:
+    faults = []
+    if config.text_weight:
+        faults.append(
+            f"reducer {config.reducer!r} reads no text: leave text_weight out, or set it to 0"
+        )
+    stages = config.stages if isinstance(config.stages, tuple) else ()
+    if any(isinstance(s, Stage) and _is_int(s.lookahead) and s.lookahead > 1 for s in stages):
+        faults.append(
+            f"reducer {config.reducer!r} does not look ahead: use preset 'fast' or lookahead 1"
+        )
     return faults
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 from elip_plugin.config import ElipConfig, Stage
 from elip_plugin.errors import PlanError, joined
@@ -37,12 +38,14 @@ class Plan:
         prefix: Prefix tokens P (class token, registers), which are never pruned.
         stages: The stages that prune, in order; skipped ones are left out.
         tokens: Sequence length inside each block, prefix included; one entry per block.
+        scored: Whether each stage computes an attention row to choose by.
     """
 
     num_patches: int
     prefix: int
     stages: tuple[PlannedStage, ...]
     tokens: tuple[int, ...]
+    scored: bool = True
 
     @property
     def depth(self) -> int:
@@ -88,7 +91,7 @@ class Plan:
 
     def _lookahead(self, width: int, mlp_ratio: float) -> float:
         total = 0.0
-        for stage in self.stages:
+        for stage in self.stages if self.scored else ():
             whole = _block_cost(stage.tokens_in, width, mlp_ratio)
             row = stage.tokens_in * (width**2 + width)  # key projection, one row of logits
             total += (stage.lookahead - 1) * whole + row
@@ -156,7 +159,24 @@ def plan(config: ElipConfig, *, num_patches: int, depth: int, prefix: int = 1) -
     if faults:
         tower = f"ELIP plan for {num_patches} patches and {depth} blocks"
         raise PlanError(joined(tower, faults))
-    return Plan(num_patches, prefix, tuple(stages), tuple(tokens))
+    if config.reducer == "tome" and stages:
+        return _in_every_block(sum(tokens), num_patches, depth, prefix)
+    scored = config.reducer in ("elip", "evit")
+    return Plan(num_patches, prefix, tuple(stages), tuple(tokens), scored)
+
+
+def _in_every_block(total: int, num_patches: int, depth: int, prefix: int) -> Plan:
+    """Spread a removal evenly over the blocks, as ToMe does, with the same token-layers."""
+    full = prefix + num_patches
+    pairs = depth * (depth - 1) / 2
+    rate = min((depth * full - total) / pairs if pairs else 0.0, num_patches / depth)
+    tokens = tuple(full - round(rate * i) for i in range(depth))
+    stages = tuple(
+        PlannedStage(i, 1, after - prefix, before, after)
+        for i, (before, after) in enumerate(pairwise(tokens), 1)
+        if after < before
+    )
+    return Plan(num_patches, prefix, stages, tokens, scored=False)
 
 
 def kept_count(keep: float, num_patches: int) -> int:

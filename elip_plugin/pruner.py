@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from elip_plugin.config import ElipConfig
-from elip_plugin.core.prune import reduce, select
-from elip_plugin.core.score import score
 from elip_plugin.errors import GuideError, PlanError
 from elip_plugin.planning import Plan, PlannedStage, plan
+from elip_plugin.reducers import STAGES, tome
+from elip_plugin.reducers.moment import Moment
 
 Guide = Tensor | Callable[[], Tensor]
 """A text guide [B, D], detached; or what gives it when the first stage asks."""
@@ -145,7 +145,10 @@ class Pruner:
         Returns:
             Tokens [B, T', D].
         """
-        stages = {stage.block: stage for stage in self.plan_for(x.shape[1] - self.prefix).stages}
+        plan = self.plan_for(x.shape[1] - self.prefix)
+        if self.config.reducer == "tome":
+            return tome.run_blocks(x, blocks, plan, checkpointing)
+        stages = {stage.block: stage for stage in plan.stages}
         for i, block in enumerate(blocks):
             if i in stages:
                 x = self.run(x, stages[i], blocks, training)
@@ -181,16 +184,15 @@ class Pruner:
                 f"the text guide has shape {tuple(guide.shape)}, but this tower and batch need "
                 f"({x.shape[0]}, {self.width}): one row per image, one column per tower channel"
             )
-        scores = score(
-            x,
-            guide,
-            [blocks[i] for i in range(stage.block, stage.block + stage.lookahead)],
-            text_weight=self.config.text_weight,
+        moment = Moment(
+            stage=stage,
+            config=self.config,
+            guide=guide,
+            blocks=[blocks[i] for i in range(stage.block, stage.block + stage.lookahead)],
             prefix=self.prefix,
             class_query=self.class_query,
         )
-        selection = select(scores, stage.keep)
-        return reduce(x, selection, prefix=self.prefix, merge=self.config.merge)
+        return STAGES[self.config.reducer](x, moment)
 
     @contextmanager
     def guided(self, guide: Guide | None) -> Iterator[None]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from elip_plugin.errors import ConfigError
 from elip_plugin.hosts.lavis.offline import construction
 from elip_plugin.hosts.lavis.patch import patch_model
 from elip_plugin.hosts.lavis.settings import read_settings
@@ -40,7 +41,7 @@ def from_config(twin: Any, cfg: Any) -> Any:
     checkpointing = bool(cfg.get("vit_grad_ckpt", False))
     with construction(settings, twin.replaces):
         base = OmegaConf.merge(cfg, {"vit_grad_ckpt": False})
-        model = _clip(settings) if settings.clip else twin.replaces.from_config(base)
+        model = _clip(settings, cfg) if settings.clip else twin.replaces.from_config(base)
     pruner = patch_model(model, twin, settings.config)
     if checkpointing:
         _checkpoint(model.visual_encoder, int(cfg.get("vit_ckpt_layer", 0)))
@@ -49,10 +50,18 @@ def from_config(twin: Any, cfg: Any) -> Any:
     return model
 
 
-def _clip(settings: Any) -> Any:
+def _clip(settings: Any, cfg: Any) -> Any:
     from lavis.models import CLIP
 
-    return CLIP(**settings.clip)
+    model = CLIP(**settings.clip)
+    if cfg.get("pretrained"):
+        missing = model.load_checkpoint(cfg.pretrained).missing_keys
+        if missing:
+            raise ConfigError(
+                f"pretrained: {cfg.pretrained} lacks {len(missing)} of the model's weights, e.g. "
+                f"{missing[:3]}"
+            )
+    return model
 
 
 def _checkpoint(tower: Any, last: int) -> None:

@@ -15,6 +15,7 @@ from elip_plugin.config import ElipConfig
 from elip_plugin.core.score import SCORE, attention_row
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.pruner import Pruner
+from elip_plugin.reducers import tome
 from elip_plugin.surgery import Patched, choose, choose_all, swap
 
 
@@ -100,6 +101,7 @@ def patch_clip_tower(visual: Any, config: ElipConfig) -> Pruner:
             f"vision tower {type(visual).__name__} of LAVIS' CLIP cannot be pruned: only its own "
             "ViT is supported (model types ViT-B-32, ViT-B-16, ViT-L-14 and the like)"
         )
+    tome.refuse(config, "LAVIS' vision towers")
     transformer = visual.transformer
     blocks = choose_all(transformer.resblocks, {ResidualAttentionBlock: ElipClipBlock})
     stack = choose(transformer, {Transformer: ElipClipTransformer})

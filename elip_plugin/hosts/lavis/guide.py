@@ -61,8 +61,7 @@ def guided_by_text(model: Any, samples: Mapping[str, Any]) -> Iterator[None]:
     """
     captions = samples.get("text_input")
     pruner = vars(model.visual_encoder.blocks[0])["elip"]
-    wanted = pruner.wants_guide(model.visual_encoder.training) and not pruner.has_guide
-    if captions is None or not wanted:
+    if captions is None or not pruner.wants_guide(model.visual_encoder.training):
         yield
         return
     with ExitStack() as stack:
@@ -70,6 +69,8 @@ def guided_by_text(model: Any, samples: Mapping[str, Any]) -> Iterator[None]:
         if model.own_text_pass:
             tokenizer = stack.enter_context(tokenized_once(model, captions))
         for side, trained in zip(sides(model), (torch.is_grad_enabled(), False)):
+            if side.pruner.has_guide:  # the user's own
+                continue
             reader = _Reader(model, side, tokenizer, captions, trained)
             stack.enter_context(side.pruner.guided(lazy(reader.guide, model.images_per_text)))
             stack.callback(reader.forget)
@@ -124,7 +125,7 @@ def guided_by_clip(model: Any, samples: Mapping[str, Any]) -> Iterator[None]:
         tokenizer = stack.enter_context(tokenized_once(model, captions))
 
         def guide() -> Tensor:
-            tokens = tokenizer(captions).to(model.device)
+            tokens = tokenizer(captions)
             features = model.encode_text(tokens)
             model.elip.set(tokens, features)
             return carry_back(features, [model.visual.proj.t()])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from lavis.common import dist_utils
 from lavis.models import (
     CLIP,
@@ -27,6 +28,9 @@ from lavis.models import (
     BlipRetrieval,
     BlipVQA,
 )
+from lavis.models.albef_models.albef_outputs import AlbefIntermediateOutput
+from lavis.models.blip_models import blip_classification
+from lavis.models.clip_models.loss import ClipLoss
 from torch import Tensor
 
 from elip_plugin.hosts.lavis import text
@@ -34,6 +38,7 @@ from elip_plugin.hosts.lavis.build import from_config
 from elip_plugin.hosts.lavis.guide import guided_by_clip, guided_by_text
 from elip_plugin.hosts.lavis.paths import configs_root
 from elip_plugin.hosts.lavis.scores import contrastive_scores
+from elip_plugin.seams import replaced
 from elip_plugin.surgery import Patched
 
 SMALL = "openmoji"
@@ -114,6 +119,7 @@ class ByEncoder(Twin):
 class ByFeatures(Twin):
     """A twin that extracts features of pairs."""
 
+    @torch.no_grad()  # as LAVIS' method: the text pass that guides becomes part of the output
     def extract_features(self, samples: dict[str, Any], mode: Any = "multimodal") -> Any:
         """Extract features, the tower guided by the text where both are asked for.
 
@@ -237,6 +243,20 @@ class ElipBlipClassification(ByForward, BlipClassification):
     guided_by = "sentence"
     text_at_test = True
 
+    def forward(self, samples: dict[str, Any], is_train: bool = True) -> Any:
+        """Run LAVIS' forward, which by itself cannot train.
+
+        Args:
+            samples: As in LAVIS.
+            is_train: As in LAVIS.
+
+        Returns:
+            What LAVIS' forward returns.
+        """
+        # blip_classification.py:129 fills a field that only ALBEF's record of outputs has.
+        with replaced(blip_classification, "BlipIntermediateOutput", AlbefIntermediateOutput):
+            return super().forward(samples, is_train)
+
 
 class ElipBlipCaption(Twin, BlipCaption):
     """BLIP captioning: the caption is the answer, so the image alone chooses its tokens."""
@@ -284,7 +304,6 @@ class ElipClip(Twin, CLIP):
 
     if TYPE_CHECKING:
         elip: text.TextMemo
-        _loss: Any
 
     def forward(self, samples: dict[str, Any]) -> Any:
         """Run LAVIS' forward with the tower guided by the samples' text.
@@ -325,13 +344,7 @@ class ElipClip(Twin, CLIP):
     @property
     def loss(self) -> Any:
         """LAVIS' loss, which takes a process group for granted; here one process will do."""
-        if self._loss is None:
-            from lavis.models.clip_models.loss import ClipLoss
-
-            self._loss = ClipLoss(
-                world_size=dist_utils.get_world_size(), rank=dist_utils.get_rank()
-            )
-        return self._loss
+        return ClipLoss(world_size=dist_utils.get_world_size(), rank=dist_utils.get_rank())
 
 
 ARCHS: dict[str, type[Any]] = {

@@ -115,12 +115,13 @@ def _value_faults(given: Mapping[str, Any]) -> list[str]:
     if "heads" in vit and "width" in vit and not faults and vit["width"] % vit["heads"]:
         faults.append(f"vit: width {vit['width']} is not a multiple of heads {vit['heads']}")
     for part, value in init.items():
-        if value != RANDOM and not Path(str(value)).exists():
-            faults.append(f"init: {part} is {value!r}: give 'random' or a path that exists")
-    path = given.get("tokenizer")
-    if path is not None and not Path(str(path)).exists():
+        path, kind = Path(str(value)), "file" if part == "vision" else "folder"
+        if value != RANDOM and not (path.is_file() if kind == "file" else path.is_dir()):
+            faults.append(f"init: {part} is {value!r}: give 'random' or a {kind} that exists")
+    tokenizer = given.get("tokenizer")
+    if tokenizer is not None and not Path(str(tokenizer)).exists():
         faults.append(
-            f"tokenizer {path!r} does not exist: give a vocab.txt or a tokenizer folder "
+            f"tokenizer {tokenizer!r} does not exist: give a vocab.txt or a tokenizer folder "
             "(`elip data vocab` makes one from your captions)"
         )
     missing = [k for k in CLIP_KEYS[:3] if "clip" in given and k not in given["clip"]]

@@ -183,10 +183,12 @@ class TokenizedOnce:
     Args:
         tokenizer: The model's tokenizer.
         text: The captions of this forward; recognised by identity.
+        device: Where their tokens go; when LAVIS moves them there, they stay the same tensors,
+            by which the text pass is known.
     """
 
-    def __init__(self, tokenizer: Any, text: Sequence[str]) -> None:
-        self.tokenizer, self.text = tokenizer, text
+    def __init__(self, tokenizer: Any, text: Sequence[str], device: Any) -> None:
+        self.tokenizer, self.text, self.device = tokenizer, text, device
         self.options: dict[str, Any] | None = None
         self.tokens: Any = None
 
@@ -203,7 +205,8 @@ class TokenizedOnce:
         if text is not self.text:
             return self.tokenizer(text, **options)
         if self.options != options:
-            self.tokens, self.options = self.tokenizer(text, **options), options
+            self.tokens = self.tokenizer(text, **options).to(self.device)
+            self.options = options
         return self.tokens
 
     def __getattr__(self, name: str) -> Any:
@@ -222,7 +225,7 @@ def tokenized_once(model: Any, text: Sequence[str]) -> Iterator[TokenizedOnce]:
         What stands in for the tokenizer.
     """
     tokenizer = model.tokenizer
-    model.tokenizer = once = TokenizedOnce(tokenizer, text)
+    model.tokenizer = once = TokenizedOnce(tokenizer, text, model.device)
     try:
         yield once
     finally:

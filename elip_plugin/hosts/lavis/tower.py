@@ -14,6 +14,7 @@ from elip_plugin.config import ElipConfig
 from elip_plugin.core.score import LOOK, SCORE, attention_row
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.pruner import Pruner
+from elip_plugin.reducers import tome
 from elip_plugin.surgery import Patched, choose_all, swap
 
 
@@ -130,6 +131,7 @@ def patch_tower(tower: Any, config: ElipConfig) -> Pruner:
             f"{type(tower).__name__}: only LAVIS' VisionTransformer is supported; pass the "
             "model's visual_encoder"
         )
+    tome.refuse(config, "LAVIS' vision towers")
     patched = choose_all(tower.blocks, {Block: ElipBlock})
     pruner = TowerPruner(
         config, tower.blocks, num_patches=tower.patch_embed.num_patches, width=tower.embed_dim

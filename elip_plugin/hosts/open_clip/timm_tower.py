@@ -12,6 +12,7 @@ from elip_plugin.config import ElipConfig
 from elip_plugin.core.score import LOOK, SCORE, attention_row
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.pruner import Pruner
+from elip_plugin.reducers import tome
 from elip_plugin.surgery import Patched, choose_all, swap
 
 
@@ -145,6 +146,7 @@ def patch_tower(visual: Any, config: ElipConfig) -> Pruner:
         PlanError: Before anything is changed.
     """
     check(visual)
+    tome.refuse(config, "timm's ViT")
     trunk = visual.trunk
     blocks = choose_all(trunk.blocks, {Block: ElipTimmBlock})
     pruner = Pruner(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch.nn.functional as F
 from open_clip.transformer import (
     Attention,
     CustomResidualAttentionBlock,
@@ -16,6 +17,7 @@ from elip_plugin.config import ElipConfig
 from elip_plugin.core.score import SCORE, attention_row
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.pruner import Pruner
+from elip_plugin.reducers import tome
 from elip_plugin.surgery import Patched, choose, choose_all, swap
 
 
@@ -32,20 +34,27 @@ class ElipResidualAttentionBlock(Patched, ResidualAttentionBlock):
         attn_mask: Tensor | None = None,
         elip: str | None = None,
         query: Tensor | None = None,
-    ) -> Tensor:
-        """Run the block, or score tokens.
+        sizes: Tensor | None = None,
+        remove: int = 0,
+    ) -> Any:
+        """Run the block, score tokens, or merge similar ones.
 
         Args:
             q_x: Tokens [B, T, D].
             k_x: As in OpenCLIP.
             v_x: As in OpenCLIP.
             attn_mask: As in OpenCLIP.
-            elip: None or "look" runs the block (it has no dropout); "score" gives the row.
-            query: The token that asks, [B, 1, D]; None for the class token.
+            elip: None or "look" runs the block (it has no dropout); "score" gives the row;
+                "merge" is ToMe's block.
+            query: For "score", the token that asks, [B, 1, D]; None for the class token.
+            sizes: For "merge", how many patches each token stands for [B, T].
+            remove: For "merge", how many tokens go.
 
         Returns:
-            Tokens [B, T, D], or attention [B, T].
+            Tokens [B, T, D], or attention [B, T], or merged tokens and their sizes.
         """
+        if elip == tome.MERGE and sizes is not None:
+            return _merge(self, q_x, sizes, remove)
         if elip != SCORE:
             return super().forward(q_x, k_x, v_x, attn_mask)
         z = self.ln_1(q_x)
@@ -81,6 +90,16 @@ class ElipCustomBlock(Patched, CustomResidualAttentionBlock):
             return super().forward(x, attn_mask=attn_mask)
         z = self.ln_1(x)
         return _row(z, z[:, :1] if query is None else self.ln_1(query), self.attn)
+
+
+def _merge(block: Any, x: Tensor, sizes: Tensor, remove: int) -> tuple[Tensor, Tensor]:
+    """ToMe's block: attention in proportion to sizes, merging, MLP."""
+    attn = block.attn
+    packed = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
+    q, k, v = packed.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    mixed = attn.out_proj(tome.attend(q, k, v, sizes).transpose(1, 2).flatten(2))
+    x, sizes = tome.merging(k.mean(dim=1), sizes, remove)(x + block.ls_1(mixed))
+    return x + block.ls_2(block.mlp(block.ln_2(x))), sizes
 
 
 def _row(z: Tensor, query: Tensor, attn: Any) -> Tensor:
@@ -164,6 +183,8 @@ def patch_tower(visual: Any, config: ElipConfig) -> Pruner:
     transformer = visual.transformer
     rows, columns = visual.grid_size
     blocks = choose_all(transformer.resblocks, BLOCKS)
+    if any(patched is not ElipResidualAttentionBlock for _, patched in blocks):
+        tome.refuse(config, "OpenCLIP's custom blocks")
     stack = choose(transformer, {Transformer: ElipTransformer})
     pruner = Pruner(
         config,

@@ -1,0 +1,125 @@
+"""The config section of one of our data sets, read and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from lavis.common.registry import registry
+from omegaconf import OmegaConf
+
+from elip_plugin.data.pairs import FULL
+
+SPLITS = ("train", "val", "test")
+_FREE: dict[str, Any] = {}  # a processor's own keys, or a plain value
+_PROCESSOR = {"train": _FREE, "eval": _FREE}
+_KEYS: dict[str, Any] = {
+    "type": _FREE,
+    "data_type": _FREE,
+    "check_images": _FREE,
+    "build_info": {
+        "annotations": {split: {"storage": _FREE} for split in SPLITS},
+        "images": {"storage": _FREE},
+    },
+    "vis_processor": _PROCESSOR,
+    "text_processor": _PROCESSOR,
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """What a section says.
+
+    Attributes:
+        lists: The annotation files of each split.
+        images: Folder of the images; None for the folder of each annotation file.
+        check_images: Whether the header of each image is opened before training; "full"
+            decodes it whole.
+        faults: What is wrong with the section, one sentence each.
+    """
+
+    lists: dict[str, list[Path]]
+    images: Path | None
+    check_images: bool | str
+    faults: tuple[str, ...]
+
+
+def read_section(config: Any) -> Section:
+    """Read a section, with paths relative to the working directory.
+
+    Args:
+        config: LAVIS' config of one data set.
+
+    Returns:
+        The section; where it has faults, without what they concern.
+    """
+    given: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    faults = _key_faults(given, _KEYS, "")
+    info = _mapping(given.get("build_info"))
+    lists = _lists(_mapping(info.get("annotations")), faults)
+    folder = _mapping(info.get("images")).get("storage")
+    if folder is not None and not isinstance(folder, str):
+        faults.append(f"build_info.images.storage must be one folder, got {folder!r}")
+        folder = None
+    check = given.get("check_images", True)
+    if not isinstance(check, bool) and check != FULL:
+        faults.append(f"check_images must be true, false or full, got {check!r}")
+        check = True
+    if given.get("data_type") != "images":
+        faults.append(f"data_type must be images, got {given.get('data_type')!r}")
+    faults += _processor_faults(given)
+    return Section(lists, _absolute(folder) if folder else None, check, tuple(faults))
+
+
+def _lists(annotations: dict[str, Any], faults: list[str]) -> dict[str, list[Path]]:
+    lists = {}
+    for split in SPLITS:
+        if split not in annotations:
+            continue
+        files = _mapping(annotations[split]).get("storage")
+        files = [files] if isinstance(files, str) else files
+        if files and isinstance(files, list) and all(isinstance(file, str) for file in files):
+            lists[split] = [_absolute(file) for file in files]
+        else:
+            where = f"build_info.annotations.{split}.storage"
+            faults.append(f"{where} must be a JSON file or a list of them, got {files!r}")
+    if not annotations:
+        faults.append(
+            "no annotation file is given: set build_info.annotations.train.storage to a JSON list"
+        )
+    return lists
+
+
+def _key_faults(given: dict[str, Any], keys: dict[str, Any], where: str) -> list[str]:
+    faults = []
+    for key, value in given.items():
+        if key not in keys:
+            nearest = get_close_matches(str(key), keys, n=1, cutoff=0)[0]
+            faults.append(
+                f"{where}{key} is not known: did you mean {nearest}? Keys are {', '.join(keys)}"
+            )
+        elif keys[key] and isinstance(value, dict):
+            faults += _key_faults(value, keys[key], f"{where}{key}.")
+        elif keys[key] and value is not None:
+            faults.append(f"{where}{key} must hold {', '.join(keys[key])}, got {value!r}")
+    return faults
+
+
+def _processor_faults(given: dict[str, Any]) -> list[str]:
+    faults = []
+    for group in ("vis_processor", "text_processor"):
+        for kind, processor in _mapping(given.get(group)).items():
+            name = _mapping(processor).get("name")
+            if kind in _PROCESSOR and registry.get_processor_class(name) is None:
+                faults.append(f"{group}.{kind}.name: LAVIS has no processor {name!r}")
+    return faults
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _absolute(path: str) -> Path:
+    return Path(path).expanduser().absolute()

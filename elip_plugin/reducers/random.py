@@ -1,0 +1,32 @@
+"""Random dropping: FLIP (Li et al., CVPR 2023) drops once, before the first block.
+
+Here it drops at the config's stages, to as many tokens as the other reducers leave; one stage at
+block 0 is FLIP's own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from elip_plugin.core.prune import Selection, reduce
+from elip_plugin.reducers.moment import Moment
+
+
+def reduce_stage(x: Tensor, moment: Moment) -> Tensor:
+    """Run one stage.
+
+    Args:
+        x: Tokens [B, T, D].
+        moment: The stage.
+
+    Returns:
+        [prefix, kept] tokens [B, tokens_out, D], in their order.
+    """
+    batch, tokens = x.shape[0], x.shape[1] - moment.prefix
+    order = torch.rand(batch, tokens, device=x.device).argsort(dim=1)
+    keep = moment.stage.tokens_out - moment.prefix
+    kept = order[:, :keep].sort(dim=1).values
+    dropped = order[:, keep:]
+    selection = Selection(kept, dropped, torch.empty_like(dropped, dtype=torch.float32))
+    return reduce(x, selection, prefix=moment.prefix, merge=False)
