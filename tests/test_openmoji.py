@@ -22,9 +22,11 @@ from elip_plugin.data import emojis, openmoji, publish  # noqa: E402
 from elip_plugin.data.emojis import Emoji, caption, find_emojis, unique_captions  # noqa: E402
 from elip_plugin.data.openmoji import OpenMojiSet, split, write_openmoji  # noqa: E402
 from elip_plugin.data.shards import Sample, write_split  # noqa: E402
+from elip_plugin.data.vocab import make_vocab, write_vocab  # noqa: E402
 from elip_plugin.errors import DataError  # noqa: E402
 
 FEW = 24
+SPLITS = ("train", "held_out")
 
 
 @pytest.fixture(scope="session")
@@ -134,7 +136,7 @@ def test_shards_and_lists_hold_the_same_pairs(tmp_path: Path) -> None:
             assert text == Path(image).stem + ".txt"
             assert content.decode() == row["caption"]
             assert png == (tmp_path / row["image"]).read_bytes()
-    captions = [row["caption"] for name in ("train", "held_out") for row in rows(tmp_path, name)]
+    captions = [row["caption"] for name in SPLITS for row in rows(tmp_path, name)]
     assert len(set(captions)) == FEW
 
 
@@ -172,6 +174,23 @@ def test_same_arguments_give_the_same_bytes(
     a, b, c = (digests(tmp_path / name) for name in "abc")
     assert a == b
     assert a["held_out/00000.tar"] != c["held_out/00000.tar"]
+    assert a["vocab.txt"] != c["vocab.txt"]
+
+
+def test_the_vocabulary_is_made_from_train_captions_only(tmp_path: Path) -> None:
+    write(tmp_path)
+    tokens = (tmp_path / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    assert tokens == make_vocab(row["caption"] for row in rows(tmp_path, "train"))
+    assert tokens != make_vocab(row["caption"] for name in SPLITS for row in rows(tmp_path, name))
+
+
+def test_held_out_captions_have_no_unknown_token(tmp_path: Path, all_emojis: list[Emoji]) -> None:
+    transformers = pytest.importorskip("transformers")
+    train, held_out = split(all_emojis, 500, 0)
+    write_vocab((emoji.caption for emoji in train), tmp_path / "vocab.txt")
+    tokenizer = transformers.BertTokenizer(str(tmp_path / "vocab.txt"))
+    for emoji in held_out:
+        assert "[UNK]" not in tokenizer.tokenize(emoji.caption)
 
 
 def test_equal_pictures_are_counted(
@@ -307,6 +326,7 @@ def test_command_line(
     assert not done.value.code
     printed = capsys.readouterr().out
     assert f"{FEW} pairs in {tmp_path / 'set'}: {FEW - 4} train, 4 held out" in printed
+    assert f"tokenizer: {tmp_path / 'set' / 'vocab.txt'}" in printed
     assert "OpenMoji" in printed
     assert "CC BY-SA 4.0" in printed
 

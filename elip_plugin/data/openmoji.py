@@ -17,6 +17,7 @@ from pathlib import Path
 from elip_plugin.data.emojis import Emoji, find_emojis
 from elip_plugin.data.publish import check_target, publish, write_manifest
 from elip_plugin.data.shards import Sample, write_split
+from elip_plugin.data.vocab import write_vocab
 from elip_plugin.errors import DataError
 
 ATTRIBUTION = (
@@ -62,6 +63,8 @@ def write_openmoji(
 ) -> OpenMojiSet:
     """Render every named emoji and write it as webdataset shards, PNG files and JSON lists.
 
+    `vocab.txt` is a WordPiece vocabulary of the train captions, for towers of BERT.
+
     The same packages and arguments give the same bytes. The data set is built in a hidden
     temporary folder and moved into place when it is whole.
 
@@ -100,6 +103,7 @@ def write_openmoji(
             samples = _Samples(size, len(emojis), progress)
             train_shards = write_split(staged, "train", samples.render(train))
             held_shards = write_split(staged, "held_out", samples.render(held))
+            write_vocab((emoji.caption for emoji in train), staged / "vocab.txt")
             (staged / "ATTRIBUTION.txt").write_bytes(_attribution(size).encode())
             write_manifest(staged, settings)
             publish(staged, target)

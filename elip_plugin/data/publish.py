@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from elip_plugin.data.pairs import some
 from elip_plugin.data.shards import write_json
 from elip_plugin.errors import DataError
 
@@ -15,7 +16,8 @@ MANIFEST = "openmoji.json"
 _WRITER = "elip data openmoji"
 # A manifest is a file anyone can edit: only names of this form are ever replaced or removed.
 _OURS = re.compile(
-    r"(train|held_out)/\d{5}\.tar|images/[0-9A-F-]+\.png|(train|held_out)\.json|ATTRIBUTION\.txt"
+    r"(train|held_out)/\d{5}\.tar|images/[0-9A-F-]+\.png|(train|held_out)\.json"
+    r"|(ATTRIBUTION|vocab)\.txt"
 )
 
 
@@ -46,7 +48,7 @@ def check_target(out: Path, overwrite: bool) -> None:
     found = sorted(path.name for path in out.iterdir())
     if found and not overwrite:
         raise DataError(
-            f"{out} is not empty (it holds {_some(found)}): name a new or empty folder, or pass "
+            f"{out} is not empty (it holds {some(found)}): name a new or empty folder, or pass "
             "--overwrite (overwrite=True), which replaces only the files an earlier run wrote."
         )
 
@@ -72,7 +74,7 @@ def publish(staged: Path, target: Path) -> None:
     if foreign:
         raise DataError(
             f"{target} holds files that `elip data openmoji` did not write but would replace "
-            f"({_some(foreign)}); nothing was changed: move them away or name another folder."
+            f"({some(foreign)}); nothing was changed: move them away or name another folder."
         )
     for name in new:
         (target / name).parent.mkdir(exist_ok=True)
@@ -106,7 +108,3 @@ def _owned(target: Path) -> set[str]:
         return {MANIFEST, *(name for name in manifest["files"] if _OURS.fullmatch(name))}
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return set()
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
