@@ -1,4 +1,4 @@
-"""Register with a host right after somebody imports it. Standard library only.
+"""Step in when somebody imports a host: mend its libraries before, register after. Stdlib only.
 
 So that unmodified commands of the hosts know our models, `elip.pth` puts a stand-in finder of
 a few lines in place at interpreter start; it calls `first_import` when somebody imports a
@@ -24,12 +24,18 @@ SWITCH = "ELIP_AUTOLOAD"
 STAND_IN = "Elip"
 """Name of the finder class in `elip.pth`."""
 
-HOSTS = {"open_clip": "elip_plugin.hosts.open_clip.register"}
+HOSTS = {
+    "open_clip": "elip_plugin.hosts.open_clip.register",
+    "lavis": "elip_plugin.hosts.lavis.register",
+}
 """Our module for each host that gets registered after its import; `elip.pth` names them, too."""
+
+PREPARE = {"lavis": "elip_plugin.hosts.lavis_compat"}
+"""Our module for each host whose libraries need a mend before its import; imports no host."""
 
 
 class PostImportFinder(MetaPathFinder):
-    """Lets the other finders find a host, and adds a step after its loading."""
+    """Lets the other finders find a host, and adds a step before and after its loading."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -52,20 +58,39 @@ class PostImportFinder(MetaPathFinder):
                 continue
             spec: ModuleSpec | None = find(fullname, path, target)
             if spec is not None and spec.loader is not None:
-                _register_after(spec.loader, fullname)
+                _add_steps(spec.loader, fullname)
                 return spec
         return None
 
 
-def _register_after(loader: Any, fullname: str) -> None:
+def _add_steps(loader: Any, fullname: str) -> None:
     original: Callable[[ModuleType], None] = loader.exec_module
 
     def exec_module(module: ModuleType) -> None:
         loader.exec_module = original
+        prepare(fullname)
         original(module)
         register(fullname)
 
     loader.exec_module = exec_module
+
+
+def prepare(module: str) -> None:
+    """Prepare a host's libraries for its import, which a failure here must not break.
+
+    Args:
+        module: A key of `HOSTS`; one that is not in `PREPARE` needs nothing.
+    """
+    if module not in PREPARE:
+        return
+    try:
+        importlib.import_module(PREPARE[module]).prepare()
+    except Exception as error:
+        warnings.warn(
+            f"elip_plugin could not prepare the libraries of {module}, which may fail to import: "
+            f"{type(error).__name__}: {error} (set {SWITCH}=0 to turn this off)",
+            stacklevel=2,
+        )
 
 
 def register(module: str) -> None:
@@ -85,16 +110,20 @@ def register(module: str) -> None:
 
 
 def install() -> None:
-    """Register with the hosts that are imported, and with each other one once it is.
+    """Prepare and register the hosts that are imported, and each other one once it is.
 
     Safe to repeat: a venv may run a .pth line twice.
     """
+    # A venv runs the line twice and may have two stand-ins. Asked for a host by the real finder
+    # they would ask it again, so they go.
+    sys.meta_path[:] = [f for f in sys.meta_path if getattr(f, "__name__", "") != STAND_IN]
     if not any(isinstance(finder, PostImportFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, PostImportFinder())
         for module in HOSTS:
             # A host that is still being imported has no spec loaded to the end yet.
             spec = getattr(sys.modules.get(module), "__spec__", None)
             if spec is not None and not getattr(spec, "_initializing", False):
+                prepare(module)  # late, but what only its models use is in time
                 register(module)
 
 
@@ -113,9 +142,6 @@ def first_import(
     """
     if os.environ.get(SWITCH) == "0":
         return None
-    # A venv runs the line twice and may have two stand-ins. Asked for this host they would
-    # only ask each other, so they go before the real finder asks the rest.
-    sys.meta_path[:] = [f for f in sys.meta_path if getattr(f, "__name__", "") != STAND_IN]
     install()
     finder = next(f for f in sys.meta_path if isinstance(f, PostImportFinder))
     return finder.find_spec(fullname, path, target)

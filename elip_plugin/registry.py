@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from elip_plugin import autoload
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import MissingHostError, UnknownModelError, UnsupportedModelError
 from elip_plugin.pruner import Pruner
@@ -32,6 +33,11 @@ class Host(Protocol):
 
     def variants(self) -> dict[str, Variant]:
         """List the pruned models by name."""
+
+    def subject(
+        self, name: str, *, batch: int, image_size: int | None, device: str, precision: Any
+    ) -> Any:
+        """Make an `elip_plugin.measure.subject.Subject` of a model, to measure."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,7 @@ def load_host(name: str) -> Host:
         raise UnknownModelError(f"host {name!r} is not known; hosts are {sorted(HOSTS)}")
     entry = HOSTS[name]
     try:
+        autoload.prepare(entry.module)  # where autoload is switched off, nobody else has
         importlib.import_module(entry.module)
     except ModuleNotFoundError as error:
         if error.name != entry.module:

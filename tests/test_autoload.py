@@ -30,8 +30,9 @@ def test_starting_python_loads_nothing_of_ours() -> None:
 
 
 def test_the_start_up_line_names_every_host() -> None:
-    from elip_plugin.autoload import HOSTS, STAND_IN
+    from elip_plugin.autoload import HOSTS, PREPARE, STAND_IN
 
+    assert {*PREPARE} <= {*HOSTS}
     line = (ROOT / "elip.pth").read_text()
     assert line.count("\n") == 1 and f"class {STAND_IN}:" in line
     assert f"name in {tuple(HOSTS)!r}" in line
@@ -99,6 +100,41 @@ def test_installing_twice_adds_one_finder() -> None:
     autoload.install()
     autoload.install()
     assert sum(isinstance(f, autoload.PostImportFinder) for f in sys.meta_path) == 1
+
+
+def stand_ins(folder: Path, prepare: str = "print('prepare')") -> str:
+    """Write a LAVIS and our two modules for it that only speak up; return a script's head."""
+    (folder / "lavis.py").write_text("print('host')")
+    (folder / "before.py").write_text(f"def prepare(): {prepare}")
+    (folder / "after.py").write_text("def register(): print('register')")
+    return (
+        "from elip_plugin import autoload\n"
+        "autoload.PREPARE['lavis'], autoload.HOSTS['lavis'] = 'before', 'after'\n"
+    )
+
+
+def test_a_host_is_prepared_before_and_registered_after_its_import(tmp_path: Path) -> None:
+    script = tmp_path / "start.py"
+    script.write_text(
+        stand_ins(tmp_path) + "import lavis, importlib; importlib.import_module('lavis')"
+    )
+    assert python(str(script)).stdout.split() == ["prepare", "host", "register"]
+
+
+def test_a_host_imported_earlier_is_prepared_late(tmp_path: Path) -> None:
+    script = tmp_path / "start.py"
+    script.write_text("import lavis\n" + stand_ins(tmp_path) + "autoload.install()")
+    out = python(str(script), ELIP_AUTOLOAD="0")
+    assert out.stdout.split() == ["host", "prepare", "register"]
+
+
+def test_a_failing_preparation_warns_and_lets_the_import_go_on(tmp_path: Path) -> None:
+    script = tmp_path / "start.py"
+    script.write_text(stand_ins(tmp_path, "raise RuntimeError('broken')") + "import lavis")
+    out = python(str(script))
+    assert out.stdout.split() == ["host", "register"]
+    assert "could not prepare the libraries of lavis" in out.stderr
+    assert "RuntimeError: broken (set ELIP_AUTOLOAD=0 to turn this off)" in out.stderr
 
 
 @pytest.mark.parametrize("broken", ["raise RuntimeError('broken')", "import no_such_module"])

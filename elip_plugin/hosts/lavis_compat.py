@@ -96,8 +96,18 @@ def check() -> None:
         )
 
 
-def _transformers_is_too_new() -> bool:
+def transformers_version() -> tuple[int, int]:
+    """Tell which transformers is installed, without importing it.
+
+    Returns:
+        Major and minor version; zeros if there is none.
+    """
     try:
-        return int(metadata.version("transformers").split(".")[0]) >= 5
+        major, minor = metadata.version("transformers").split(".")[:2]
     except metadata.PackageNotFoundError:
-        return False
+        return 0, 0
+    return int(major), int(minor)
+
+
+def _transformers_is_too_new() -> bool:
+    return transformers_version() >= (5, 0)

@@ -15,7 +15,7 @@ from elip_plugin.hosts.lavis.tower import patch_tower
 from elip_plugin.pruner import Pruner
 from elip_plugin.surgery import choose
 
-__all__ = ["patch", "pruner_of", "register", "to_guide", "variants"]
+__all__ = ["patch", "pruner_of", "register", "subject", "to_guide", "variants"]
 
 
 def patch(module: nn.Module, config: ElipConfig) -> Pruner:
@@ -32,3 +32,18 @@ def patch(module: nn.Module, config: ElipConfig) -> Pruner:
     if hasattr(module, "visual_encoder") or hasattr(module, "visual"):
         return patch_model(target, choose(module, MODELS), config)
     return patch_tower(target, config)
+
+
+def subject(name: str, **options: Any) -> Any:
+    """Make a model and a batch to measure; see `bench.py` beside this file.
+
+    Args:
+        name: A model's name.
+        **options: As there.
+
+    Returns:
+        An `elip_plugin.measure.subject.Subject`.
+    """
+    from elip_plugin.hosts.lavis import bench  # not needed for anything but measuring
+
+    return bench.subject(name, **options)

@@ -275,6 +275,6 @@ def _load_checkpoint(key: str, theirs: Any, model: Any, where: Any, **kw: Any) -
 def _load_nlvr(model: Any, where: Any, use_distill: bool = True) -> Any:
     """Do what `AlbefNLVR.load_from_pretrained` means: it unpacks two values, and gets one."""
     loaded = AlbefBase.load_from_pretrained(model, where)
-    if use_distill and model.use_distill and any("_m" in key for key in loaded.missing_keys):
+    if use_distill and any("_m" in key for key in loaded.missing_keys):
         model.copy_params()
     return loaded

@@ -8,7 +8,9 @@ from typing import Any
 from lavis.common.registry import registry
 from lavis.models import load_model, model_zoo
 
+from elip_plugin.hosts import lavis_compat
 from elip_plugin.hosts.lavis.datasets import register_builders
+from elip_plugin.hosts.lavis.generation import mend_generation
 from elip_plugin.hosts.lavis.models import ARCHS
 from elip_plugin.hosts.lavis.runner import NAME, ElipRunner
 from elip_plugin.registry import Variant
@@ -17,7 +19,13 @@ PREFIX = "elip_"
 
 
 def register() -> None:
-    """Register our models, runner and data sets with LAVIS; safe to repeat."""
+    """Register our models, runner and data sets with LAVIS; safe to repeat.
+
+    Beside libraries newer than its pins, LAVIS' text models are mended as well.
+    """
+    lavis_compat.mend_models()
+    if lavis_compat.transformers_version() >= (4, 27):
+        mend_generation()
     for base, twin in ARCHS.items():
         name = PREFIX + base
         if registry.get_model_class(name) is None:

@@ -18,8 +18,9 @@ from elip_plugin.errors import ConfigError, joined
 SECTIONS = ("model", "datasets", "run")
 NEEDED = ("task", "batch_size_train", "batch_size_eval", "num_workers", "device", "output_dir")
 NEEDED_TO_TRAIN = ("max_epoch", "init_lr", "min_lr", "lr_sched", "weight_decay")
-MORE_RUN_KEYS = tuple(
-    "runner amp beta2 log_freq resume_ckpt_path gpu rank dist_backend report_metric prompt".split()
+MORE_RUN_KEYS = (
+    *("runner", "amp", "beta2", "log_freq", "resume_ckpt_path", "gpu", "rank", "dist_backend"),
+    *("report_metric", "prompt"),
 )
 """What LAVIS reads from a run section but leaves out of its own list."""
 

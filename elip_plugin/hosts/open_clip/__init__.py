@@ -11,7 +11,7 @@ from elip_plugin.hosts.open_clip.models import patch_model, patch_tower, pruner_
 from elip_plugin.hosts.open_clip.register import register, variants
 from elip_plugin.pruner import Pruner
 
-__all__ = ["patch", "pruner_of", "register", "to_guide", "variants"]
+__all__ = ["patch", "pruner_of", "register", "subject", "to_guide", "variants"]
 
 
 def patch(module: nn.Module, config: ElipConfig) -> Pruner:
@@ -26,3 +26,18 @@ def patch(module: nn.Module, config: ElipConfig) -> Pruner:
     """
     target: Any = module
     return patch_model(target, config) if hasattr(module, "visual") else patch_tower(target, config)
+
+
+def subject(name: str, **options: Any) -> Any:
+    """Make a model and a batch to measure; see `bench.py` beside this file.
+
+    Args:
+        name: A model's name.
+        **options: As there.
+
+    Returns:
+        An `elip_plugin.measure.subject.Subject`.
+    """
+    from elip_plugin.hosts.open_clip import bench  # not needed for anything but measuring
+
+    return bench.subject(name, **options)
