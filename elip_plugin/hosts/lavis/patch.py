@@ -78,10 +78,13 @@ def _check(model: Any, twin: Any, config: ElipConfig) -> None:
     text_width = inner_bert(model.text_encoder).config.hidden_size
     vision_width = model.visual_encoder.embed_dim
     if text_width != vision_width and not hasattr(model, "vision_proj"):
+        # LAVIS' answer decoders take the tower's width, so VQA cannot do with unequal ones.
+        needs_equal = hasattr(model, "text_decoder")
+        other = "" if needs_equal else ", or set text_weight 0 to prune by the image alone"
         raise UnsupportedModelError(
             f"{name} has a text encoder of width {text_width}, a tower of width {vision_width} "
             "and no projection between them by which text could guide it: make the widths "
-            "equal, or set text_weight 0 to prune by the image alone"
+            f"equal{other}"
         )
 
 
