@@ -25,7 +25,14 @@ def write_data(folder: Path) -> Path:
             caption = f"a {WORDS[i % 8]} and {WORDS[i // 2 % 8]} thing on the table by the door"
             rows.append({"image": name, "caption": caption if split == "train" else [caption]})
         (folder / f"{split}.json").write_text(json.dumps(rows))
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"a and thing on the table by door".split()]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *["a", "and", "thing", "on", "the", "table", "by", "door"],
+    ]
     (folder / "vocab.txt").write_text("\n".join(words + WORDS))
     return folder
 

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("lavis")
 
-from elip_plugin.hosts.lavis.models import ARCHS  # noqa: E402
+from elip_plugin.hosts.lavis.models import ARCHS
 
 PAGE = Path(__file__).parents[1] / "docs" / "lavis.md"
 START, RULE = "| arch | training is guided by", "|---|---|---|---|\n"

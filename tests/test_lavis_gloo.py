@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("lavis")
 
-import lavis_runs as runs  # noqa: E402
+import lavis_runs as runs
 
 WORKER = """
 import os, sys, torch

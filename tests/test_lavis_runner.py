@@ -18,13 +18,13 @@ from typer.testing import CliRunner
 
 pytest.importorskip("lavis")
 
-import lavis_runs as runs  # noqa: E402
+import lavis_runs as runs
 
-from elip_plugin import find_handle  # noqa: E402
-from elip_plugin.cli import app  # noqa: E402
-from elip_plugin.errors import ConfigError, DataError, PlanError  # noqa: E402
-from elip_plugin.hosts.lavis import mends, train  # noqa: E402
-from elip_plugin.hosts.lavis.runner import ElipRunner  # noqa: E402
+from elip_plugin import find_handle
+from elip_plugin.cli import app
+from elip_plugin.errors import ConfigError, DataError, PlanError
+from elip_plugin.hosts.lavis import mends, train
+from elip_plugin.hosts.lavis.runner import ElipRunner
 
 PLANNED = [17] * 2 + [16] * 2 + [12] * 6 + [8] * 2
 ARCHS = ["elip_albef_pretrain", "elip_blip_pretrain", "elip_clip"]
@@ -127,7 +127,7 @@ def test_a_checkpoint_resumes_with_its_momentum_twin(
     first = next((tmp_path / "output").rglob("checkpoint_0.pth"))
     train.run(path, ["run.test_splits=[]", f"run.resume_ckpt_path={first}"], evaluate=False)
     assert epochs == [1]
-    with pytest.raises(ConfigError, match="2 epochs and max_epoch is 2.*raise run.max_epoch"):
+    with pytest.raises(ConfigError, match=r"2 epochs and max_epoch is 2.*raise run.max_epoch"):
         last = first.with_name("checkpoint_1.pth")
         train.run(path, [f"run.resume_ckpt_path={last}"], evaluate=False)
 
@@ -160,7 +160,11 @@ def test_validation_keeps_the_best_and_the_latest(
         "checkpoint_latest.pth": 2,
     }
     latest = next((tmp_path / "output").rglob("checkpoint_latest.pth"))
-    options = [f"run.resume_ckpt_path={latest}", "run.max_epoch=4", "run.output_dir=" + str(tmp_path / "more")]
+    options = [
+        f"run.resume_ckpt_path={latest}",
+        "run.max_epoch=4",
+        "run.output_dir=" + str(tmp_path / "more"),
+    ]
     train.run(path, options, evaluate=False)
     assert not list((tmp_path / "more").rglob("checkpoint_best.pth"))
 
@@ -218,7 +222,14 @@ def test_a_users_own_train_py_knows_our_names_by_config_alone(
     """A stand-in with the steps that LAVIS documents; the plugin is never imported."""
     script = tmp_path / "train.py"
     script.write_text(USERS_TRAIN_PY)
-    command = [sys.executable, str(script), "--cfg-path", str(config()), "--options", "run.max_epoch=1"]
+    command = [
+        sys.executable,
+        str(script),
+        "--cfg-path",
+        str(config()),
+        "--options",
+        "run.max_epoch=1",
+    ]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "ELIP prunes the vision tower by the caption: 17 tokens -> 16" in result.stderr
@@ -236,7 +247,10 @@ def test_two_processes_train_save_and_resume(config: Callable[..., Path], tmp_pa
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         result = subprocess.run(
             [*command, "--cfg-path", str(path), *options],
-            cwd=tmp_path, capture_output=True, text=True, env=env,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env=env,
         )
         assert result.returncode == 0, result.stderr[-3000:]
         return result.stdout

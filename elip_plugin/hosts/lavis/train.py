@@ -83,9 +83,14 @@ def run(
 
 
 def _start_processes(run_cfg: Any) -> None:
-    """Join the other processes that torchrun started, if it did."""
-    if "RANK" not in os.environ or str(run_cfg.device).startswith("cuda"):
+    """Join the other processes that were started, if any were."""
+    if str(run_cfg.device).startswith("cuda"):
         init_distributed_mode(run_cfg)
+        return
+    if "RANK" not in os.environ:
+        if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+            raise ConfigError("several processes on CPUs are started by torchrun, not by srun")
+        run_cfg.distributed = False
         return
     # LAVIS knows nccl only.
     run_cfg.rank, run_cfg.gpu = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,8 +44,10 @@ def subject(
     model: Any = open_clip.create_model(base, output_dict=True, device=device, **options)
     height, width = _pair(model.visual.image_size)
     images = torch.randn(batch, 3, height, width, device=device)
-    tokens = open_clip.get_tokenizer(base)(["a photograph of a cat on a sofa"] * batch).to(device)
-    loss = open_clip.SigLipLoss() if "siglip" in base.lower() else open_clip.ClipLoss()
+    text = (open_clip.get_model_config(base) or {})["text_cfg"]
+    shape = batch, text.get("context_length", 77)
+    tokens = torch.randint(1, text.get("vocab_size", 49408), shape, device=device)
+    loss = SigLipLoss() if "siglip" in base.lower() else ClipLoss()
 
     def passes(module: nn.Module) -> Passes:
         target: Any = module
@@ -57,13 +60,13 @@ def subject(
                 return loss(*given, *bias)
 
         with torch.no_grad():
-            text = F.normalize(target.encode_text(tokens), dim=-1)
+            features = F.normalize(target.encode_text(tokens), dim=-1)
 
         def tower() -> Tensor:
             with precision():
                 visual = target.visual
                 if isinstance(target, Patched):
-                    with _guided(target, text):
+                    with _guided(target, features):
                         return _first(visual(images)).float().square().mean()
                 return _first(visual(images)).float().square().mean()
 
@@ -71,9 +74,9 @@ def subject(
         def inference() -> Tensor:
             target.eval()
             with precision():
-                features = target.encode_image(images)
+                encoded: Tensor = target.encode_image(images)
             target.train()
-            return features
+            return encoded
 
         return {"tower": tower, "step": contrastive, "inference": inference}
 
