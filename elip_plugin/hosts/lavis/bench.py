@@ -112,7 +112,7 @@ def subject(
                 with find_handle(encoder).guide(guide):
                     return encoder.forward_features(images).float().square().mean()
 
-        @torch.inference_mode()
+        @torch.no_grad()
         def inference() -> Tensor:
             target.eval()
             with precision():

@@ -117,7 +117,8 @@ class ElipRunner(RunnerBase):
         finally:
             hook.remove()
         means = parts.means()
-        log.info("epoch %d: %s", epoch, ", ".join(f"{k} {v}" for k, v in means.items()))
+        shown = {"loss": stats["loss"], **means}
+        log.info("epoch %d: %s", epoch, ", ".join(f"{k} {v}" for k, v in shown.items()))
         if self.valid_splits:
             self._save(LATEST, epoch)
         return {**stats, **means}

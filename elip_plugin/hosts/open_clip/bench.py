@@ -70,7 +70,7 @@ def subject(
                         return _first(visual(images)).float().square().mean()
                 return _first(visual(images)).float().square().mean()
 
-        @torch.inference_mode()
+        @torch.no_grad()
         def inference() -> Tensor:
             target.eval()
             with precision():
