@@ -14,7 +14,7 @@ from elip_plugin.config import ElipConfig
 from elip_plugin.handle import apply
 
 Passes = Mapping[str, Callable[[], Tensor]]
-"""What can be run: "inference" gives features, "tower" and "step" give a loss."""
+"""What can be run: "inference" gives features in evaluation, "tower" and "step" give a loss."""
 
 VARIANTS: dict[str, Any] = {
     "full": None,

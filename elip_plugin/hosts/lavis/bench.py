@@ -112,7 +112,6 @@ def subject(
                 with find_handle(encoder).guide(guide):
                     return encoder.forward_features(images).float().square().mean()
 
-        @torch.no_grad()
         def inference() -> Tensor:
             target.eval()
             with precision():

@@ -70,7 +70,6 @@ def subject(
                         return _first(visual(images)).float().square().mean()
                 return _first(visual(images)).float().square().mean()
 
-        @torch.no_grad()
         def inference() -> Tensor:
             target.eval()
             with precision():
