@@ -37,7 +37,8 @@ GPUS = 4  # in the commands for several GPUs
 # What LAVIS' models read.
 LAVIS_MODEL_KEYS = {
     *("arch", "model_type", "load_finetuned", "pretrained", "image_size", "vit_layer_norm_epsilon"),
-    *("med_config_path", "queue_size", "alpha", "max_txt_len", "num_classes", "negative_all_rank"),
+    *("med_config_path", "queue_size", "alpha", "momentum", "max_txt_len", "num_classes"),
+    "negative_all_rank",
 }
 OUR_MODEL_KEYS = {*BERT_FAMILY, *CLIP_FAMILY}
 # What its runner reads, but its own list of run keys leaves out.
