@@ -56,13 +56,7 @@ class Pruner:
                 "this ELIP config prunes nothing: it has no stage with keep below 1.0; add one, "
                 "or use the unpruned model"
             )
-        cost = self.plan.forward_cost(width)
-        if config.eval == "image" and cost >= 1:
-            warnings.warn(
-                f"eval 'image' with this plan is counted at {cost:.2f} of an unpruned forward: its "
-                "lookahead costs more than pruning saves; use the 'fast' preset or eval 'full'",
-                stacklevel=2,
-            )
+        self._warn_if_dear()
         self.enabled = True
         self._guide: Guide | None = None
         self._warned = False
@@ -235,6 +229,22 @@ class Pruner:
             yield
         finally:
             self.enabled = before
+
+    def _warn_if_dear(self) -> None:
+        forward, step = self.plan.forward_cost(self.width), self.plan.train_cost(self.width)
+        if self.config.eval == "image" and forward >= 1:
+            warnings.warn(
+                f"eval 'image' with this plan is counted at {forward:.2f} of an unpruned forward: "
+                "its lookahead costs more than pruning saves; use the 'fast' preset or eval 'full'",
+                stacklevel=3,
+            )
+        if step >= 1:
+            warnings.warn(
+                f"this plan is counted at {step:.2f} of an unpruned training step: its lookahead "
+                "costs more than pruning saves; use the 'fast' preset, a lower keep or a shorter "
+                "lookahead",
+                stacklevel=3,
+            )
 
     def _warn_unguided(self) -> None:
         if not self._warned:

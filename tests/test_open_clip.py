@@ -186,6 +186,16 @@ def test_eval_image_ignores_the_text(tiny_clip: Make, pairs: Pairs) -> None:
         assert torch.equal(model.encode_image(image, normalize=True), alone)
 
 
+def test_a_plan_that_costs_more_than_it_saves_is_named(tiny_clip: Make) -> None:
+    dear = {"stages": [{"block": 1, "lookahead": 11, "keep": 0.9}]}
+    with pytest.warns(UserWarning, match=r"counted at 1\.\d\d of an unpruned training step"):
+        apply(tiny_clip(), dear)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for preset in ("paper", "fast"):
+            apply(tiny_clip(), preset)
+
+
 def test_image_only_evaluation_warns_where_it_does_not_pay(tiny_clip: Make) -> None:
     with pytest.warns(UserWarning, match=r"counted at 1\.\d\d of an unpruned forward"):
         apply(tiny_clip(), {"preset": "paper", "eval": "image"})
