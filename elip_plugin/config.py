@@ -54,6 +54,10 @@ class ElipConfig:
         reducer: `"elip"`, or a method to compare it with at the same token counts:
             `"evit"` keeps by class attention and fuses the rest, `"tome"` merges similar
             tokens in every block, `"random"` drops at random. Those read no text.
+        warm_in: Share of the training, 0 to 1, over which pruning sets in, from all tokens to
+            the stages' own counts in five levels.
+        full_finish: Share of the training, at its end, with all tokens.
+        total_steps: Optimizer steps of the whole training; needed for these two.
 
     Raises:
         ConfigError: Names every fault at once.
@@ -66,6 +70,9 @@ class ElipConfig:
     reference_depth: int | None = None
     prune_momentum: bool = False
     reducer: str = "elip"
+    warm_in: float = 0.0
+    full_finish: float = 0.0
+    total_steps: int | None = None
 
     def __post_init__(self) -> None:
         """Check all fields together."""
@@ -209,9 +216,26 @@ def _faults(config: ElipConfig) -> list[str]:
         faults.append(f"reducer must be one of {list(REDUCERS)}, got {config.reducer!r}")
     elif config.reducer != "elip":
         faults += _compared_faults(config)
+    faults += _schedule_faults(config)
     depth = config.reference_depth
     if depth is not None and (not _is_int(depth) or depth < 1):
         faults.append(f"reference_depth must be null or an integer from 1 up, got {depth!r}")
+    return faults
+
+
+def _schedule_faults(config: ElipConfig) -> list[str]:
+    faults = []
+    shares = {"warm_in": config.warm_in, "full_finish": config.full_finish}
+    for name, share in shares.items():
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+            faults.append(f"{name} must be a share of the training from 0 to 1, got {share!r}")
+    if not faults and sum(shares.values()) > 1:
+        faults.append(f"warm_in and full_finish must not exceed 1 together, got {shares}")
+    steps = config.total_steps
+    if steps is not None and (not _is_int(steps) or steps < 1):
+        faults.append(f"total_steps must be null or an integer from 1 up, got {steps!r}")
+    if steps is None and any(shares.values()):
+        faults.append("warm_in and full_finish need total_steps, the optimizer steps of the run")
     return faults
 
 

@@ -108,7 +108,9 @@ class Plan:
         return f"{start} tokens{steps}; {self.removed:.0%} of {self.depth} blocks' tokens removed"
 
 
-def plan(config: ElipConfig, *, num_patches: int, depth: int, prefix: int = 1) -> Plan:
+def plan(
+    config: ElipConfig, *, num_patches: int, depth: int, prefix: int = 1, skip_idle: bool = False
+) -> Plan:
     """Resolve a configuration against a tower.
 
     Args:
@@ -116,6 +118,7 @@ def plan(config: ElipConfig, *, num_patches: int, depth: int, prefix: int = 1) -
         num_patches: Patches N that enter block 0 (after any patch dropout).
         depth: Number of blocks L.
         prefix: Prefix tokens P.
+        skip_idle: Leave out a stage that would not shrink the sequence, instead of refusing it.
 
     Returns:
         The resolved plan.
@@ -145,6 +148,8 @@ def plan(config: ElipConfig, *, num_patches: int, depth: int, prefix: int = 1) -
             continue
         keep = kept_count(stage.keep, num_patches)
         left = keep + config.merge
+        if skip_idle and left >= present:
+            continue
         if keep < 1 or left >= present:
             merged = " + 1 merged" if config.merge else ""
             faults.append(

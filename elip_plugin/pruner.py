@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from elip_plugin.errors import GuideError, PlanError
 from elip_plugin.planning import Plan, PlannedStage, plan
 from elip_plugin.reducers import STAGES, tome
 from elip_plugin.reducers.moment import Moment
+from elip_plugin.schedule import Clock, config_at
 
 Guide = Tensor | Callable[[], Tensor]
 """A text guide [B, D], detached; or what gives it when the first stage asks."""
@@ -57,6 +58,7 @@ class Pruner:
                 "or use the unpruned model"
             )
         self._warn_if_dear()
+        self.clock: Clock | None = None
         self.enabled = True
         self._guide: Guide | None = None
         self._warned = False
@@ -74,7 +76,7 @@ class Pruner:
         Returns:
             True in training, and in evaluation under `eval: text`, unless disabled.
         """
-        mode = self.config.eval == "text" or training
+        mode = self.level > 0 if training else self.config.eval == "text"
         return self.enabled and mode and self.config.text_weight > 0
 
     def active(self, training: bool) -> bool:
@@ -86,7 +88,7 @@ class Pruner:
         Returns:
             True if the tower must run its stages.
         """
-        if not self.enabled:
+        if not self.enabled or (training and self.level == 0):
             return False
         if self.wants_guide(training):
             if self._guide is None:
@@ -94,22 +96,39 @@ class Pruner:
             return self._guide is not None
         return training or self.config.eval != "full"
 
-    def plan_for(self, num_patches: int) -> Plan:
-        """Resolve the configuration for the patches really present.
+    def follow(self, parameters: Iterable[Tensor]) -> None:
+        """Follow the optimizer that trains these weights, if the config has a schedule.
+
+        Args:
+            parameters: The tower's weights.
+        """
+        if self.config.warm_in > 0 or self.config.full_finish > 0:
+            self.clock = Clock(self.config, parameters)
+
+    @property
+    def level(self) -> float:
+        """How much of the pruning is in force in training, 0 to 1."""
+        return 1.0 if self.clock is None else self.clock.level
+
+    def plan_for(self, num_patches: int, training: bool = False) -> Plan:
+        """Resolve the configuration for the patches really present, and the moment.
 
         Args:
             num_patches: Patches N that enter block 0, after any patch dropout.
+            training: Whether the schedule counts; evaluation has the config's own plan.
 
         Returns:
             The plan; PlanError if it cannot hold.
         """
-        if num_patches == self.plan.num_patches:
+        level = self.level if training else 1.0
+        if num_patches == self.plan.num_patches and level == 1:
             return self.plan
         return plan(
-            self.config,
+            config_at(level, self.config, num_patches),
             num_patches=num_patches,
             depth=self.plan.depth,
             prefix=self.prefix,
+            skip_idle=level < 1,
         )
 
     def replan(self, num_patches: int) -> None:
@@ -139,7 +158,7 @@ class Pruner:
         Returns:
             Tokens [B, T', D].
         """
-        plan = self.plan_for(x.shape[1] - self.prefix)
+        plan = self.plan_for(x.shape[1] - self.prefix, training)
         if self.config.reducer == "tome":
             return tome.run_blocks(x, blocks, plan, checkpointing)
         stages = {stage.block: stage for stage in plan.stages}

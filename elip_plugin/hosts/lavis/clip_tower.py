@@ -69,7 +69,8 @@ class ElipClipTransformer(Patched, Transformer):
         pruner = self.elip
         if not pruner.active(self.training):
             return super().forward(x, attn_mask)
-        stages = {stage.block: stage for stage in pruner.plan_for(len(x) - pruner.prefix).stages}
+        plan = pruner.plan_for(len(x) - pruner.prefix, self.training)
+        stages = {stage.block: stage for stage in plan.stages}
         for i, block in enumerate(self.resblocks):
             if i in stages:
                 tokens = pruner.run(x.transpose(0, 1), stages[i], self.resblocks, self.training)
@@ -114,4 +115,5 @@ def patch_clip_tower(visual: Any, config: ElipConfig) -> Pruner:
     for block, patched in blocks:
         swap(block, patched)
     swap(transformer, stack, elip=pruner)
+    pruner.follow(visual.parameters())
     return pruner

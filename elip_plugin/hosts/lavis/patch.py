@@ -46,7 +46,8 @@ def patch_model(model: Any, twin: Any, config: ElipConfig) -> Pruner:
     chosen = [(bert, choose(bert, TEXT_ENCODERS)) for bert in berts]
     pruner = patch_tower(model.visual_encoder, config)
     if config.prune_momentum:
-        patch_tower(model.visual_encoder_m, config)
+        # No optimizer trains the twin: it keeps the student's time.
+        patch_tower(model.visual_encoder_m, config).clock = pruner.clock
     for bert, patched in chosen:
         swap(bert, patched, elip=TextMemo())
     swap(model, twin)

@@ -94,7 +94,6 @@ class TowerPruner(Pruner):
     ) -> None:
         super().__init__(config, num_patches=num_patches, depth=len(blocks), width=width)
         self.blocks = blocks
-        self.stages = {stage.block: stage for stage in self.plan.stages}
 
     def enter(self, x: Tensor, block: int, training: bool) -> Tensor:
         """Prune the tokens that enter a block, if a stage stands before it; pruning is active.
@@ -107,9 +106,10 @@ class TowerPruner(Pruner):
         Returns:
             Tokens [B, T', D].
         """
-        if block not in self.stages:
-            return x
-        return self.run(x, self.stages[block], self.blocks, training)
+        for stage in self.plan_for(self.plan.num_patches, training).stages:
+            if stage.block == block:
+                return self.run(x, stage, self.blocks, training)
+        return x
 
 
 def patch_tower(tower: Any, config: ElipConfig) -> Pruner:
@@ -138,4 +138,5 @@ def patch_tower(tower: Any, config: ElipConfig) -> Pruner:
     )
     for i, (block, cls) in enumerate(patched):
         swap(block, cls, elip=pruner, elip_block=i)
+    pruner.follow(tower.parameters())
     return pruner

@@ -161,4 +161,5 @@ def patch_tower(visual: Any, config: ElipConfig) -> Pruner:
         swap(block, patched)
     swap(trunk, ElipTimmTrunk, elip=pruner)
     swap(visual, ElipTimmModel)
+    pruner.follow(visual.parameters())
     return pruner

@@ -197,4 +197,5 @@ def patch_tower(visual: Any, config: ElipConfig) -> Pruner:
     for block, patched in blocks:
         swap(block, patched)
     swap(transformer, stack, elip=pruner)
+    pruner.follow(visual.parameters())
     return pruner

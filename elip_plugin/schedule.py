@@ -1,0 +1,138 @@
+"""Pruning over the course of training: slowly in at the start, all tokens at the end.
+
+How far training is, is the optimizer's own step count: it is in the optimizer's state, so a
+resumed run goes on where it was, and no training loop has to know of the schedule.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from elip_plugin.config import ElipConfig, Stage
+
+LEVELS = 4
+"""Levels below the target that `warm_in` passes, 0 (all tokens) included: a compiled model has a
+graph for each."""
+
+
+def level_at(share: float, config: ElipConfig) -> float:
+    """Tell how much of the pruning is in force.
+
+    Args:
+        share: Share of the training that is done, 0 to 1.
+        config: What to prune, with `warm_in` and `full_finish`.
+
+    Returns:
+        0 for all tokens, 1 for the config's own counts.
+    """
+    share += 1e-9  # 3 of 10 steps are 0.3 of a training, in binary too
+    if config.full_finish > 0 and share >= 1 - config.full_finish:
+        return 0.0
+    if share >= config.warm_in:
+        return 1.0
+    return int(LEVELS * share / config.warm_in) / LEVELS
+
+
+def levels_of(config: ElipConfig) -> list[float]:
+    """List the levels that a training passes.
+
+    Args:
+        config: What to prune.
+
+    Returns:
+        The levels, each once.
+    """
+    warm = [i / LEVELS for i in range(LEVELS)] if config.warm_in > 0 else []
+    return [*warm, *([0.0] if config.full_finish > 0 and not warm else []), 1.0]
+
+
+def config_at(level: float, config: ElipConfig, num_patches: int) -> ElipConfig:
+    """Weaken a configuration.
+
+    Args:
+        level: Above 0, up to 1.
+        config: What to prune in the end.
+        num_patches: Patches N, to which counts are relative.
+
+    Returns:
+        The configuration whose stages remove `level` of what they remove in the end.
+    """
+
+    def keep(stage: Stage) -> float:
+        if isinstance(stage.keep, int):
+            return round(num_patches - level * (num_patches - stage.keep))
+        return 1 - level * (1 - stage.keep)
+
+    stages = (Stage(stage.block, stage.lookahead, keep(stage)) for stage in config.stages)
+    return config if level == 1 else replace(config, stages=tuple(stages))
+
+
+class Clock:
+    """Follows the optimizer that trains a tower.
+
+    Args:
+        config: What to prune, with `total_steps`.
+        parameters: The tower's weights; an optimizer that has one of them is followed.
+    """
+
+    def __init__(self, config: ElipConfig, parameters: Iterable[Tensor]) -> None:
+        self.config = config
+        self.parameters = list(parameters)
+        self.steps = 0
+        self.level = level_at(0.0, config)
+        _follow(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make a copy follow its own optimizer."""
+        self.__dict__.update(state)
+        _follow(self)
+
+    def read(self, optimizer: Optimizer) -> None:
+        """Take the step count of an optimizer, if it trains the tower.
+
+        Args:
+            optimizer: One that has just made a step, or loaded its state.
+        """
+        ours = {id(parameter) for parameter in self.parameters}
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) in ours and "step" in optimizer.state.get(parameter, {}):
+                    self.steps = int(optimizer.state[parameter]["step"])
+                    self.level = level_at(self.steps / (self.config.total_steps or 1), self.config)
+                    return
+
+
+_clocks: weakref.WeakSet[Clock] = weakref.WeakSet()
+
+
+def _follow(clock: Clock) -> None:
+    _clocks.add(clock)
+    _listen()
+
+
+@functools.cache
+def _listen() -> None:
+    """Hear of every optimizer's steps, and of states that are loaded."""
+    register_optimizer_step_post_hook(lambda optimizer, *_: _tell(optimizer))
+    load = Optimizer.load_state_dict
+
+    # Torch has no hook for all optimizers here, and a resumed run must start at its own level.
+    @functools.wraps(load)
+    def load_state_dict(self: Optimizer, state_dict: Any) -> None:
+        load(self, state_dict)
+        _tell(self)
+
+    Optimizer.load_state_dict = load_state_dict  # type: ignore[method-assign]
+
+
+def _tell(optimizer: Optimizer) -> None:
+    for clock in list(_clocks):
+        clock.read(optimizer)
