@@ -22,7 +22,8 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from omegaconf import OmegaConf
 import lavis
 from lavis.common.registry import registry
-from elip_plugin import find_handle, pruner
+from elip_plugin import find_handle
+from elip_plugin.reducers import elip
 
 arch, folder = sys.argv[1], Path(sys.argv[2])
 sharp = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -34,8 +35,8 @@ defaults = OmegaConf.load(twin.default_config_path(section["model_type"])).model
 images = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 captions = [f"a {w} thing on the {w} table" for w in runs.WORDS]
 kept = []
-choose = pruner.select
-pruner.select = lambda scores, keep: kept.append(choose(scores, keep)) or kept[-1]
+choose = elip.select
+elip.select = lambda scores, keep: kept.append(choose(scores, keep)) or kept[-1]
 
 def model():
     torch.manual_seed(0)

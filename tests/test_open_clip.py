@@ -285,11 +285,11 @@ def test_the_reduced_block_scores_as_the_whole_block(
 def test_checkpointing_changes_nothing_and_selects_once(
     tiny_clip: Make, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from elip_plugin import pruner
+    from elip_plugin.reducers import elip
 
     calls = []
-    select = pruner.select
-    monkeypatch.setattr(pruner, "select", lambda *a: calls.append(1) or select(*a))
+    select = elip.select
+    monkeypatch.setattr(elip, "select", lambda *a: calls.append(1) or select(*a))
     gradients = []
     for checkpointing in (False, True):
         model = tiny_clip()

@@ -113,25 +113,25 @@ def test_state_dicts_exchange_strictly(kind: str) -> None:
 def test_captions_change_the_image_through_the_selection_alone(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from elip_plugin import pruner
+    from elip_plugin.reducers import elip
 
     model = build({**config_of(kind), "elip": {"preset": "fast", "text_weight": 1.0}})
     image, text = inputs(model)
     image = image[:1].expand(2, -1, -1, -1)  # one picture, two captions
     made = []
-    select = pruner.select
+    select = elip.select
 
     def record(*args: Any) -> Any:
         made.append(select(*args))
         return made[-1]
 
-    monkeypatch.setattr(pruner, "select", record)
+    monkeypatch.setattr(elip, "select", record)
     one, two = features(model, image, text)
     assert any(not torch.equal(stage.kept[0], stage.kept[1]) for stage in made)
     assert not torch.allclose(one, two)
     # With the choices of that forward replayed, other captions give the same image features.
     replayed = iter(list(made))
-    monkeypatch.setattr(pruner, "select", lambda *_: next(replayed))
+    monkeypatch.setattr(elip, "select", lambda *_: next(replayed))
     assert torch.equal(features(model, image, text.flip(0)), torch.stack([one, two]))
 
 
