@@ -13,6 +13,8 @@ from rich.table import Table
 
 from elip_plugin.measure.speed import Row, Setting, as_mapping, reference_of
 
+UNPRUNED = ("full", "fused")
+
 
 def print_table(made: Setting, rows: Sequence[Row]) -> None:
     """Print a run.
@@ -40,10 +42,11 @@ def print_table(made: Setting, rows: Sequence[Row]) -> None:
     console = Console()
     console.print(table)
     for row in rows:
-        if row.ratio > 1 and row.variant != reference_of(row, rows).variant:
+        base = reference_of(row, rows)
+        if row.ratio > 1 and base.variant in UNPRUNED and row.variant not in UNPRUNED:
             console.print(
-                f"{row.variant} is slower than {reference_of(row, rows).variant} here "
-                f"({row.measured}: {row.ratio:.2f}): choosing costs more than it saves."
+                f"{row.measured}: {row.variant} takes {row.ratio:.2f} of {base.variant} here, so "
+                "choosing costs more than it saves."
             )
 
 
