@@ -168,6 +168,9 @@ def test_lavis_is_measured_beside_its_own_and_fused_attention(
     rows = speed.bench(made, ["full", "fused", "fast", "evit"], ["tower", "step"], rounds=1)
     assert len(rows) == 8
     assert "tome" in made.unsuited
+    # Equal counts keep equal bytes, whatever is drawn, and though the twin's weights are replaced.
+    run = made.passes(variant_of(made, "fast"))["step"]
+    assert len({saved_bytes(run, made.model.parameters()) for _ in range(3)}) == 1
 
 
 def peak_bytes(step: Callable[[], object]) -> int:

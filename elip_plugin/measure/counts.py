@@ -40,16 +40,18 @@ def saved_bytes(run: Callable[[], Tensor], parameters: Iterable[Tensor]) -> int:
     Returns:
         Bytes of the distinct storages kept.
     """
-    known = {p.untyped_storage().data_ptr() for p in parameters}
-    kept: dict[int, int] = {}
+    # Storages are held, so that no address is used twice while counting (a momentum twin's
+    # weights, for one, get new storage in mid-forward).
+    known = {s.data_ptr(): s for s in (p.untyped_storage() for p in parameters)}
+    kept: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
+            kept[storage.data_ptr()] = storage
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = run()
     del result
-    return sum(kept.values())
+    return sum(storage.nbytes() for storage in kept.values())
