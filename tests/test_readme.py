@@ -29,4 +29,4 @@ def test_make_targets_exist() -> None:
 
 
 def test_no_placeholder_is_left() -> None:
-    assert "DEMO_OUTPUT" not in README and "AUTOLOAD_COST" not in README
+    assert "DEMO_OUTPUT" not in README and "LAVIS_TABLE" not in README

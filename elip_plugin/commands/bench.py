@@ -91,7 +91,7 @@ def startup(
 
     made = measure_startup(sys.executable, pairs=pairs)
     typer.echo(
-        f"{made.extra_ms:.2f} ms more than {made.plain_ms:.1f} ms without: medians of {pairs} "
-        f"pairs of `python -c pass` in turn; quartiles of the difference "
+        f"{made.extra_ms:.2f} ms more than {made.plain_ms:.1f} ms without the start-up file: "
+        f"medians of {pairs} pairs of processes in turn; quartiles of the difference "
         f"{made.low_ms:.2f} to {made.high_ms:.2f} ms"
     )

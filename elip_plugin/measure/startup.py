@@ -27,7 +27,7 @@ class Startup:
 
 
 def measure_startup(python: str, *, pairs: int) -> Startup:
-    """Time `python -c pass` with the start-up file and without, in turn.
+    """Time a Python process with the start-up file and without, in turn.
 
     Both run without site-packages but with one folder that `site` reads, as it reads
     site-packages: once with the installed start-up file in it, once empty.
