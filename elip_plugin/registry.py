@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -98,7 +99,8 @@ def load_host(name: str) -> Host:
         raise UnknownModelError(f"host {name!r} is not known; hosts are {sorted(HOSTS)}")
     entry = HOSTS[name]
     try:
-        autoload.prepare(entry.module)  # where autoload is switched off, nobody else has
+        if importlib.util.find_spec(entry.module) is not None:
+            autoload.prepare(entry.module)  # where autoload is switched off, nobody else has
         importlib.import_module(entry.module)
     except ModuleNotFoundError as error:
         if error.name != entry.module:

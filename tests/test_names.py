@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,13 @@ def test_a_missing_host_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(MissingHostError, match=r"pip install 'elip-plugin\[open-clip\]'"):
         elip_plugin.list_models("open_clip")
     assert "elip-ViT-B-16" not in elip_plugin.list_models()
+
+
+def test_the_libraries_of_a_missing_host_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lavis", None)  # as if it were not installed
+    prepared: list[str] = []
+    monkeypatch.setattr(registry.autoload, "prepare", prepared.append)
+    with pytest.raises(MissingHostError):
+        registry.load_host("lavis")
+    registry.load_host("open_clip")
+    assert prepared == ["open_clip"]
