@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib import metadata
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -34,6 +35,9 @@ class Host(Protocol):
 
     def variants(self) -> dict[str, Variant]:
         """List the pruned models by name."""
+
+    def preview(self, name: str, config: ElipConfig | None, image_size: int | None) -> Pruner:
+        """Prune a model that has shapes but no weights."""
 
     def subject(
         self, name: str, *, batch: int, image_size: int | None, device: str, precision: Any
@@ -74,11 +78,14 @@ class _HostEntry:
     package: str  # our folder for it
     module: str  # its own top-level module
     extra: str  # what to install
+    distribution: str = ""  # its name on the package index
 
 
 HOSTS = {
-    "open_clip": _HostEntry("elip_plugin.hosts.open_clip", "open_clip", "open-clip"),
-    "lavis": _HostEntry("elip_plugin.hosts.lavis", "lavis", "lavis"),
+    "open_clip": _HostEntry(
+        "elip_plugin.hosts.open_clip", "open_clip", "open-clip", "open_clip_torch"
+    ),
+    "lavis": _HostEntry("elip_plugin.hosts.lavis", "lavis", "lavis", "salesforce-lavis"),
 }
 
 
@@ -110,6 +117,18 @@ def load_host(name: str) -> Host:
         ) from error
     host: Any = importlib.import_module(entry.package)
     return host  # type: ignore[no-any-return]
+
+
+def version_of(name: str) -> str:
+    """Tell which version of a host is installed.
+
+    Args:
+        name: A key of `HOSTS`.
+
+    Returns:
+        The version.
+    """
+    return metadata.version(HOSTS[name].distribution)
 
 
 def host_of(module: nn.Module) -> Host:

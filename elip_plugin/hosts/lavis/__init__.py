@@ -15,7 +15,7 @@ from elip_plugin.hosts.lavis.tower import patch_tower
 from elip_plugin.pruner import Pruner
 from elip_plugin.surgery import choose
 
-__all__ = ["patch", "pruner_of", "register", "subject", "to_guide", "variants"]
+__all__ = ["patch", "preview", "pruner_of", "register", "subject", "to_guide", "variants"]
 
 
 def patch(module: nn.Module, config: ElipConfig) -> Pruner:
@@ -47,3 +47,19 @@ def subject(name: str, **options: Any) -> Any:
     from elip_plugin.hosts.lavis import bench  # not needed for anything but measuring
 
     return bench.subject(name, **options)
+
+
+def preview(name: str, config: ElipConfig | None, image_size: int | None) -> Pruner:
+    """Prune a model that has shapes but no weights; see `shapes.py` beside this file.
+
+    Args:
+        name: A model's name.
+        config: What to prune; None for what the name says.
+        image_size: Pixels of a side; None for the model's own.
+
+    Returns:
+        The pruner of its tower.
+    """
+    from elip_plugin.hosts.lavis import shapes  # not needed for anything but previews
+
+    return shapes.preview(name, config, image_size)

@@ -111,14 +111,24 @@ def _tower(
             "set init: {vision: random}, or to a local checkpoint",
             lambda: theirs(cfg, from_pretrained=True),
         )
-    tower = _small_tower(cls, cfg, settings.vit) if settings.vit else theirs(cfg)
+    tower = small_tower(cls, cfg, settings.vit) if settings.vit else theirs(cfg)
     if init not in (None, RANDOM):
         used.add("vision")
         _load_tower(tower, str(init))
     return tower
 
 
-def _small_tower(cls: Any, cfg: Any, sizes: Mapping[str, int]) -> Any:
+def small_tower(cls: Any, cfg: Any, sizes: Mapping[str, int]) -> Any:
+    """Build a tower that is not LAVIS' base or large.
+
+    Args:
+        cls: LAVIS' tower class.
+        cfg: LAVIS' model section.
+        sizes: Our `vit` section.
+
+    Returns:
+        The tower, of random weights.
+    """
     eps = cfg.get("vit_layer_norm_epsilon", -1)
     tower = cls(
         img_size=cfg.get("image_size", 384),

@@ -1,0 +1,114 @@
+"""`elip plan` and `elip models`: what is offered and what a plan does, without any weights."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import elip_plugin
+from elip_plugin import ElipConfig
+from elip_plugin.cli import app
+from elip_plugin.errors import ConfigError, PlanError, UnknownModelError
+from elip_plugin.measure.preview import make_config, preview
+
+TOKENS = (197, 197, 178, 178, 129, 129, 129, 129, 129, 129, 80, 80)
+
+
+def invoke(*words: str) -> str:
+    result = CliRunner().invoke(app, list(words))
+    assert result.exit_code == 0, result.exception
+    return " ".join(result.output.split())
+
+
+def test_a_plan_is_that_of_the_model_built() -> None:
+    pytest.importorskip("open_clip")
+    assert preview("elip-ViT-B-16", None).plan.tokens == TOKENS
+    assert preview("elip-fast-ViT-B-16", None).plan.stages[0].lookahead == 1
+    built = elip_plugin.find_handle(elip_plugin.get("elip-ViT-tiny").create())
+    assert preview("elip-ViT-tiny", None).plan == built.plan
+    assert preview("elip-ViT-tiny", None, image_size=128).plan.num_patches == 256
+
+
+def test_the_command_shows_each_block_and_the_saving() -> None:
+    pytest.importorskip("open_clip")
+    out = invoke("plan", "--model", "elip-ViT-B-16")
+    assert "197 tokens of width 768" in out
+    assert "keep 78, look ahead 2" in out
+    assert "forward 1.23, training step 0.88 (1.13 times as fast)" in out
+    assert "slower than no pruning" in out
+    assert "slower than no pruning" not in invoke("plan", "--model", "elip-fast-ViT-B-16")
+
+
+def test_a_target_is_reached_and_written(tmp_path: Path) -> None:
+    pytest.importorskip("open_clip")
+    for target in (1.2, 1.4, 2.0):
+        pruner = preview("elip-fast-ViT-B-16", None, target_speedup=target)
+        assert target <= 1 / pruner.plan.train_cost(768) <= 1.03 * target
+    file = tmp_path / "plan.yaml"
+    invoke("plan", "--model", "elip-fast-ViT-B-16", "--target-speedup", "1.5", "-o", str(file))
+    config = ElipConfig.from_mapping(json.loads(file.read_text())["elip"])
+    assert 1 / preview("ViT-B-16", config).plan.train_cost(768) >= 1.5
+    with pytest.raises(PlanError, match=r"no keep ratios .* speed-up of 9"):
+        preview("elip-ViT-B-16", None, target_speedup=9)
+
+
+def test_own_keep_ratios() -> None:
+    config = make_config("fast", "0.8,0.5,100")
+    assert config is not None
+    assert [stage.keep for stage in config.stages] == [0.8, 0.5, 100]
+    assert make_config("", "") is None
+    for keep, message in (("0.8", "1 values, but .* 3 stages"), ("a,b,c", "write ratios")):
+        with pytest.raises(ConfigError, match=message):
+            make_config("", keep)
+
+
+@pytest.mark.parametrize(
+    ("name", "patches", "weight"),
+    [
+        ("elip_albef_pretrain", 196, 0.2),
+        ("elip_blip_vqa:vqav2", 900, 0.2),
+        ("elip_blip_caption", 576, 0.0),
+        ("elip_clip:ViT-B-16", 196, 0.2),
+        ("elip_clip:openmoji", 64, 0.2),
+        ("elip_albef_pretrain:openmoji", 64, 0.2),
+    ],
+)
+def test_lavis_archs(name: str, patches: int, weight: float) -> None:
+    pytest.importorskip("lavis")
+    pruner = preview(name, None)
+    assert pruner.plan.num_patches == patches
+    assert pruner.config.text_weight == weight
+
+
+@pytest.mark.parametrize(
+    ("host", "name", "message"),
+    [
+        ("open_clip", "elip-ViT-Z-16", "not known to OpenCLIP"),
+        ("lavis", "elip_blip2_opt", "arch 'elip_blip2_opt' is not offered"),
+        ("lavis", "elip_blip_vqa:coco", "no model type 'coco'; it has"),
+    ],
+)
+def test_unknown_models(host: str, name: str, message: str) -> None:
+    pytest.importorskip(host)
+    with pytest.raises(UnknownModelError, match=message):
+        preview(name, None)
+
+
+def test_models_lists_hosts_and_names() -> None:
+    pytest.importorskip("open_clip")
+    out = invoke("models", "--host", "open_clip")
+    assert re.search(r"open_clip \d+\.\d+\.\d+: \d+ models", out)
+    assert "elip-ViT-B-16" in out and "elip-fast-ViT-B-16" in out
+
+
+def test_models_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("open_clip")
+    modules: Any = sys.modules
+    monkeypatch.setitem(modules, "lavis", None)
+    assert "lavis is not installed; run: pip install 'elip-plugin[lavis]'" in invoke("models")
