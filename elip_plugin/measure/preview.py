@@ -14,7 +14,7 @@ from elip_plugin.errors import ConfigError, PlanError
 from elip_plugin.pruner import Pruner
 from elip_plugin.registry import load_host
 
-BAR = 40
+BAR = 28
 
 
 def make_config(preset: str, keep: str) -> ElipConfig | None:
