@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from elip_plugin.config import ElipConfig, Stage
+from elip_plugin.errors import ConfigError
 
 LEVELS = 4
 """Levels below the target that `warm_in` passes, 0 (all tokens) included: a compiled model has a
@@ -95,19 +96,29 @@ class Clock:
         self.__dict__.update(state)
         _follow(self)
 
-    def read(self, optimizer: Optimizer) -> None:
+    def read(self, optimizer: Optimizer, stepped: bool) -> None:
         """Take the step count of an optimizer, if it trains the tower.
 
         Args:
-            optimizer: One that has just made a step, or loaded its state.
+            optimizer: One that has made a step, or loaded its state.
+            stepped: Whether it has just made a step.
+
+        Raises:
+            ConfigError: If it trains the tower, but keeps no count of its steps.
         """
         ours = {id(parameter) for parameter in self.parameters}
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if id(parameter) in ours and "step" in optimizer.state.get(parameter, {}):
-                    self.steps = int(optimizer.state[parameter]["step"])
-                    self.level = level_at(self.steps / (self.config.total_steps or 1), self.config)
-                    return
+        trained = [p for g in optimizer.param_groups for p in g["params"] if id(p) in ours]
+        counts = (optimizer.state.get(p, {}).get("step") for p in trained)
+        steps = next((count for count in counts if count is not None), None)
+        if steps is not None:
+            self.steps = int(steps)
+            self.level = level_at(self.steps / (self.config.total_steps or 1), self.config)
+        elif stepped and any(p.grad is not None for p in trained):
+            raise ConfigError(
+                f"warm_in and full_finish follow the optimizer's own step count, and "
+                f"{type(optimizer).__name__} keeps none: use Adam, AdamW or the like, or leave "
+                "them out"
+            )
 
 
 _clocks: weakref.WeakSet[Clock] = weakref.WeakSet()
@@ -121,18 +132,18 @@ def _follow(clock: Clock) -> None:
 @functools.cache
 def _listen() -> None:
     """Hear of every optimizer's steps, and of states that are loaded."""
-    register_optimizer_step_post_hook(lambda optimizer, *_: _tell(optimizer))
+    register_optimizer_step_post_hook(lambda optimizer, *_: _tell(optimizer, stepped=True))
     load = Optimizer.load_state_dict
 
     # Torch has no hook for all optimizers here, and a resumed run must start at its own level.
     @functools.wraps(load)
     def load_state_dict(self: Optimizer, state_dict: Any) -> None:
         load(self, state_dict)
-        _tell(self)
+        _tell(self, stepped=False)
 
     Optimizer.load_state_dict = load_state_dict  # type: ignore[method-assign]
 
 
-def _tell(optimizer: Optimizer) -> None:
+def _tell(optimizer: Optimizer, *, stepped: bool) -> None:
     for clock in list(_clocks):
-        clock.read(optimizer)
+        clock.read(optimizer, stepped)

@@ -138,6 +138,17 @@ def test_accumulation_counts_the_optimizers_steps(
         optimizer.step()
 
 
+def test_an_optimizer_without_a_count_is_refused(
+    tiny_clip: Callable[..., Any], pairs: Pairs
+) -> None:
+    model, _ = make(tiny_clip)
+    sgd = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with pytest.raises(ConfigError, match="SGD keeps none: use Adam"):
+        train(model, sgd, pairs, 1)
+    other = tiny_clip()  # an SGD elsewhere is nobody's business
+    train(other, torch.optim.SGD(other.parameters(), lr=1e-3), pairs, 1)
+
+
 def test_lavis_twins_keep_the_students_time() -> None:
     pytest.importorskip("lavis")
     import lavis_family as family
