@@ -72,7 +72,11 @@ else:
 losses_and_gradients(net, rows)
 torch.save([s.kept for s in kept], folder / f"kept_{os.environ.get('RANK', 'all')}.pt")
 if dist.is_initialized():
+    dist.barrier()
     dist.destroy_process_group()
+    # All has been checked and saved. Now and then a thread of some library aborts the process
+    # when the interpreter ends ("terminate called without an active exception").
+    os._exit(0)
 """
 
 

@@ -64,7 +64,16 @@ def run(
     cfg.run_cfg.evaluate = evaluate
     cfg.run_cfg.setdefault("resume_ckpt_path", None)
     check_run_config(cfg)
+    alone = not dist.is_initialized()
     _start_processes(cfg.run_cfg)
+    try:
+        return _run(cfg, evaluate=evaluate, checkpoint=checkpoint)
+    finally:
+        if alone and dist.is_initialized():  # before the interpreter takes its threads apart
+            dist.destroy_process_group()
+
+
+def _run(cfg: Any, *, evaluate: bool, checkpoint: Path | None) -> dict[str, Any]:
     _seed(int(cfg.run_cfg.get("seed", 42)) + get_rank())
     setup_logger()
     logging.getLogger("elip_plugin").setLevel(logging.INFO if is_main_process() else logging.WARN)
