@@ -21,6 +21,9 @@ from typing import Any
 SWITCH = "ELIP_AUTOLOAD"
 """Environment variable: with 0, neither start-up nor importing this package registers."""
 
+START_FILE = "elip.pth"
+"""The start-up file, among the installed packages."""
+
 STAND_IN = "Elip"
 """Name of the finder class in `elip.pth`."""
 

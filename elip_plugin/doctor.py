@@ -17,7 +17,6 @@ from elip_plugin.registry import HOSTS
 
 OLDEST_TORCH = (2, 4)
 OLDEST = {"open_clip": (2, 32), "lavis": (1, 0)}
-START_FILE = "elip.pth"
 
 
 @dataclass(frozen=True)
@@ -67,9 +66,9 @@ def _autoload() -> Iterator[Finding]:
         text = f"off, by {autoload.SWITCH}=0: hosts' own commands do not know elip models"
         yield Finding("autoload", text, f"unset {autoload.SWITCH}")
         return
-    file = Path(sysconfig.get_paths()["purelib"]) / START_FILE
+    file = Path(sysconfig.get_paths()["purelib"]) / autoload.START_FILE
     if not file.is_file():
-        text = f"off: {START_FILE} is not among the installed packages"
+        text = f"off: {autoload.START_FILE} is not among the installed packages"
         yield Finding("autoload", text, "pip install --force-reinstall --no-deps elip-plugin")
         return
     missing = [name for name in autoload.HOSTS if f"'{name}'" not in file.read_text()]

@@ -119,6 +119,18 @@ def load_host(name: str) -> Host:
     return host  # type: ignore[no-any-return]
 
 
+def load_host_by_model(name: str) -> Host:
+    """Import the code for the host that a model's name belongs to.
+
+    Args:
+        name: A model's name: LAVIS' have underscores where OpenCLIP's have hyphens.
+
+    Returns:
+        The host's package.
+    """
+    return load_host("lavis" if name.startswith(("elip_", "albef_", "blip_")) else "open_clip")
+
+
 def version_of(name: str) -> str:
     """Tell which version of a host is installed.
 

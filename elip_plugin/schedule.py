@@ -42,19 +42,6 @@ def level_at(share: float, config: ElipConfig) -> float:
     return int(LEVELS * share / config.warm_in) / LEVELS
 
 
-def levels_of(config: ElipConfig) -> list[float]:
-    """List the levels that a training passes.
-
-    Args:
-        config: What to prune.
-
-    Returns:
-        The levels, each once.
-    """
-    warm = [i / LEVELS for i in range(LEVELS)] if config.warm_in > 0 else []
-    return [*warm, *([0.0] if config.full_finish > 0 and not warm else []), 1.0]
-
-
 def config_at(level: float, config: ElipConfig, num_patches: int) -> ElipConfig:
     """Weaken a configuration.
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from elip_plugin.config import ElipConfig, Stage
 from elip_plugin.errors import ConfigError, PlanError
 from elip_plugin.pruner import Pruner
-from elip_plugin.registry import load_host
+from elip_plugin.registry import load_host_by_model
 
 BAR = 28
 
@@ -69,7 +69,7 @@ def preview(
     Raises:
         PlanError: If no plan reaches the target.
     """
-    host = load_host("lavis" if name.startswith(("elip_", "albef_", "blip_")) else "open_clip")
+    host = load_host_by_model(name)
     pruner: Pruner = host.preview(name, config, image_size)
     if target_speedup is None:
         return pruner

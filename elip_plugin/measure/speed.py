@@ -14,7 +14,7 @@ from elip_plugin.errors import ConfigError
 from elip_plugin.measure.counts import count_flops, saved_bytes
 from elip_plugin.measure.steps import StepTimes, time_steps
 from elip_plugin.measure.subject import VARIANTS, Subject, stepped, variant_of
-from elip_plugin.registry import load_host
+from elip_plugin.registry import load_host_by_model
 
 PASSES = ("inference", "tower", "step")
 """What is timed: image features in evaluation (`eval: image`); forward and backward of the vision
@@ -206,8 +206,7 @@ def make_subject(
     if batch < 1:
         raise ConfigError(f"batch must be 1 or more, got {batch}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    # LAVIS' names have underscores where OpenCLIP's have hyphens.
-    host = load_host("lavis" if "_pretrain" in name else "open_clip")
+    host = load_host_by_model(name)
     context = precision_context(name=precision, device=device)
     made: Subject = host.subject(
         name, batch=batch, image_size=image_size, device=device, precision=context

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from elip_plugin.autoload import START_FILE
 from elip_plugin.errors import UnsupportedModelError
-
-START_FILE = "elip.pth"
 
 
 @dataclass(frozen=True)
