@@ -10,7 +10,7 @@ SHELL := /bin/bash
 
 .venv-openclip/ready: pyproject.toml elip.pth
 	$(PYTHON) -m venv .venv-openclip
-	.venv-openclip/bin/pip install -q -e '.[open-clip,demo,test]'
+	.venv-openclip/bin/pip install -q -e '.[open-clip,demo,bench,test]'
 	touch $@
 
 # LAVIS beside libraries newer than its pins, which it is installed without.

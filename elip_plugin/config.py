@@ -10,6 +10,12 @@ from typing import Any
 from elip_plugin.errors import ConfigError, joined
 
 EVAL_MODES = ("full", "image", "text")
+GUIDES = ("caption", "batch")
+"""Whose text guides an image: its own, or all of the batch by their similarity to the image."""
+
+SCHEDULES = ("warm_in", "full_finish", "text_anneal")
+"""Shares of the training after which something changes."""
+
 REDUCERS = ("elip", "evit", "tome", "random")
 """What may choose the tokens: the method, and published ones to compare it with."""
 
@@ -54,10 +60,14 @@ class ElipConfig:
         reducer: `"elip"`, or a method to compare it with at the same token counts:
             `"evit"` keeps by class attention and fuses the rest, `"tome"` merges similar
             tokens in every block, `"random"` drops at random. Those read no text.
+        guide: `"caption"`, an image's own text; or `"batch"`, the mean of all the batch's texts
+            weighted by their similarity to the image, so that no pairing is used.
         warm_in: Share of the training, 0 to 1, over which pruning sets in, from all tokens to
             the stages' own counts in five levels.
         full_finish: Share of the training, at its end, with all tokens.
-        total_steps: Optimizer steps of the whole training; needed for these two.
+        text_anneal: Share of the training over which the text weight falls evenly to 0; by
+            default it stays.
+        total_steps: Optimizer steps of the whole training; needed for these three.
 
     Raises:
         ConfigError: Names every fault at once.
@@ -70,8 +80,10 @@ class ElipConfig:
     reference_depth: int | None = None
     prune_momentum: bool = False
     reducer: str = "elip"
+    guide: str = "caption"
     warm_in: float = 0.0
     full_finish: float = 0.0
+    text_anneal: float = 0.0
     total_steps: int | None = None
 
     def __post_init__(self) -> None:
@@ -210,11 +222,10 @@ def _faults(config: ElipConfig) -> list[str]:
     for name in ("merge", "prune_momentum"):
         if not isinstance(getattr(config, name), bool):
             faults.append(f"{name} must be true or false, got {getattr(config, name)!r}")
-    if config.eval not in EVAL_MODES:
-        faults.append(f"eval must be one of {list(EVAL_MODES)}, got {config.eval!r}")
-    if config.reducer not in REDUCERS:
-        faults.append(f"reducer must be one of {list(REDUCERS)}, got {config.reducer!r}")
-    elif config.reducer != "elip":
+    for name, known in (("guide", GUIDES), ("eval", EVAL_MODES), ("reducer", REDUCERS)):
+        if getattr(config, name) not in list(known):
+            faults.append(f"{name} must be one of {list(known)}, got {getattr(config, name)!r}")
+    if config.reducer in REDUCERS[1:]:
         faults += _compared_faults(config)
     faults += _schedule_faults(config)
     depth = config.reference_depth
@@ -225,17 +236,20 @@ def _faults(config: ElipConfig) -> list[str]:
 
 def _schedule_faults(config: ElipConfig) -> list[str]:
     faults = []
-    shares = {"warm_in": config.warm_in, "full_finish": config.full_finish}
+    shares = {name: getattr(config, name) for name in SCHEDULES}
     for name, share in shares.items():
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
             faults.append(f"{name} must be a share of the training from 0 to 1, got {share!r}")
-    if not faults and sum(shares.values()) > 1:
-        faults.append(f"warm_in and full_finish must not exceed 1 together, got {shares}")
+    if not faults and config.warm_in + config.full_finish > 1:
+        faults.append(
+            f"warm_in and full_finish must not exceed 1 together, got {config.warm_in} and "
+            f"{config.full_finish}"
+        )
     steps = config.total_steps
     if steps is not None and (not _is_int(steps) or steps < 1):
         faults.append(f"total_steps must be null or an integer from 1 up, got {steps!r}")
     if steps is None and any(shares.values()):
-        faults.append("warm_in and full_finish need total_steps, the optimizer steps of the run")
+        faults.append(f"{', '.join(SCHEDULES)} need total_steps, the optimizer steps of the run")
     return faults
 
 

@@ -10,7 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from elip_plugin.config import ElipConfig
+from elip_plugin.config import SCHEDULES, ElipConfig
+from elip_plugin.core.guide import by_similarity
+from elip_plugin.core.score import asking
 from elip_plugin.errors import GuideError, PlanError
 from elip_plugin.planning import Plan, PlannedStage, plan
 from elip_plugin.reducers import STAGES, tome
@@ -77,7 +79,7 @@ class Pruner:
             True in training, and in evaluation under `eval: text`, unless disabled.
         """
         mode = self.level > 0 if training else self.config.eval == "text"
-        return self.enabled and mode and self.config.text_weight > 0
+        return self.enabled and mode and self.text_weight(training) > 0
 
     def active(self, training: bool) -> bool:
         """Tell whether this forward prunes; warn once where its guide is missing.
@@ -102,13 +104,26 @@ class Pruner:
         Args:
             parameters: The tower's weights.
         """
-        if self.config.warm_in > 0 or self.config.full_finish > 0:
+        if any(getattr(self.config, name) > 0 for name in SCHEDULES):
             self.clock = Clock(self.config, parameters)
 
     @property
     def level(self) -> float:
         """How much of the pruning is in force in training, 0 to 1."""
         return 1.0 if self.clock is None else self.clock.level
+
+    def text_weight(self, training: bool) -> float:
+        """Tell how much the text weighs now.
+
+        Args:
+            training: Whether the schedule counts; evaluation has the config's own weight.
+
+        Returns:
+            Share of the guide in the probing class token.
+        """
+        if training and self.clock is not None:
+            return self.clock.text_weight
+        return self.config.text_weight
 
     def plan_for(self, num_patches: int, training: bool = False) -> Plan:
         """Resolve the configuration for the patches really present, and the moment.
@@ -187,25 +202,35 @@ class Pruner:
             Tokens [B, tokens_out, D].
 
         Raises:
-            GuideError: If the guide is not [B, D].
+            GuideError: If the guide is not [B, D], or not [M, D] under `guide: batch`.
         """
         guide = self._guide if self.wants_guide(training) else None
         if callable(guide):
             guide = guide()
-        if guide is not None and guide.shape != (x.shape[0], self.width):
-            raise GuideError(
-                f"the text guide has shape {tuple(guide.shape)}, but this tower and batch need "
-                f"({x.shape[0]}, {self.width}): one row per image, one column per tower channel"
-            )
+        if guide is not None:
+            guide = self._guide_for(x, guide)
         moment = Moment(
             stage=stage,
             config=self.config,
             guide=guide,
+            text_weight=self.text_weight(training),
             blocks=[blocks[i] for i in range(stage.block, stage.block + stage.lookahead)],
             prefix=self.prefix,
             class_query=self.class_query,
         )
         return STAGES[self.config.reducer](x, moment)
+
+    def _guide_for(self, x: Tensor, guide: Tensor) -> Tensor:
+        """Check the guide; make one row per image of a whole batch's texts."""
+        shared = self.config.guide == "batch"
+        if guide.ndim != 2 or guide.shape[1] != self.width or not (shared or len(guide) == len(x)):
+            rows = "texts" if shared else x.shape[0]
+            raise GuideError(
+                f"the text guide has shape {tuple(guide.shape)}, but this tower and batch need "
+                f"({rows}, {self.width}): one row per {'text' if shared else 'image'}, one column "
+                "per tower channel"
+            )
+        return by_similarity(asking(x, self.prefix, self.class_query), guide) if shared else guide
 
     @contextmanager
     def guided(self, guide: Guide | None) -> Iterator[None]:

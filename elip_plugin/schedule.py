@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from elip_plugin.config import ElipConfig, Stage
+from elip_plugin.config import SCHEDULES, ElipConfig, Stage
 from elip_plugin.errors import ConfigError
 
 LEVELS = 4
@@ -40,6 +40,21 @@ def level_at(share: float, config: ElipConfig) -> float:
     if share >= config.warm_in:
         return 1.0
     return int(LEVELS * share / config.warm_in) / LEVELS
+
+
+def text_weight_at(share: float, config: ElipConfig) -> float:
+    """Tell how much the text weighs.
+
+    Args:
+        share: Share of the training that is done, 0 to 1.
+        config: What to prune, with `text_weight` and `text_anneal`.
+
+    Returns:
+        The text weight of this moment.
+    """
+    if config.text_anneal == 0:
+        return config.text_weight
+    return config.text_weight * max(0.0, 1 - share / config.text_anneal)
 
 
 def config_at(level: float, config: ElipConfig, num_patches: int) -> ElipConfig:
@@ -75,13 +90,27 @@ class Clock:
         self.config = config
         self.parameters = list(parameters)
         self.steps = 0
-        self.level = level_at(0.0, config)
         _follow(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make a copy follow its own optimizer."""
         self.__dict__.update(state)
         _follow(self)
+
+    @property
+    def share(self) -> float:
+        """Share of the training that is done, from 0."""
+        return self.steps / (self.config.total_steps or 1)
+
+    @property
+    def level(self) -> float:
+        """How much of the pruning is in force."""
+        return level_at(self.share, self.config)
+
+    @property
+    def text_weight(self) -> float:
+        """How much the text weighs."""
+        return text_weight_at(self.share, self.config)
 
     def read(self, optimizer: Optimizer, stepped: bool) -> None:
         """Take the step count of an optimizer, if it trains the tower.
@@ -99,10 +128,9 @@ class Clock:
         steps = next((count for count in counts if count is not None), None)
         if steps is not None:
             self.steps = int(steps)
-            self.level = level_at(self.steps / (self.config.total_steps or 1), self.config)
         elif stepped and any(p.grad is not None for p in trained):
             raise ConfigError(
-                f"warm_in and full_finish follow the optimizer's own step count, and "
+                f"{', '.join(SCHEDULES)} follow the optimizer's own step count, and "
                 f"{type(optimizer).__name__} keeps none: use Adam, AdamW or the like, or leave "
                 "them out"
             )

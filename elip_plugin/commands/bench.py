@@ -8,7 +8,10 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Measure what pruning saves on this machine.", no_args_is_help=True)
+from elip_plugin.commands.quality import quality
+
+app = typer.Typer(help="Measure what pruning saves, and what it costs.", no_args_is_help=True)
+app.command()(quality)
 
 Model = Annotated[str, typer.Option(help="A model, such as elip-ViT-B-16 or elip_albef_pretrain.")]
 ImageSize = Annotated[

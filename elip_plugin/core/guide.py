@@ -24,3 +24,24 @@ def carry_back(features: Tensor, maps: Sequence[Tensor]) -> Tensor:
         for matrix in maps:
             guide = guide.to(matrix.dtype) @ matrix
         return guide
+
+
+TEMPERATURE = 0.07
+"""Of the softmax over the texts of a batch; CLIP's own at the start of its training."""
+
+
+def by_similarity(token: Tensor, guides: Tensor) -> Tensor:
+    """Make a guide per image from texts that are not paired with the images (our extension).
+
+    Args:
+        token: The token that asks, [B, 1, D].
+        guides: Guides of M texts [M, D], from `carry_back`.
+
+    Returns:
+        Mean of the guides, each weighted by its similarity to the token [B, D], detached.
+    """
+    with torch.no_grad():
+        wide = torch.promote_types(token.dtype, torch.float32)
+        asks, texts = token.detach().squeeze(1).to(wide), guides.detach().to(wide)
+        cosines = F.normalize(asks, dim=-1) @ F.normalize(texts, dim=-1).t()
+        return (cosines / TEMPERATURE).softmax(dim=-1) @ texts

@@ -38,6 +38,20 @@ def blend(token: Tensor, guide: Tensor | None, text_weight: float) -> Tensor:
     return torch.lerp(token, guide.detach().to(token.dtype).unsqueeze(1), text_weight)
 
 
+def asking(x: Tensor, prefix: int, class_query: bool) -> Tensor:
+    """Find the token that asks which tokens matter.
+
+    Args:
+        x: Tokens [B, T, D].
+        prefix: Prefix tokens P.
+        class_query: Whether the class token asks; if not, the mean of the patches does.
+
+    Returns:
+        The token [B, 1, D].
+    """
+    return x[:, :1] if class_query else x[:, prefix:].mean(dim=1, keepdim=True)
+
+
 def probe(x: Tensor, guide: Tensor | None, text_weight: float) -> Tensor:
     """Blend the text guide into the class token of a detached copy.
 
@@ -143,7 +157,7 @@ def score(
             y = block(y, elip=LOOK)
         if class_query:
             return blocks[-1](y, elip=SCORE)[:, prefix:]
-        query = blend(y[:, prefix:].mean(dim=1, keepdim=True), guide, text_weight)
+        query = blend(asking(y, prefix, class_query), guide, text_weight)
         return blocks[-1](y, elip=SCORE, query=query)[:, prefix:]
 
 

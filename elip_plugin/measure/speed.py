@@ -262,7 +262,7 @@ def run(
     made = Setting(
         model=subject.name,
         batch=batch,
-        device=torch.cuda.get_device_name(where) if on_gpu else _processor(),
+        device=torch.cuda.get_device_name(where) if on_gpu else processor(),
         threads=torch.get_num_threads(),
         precision=precision,
         compiled=compiled,
@@ -287,7 +287,12 @@ def reference_of(row: Row, rows: Iterable[Row]) -> Row:
     return next(other for other in rows if other.measured == row.measured)
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name this machine's processor.
+
+    Returns:
+        Its model, or its architecture where that is not told.
+    """
     try:
         with open("/proc/cpuinfo") as file:
             names = [line.partition(":")[2].strip() for line in file if "model name" in line]

@@ -23,7 +23,7 @@ def reduce_stage(x: Tensor, moment: Moment) -> Tensor:
         x,
         moment.guide,
         moment.blocks,
-        text_weight=moment.config.text_weight,
+        text_weight=moment.text_weight,
         prefix=moment.prefix,
         class_query=moment.class_query,
     )

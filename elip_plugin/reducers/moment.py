@@ -19,6 +19,7 @@ class Moment:
         stage: The planned stage.
         config: What to prune.
         guide: Text guide [B, D], or None.
+        text_weight: Share of the guide in the probing class token, at this moment.
         blocks: The blocks from the stage's on, as many as it looks ahead.
         prefix: Prefix tokens P.
         class_query: Whether the class token asks; see `elip_plugin.core.score.score`.
@@ -27,6 +28,7 @@ class Moment:
     stage: PlannedStage
     config: ElipConfig
     guide: Tensor | None
+    text_weight: float
     blocks: Sequence[Callable[..., Tensor]]
     prefix: int
     class_query: bool

@@ -13,6 +13,20 @@ from elip_plugin.core.prune import Selection, reduce
 from elip_plugin.reducers.moment import Moment
 
 
+def draw(batch: int, tokens: int, device: torch.device) -> Tensor:
+    """Draw what decides; the lowest stay.
+
+    Args:
+        batch: Images, B.
+        tokens: Tokens that are not prefix, T.
+        device: Where to draw.
+
+    Returns:
+        Numbers [B, T].
+    """
+    return torch.rand(batch, tokens, device=device)
+
+
 def reduce_stage(x: Tensor, moment: Moment) -> Tensor:
     """Run one stage.
 
@@ -23,8 +37,7 @@ def reduce_stage(x: Tensor, moment: Moment) -> Tensor:
     Returns:
         [prefix, kept] tokens [B, tokens_out, D], in their order.
     """
-    batch, tokens = x.shape[0], x.shape[1] - moment.prefix
-    order = torch.rand(batch, tokens, device=x.device).argsort(dim=1)
+    order = draw(x.shape[0], x.shape[1] - moment.prefix, x.device).argsort(dim=1)
     keep = moment.stage.tokens_out - moment.prefix
     kept = order[:, :keep].sort(dim=1).values
     dropped = order[:, keep:]

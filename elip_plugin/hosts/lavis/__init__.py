@@ -15,7 +15,7 @@ from elip_plugin.hosts.lavis.tower import patch_tower
 from elip_plugin.pruner import Pruner
 from elip_plugin.surgery import choose
 
-__all__ = ["patch", "preview", "pruner_of", "register", "subject", "to_guide", "variants"]
+__all__ = ["patch", "preview", "pruner_of", "register", "subject", "to_guide", "trial", "variants"]
 
 
 def patch(module: nn.Module, config: ElipConfig) -> Pruner:
@@ -63,3 +63,17 @@ def preview(name: str, config: ElipConfig | None, image_size: int | None) -> Pru
     from elip_plugin.hosts.lavis import shapes  # not needed for anything but previews
 
     return shapes.preview(name, config, image_size)
+
+
+def trial(*given: Any) -> Any:
+    """Make a small ALBEF or BLIP to train and score; see `scoreboard.py` beside this file.
+
+    Args:
+        *given: As there.
+
+    Returns:
+        An `elip_plugin.quality.trial.Trial`.
+    """
+    from elip_plugin.hosts.lavis.scoreboard import PretrainTrial  # for the scoreboard alone
+
+    return PretrainTrial(*given)

@@ -26,13 +26,22 @@ def contrastive_scores(model: Any, data_loader: Any) -> Any:
     """
     texts = data_loader.dataset.text
     batches = [texts[i : i + TEXTS_PER_BATCH] for i in range(0, len(texts), TEXTS_PER_BATCH)]
-    text = torch.cat([_embed_text(model, batch) for batch in batches])
-    image = torch.cat([_embed_image(model, samples["image"]) for samples in data_loader])
+    text = torch.cat([embed_text(model, batch) for batch in batches])
+    image = torch.cat([embed_image(model, samples["image"]) for samples in data_loader])
     scores = (image @ text.t()).cpu().numpy()
     return scores, scores.T
 
 
-def _embed_text(model: Any, captions: list[str]) -> Tensor:
+def embed_text(model: Any, captions: list[str]) -> Tensor:
+    """Embed captions for retrieval.
+
+    Args:
+        model: An ALBEF or BLIP pre-training model.
+        captions: The captions.
+
+    Returns:
+        Normalised features [B, E].
+    """
     tokens = model.tokenizer(
         captions,
         padding="max_length",
@@ -44,6 +53,15 @@ def _embed_text(model: Any, captions: list[str]) -> Tensor:
     return F.normalize(model.text_proj(token), dim=-1)
 
 
-def _embed_image(model: Any, images: Tensor) -> Tensor:
+def embed_image(model: Any, images: Tensor) -> Tensor:
+    """Embed images for retrieval.
+
+    Args:
+        model: An ALBEF or BLIP pre-training model.
+        images: Images [B, 3, side, side].
+
+    Returns:
+        Normalised features [B, E].
+    """
     tokens = model.visual_encoder.forward_features(images.to(model.device))
     return F.normalize(model.vision_proj(tokens[:, 0]), dim=-1)

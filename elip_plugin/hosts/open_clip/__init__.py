@@ -11,7 +11,7 @@ from elip_plugin.hosts.open_clip.models import patch_model, patch_tower, pruner_
 from elip_plugin.hosts.open_clip.register import register, variants
 from elip_plugin.pruner import Pruner
 
-__all__ = ["patch", "preview", "pruner_of", "register", "subject", "to_guide", "variants"]
+__all__ = ["patch", "preview", "pruner_of", "register", "subject", "to_guide", "trial", "variants"]
 
 
 def patch(module: nn.Module, config: ElipConfig) -> Pruner:
@@ -57,3 +57,17 @@ def preview(name: str, config: ElipConfig | None, image_size: int | None) -> Pru
     from elip_plugin.hosts.open_clip import shapes  # not needed for anything but previews
 
     return shapes.preview(name, config, image_size)
+
+
+def trial(*given: Any) -> Any:
+    """Make a small CLIP to train and score; see `scoreboard.py` beside this file.
+
+    Args:
+        *given: As there.
+
+    Returns:
+        An `elip_plugin.quality.trial.Trial`.
+    """
+    from elip_plugin.hosts.open_clip.scoreboard import ClipTrial  # for the scoreboard alone
+
+    return ClipTrial(*given)

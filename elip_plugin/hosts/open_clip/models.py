@@ -179,10 +179,11 @@ def patch_model(model: Any, config: ElipConfig) -> Pruner:
         ConfigError: If evaluation would prune by text.
     """
     patched = choose(model, MODELS)
-    if config.eval == "text":
+    if config.eval == "text" and config.guide == "caption":
         raise ConfigError(
             "eval 'text' is refused for contrastive models: an image pruned by its own caption "
-            "leaks the answer into retrieval and zero-shot scores; use 'full' or 'image'"
+            "leaks the answer into retrieval and zero-shot scores; use 'full' or 'image', or "
+            "guide 'batch', which knows no pairs"
         )
     if config.prune_momentum:
         raise ConfigError(

@@ -1,0 +1,131 @@
+"""What is compared: plans, reducers, controls that tell what the text does, and schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from elip_plugin.config import ElipConfig
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train.
+
+    Attributes:
+        about: What it is, for the table.
+        elip: An ELIP config; None for no pruning.
+        control: "shuffled" guides each image by another one's caption, "by caption" drops at
+            random, the same tokens for the same caption; "" for neither.
+        coarse: Share of the training, at its start, at three quarters of the image size.
+        sets: The sets that it belongs to, of `SETS`.
+    """
+
+    about: str
+    elip: Mapping[str, Any] | None = None
+    control: str = ""
+    coarse: float = 0.0
+    sets: tuple[str, ...] = ()
+
+    def config(self, steps: int) -> ElipConfig | None:
+        """Make the configuration.
+
+        Args:
+            steps: Optimizer steps of the whole training.
+
+        Returns:
+            The configuration, or None for no pruning.
+        """
+        if self.elip is None:
+            return None
+        return ElipConfig.from_mapping({**self.elip, "total_steps": steps})
+
+
+def _stages(*stages: tuple[int, float]) -> list[dict[str, Any]]:
+    return [{"block": block, "lookahead": 1, "keep": keep} for block, keep in stages]
+
+
+# Token-layers left, at depth 12 and 64 patches: 0.90, 0.51 and 0.36; the presets leave 0.72.
+MILD = {"stages": _stages((2, 0.97), (4, 0.88), (10, 0.75)), "reference_depth": 12}
+HALF = {"stages": _stages((2, 0.60), (4, 0.38), (10, 0.25)), "reference_depth": 12}
+THIRD = {"stages": _stages((1, 0.40), (4, 0.27), (8, 0.20)), "reference_depth": 12}
+FAST: Mapping[str, Any] = {"preset": "fast"}
+FINISH = {"full_finish": 0.2}
+RANDOM = {"reducer": "random"}
+BATCH = {"guide": "batch"}
+
+SETS = {
+    "main": "presets and the other reducers at the same token-layers",
+    "text": "how much the text weighs, and whether dropped tokens are merged",
+    "budget": "how many token-layers are left",
+    "leak": "controls that tell what the text does",
+    "remedy": "what keeps the choice from carrying the caption",
+    "trade": "the cheapest training that is as good",
+    "lavis": "the smaller board of ALBEF and BLIP",
+    "quick": "a few, in minutes",
+}
+
+VARIANTS = {
+    "full": Variant("no pruning", sets=tuple(SETS)),
+    "paper": Variant("the paper's plan", {"preset": "paper"}, sets=("main", "leak", "lavis")),
+    "fast": Variant("lookahead 1", FAST, sets=("main", "text", "budget", "leak", "lavis", "quick")),
+    "evit": Variant("EViT", {"reducer": "evit"}, sets=("main",)),
+    "tome": Variant("ToMe", {"reducer": "tome"}, sets=("main",)),
+    "random": Variant("random dropping", RANDOM, sets=("main", "budget", "leak", "lavis", "quick")),
+    "fast t=0": Variant(
+        "image alone", {**FAST, "text_weight": 0.0}, sets=("text", "leak", "lavis")
+    ),
+    "fast t=0.5": Variant("more text", {**FAST, "text_weight": 0.5}, sets=("text",)),
+    "fast unmerged": Variant("dropped, not merged", {**FAST, "merge": False}, sets=("text",)),
+    "fast 0.90": Variant("mild cuts", MILD, sets=("budget",)),
+    "fast 0.51": Variant("bold cuts", HALF, sets=("budget",)),
+    "fast 0.36": Variant("bolder cuts", THIRD, sets=("budget",)),
+    "random 0.51": Variant("bold cuts at random", {**HALF, **RANDOM}, sets=("budget",)),
+    "paper shuffled": Variant(
+        "guided by another's caption", {"preset": "paper"}, "shuffled", sets=("leak",)
+    ),
+    "paper t=0": Variant(
+        "paper's plan, image alone", {"preset": "paper", "text_weight": 0.0}, sets=("leak",)
+    ),
+    "fast shuffled": Variant("guided by another's caption", FAST, "shuffled", sets=("leak",)),
+    "random by caption": Variant(
+        "the same tokens for the same caption", RANDOM, "by caption", sets=("leak",)
+    ),
+    "fast + finish": Variant(
+        "last fifth unpruned", {**FAST, **FINISH}, sets=("remedy", "trade", "lavis", "quick")
+    ),
+    "fast + anneal": Variant(
+        "text weight falls to 0 over the training", {**FAST, "text_anneal": 1.0}, sets=("remedy",)
+    ),
+    "fast by batch": Variant("guided by all texts", {**FAST, **BATCH}, sets=("remedy",)),
+    "paper + finish": Variant(
+        "last fifth unpruned", {"preset": "paper", **FINISH}, sets=("remedy", "trade")
+    ),
+    "random + finish": Variant(
+        "last fifth unpruned", {**RANDOM, **FINISH}, sets=("remedy", "trade")
+    ),
+    "fast 0.51 + finish": Variant("bold, last fifth unpruned", {**HALF, **FINISH}, sets=("trade",)),
+    "fast 0.51 t=0 + finish": Variant(
+        "bold, image alone", {**HALF, **FINISH, "text_weight": 0.0}, sets=("trade",)
+    ),
+    "random 0.51 + finish": Variant(
+        "bold, at random", {**HALF, **RANDOM, **FINISH}, sets=("trade",)
+    ),
+    "fast 0.36 + finish": Variant("bolder", {**THIRD, **FINISH}, sets=("trade",)),
+    "fast 0.36 by batch + finish": Variant(
+        "bolder, guided by all texts", {**THIRD, **FINISH, **BATCH}, sets=("trade",)
+    ),
+    "random 0.36 + finish": Variant(
+        "bolder, at random", {**THIRD, **RANDOM, **FINISH}, sets=("trade",)
+    ),
+    "fast 0.36 warm + finish": Variant(
+        "bolder, setting in over the first fifth",
+        {**THIRD, **FINISH, "warm_in": 0.2},
+        sets=("trade",),
+    ),
+    "coarse + finish": Variant(
+        "three quarters of the image size, last fifth whole", coarse=0.8, sets=("trade",)
+    ),
+}
+"""By name, in the order of the table."""
