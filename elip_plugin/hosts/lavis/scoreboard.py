@@ -13,7 +13,7 @@ from elip_plugin.data.vocab import write_vocab
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.handle import find_handle
 from elip_plugin.hosts.lavis.models import ARCHS, SMALL
-from elip_plugin.hosts.lavis.scores import embed_image, embed_text
+from elip_plugin.hosts.lavis.scores import embed_image, embed_text, text_token
 from elip_plugin.quality.recipe import SIDE, Recipe
 
 HEAD = 32
@@ -88,10 +88,10 @@ class PretrainTrial:
             which: Their places [B].
 
         Returns:
-            Text features [B, E], without gradient.
+            Hidden states at [CLS], [B, width], without gradient.
         """
         with torch.no_grad():
-            return embed_text(self.model, [self.captions[i] for i in which.tolist()])
+            return text_token(self.model, [self.captions[i] for i in which.tolist()])
 
     def features(self, images: Tensor, captions: list[str]) -> tuple[Tensor, Tensor]:
         """Encode images and captions for retrieval.

@@ -42,6 +42,19 @@ def embed_text(model: Any, captions: list[str]) -> Tensor:
     Returns:
         Normalised features [B, E].
     """
+    return F.normalize(model.text_proj(text_token(model, captions)), dim=-1)
+
+
+def text_token(model: Any, captions: list[str]) -> Tensor:
+    """Encode captions.
+
+    Args:
+        model: An ALBEF or BLIP pre-training model.
+        captions: The captions.
+
+    Returns:
+        The text encoder's hidden state at [CLS], [B, width].
+    """
     tokens = model.tokenizer(
         captions,
         padding="max_length",
@@ -49,8 +62,8 @@ def embed_text(model: Any, captions: list[str]) -> Tensor:
         max_length=model.max_txt_len,
         return_tensors="pt",
     ).to(model.device)
-    token = text_pass(inner_bert(model.text_encoder), tokens).last_hidden_state[:, 0]
-    return F.normalize(model.text_proj(token), dim=-1)
+    token: Tensor = text_pass(inner_bert(model.text_encoder), tokens).last_hidden_state[:, 0]
+    return token
 
 
 def embed_image(model: Any, images: Tensor) -> Tensor:
