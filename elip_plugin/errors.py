@@ -37,6 +37,10 @@ class UnknownModelError(ElipError, KeyError):
         return str(self.args[0])
 
 
+class TraceError(ElipError, ValueError):
+    """A trace that is asked for what it does not hold."""
+
+
 class DataError(ElipError, ValueError):
     """A data set that cannot be written or read as asked."""
 

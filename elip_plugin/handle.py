@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from elip_plugin.config import ElipConfig
+from elip_plugin.core.trace import Trace
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.planning import Plan
 from elip_plugin.pruner import Pruner
@@ -66,6 +67,21 @@ class Handle:
             for pruner in _pruners(self.model):
                 stack.enter_context(pruner.disabled())
             yield
+
+    @contextmanager
+    def trace(self) -> Iterator[Trace]:
+        """Record which patches the forwards inside the context keep and merge.
+
+        A trace holds the last of these forwards, and puts its tokens back on the full grid.
+
+        Yields:
+            The trace, which is filled as forwards run.
+
+        Raises:
+            UnsupportedModelError: If the model's reducer cannot be traced.
+        """
+        with self._pruner().traced() as trace:
+            yield trace
 
     def remove(self) -> None:
         """Turn the model back into what it was; safe to repeat.

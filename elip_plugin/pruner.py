@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from elip_plugin.config import SCHEDULES, ElipConfig
 from elip_plugin.core.guide import by_similarity
 from elip_plugin.core.score import asking
-from elip_plugin.errors import GuideError, PlanError
+from elip_plugin.core.trace import Trace
+from elip_plugin.errors import GuideError, PlanError, UnsupportedModelError
 from elip_plugin.planning import Plan, PlannedStage, plan
 from elip_plugin.reducers import STAGES, tome
 from elip_plugin.reducers.moment import Moment
@@ -63,11 +64,12 @@ class Pruner:
         self.clock: Clock | None = None
         self.enabled = True
         self._guide: Guide | None = None
+        self._trace: Trace | None = None
         self._warned = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the guide: a copy or a pickle made in mid-forward starts clean."""
-        return {**self.__dict__, "_guide": None}
+        """Leave out guide and trace: a copy or a pickle made in mid-forward starts clean."""
+        return {**self.__dict__, "_guide": None, "_trace": None}
 
     def wants_guide(self, training: bool) -> bool:
         """Tell whether a text guide would be used.
@@ -217,6 +219,7 @@ class Pruner:
             blocks=[blocks[i] for i in range(stage.block, stage.block + stage.lookahead)],
             prefix=self.prefix,
             class_query=self.class_query,
+            trace=self._trace,
         )
         return STAGES[self.config.reducer](x, moment)
 
@@ -250,6 +253,26 @@ class Pruner:
             yield
         finally:
             self._guide = before
+
+    @contextmanager
+    def traced(self) -> Iterator[Trace]:
+        """Record the stages of the forwards inside the context.
+
+        Yields:
+            The trace, which is filled as forwards run.
+
+        Raises:
+            UnsupportedModelError: If the tower merges inside its blocks.
+        """
+        if self.config.reducer == "tome":
+            raise UnsupportedModelError(
+                "reducer 'tome' merges inside every block and cannot be traced; the others can"
+            )
+        before, self._trace = self._trace, Trace(self.prefix)
+        try:
+            yield self._trace
+        finally:
+            self._trace = before
 
     @property
     def prefix(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from elip_plugin.core.prune import reduce, select
+from elip_plugin.core.prune import select
 from elip_plugin.core.score import score
 from elip_plugin.reducers.moment import Moment
 
@@ -28,4 +28,4 @@ def reduce_stage(x: Tensor, moment: Moment) -> Tensor:
         class_query=moment.class_query,
     )
     selection = select(scores, moment.stage.keep)
-    return reduce(x, selection, prefix=moment.prefix, merge=moment.config.merge)
+    return moment.reduce(x, selection, merge=moment.config.merge)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from elip_plugin.core.prune import Selection, reduce
+from elip_plugin.core.prune import Selection
 from elip_plugin.reducers.moment import Moment
 
 
@@ -42,4 +42,4 @@ def reduce_stage(x: Tensor, moment: Moment) -> Tensor:
     kept = order[:, :keep].sort(dim=1).values
     dropped = order[:, keep:]
     selection = Selection(kept, dropped, torch.empty_like(dropped, dtype=torch.float32))
-    return reduce(x, selection, prefix=moment.prefix, merge=False)
+    return moment.reduce(x, selection, merge=False)

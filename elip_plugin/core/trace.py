@@ -1,0 +1,115 @@
+"""Which patches are in which token, stage by stage; and back to the full grid.
+
+Shapes: B batch, N patches that entered block 0, P prefix tokens, T non-prefix tokens, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from elip_plugin.core.prune import Selection
+from elip_plugin.errors import TraceError
+
+MERGED = -1
+"""In `StageTrace.kept`: a token that an earlier stage merged, which stands for no one patch."""
+
+
+@dataclass(frozen=True)
+class StageTrace:
+    """What one stage did.
+
+    Attributes:
+        block: The block before which it pruned.
+        kept: Original patch index of each token it kept [B, K], or `MERGED`.
+        merge_weights: Weight of each original patch in the token that it made of the others
+            [B, N], 0 for patches that are not in it; None where it dropped them.
+        sources: Weight of each original patch in each non-prefix token after it [B, T, N].
+    """
+
+    block: int
+    kept: Tensor
+    merge_weights: Tensor | None
+    sources: Tensor
+
+
+@dataclass
+class Trace:
+    """The stages of the last forward inside `Handle.trace`.
+
+    Attributes:
+        prefix: Prefix tokens P.
+        stages: What each did, in order; empty where nothing was pruned.
+    """
+
+    prefix: int
+    stages: list[StageTrace] = field(default_factory=list)
+
+    def record(self, block: int, selection: Selection, present: int, merge: bool) -> None:
+        """Add a stage.
+
+        Args:
+            block: The block before which it prunes.
+            selection: What it keeps and drops.
+            present: Non-prefix tokens before it, T.
+            merge: Whether it merges the others.
+        """
+        if self.stages and block <= self.stages[-1].block:  # the next forward
+            self.stages = []
+        if self.stages:
+            before = self.stages[-1].sources
+        else:
+            whole = torch.eye(present, device=selection.kept.device)
+            before = whole.expand(len(selection.kept), -1, -1)
+        kept = _rows(before, selection.kept)
+        single = kept.count_nonzero(dim=2) == 1
+        merged = None
+        sources = kept
+        if merge:
+            weights = selection.weights.to(before.dtype).unsqueeze(1)
+            merged = (weights @ _rows(before, selection.dropped)).squeeze(1)
+            sources = torch.cat([kept, merged.unsqueeze(1)], dim=1)
+        indices = kept.argmax(dim=2).masked_fill(~single, MERGED)
+        self.stages.append(StageTrace(block, indices, merged, sources))
+
+    def unmerge(self, tokens: Tensor, fill: float = 0.0) -> Tensor:
+        """Put the features of a pruned tower's tokens back on the full grid.
+
+        Args:
+            tokens: Tokens of the same forward, after the last stage: [B, P + T, D], or
+                [B, T, D] without the prefix.
+            fill: Value for patches that are in no token, because they were dropped unmerged.
+
+        Returns:
+            Features [B, N, D]: a patch has those of the token that it was kept as, or merged
+            into. Gradient flows.
+
+        Raises:
+            TraceError: If no stage is recorded, or the tokens are not of its shape.
+        """
+        if not self.stages:
+            raise TraceError(
+                "there is nothing to unmerge: no forward was pruned inside this trace; "
+                "run the model in training, or with `eval: image`, inside `handle.trace()`"
+            )
+        sources = self.stages[-1].sources
+        batch, count, _ = sources.shape
+        if tokens.ndim != 3 or tokens.shape[:2] not in (
+            (batch, count),
+            (batch, count + self.prefix),
+        ):
+            raise TraceError(
+                f"tokens have shape {tuple(tokens.shape)}, but this trace ends with "
+                f"{self.prefix} + {count} tokens of {batch} images: pass what the last block gave"
+            )
+        tokens = tokens[:, tokens.shape[1] - count :]
+        holder = sources.argmax(dim=1)  # the token that has the patch
+        features = _rows(tokens, holder)
+        absent = (sources.sum(dim=1) == 0).unsqueeze(-1)
+        return features.masked_fill(absent, fill)
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
