@@ -6,12 +6,13 @@ import sys
 
 import typer
 
-from elip_plugin.commands import bench, data, doctor, lavis, plan
+from elip_plugin.commands import bench, data, doctor, lavis, plan, show
 from elip_plugin.errors import ElipError
 
 app = typer.Typer(help="ELIP: prune and merge vision tokens.", no_args_is_help=True)
 app.command()(plan.models)
 app.command()(plan.plan)
+app.command()(show.show)
 app.command()(doctor.doctor)
 app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")

@@ -44,6 +44,12 @@ class Host(Protocol):
     ) -> Any:
         """Make an `elip_plugin.measure.subject.Subject` of a model, to measure."""
 
+    def trial(self, recipe: Any, captions: list[str], others: list[str]) -> Any:
+        """Make an `elip_plugin.quality.trial.Trial`, to train and score."""
+
+    def sight(self, name: str, checkpoint: str, config: ElipConfig | None) -> Any:
+        """Make an `elip_plugin.show.sight.Sight` of a model, to look through."""
+
 
 @dataclass(frozen=True)
 class Variant:

@@ -48,6 +48,6 @@ def make(family: str, recipe: Any, captions: list[str], others: list[str]) -> Tr
     """
     from elip_plugin.registry import load_host
 
-    host: Any = load_host("open_clip" if family == "clip" else "lavis")
+    host = load_host("open_clip" if family == "clip" else "lavis")
     trial: Trial = host.trial(recipe, captions, others)
     return trial

@@ -114,3 +114,6 @@ class PretrainTrial:
             The factor, one over LAVIS' temperature.
         """
         return 1 / self.model.temp.item()
+
+
+trial = PretrainTrial

@@ -110,3 +110,6 @@ def _resized(positions: Tensor, ratio: float) -> Tensor:
     grid = positions[1:].t().reshape(1, -1, side, side)
     grid = F.interpolate(grid, size=round(side * ratio), mode="bicubic", align_corners=False)
     return torch.cat([positions[:1], grid.flatten(2)[0].t()])
+
+
+trial = ClipTrial

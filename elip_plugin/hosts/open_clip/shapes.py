@@ -7,7 +7,7 @@ from typing import Any
 import open_clip
 import torch
 
-from elip_plugin.config import ElipConfig
+from elip_plugin.config import DEFAULT_PRESET, ElipConfig
 from elip_plugin.errors import UnknownModelError
 from elip_plugin.hosts.open_clip.models import patch_model
 from elip_plugin.hosts.open_clip.register import PREFIXES, base_of, register
@@ -36,4 +36,4 @@ def preview(name: str, config: ElipConfig | None, image_size: int | None) -> Pru
     options: dict[str, Any] = {} if image_size is None else {"force_image_size": image_size}
     with torch.device("meta"):
         model = open_clip.create_model(base, device="meta", **options)
-    return patch_model(model, config or ElipConfig.preset(PREFIXES.get(prefix, "paper")))
+    return patch_model(model, config or ElipConfig.preset(PREFIXES.get(prefix, DEFAULT_PRESET)))

@@ -1,0 +1,1 @@
+"""Which patches survive, seen: pictures -> look -> HTML or PNG."""
