@@ -25,13 +25,26 @@ SHELL := /bin/bash
 demo: .venv/ready
 	.venv/bin/python examples/demo.py --out demo
 
-test: lint .venv/ready .venv-openclip/ready .venv-lavis-new/ready
+test: lint test-wheel .venv/ready .venv-openclip/ready .venv-lavis-new/ready
 	@echo "== OpenCLIP, newest =="
 	.venv-openclip/bin/python -m pytest -q
 	@echo "== LAVIS' pins =="
 	.venv/bin/python -m pytest -q
 	@echo "== LAVIS beside newer libraries =="
 	.venv-lavis-new/bin/python -m pytest -q tests/test_lavis*.py
+
+# The released files: the wheel is built from the sdist, and tested without the checkout in reach.
+.PHONY: release test-wheel
+release: .venv-openclip/ready
+	rm -rf dist
+	.venv-openclip/bin/python -m build --outdir dist . > /dev/null
+
+test-wheel: release
+	rm -rf .venv-wheel
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/pip install -q "$$(ls dist/*.whl)[open-clip,demo]" 'pytest>=8'
+	cd dist && ELIP_EXPECT_WHEEL=1 ../.venv-wheel/bin/python -m pytest -q -c ../pyproject.toml \
+	  -m "not slow" $(addprefix ../tests/test_,core.py golden.py plan.py open_clip.py names.py preview.py show.py trace.py)
 
 # The default suite alone: no training commands, no compiler.
 test-fast: .venv/ready .venv-openclip/ready
@@ -43,6 +56,11 @@ lint: .venv-openclip/ready
 	.venv-openclip/bin/ruff format --check .
 	.venv-openclip/bin/mypy
 	.venv-openclip/bin/pydoclint -q elip_plugin
+	.venv-openclip/bin/mkdocs build -q --strict
+
+.PHONY: docs
+docs: .venv-openclip/ready
+	.venv-openclip/bin/mkdocs serve
 
 clean:
-	rm -rf .venv .venv-openclip .venv-lavis-new demo build dist
+	rm -rf .venv .venv-openclip .venv-lavis-new .venv-wheel demo build dist site

@@ -25,6 +25,14 @@ PATCHES = 64
 TINY: dict[str, Any] = json.loads((MODELS / "ViT-tiny.json").read_text())
 
 
+def pytest_configure() -> None:
+    """Where the wheel is meant to be tested, be sure that it is."""
+    import elip_plugin
+
+    if os.environ.get("ELIP_EXPECT_WHEEL"):
+        assert "site-packages" in str(elip_plugin.__file__), elip_plugin.__file__
+
+
 def pytest_unconfigure() -> None:
     """Let pytest's summary be the last lines: torch logs at exit, to streams closed by then."""
     logging.raiseExceptions = False

@@ -1,0 +1,83 @@
+"""The docs say what the code says; their snippets run; the errors they name are real."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SNIPPETS = [
+    pytest.param(page, code, id=f"{page.stem}: {code.strip().splitlines()[0]}-{place}")
+    for page in PAGES
+    for place, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+]
+
+
+def load_make() -> Any:
+    spec = importlib.util.spec_from_file_location("docs_make", ROOT / "docs" / "make.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "code"), SNIPPETS)
+def test_snippet(page: Path, code: str) -> None:
+    pytest.importorskip("open_clip")
+    exec(compile(code, page.name, "exec"), {"__name__": "snippet"})
+
+
+def test_there_are_snippets() -> None:
+    assert len(SNIPPETS) >= 7
+
+
+def test_the_configuration_reference_is_current() -> None:
+    """Write it anew with `python docs/make.py`."""
+    assert (ROOT / "docs" / "configuration.md").read_text() == load_make().configuration()
+
+
+def test_the_boards_are_those_of_the_committed_results() -> None:
+    pytest.importorskip("statsmodels")
+    page = (ROOT / "docs" / "quality.md").read_text()
+    assert page == load_make().quality(page)
+    assert "| full | no pruning | 1.00 |" in page
+
+
+def test_every_page_is_in_the_menu() -> None:
+    menu = set(re.findall(r"(\w+\.md)", (ROOT / "mkdocs.yml").read_text()))
+    assert menu == {page.name for page in (ROOT / "docs").glob("*.md")}
+
+
+def test_links_and_pictures_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[\w-]+)?\)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_errors_in_troubleshooting_are_the_codes_own() -> None:
+    sources = (path.read_text() for path in (ROOT / "elip_plugin").rglob("*.py"))
+    # Strings are split over lines: without quotes and line ends they are whole.
+    code = re.sub(r'["\s]+f?(?=")|["\n]', "", " ".join(sources))
+    code = re.sub(r"\s+", "", code.replace("'", ""))
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    named = [text for text in re.findall(r"^\*\*`(.+)`\*\*$", page, re.MULTILINE)]
+    assert len(named) >= 12
+    for text in named:
+        for part in re.split(r"\.\.\.|\d+|elip-plugin|open_clip|SGD|, ", text):
+            bare = re.sub(r"\s+", "", part.replace("'", ""))
+            if len(bare) > 12:
+                assert bare in code, f"{text!r}: {part!r}"
+
+
+def test_make_targets_exist() -> None:
+    targets = {line.split(":")[0] for line in (ROOT / "Makefile").read_text().splitlines()}
+    for page in PAGES:
+        named = set(re.findall(r"(?:^|`)make ([\w-]+)", page.read_text(), re.MULTILINE))
+        assert named <= targets, page.name
