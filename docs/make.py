@@ -160,7 +160,12 @@ def screen(name: str, arguments: list[str], most: int = 34) -> None:
 
     command = [sys.executable, "-m", "elip_plugin", *arguments]
     made = subprocess.run(command, capture_output=True, text=True, check=True)
-    here = {sys.prefix: "~/.venv", str(DOCS.parent): "~/elip-plugin", str(Path.home()): "~", "+cpu": ""}
+    here = {
+        sys.prefix: "~/.venv",
+        str(DOCS.parent): "~/elip-plugin",
+        str(Path.home()): "~",
+        "+cpu": "",
+    }
     printed = made.stdout
     for path, short in here.items():
         printed = printed.replace(path, short)
@@ -171,7 +176,11 @@ def screen(name: str, arguments: list[str], most: int = 34) -> None:
         console = Console(record=True, width=88, file=nowhere)
         console.print(Text(f"$ elip {' '.join(arguments)}", style="bold"))
         console.print(Text("\n".join(lines)))
-        console.save_svg(str(SCREENS / f"{name}.svg"), title="elip", unique_id=f"elip-{name}")
+        drawn = console.export_svg(title="elip", unique_id=f"elip-{name}")
+    # Rich names fonts on somebody's server; a page of ours fetches nothing.
+    (SCREENS / f"{name}.svg").write_text(
+        re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL)
+    )
 
 
 def photograph(page: Path, shot: Path, width: int, height: int) -> None:

@@ -1,7 +1,8 @@
 """Train a small CLIP on real pairs with OpenCLIP's own, unmodified command, pruned by ELIP.
 
 Run it with `make demo`. It writes the data, runs the command that it prints, and reports
-tokens per block, retrieval on held-out pairs, and the step time beside the unpruned model.
+tokens per block, retrieval on held-out pairs, the step time beside the unpruned model, and a
+picture of the patches that survive.
 """
 
 from __future__ import annotations
@@ -127,6 +128,18 @@ def report(results: dict[str, float], rounds: int) -> None:
         print(f"  {name:9} {t.median:5.2f} s   {t.ratio:.2f} of unpruned ({low:.2f} to {high:.2f})")
 
 
+def picture(data: Any, run: Path, page: Path) -> None:
+    """Draw which patches of a held-out picture survive, by its caption and by another text."""
+    pair = json.loads((data.out / "held_out.json").read_text())[0]
+    checkpoint = max((run / "checkpoints").glob("epoch_*.pt"), key=lambda p: p.stat().st_mtime)
+    args = [
+        "--model", MODEL, "--checkpoint", str(checkpoint),
+        "--image", str(data.out / pair["image"]),
+        "--text", pair["caption"], "--text", "an emoji of microphone", "-o", str(page),
+    ]  # fmt: skip
+    subprocess.run([sys.executable, "-m", "elip_plugin", "show", *args], check=True)
+
+
 def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -142,7 +155,9 @@ def main() -> None:
         done.rename(logs / f"run-{len(list(logs.iterdir()))}")
     results = train(data, logs, args.epochs)
     report(results, args.rounds)
+    picture(data, done, args.out / "look.html")
     print(f"\nThe run: {done} (log, checkpoints, results.jsonl)")
+    print(f"Which patches survive: {args.out / 'look.html'} (open it in a browser)")
 
 
 if __name__ == "__main__":

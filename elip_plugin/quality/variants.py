@@ -52,6 +52,7 @@ HALF = {"stages": _stages((2, 0.60), (4, 0.38), (10, 0.25)), "reference_depth": 
 THIRD = {"stages": _stages((1, 0.40), (4, 0.27), (8, 0.20)), "reference_depth": 12}
 FAST: Mapping[str, Any] = {"preset": "fast"}
 FINISH = {"full_finish": 0.2}
+WARM = {"warm_in": 0.3}
 RANDOM = {"reducer": "random"}
 BATCH = {"guide": "batch"}
 
@@ -99,6 +100,16 @@ VARIANTS = {
         "text weight falls to 0 over the training", {**FAST, "text_anneal": 1.0}, sets=("remedy",)
     ),
     "fast by batch": Variant("guided by all texts", {**FAST, **BATCH}, sets=("remedy",)),
+    "fast t=0.5 + finish": Variant(
+        "more text, last fifth unpruned",
+        {**FAST, **FINISH, "text_weight": 0.5},
+        sets=("remedy", "trade"),
+    ),
+    "fast warm + finish": Variant(
+        "setting in over three tenths, last fifth unpruned",
+        {**FAST, **FINISH, **WARM},
+        sets=("remedy", "trade"),
+    ),
     "paper + finish": Variant(
         "last fifth unpruned", {"preset": "paper", **FINISH}, sets=("remedy", "trade")
     ),
@@ -106,6 +117,12 @@ VARIANTS = {
         "last fifth unpruned", {**RANDOM, **FINISH}, sets=("remedy", "trade")
     ),
     "fast 0.51 + finish": Variant("bold, last fifth unpruned", {**HALF, **FINISH}, sets=("trade",)),
+    "fast 0.51 t=0.5 + finish": Variant(
+        "bold, more text", {**HALF, **FINISH, "text_weight": 0.5}, sets=("trade",)
+    ),
+    "fast 0.51 warm + finish": Variant(
+        "bold, setting in over three tenths", {**HALF, **FINISH, **WARM}, sets=("trade",)
+    ),
     "fast 0.51 t=0 + finish": Variant(
         "bold, image alone", {**HALF, **FINISH, "text_weight": 0.0}, sets=("trade",)
     ),
