@@ -34,7 +34,7 @@ def test_snippet(page: Path, code: str) -> None:
 
 
 def test_there_are_snippets() -> None:
-    assert len(SNIPPETS) >= 7
+    assert len(SNIPPETS) >= 6
 
 
 def test_the_configuration_reference_is_current() -> None:
