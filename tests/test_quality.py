@@ -23,7 +23,7 @@ from elip_plugin.quality import trial as trials
 from elip_plugin.quality.pairs import Pairs, batches, read_pairs
 from elip_plugin.quality.recipe import RECIPES, Recipe, make_recipe
 from elip_plugin.quality.scores import contrastive_loss, ranks, retrieval
-from elip_plugin.quality.stats import Comparison
+from elip_plugin.quality.stats import Comparison, Difference
 from elip_plugin.quality.variants import SETS, VARIANTS, Variant
 from elip_plugin.reducers import random as random_reducer
 
@@ -59,6 +59,11 @@ def test_batches_depend_on_the_seed_alone() -> None:
         assert torch.equal(a, b) and torch.equal(i, j)
     assert any(not torch.equal(i, j) for (_, i), (_, j) in zip(one, other))
     assert not torch.equal(one[0][1], one[2][1])  # the epochs differ
+    torch.manual_seed(1)
+    drawn = torch.rand(3)
+    torch.manual_seed(1)
+    next(batches(TRAIN, 4, 2, seed=5))
+    assert torch.equal(torch.rand(3), drawn)  # a variant's own stream goes on undisturbed
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
@@ -246,6 +251,18 @@ def test_differences_are_paired_by_seed() -> None:
     assert found.low < 1 < found.high
     itself = Comparison(scores).difference("a", "a")
     assert (itself.mean, itself.half) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "equivalent"),
+    [(0.0, 0.01, True), (-0.015, 0.004, True), (-0.015, 0.01, False), (0.01, 0.04, False)],
+)
+def test_equivalent_means_that_the_whole_interval_is_above(
+    mean: float, half: float, equivalent: bool
+) -> None:
+    gap = Difference(mean, half, 3)
+    line = board.Line("fast", 1, 1, 1, 1, gap, 1, gap, (0, 0, 0, 0), 1)
+    assert line.equivalent == equivalent
 
 
 def test_one_seed_has_no_interval() -> None:
