@@ -1,7 +1,7 @@
 """Make what the docs show of the code: the reference, the figure, the tables, the screens.
 
     python docs/make.py            # text: configuration.md and the tables in quality.md
-    python docs/make.py --screens  # also the figure and the screens (needs chromium, OpenMoji pairs)
+    python docs/make.py --screens  # also the figure and the screens
 
 A test holds the text against the code.
 """
@@ -47,8 +47,8 @@ A stage:
 
 ## Presets
 
-For a tower of depth 12; other depths are rescaled, halves rounded up. Tokens and costs for ViT-B/16,
-counted, of an unpruned tower.
+For a tower of depth 12; other depths are rescaled, halves rounded up. Tokens and costs for
+ViT-B/16, counted, of an unpruned tower.
 
 | preset | stages (block, lookahead, keep) | tokens inside the blocks | forward | training step |
 |---|---|---|---|---|

@@ -82,6 +82,20 @@ class Plan:
         """
         return self._main(width, mlp_ratio) + self._lookahead(width, mlp_ratio) / 3
 
+    def activation_bytes(self, width: int, batch: int, mlp_ratio: float = 4.0) -> float:
+        """Estimate what the blocks keep for the backward pass, in float32.
+
+        Args:
+            width: Tower width D.
+            batch: Images per batch, B.
+            mlp_ratio: Hidden width of a block's MLP over D.
+
+        Returns:
+            Bytes: per token the inputs of both norms, the queries, keys and values, the inputs
+            of the three other projections and of the activation function.
+        """
+        return 4.0 * batch * sum(self.tokens) * width * (8 + 2 * mlp_ratio)
+
     def _full(self, width: int, mlp_ratio: float) -> float:
         return self.depth * _block_cost(self.prefix + self.num_patches, width, mlp_ratio)
 

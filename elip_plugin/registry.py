@@ -60,12 +60,14 @@ class Variant:
         host: The host's name.
         base: Name of the model it prunes.
         factory: The host's own way to build a model from a name.
+        plan: What it prunes by, unless its config says otherwise: a preset's name, or "own".
     """
 
     name: str
     host: str
     base: str
     factory: Callable[..., nn.Module]
+    plan: str
 
     def create(self, **options: Any) -> nn.Module:
         """Build the model.

@@ -18,7 +18,7 @@ def models(
     from elip_plugin.errors import MissingHostError
     from elip_plugin.registry import HOSTS, load_host, version_of
 
-    console, table = Console(), Table("name", "prunes", "host")
+    console, table = Console(), Table("name", "prunes", "plan", "host")
     for name in [host] if host else list(HOSTS):
         try:
             offered = load_host(name).variants().values()
@@ -27,7 +27,7 @@ def models(
             continue
         console.print(f"{name} {version_of(name)}: {len(offered)} models")
         for variant in offered:
-            table.add_row(variant.name, variant.base, variant.host)
+            table.add_row(variant.name, variant.base, variant.plan, variant.host)
     if table.row_count:
         console.print(table)
 
@@ -42,6 +42,7 @@ def plan(
         float | None, typer.Option(help="Solve for a counted speed-up of the training step.")
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels of a side.")] = None,
+    batch: Annotated[int, typer.Option(help="Images per batch, for the memory.")] = 128,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write the config, for either host.")
     ] = None,
@@ -51,7 +52,7 @@ def plan(
 
     config = make_config(preset, keep)
     pruner = preview(model, config, image_size=image_size, target_speedup=target_speedup)
-    print_plan(model, pruner)
+    print_plan(model, pruner, batch)
     if out is not None:
         write_config(out, pruner.config)
         typer.echo(f"written to {out}")

@@ -103,13 +103,19 @@ def _harder(config: ElipConfig, factor: float) -> ElipConfig:
     return replace(config, stages=tuple(stages))
 
 
-def print_plan(name: str, pruner: Pruner) -> None:
+def print_plan(name: str, pruner: Pruner, batch: int) -> None:
     """Print a plan as a table with bars.
 
     Args:
         name: The model's name.
         pruner: Its pruner.
+        batch: Images per batch, for the memory.
+
+    Raises:
+        ConfigError: If the batch is below 1.
     """
+    if batch < 1:
+        raise ConfigError(f"batch must be 1 or more, got {batch}")
     plan, width = pruner.plan, pruner.width
     console, full = Console(), plan.prefix + plan.num_patches
     table = Table("block", "tokens", "", "stage", title=f"{name}, {full} tokens of width {width}")
@@ -123,7 +129,8 @@ def print_plan(name: str, pruner: Pruner) -> None:
     console.print(
         f"{plan.removed:.0%} of the token-layers removed. Of the unpruned tower, counted: forward "
         f"{forward:.2f}, training step {step:.2f} ({1 / step:.2f} times as fast), memory kept for "
-        f"backward about {1 - plan.removed:.2f}.",
+        f"backward about {1 - plan.removed:.2f}: "
+        f"{plan.activation_bytes(width, batch) / 2**30:.2f} GiB at batch {batch} in fp32.",
         highlight=False,
     )
     if forward >= 1:

@@ -73,8 +73,8 @@ class Recipe:
 
 RECIPES = {
     "clip": Recipe(),
-    "albef": Recipe(family="albef", epochs=4, learning_rate=1e-3),
-    "blip": Recipe(family="blip", epochs=4, learning_rate=1e-3),
+    "albef": Recipe(family="albef", epochs=4, batch=32, learning_rate=5e-4),
+    "blip": Recipe(family="blip", epochs=4, batch=32, learning_rate=1e-3),
 }
 
 

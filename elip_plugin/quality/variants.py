@@ -46,9 +46,10 @@ def _stages(*stages: tuple[int, float]) -> list[dict[str, Any]]:
     return [{"block": block, "lookahead": 1, "keep": keep} for block, keep in stages]
 
 
-# Token-layers left, at depth 12 and 64 patches: 0.90, 0.51 and 0.36; the presets leave 0.72.
+# Token-layers left, at depth 12 and 64 patches: 0.90, 0.51, 0.42, 0.36; the presets leave 0.72.
 MILD = {"stages": _stages((2, 0.97), (4, 0.88), (10, 0.75)), "reference_depth": 12}
 HALF = {"stages": _stages((2, 0.60), (4, 0.38), (10, 0.25)), "reference_depth": 12}
+LESS = {"stages": _stages((2, 0.45), (4, 0.27), (10, 0.20)), "reference_depth": 12}
 THIRD = {"stages": _stages((1, 0.40), (4, 0.27), (8, 0.20)), "reference_depth": 12}
 FAST: Mapping[str, Any] = {"preset": "fast"}
 FINISH = {"full_finish": 0.2}
@@ -128,6 +129,12 @@ VARIANTS = {
     ),
     "random 0.51 + finish": Variant(
         "bold, at random", {**HALF, **RANDOM, **FINISH}, sets=("trade",)
+    ),
+    "fast 0.42 + short finish": Variant(
+        "bolder, last 0.15 unpruned", {**LESS, "full_finish": 0.15}, sets=("trade",)
+    ),
+    "random 0.42 + short finish": Variant(
+        "bolder, at random", {**LESS, **RANDOM, "full_finish": 0.15}, sets=("trade",)
     ),
     "fast 0.36 + finish": Variant("bolder", {**THIRD, **FINISH}, sets=("trade",)),
     "fast 0.36 by batch + finish": Variant(

@@ -8,6 +8,7 @@ from typing import Any
 from lavis.common.registry import registry
 from lavis.models import load_model, model_zoo
 
+from elip_plugin.config import DEFAULT_PRESET
 from elip_plugin.hosts import lavis_compat
 from elip_plugin.hosts.lavis.datasets import register_builders
 from elip_plugin.hosts.lavis.generation import mend_generation
@@ -44,4 +45,5 @@ def variants() -> dict[str, Variant]:
     """
     register()
     make: Callable[..., Any] = load_model
-    return {PREFIX + base: Variant(PREFIX + base, "lavis", base, make) for base in ARCHS}
+    names = {base: PREFIX + base for base in ARCHS}
+    return {n: Variant(n, "lavis", base, make, DEFAULT_PRESET) for base, n in names.items()}

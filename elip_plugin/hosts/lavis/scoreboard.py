@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -51,7 +53,8 @@ class PretrainTrial:
                 "bert": bert,
             }  # fmt: skip
             cfg = OmegaConf.merge(OmegaConf.load(twin.default_config_path(SMALL)).model, section)
-            self.model = twin.from_config(cfg)
+            with redirect_stdout(io.StringIO()):  # BLIP names every tied weight
+                self.model = twin.from_config(cfg)
         find_handle(self.model).remove()
 
     def loss(self, images: Tensor, which: Tensor, progress: float) -> Tensor:

@@ -40,10 +40,22 @@ def variants() -> dict[str, Variant]:
     """
     register()
     return {
-        name: Variant(name, "open_clip", base_of(name), factory.create_model)
+        name: Variant(name, "open_clip", base_of(name), factory.create_model, plan_of(name))
         for name, config in factory._MODEL_CONFIGS.items()
         if CONFIG_KEY in config
     }
+
+
+def plan_of(name: str) -> str:
+    """Tell what a pruned model's name says of its plan.
+
+    Args:
+        name: A pruned model's name.
+
+    Returns:
+        A preset's name; "own" for a config with a section of its own.
+    """
+    return PREFIXES.get(name.removesuffix(base_of(name)), "own")
 
 
 def base_of(name: str) -> str:
