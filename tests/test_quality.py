@@ -106,7 +106,7 @@ def test_all_variants_and_sets_are_used_and_their_configs_hold() -> None:
         config = variant.config(100)
         assert (config is None) == (variant.elip is None)
     assert grid.choose(["trade"])[0] == "full"
-    assert grid.choose(["random", "fast"]) == ["fast", "random"]  # the table's order
+    assert grid.choose(["random", "fast"]) == ["full", "fast", "random"]  # the table's order
     with pytest.raises(ConfigError, match=r"variants \['fats'\] are not known"):
         grid.choose(["fats", "main"])
 
@@ -381,6 +381,12 @@ def test_recipes() -> None:
         make_recipe("coca")
     for family, recipe in RECIPES.items():
         assert recipe.family == family == asdict(recipe)["family"]
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--jobs", "--rounds"])
+def test_faults_of_the_command(option: str) -> None:
+    made = CliRunner().invoke(app, ["bench", "quality", option, "-1"])
+    assert made.exit_code == 1 and f"{option} must be" in str(made.exception)
 
 
 def test_the_list_names_all() -> None:

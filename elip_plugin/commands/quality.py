@@ -38,12 +38,16 @@ def quality(
 
     Every training is kept as soon as it is done, so that an interrupted grid continues.
     """
+    from elip_plugin.errors import ConfigError
     from elip_plugin.quality import grid, ledger
     from elip_plugin.quality.recipe import make_recipe
 
     if show_list:
         _print_list()
         return
+    for name, value, least in (("seeds", seeds, 1), ("jobs", jobs, 0), ("rounds", rounds, 0)):
+        if value < least:
+            raise ConfigError(f"--{name} must be {least} or more, got {value}")
     recipe = make_recipe(family, quick=quick)
     names = grid.choose(["quick"] if quick else variants.split(","))
     _write_data(data)

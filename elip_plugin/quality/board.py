@@ -12,9 +12,8 @@ from elip_plugin.quality import cost
 from elip_plugin.quality.grid import definition
 from elip_plugin.quality.recipe import Recipe
 from elip_plugin.quality.stats import Comparison, Difference
-from elip_plugin.quality.variants import VARIANTS
+from elip_plugin.quality.variants import REFERENCE, VARIANTS
 
-REFERENCE = "full"
 MARGIN = 0.02
 """A score counts as equivalent if its interval ends above the reference less this."""
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from elip_plugin.quality.board import REFERENCE, Line
+from elip_plugin.quality.board import Line
+from elip_plugin.quality.variants import REFERENCE
 
 KINDS = (("random", "#bbbbbb"), ("evit", "#ee6677"), ("tome", "#aa3377"), ("coarse", "#ccbb44"))
 OWN = "#4477aa"

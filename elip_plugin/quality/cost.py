@@ -19,13 +19,14 @@ from elip_plugin.quality import trial as trials
 from elip_plugin.quality.pairs import Pairs, batches
 from elip_plugin.quality.recipe import Recipe
 from elip_plugin.quality.run import training_loss
-from elip_plugin.quality.variants import VARIANTS, Variant
+from elip_plugin.quality.variants import REFERENCE, VARIANTS, Variant
 from elip_plugin.schedule import config_at, level_at
 
 STEPS = 1000
 """Into how many parts a training is cut to see its phases."""
 
-COARSE = "coarse"
+FULL, COARSE = "full", "coarse"
+"""Names of an unpruned step, and of one on smaller images."""
 
 
 def phases(name: str) -> dict[str, float]:
@@ -47,7 +48,7 @@ def _phase(variant: Variant, config: ElipConfig | None, share: float) -> str:
         return COARSE
     level = 0.0 if config is None else level_at(share, config)
     if level == 0:
-        return "full"
+        return FULL
     elip = {key: value for key, value in (variant.elip or {}).items() if key not in SCHEDULES}
     return json.dumps({"elip": elip, "level": level}, sort_keys=True)
 
@@ -64,7 +65,7 @@ def layers(name: str, recipe: Recipe) -> float:
     """
     total, num_patches = 0.0, recipe.patches
     for phase, share in phases(name).items():
-        if phase == "full":
+        if phase == FULL:
             total += share
         elif phase == COARSE:
             total += share * (num_patches * 9 // 16 + 1) / (num_patches + 1)
@@ -102,15 +103,15 @@ def time_phases(
     Returns:
         Times by the name of a step, relative to "full".
     """
-    wanted = dict.fromkeys(["full", *(phase for name in names for phase in phases(name))])
+    wanted = dict.fromkeys([FULL, *(phase for name in names for phase in phases(name))])
     images, which = next(batches(pairs, recipe.batch, 1, 0))
     steps: dict[str, Callable[[], object]] = {}
     for phase in wanted:
         torch.manual_seed(0)
         trial = trials.make(recipe.family, recipe, list(pairs.captions), [])
-        if phase not in ("full", COARSE):
+        if phase not in (FULL, COARSE):
             elip_plugin.apply(trial.model, _config(phase, recipe.patches))
-        variant = replace(VARIANTS["full"], coarse=float(phase == COARSE))
+        variant = replace(VARIANTS[REFERENCE], coarse=float(phase == COARSE))
         optimizer = torch.optim.AdamW(trial.model.parameters(), 1e-6)
         trial.model.train()
         loss = partial(training_loss, trial, variant, images, which, 0.0)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
 from multiprocessing import Manager, get_context
@@ -21,7 +20,7 @@ from elip_plugin.quality import ledger
 from elip_plugin.quality.pairs import Pairs, read_pairs
 from elip_plugin.quality.recipe import Recipe
 from elip_plugin.quality.run import run
-from elip_plugin.quality.variants import SETS, VARIANTS
+from elip_plugin.quality.variants import REFERENCE, SETS, VARIANTS
 
 
 def choose(names: Sequence[str]) -> list[str]:
@@ -31,7 +30,7 @@ def choose(names: Sequence[str]) -> list[str]:
         names: Keys of `VARIANTS` and of `SETS`.
 
     Returns:
-        The variants, each once, in the order of the table.
+        The variants, each once, in the order of the table; the reference is always among them.
 
     Raises:
         ConfigError: If a name is not known.
@@ -42,9 +41,8 @@ def choose(names: Sequence[str]) -> list[str]:
             f"variants {unknown} are not known; choose from the sets {list(SETS)} or from "
             f"{list(VARIANTS)}"
         )
-    return [
-        name for name, v in VARIANTS.items() if name in names or any(s in names for s in v.sets)
-    ]
+    chosen = {REFERENCE, *names}
+    return [name for name, v in VARIANTS.items() if name in chosen or chosen & set(v.sets)]
 
 
 def wanted(recipe: Recipe, variants: Sequence[str], seeds: int) -> list[dict[str, Any]]:
@@ -104,8 +102,7 @@ def train_all(
         done: Told the name of each training that is done.
     """
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    # Read before torch starts in the children; with more threads than cores they crawl.
-    with patched_environ(OMP_NUM_THREADS=str(threads)), Manager() as manager:
+    with Manager() as manager:
         ticks = manager.Queue()
         pool = ProcessPoolExecutor(jobs, get_context("spawn"), _start, (threads, ticks))
         futures = {pool.submit(_one, training, data) for training in trainings}
@@ -123,35 +120,13 @@ def train_all(
             pool.shutdown(wait=not futures, cancel_futures=True)
 
 
-@contextmanager
-def patched_environ(**values: str) -> Iterator[None]:
-    """Set environment variables inside the context.
-
-    Args:
-        **values: Their values.
-
-    Yields:
-        Nothing.
-    """
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
 _ticks: Any = None  # in a child: where to tell of an epoch
 
 
 def _start(threads: int, ticks: Any) -> None:
     global _ticks
     _ticks = ticks
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads)  # with more threads than cores all of them crawl
     warnings.simplefilter("ignore", FutureWarning)  # of LAVIS' libraries
 
 

@@ -22,9 +22,10 @@ from elip_plugin.reducers import random as random_reducer
 from elip_plugin.seams import replaced
 
 COARSE = 0.75
+"""Share of the image size in the coarse part of a training."""
+
 CHUNK = 250
-ALL_TOKENS: dict[str, Any] = dict(FAST)
-"""How a model that was never pruned is pruned at test time."""
+"""Pairs encoded at a time for the scores."""
 
 
 def run(
@@ -60,7 +61,7 @@ def run(
     if config is not None:
         elip_plugin.find_handle(trial.model).remove()
     scores = {"full": _score(trial, held_out)}
-    pruned = dict(variant.elip or ALL_TOKENS)
+    pruned = dict(variant.elip or FAST)  # a model that was never pruned has no plan of its own
     with warnings.catch_warnings():  # that the paper's plan saves nothing at test time
         warnings.simplefilter("ignore")
         elip_plugin.apply(trial.model, _by_image(pruned))

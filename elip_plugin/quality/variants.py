@@ -68,8 +68,11 @@ SETS = {
     "quick": "a few, in minutes",
 }
 
+REFERENCE = "full"
+"""What all others are compared with."""
+
 VARIANTS = {
-    "full": Variant("no pruning", sets=tuple(SETS)),
+    REFERENCE: Variant("no pruning", sets=tuple(SETS)),
     "paper": Variant("the paper's plan", {"preset": "paper"}, sets=("main", "leak", "lavis")),
     "fast": Variant("lookahead 1", FAST, sets=("main", "text", "budget", "leak", "lavis", "quick")),
     "evit": Variant("EViT", {"reducer": "evit"}, sets=("main",)),
