@@ -1,7 +1,8 @@
-"""Replacing an attribute of somebody else's module or class for a while."""
+"""Changing for a while what belongs to somebody else: an attribute, what is logged."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,3 +30,18 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             setattr(owner, name, before)
         else:
             delattr(owner, name)
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Drop log messages up to warnings, where a host warns of what is meant.
+
+    Yields:
+        Nothing; at the end logging is as it was.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -137,3 +137,12 @@ def test_each_name_says_its_plan() -> None:
     pytest.importorskip("open_clip")
     assert elip_plugin.get("elip-ViT-B-32").plan == "paper"
     assert elip_plugin.get("elip-fast-ViT-B-32").plan == "fast"
+
+
+def test_nothing_but_the_plan_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("open_clip")
+    import logging
+
+    before = logging.root.manager.disable
+    preview("elip-ViT-tiny", None)
+    assert not caplog.records and logging.root.manager.disable == before

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from elip_plugin.hosts.open_clip.models import pruner_of, to_guide
 from elip_plugin.hosts.open_clip.register import base_of
 from elip_plugin.measure.subject import Passes, Subject
+from elip_plugin.seams import silenced
 from elip_plugin.surgery import Patched
 
 
@@ -41,7 +42,8 @@ def subject(
     torch.manual_seed(0)
     base = base_of(name)
     options = {} if image_size is None else {"force_image_size": image_size}
-    model: Any = open_clip.create_model(base, output_dict=True, device=device, **options)
+    with silenced():  # OpenCLIP warns of random weights, which are meant here
+        model: Any = open_clip.create_model(base, output_dict=True, device=device, **options)
     height, width = _pair(model.visual.image_size)
     images = torch.randn(batch, 3, height, width, device=device)
     text = (open_clip.get_model_config(base) or {})["text_cfg"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import open_clip
@@ -13,6 +14,7 @@ from elip_plugin.config import DEFAULT_PRESET, ElipConfig
 from elip_plugin.errors import DataError, UnknownModelError
 from elip_plugin.handle import apply
 from elip_plugin.hosts.open_clip.register import PREFIXES, base_of, register
+from elip_plugin.seams import silenced
 from elip_plugin.show.sight import Sight
 
 
@@ -37,7 +39,9 @@ def sight(name: str, checkpoint: str, config: ElipConfig | None) -> Sight:
         raise UnknownModelError(f"model {base!r} is not known to OpenCLIP; see `elip models`")
     torch.manual_seed(0)
     try:
-        made = open_clip.create_model_and_transforms(base, pretrained=checkpoint or None)
+        # Without a checkpoint the weights are random, which the caller says himself.
+        with nullcontext() if checkpoint else silenced():
+            made = open_clip.create_model_and_transforms(base, pretrained=checkpoint or None)
     except Exception as error:  # a file that is none, a tag that is none, a download that fails
         raise DataError(f"checkpoint {checkpoint!r} of {base} cannot be read: {error}") from error
     model: Any = made[0].eval()

@@ -12,6 +12,7 @@ from elip_plugin.errors import UnknownModelError
 from elip_plugin.hosts.open_clip.models import patch_model
 from elip_plugin.hosts.open_clip.register import PREFIXES, base_of, register
 from elip_plugin.pruner import Pruner
+from elip_plugin.seams import silenced
 
 
 def preview(name: str, config: ElipConfig | None, image_size: int | None) -> Pruner:
@@ -34,6 +35,6 @@ def preview(name: str, config: ElipConfig | None, image_size: int | None) -> Pru
         raise UnknownModelError(f"model {base!r} is not known to OpenCLIP; see `elip models`")
     prefix = name.removesuffix(base)
     options: dict[str, Any] = {} if image_size is None else {"force_image_size": image_size}
-    with torch.device("meta"):
+    with torch.device("meta"), silenced():  # OpenCLIP warns that there are no weights
         model = open_clip.create_model(base, device="meta", **options)
     return patch_model(model, config or ElipConfig.preset(PREFIXES.get(prefix, DEFAULT_PRESET)))
