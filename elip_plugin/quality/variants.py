@@ -127,6 +127,12 @@ VARIANTS = {
     "fast 0.51 warm + finish": Variant(
         "bold, setting in over three tenths", {**HALF, **FINISH, **WARM}, sets=("trade",)
     ),
+    "fast 0.51 t=0 warm + finish": Variant(
+        "the same, image alone", {**HALF, **FINISH, **WARM, "text_weight": 0.0}, sets=("trade",)
+    ),
+    "random 0.51 warm + finish": Variant(
+        "the same, at random", {**HALF, **RANDOM, **FINISH, **WARM}, sets=("trade",)
+    ),
     "fast 0.51 t=0 + finish": Variant(
         "bold, image alone", {**HALF, **FINISH, "text_weight": 0.0}, sets=("trade",)
     ),
