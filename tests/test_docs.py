@@ -45,7 +45,7 @@ def test_the_configuration_reference_is_current() -> None:
 
 
 def test_the_boards_are_those_of_the_committed_results() -> None:
-    pytest.importorskip("statsmodels")
+    pytest.importorskip("scipy")
     page = (ROOT / "docs" / "quality.md").read_text()
     assert page == load_make().quality(page)
     assert "| full | no pruning | 1.00 |" in page

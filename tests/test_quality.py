@@ -23,7 +23,7 @@ from elip_plugin.quality import trial as trials
 from elip_plugin.quality.pairs import Pairs, batches, read_pairs
 from elip_plugin.quality.recipe import RECIPES, Recipe, make_recipe
 from elip_plugin.quality.scores import contrastive_loss, ranks, retrieval
-from elip_plugin.quality.stats import Comparison, Difference
+from elip_plugin.quality.stats import Difference, difference
 from elip_plugin.quality.variants import SETS, VARIANTS, Variant
 from elip_plugin.reducers import random as random_reducer
 
@@ -238,18 +238,15 @@ def test_lavis_families_train_and_are_scored(family: str) -> None:
 
 
 def test_differences_are_paired_by_seed() -> None:
-    noise = {0: 5.0, 1: -3.0, 2: 1.0}  # of the seeds, far larger than the difference
-    own = {"a": (0.1, -0.1, 0.0), "b": (-0.1, 0.1, 0.0), "c": (0.0, 0.0, 0.0)}
-    scores = {
-        name: {s: shift + noise[s] + own[name][s] for s in noise}
-        for name, shift in (("a", 10.0), ("b", 11.0), ("c", 12.5))
-    }
-    found = Comparison(scores).difference("b", "a")
+    noise = {0: 5.0, 1: -3.0, 2: 1.0, 7: 9.0}  # of the seeds, far larger than the difference
+    one = {seed: 11.0 + noise[seed] for seed in (0, 1, 2)}
+    two = {0: 10.1 + noise[0], 1: 9.9 + noise[1], 2: 10.0 + noise[2], 7: 99.0}
+    found = difference(one, two)
     assert found.mean == pytest.approx(1.0) and found.seeds == 3
-    # By hand: residual sum of squares 0.04, 4 degrees of freedom, t = 2.776.
-    assert found.half == pytest.approx(2.776 * math.sqrt(2 / 3 * 0.04 / 4), rel=1e-3)
+    # By hand: standard deviation 0.1, t of 2 degrees of freedom 4.303.
+    assert found.half == pytest.approx(4.303 * 0.1 / math.sqrt(3), rel=1e-3)
     assert found.low < 1 < found.high
-    itself = Comparison(scores).difference("a", "a")
+    itself = difference(one, one)
     assert (itself.mean, itself.half) == (0, 0)
 
 
@@ -266,7 +263,7 @@ def test_equivalent_means_that_the_whole_interval_is_above(
 
 
 def test_one_seed_has_no_interval() -> None:
-    found = Comparison({"a": {0: 1.0}, "b": {0: 3.0}}).difference("b", "a")
+    found = difference({0: 3.0}, {0: 1.0, 1: 5.0})
     assert found.mean == pytest.approx(2) and math.isnan(found.half)
     assert board.signed(found) == "+2.00"
 

@@ -11,7 +11,7 @@ from typing import Any
 from elip_plugin.quality import cost
 from elip_plugin.quality.grid import definition
 from elip_plugin.quality.recipe import Recipe
-from elip_plugin.quality.stats import Comparison, Difference
+from elip_plugin.quality.stats import Difference, difference
 from elip_plugin.quality.variants import REFERENCE, VARIANTS
 
 MARGIN = 0.02
@@ -76,22 +76,23 @@ def select(rows: Iterable[Mapping[str, Any]], recipe: Recipe) -> dict[str, dict[
     return found
 
 
-def compare(results: Results, score: str) -> Comparison:
-    """Compare the variants by a score of the held-out pairs with all tokens.
+def gap(results: Results, variant: str, other: str, score: str) -> Difference:
+    """Compare two variants by a score of the held-out pairs with all tokens.
 
     Args:
         results: From `select`.
+        variant: The one.
+        other: The one that it is compared with.
         score: A key of the scores, such as "mrr".
 
     Returns:
-        The comparison.
+        The difference.
     """
-    return Comparison(
-        {
-            name: {seed: row["scores"]["full"][score] for seed, row in seeds.items()}
-            for name, seeds in results.items()
-        }
+    one, two = (
+        {seed: float(row["scores"]["full"][score]) for seed, row in results[name].items()}
+        for name in (variant, other)
     )
+    return difference(one, two)
 
 
 def make_board(results: Results, recipe: Recipe, ratios: Mapping[str, float]) -> list[Line]:
@@ -105,7 +106,6 @@ def make_board(results: Results, recipe: Recipe, ratios: Mapping[str, float]) ->
     Returns:
         A line per variant.
     """
-    losses, ranks = compare(results, "loss"), compare(results, "mrr")
     lines = []
     for name, seeds in results.items():
         rows = list(seeds.values())
@@ -120,9 +120,9 @@ def make_board(results: Results, recipe: Recipe, ratios: Mapping[str, float]) ->
                 step=cost.average(name, ratios),
                 training_loss=mean(row["losses"][-1] for row in rows),
                 loss=over("loss"),
-                loss_gap=losses.difference(name, REFERENCE),
+                loss_gap=gap(results, name, REFERENCE, "loss"),
                 mrr=over("mrr"),
-                mrr_gap=ranks.difference(name, REFERENCE),
+                mrr_gap=gap(results, name, REFERENCE, "mrr"),
                 recalls=(over("i2t_r1"), over("t2i_r1"), over("i2t_r5"), over("t2i_r5")),
                 pruned_mrr=over("mrr", mode="pruned"),
             )
@@ -172,19 +172,19 @@ def cells(line: Line) -> tuple[str, ...]:
     )
 
 
-def signed(gap: Difference, factor: float = 1.0, digits: int = 2) -> str:
+def signed(found: Difference, factor: float = 1.0, digits: int = 2) -> str:
     """Write a difference with its interval.
 
     Args:
-        gap: The difference.
+        found: The difference.
         factor: 100 for percentages.
         digits: Digits after the point.
 
     Returns:
         Such as "-1.2 ± 0.9".
     """
-    text = f"{factor * gap.mean:+.{digits}f}"
-    return text if math.isnan(gap.half) else f"{text} ± {factor * gap.half:.{digits}f}"
+    text = f"{factor * found.mean:+.{digits}f}"
+    return text if math.isnan(found.half) else f"{text} ± {factor * found.half:.{digits}f}"
 
 
 def markdown(lines: Iterable[Line]) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from statistics import mean
 
-Scores = Mapping[str, Mapping[int, float]]
-"""A score by variant and seed."""
+Scores = Mapping[int, float]
+"""A score by seed."""
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,9 @@ class Difference:
     """How much one variant's score is above another's.
 
     Attributes:
-        mean: Estimate of the difference.
+        mean: Mean of the differences, seed by seed.
         half: Half the width of its 95% interval; NaN where the seeds are too few for one.
-        seeds: Seeds of the variant.
+        seeds: Seeds that both have.
     """
 
     mean: float
@@ -36,49 +36,25 @@ class Difference:
         return self.mean + self.half
 
 
-class Comparison:
-    """Least squares of a score on variant and seed, which pairs the seeds.
+def difference(variant: Scores, other: Scores) -> Difference:
+    """Compare two variants by a paired t interval over the seeds that both have.
 
-    All variants share one estimate of the noise, so that few seeds of each suffice; variants
-    may have different numbers of seeds.
+    Each pair of variants has its own estimate of the noise: variants differ in theirs.
 
     Args:
-        scores: The scores; every seed with all its variants.
+        variant: Scores of the one.
+        other: Scores of the one that it is compared with; at least one seed in common.
+
+    Returns:
+        The variant's score minus the other's.
     """
+    seeds = sorted(set(variant) & set(other))
+    gaps = [variant[seed] - other[seed] for seed in seeds]
+    if variant == other:
+        return Difference(0.0, 0.0, len(seeds))
+    if len(seeds) < 2:
+        return Difference(mean(gaps), math.nan, len(seeds))
+    from scipy import stats
 
-    def __init__(self, scores: Scores) -> None:
-        import numpy as np
-        import statsmodels.api as sm
-
-        self.scores = scores
-        self.variants = list(scores)
-        seeds = sorted({seed for row in scores.values() for seed in row})
-        rows, values = [], []
-        for variant, row in scores.items():
-            for seed, value in row.items():
-                columns = [float(variant == other) for other in self.variants]
-                rows.append(columns + [float(seed == other) for other in seeds[1:]])
-                values.append(value)
-        self._width = len(self.variants) + len(seeds) - 1
-        self._fit: Any = sm.OLS(np.array(values), np.array(rows)).fit()
-
-    def difference(self, variant: str, other: str) -> Difference:
-        """Compare two variants.
-
-        Args:
-            variant: The one.
-            other: The one that it is compared with.
-
-        Returns:
-            The variant's score minus the other's.
-        """
-        seeds = len(self.scores[variant])
-        contrast = [0.0] * self._width
-        contrast[self.variants.index(variant)] += 1
-        contrast[self.variants.index(other)] -= 1
-        if self._fit.df_resid < 1 or variant == other:
-            mean = float(self._fit.params @ contrast)
-            return Difference(mean, 0.0 if variant == other else math.nan, seeds)
-        test = self._fit.t_test(contrast)
-        low, high = test.conf_int(alpha=0.05)[0]
-        return Difference(float(test.effect[0]), float(high - low) / 2, seeds)
+    low, high = stats.ttest_1samp(gaps, 0.0).confidence_interval(0.95)
+    return Difference(mean(gaps), float(high - low) / 2, len(seeds))
