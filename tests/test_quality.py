@@ -347,11 +347,14 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = (tmp_path / "out" / "quality.jsonl").read_text()
     assert len(kept.splitlines()) == 4
     assert "4 trainings, 0 of them done" in first.output
+    assert "has learnt too little" not in first.output
     table = (tmp_path / "out" / "clip.md").read_text()
     assert "| fast | lookahead 1 | 0.72 |" in table
     assert json.loads((tmp_path / "out" / "clip-steps.json").read_text())["steps"]["full"]
+    monkeypatch.setattr(board, "TAUGHT", 1.1)
     again = CliRunner().invoke(app, [*arguments, "--rounds", "0"], catch_exceptions=False)
     assert "4 trainings, 4 of them done" in again.output
+    assert "has learnt too little" in again.output
     assert (tmp_path / "out" / "quality.jsonl").read_text() == kept
     assert (tmp_path / "out" / "clip.md").read_text() == table
 
@@ -373,7 +376,7 @@ def test_pairs_are_read(tmp_path: Path) -> None:
 
 def test_recipes() -> None:
     assert make_recipe("clip") == RECIPES["clip"]
-    assert make_recipe("blip", quick=True).steps(5000) == 3 * (1280 // RECIPES["blip"].batch)
+    assert make_recipe("blip", quick=True).steps(5000) == 8 * (1280 // RECIPES["blip"].batch)
     with pytest.raises(ConfigError, match="family 'coca' is not known"):
         make_recipe("coca")
     for family, recipe in RECIPES.items():

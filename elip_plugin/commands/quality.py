@@ -140,18 +140,21 @@ def _report(recipe: Any, rows: list[Any], times: Path, out: Path) -> None:
     steps = json.loads(times.read_text())["steps"] if times.exists() else {}
     results = board.select(rows, recipe)
     lines = board.make_board(results, recipe, {name: t["ratio"] for name, t in steps.items()})
-    table = Table(*board.HEADER)
+    table = Table(*(board.HEADER[column] for column in board.SHORT))
     for line in lines:
-        table.add_row(*board.cells(line))
+        table.add_row(*(board.cells(line)[column] for column in board.SHORT))
     console = Console()
     console.print(table)
     stem = times.name.removesuffix("-steps.json")
     (out / f"{stem}.md").write_text(board.markdown(lines))
     best = board.best_trade(lines)
-    if best is not None:
+    if lines[0].mrr < board.TAUGHT:
+        console.print("Unpruned training has learnt too little here to compare anything with it.")
+    elif best is not None:
         console.print(
             f"cheapest within {100 * board.MARGIN:.0f} points of full's MRR: {best.variant}, "
             f"{best.step:.2f} of its average step"
         )
+    if steps:
         chart.draw(lines, out / f"{stem}.svg")
-    typer.echo(f"written: {out / stem}.md" + (f", {out / stem}.svg" if best else ""))
+    typer.echo(f"written: {out / stem}.md" + (f", {out / stem}.svg" if steps else ""))

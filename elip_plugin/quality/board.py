@@ -130,6 +130,12 @@ def make_board(results: Results, recipe: Recipe, ratios: Mapping[str, float]) ->
     return lines
 
 
+TAUGHT = 0.1
+"""Mean reciprocal rank from which on the reference has learnt enough for a comparison."""
+
+SHORT = (0, 3, 4, 5, 6, 7, 8)
+"""Columns of `HEADER` that a terminal has room for."""
+
 HEADER = (
     "variant",
     "what it is",

@@ -94,4 +94,4 @@ def make_recipe(family: str, *, quick: bool = False) -> Recipe:
     if family not in RECIPES:
         raise ConfigError(f"family {family!r} is not known; choose one of {list(RECIPES)}")
     recipe = RECIPES[family]
-    return replace(recipe, epochs=3, pairs=1280) if quick else recipe
+    return replace(recipe, epochs=8, pairs=1280) if quick else recipe
