@@ -56,7 +56,7 @@ lint: .venv-openclip/ready
 	.venv-openclip/bin/ruff format --check .
 	.venv-openclip/bin/mypy
 	.venv-openclip/bin/pydoclint -q elip_plugin
-	.venv-openclip/bin/mkdocs build -q --strict
+	NO_MKDOCS_2_WARNING=1 .venv-openclip/bin/mkdocs build -q --strict
 
 .PHONY: docs
 docs: .venv-openclip/ready
