@@ -130,7 +130,7 @@ def make_board(results: Results, recipe: Recipe, ratios: Mapping[str, float]) ->
     return lines
 
 
-TAUGHT = 0.1
+TAUGHT = 0.05
 """Mean reciprocal rank from which on the reference has learnt enough for a comparison."""
 
 SHORT = (0, 3, 4, 5, 6, 7, 8)
