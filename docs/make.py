@@ -23,6 +23,7 @@ from elip_plugin.config import PRESETS, ElipConfig, Stage
 from elip_plugin.planning import plan
 from elip_plugin.quality import board, ledger
 from elip_plugin.quality.recipe import RECIPES
+from elip_plugin.quality.stats import difference
 
 DOCS = Path(__file__).parent
 RESULTS, SCREENS = DOCS / "results", DOCS / "screens"
@@ -105,13 +106,44 @@ def lines_of(family: str) -> list[board.Line]:
     return board.make_board(results, RECIPES[family], ratios) if results else []
 
 
+PAIRS = (
+    ("fast", "random"),
+    ("paper", "random"),
+    ("fast 0.51 + finish", "random 0.51 + finish"),
+    ("fast 0.51 warm + finish", "random 0.51 warm + finish"),
+    ("fast 0.51 warm + finish", "fast 0.51 t=0 warm + finish"),
+    ("paper", "paper shuffled"),
+    ("fast", "fast shuffled"),
+    ("random by caption", "random"),
+    ("paper + finish", "paper"),
+    ("random + finish", "random"),
+)
+"""What the page compares besides each variant with unpruned training."""
+
+
+def pairs() -> str:
+    """Write the comparisons of `PAIRS` as a table."""
+    results = board.select(ledger.read(RESULTS / "quality.jsonl"), RECIPES["clip"])
+    rows = ["| variant | less | seeds | MRR, points | validation loss | training loss |\n",
+            "|---|---|---|---|---|---|\n"]  # fmt: skip
+    for one, two in PAIRS:
+        ranks, loss = (board.gap(results, one, two, score) for score in ("mrr", "loss"))
+        trained = [{seed: r["losses"][-1] for seed, r in results[n].items()} for n in (one, two)]
+        rows.append(
+            f"| {one} | {two} | {ranks.seeds} | {board.signed(ranks, 100, 1)} | "
+            f"{board.signed(loss)} | {board.signed(difference(*trained))} |\n"
+        )
+    return "".join(rows)
+
+
 def quality(text: str) -> str:
-    """Put the boards into the page, between their marks."""
-    for family in RECIPES:
-        begin, end = f"<!-- {family} -->\n", f"<!-- end {family} -->"
+    """Put the tables into the page, between their marks."""
+    tables = {family: lambda f=family: board.markdown(lines_of(f)) for family in RECIPES}
+    for name, table in {**tables, "pairs": pairs}.items():
+        begin, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
         if begin in text:
             head, rest = text.split(begin)
-            text = f"{head}{begin}\n{board.markdown(lines_of(family))}\n{end}{rest.split(end)[1]}"
+            text = f"{head}{begin}\n{table()}\n{end}{rest.split(end)[1]}"
     return text
 
 

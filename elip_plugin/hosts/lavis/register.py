@@ -9,6 +9,7 @@ from lavis.common.registry import registry
 from lavis.models import load_model, model_zoo
 
 from elip_plugin.config import DEFAULT_PRESET
+from elip_plugin.errors import UnknownModelError
 from elip_plugin.hosts import lavis_compat
 from elip_plugin.hosts.lavis.datasets import register_builders
 from elip_plugin.hosts.lavis.generation import mend_generation
@@ -35,6 +36,30 @@ def register() -> None:
     if registry.get_runner_class(NAME) is None:
         registry.register_runner(NAME)(ElipRunner)
     register_builders()
+
+
+def known_arch(name: str) -> tuple[Any, str]:
+    """Find the class and the model type of a name that a user gave.
+
+    Args:
+        name: An arch, with or without our prefix; with a model type after a colon, such as
+            "elip_blip_vqa:vqav2", else its first type.
+
+    Returns:
+        The pruned class and the type.
+
+    Raises:
+        UnknownModelError: If there is no such arch or type.
+    """
+    arch, _, kind = name.partition(":")
+    twin = ARCHS.get(arch.removeprefix(PREFIX))
+    if twin is None:
+        raise UnknownModelError(f"arch {arch!r} is not offered; see `elip models`")
+    kinds = list(twin.PRETRAINED_MODEL_CONFIG_DICT)
+    kind = kind or kinds[0]
+    if kind not in kinds:
+        raise UnknownModelError(f"{arch} has no model type {kind!r}; it has {kinds}")
+    return twin, kind
 
 
 def variants() -> dict[str, Variant]:

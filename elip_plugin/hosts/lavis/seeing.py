@@ -12,10 +12,9 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from elip_plugin.config import ElipConfig
-from elip_plugin.errors import DataError, UnknownModelError, UnsupportedModelError
+from elip_plugin.errors import DataError, UnsupportedModelError
 from elip_plugin.handle import apply, find_handle
-from elip_plugin.hosts.lavis.models import ARCHS
-from elip_plugin.hosts.lavis.register import PREFIX
+from elip_plugin.hosts.lavis.register import known_arch
 from elip_plugin.hosts.lavis.text import inner_bert, text_pass
 from elip_plugin.show.sight import Sight
 
@@ -38,17 +37,11 @@ def sight(name: str, checkpoint: str, config: ElipConfig | None) -> Sight:
         DataError: If the checkpoint cannot be read, or does not fit.
         UnsupportedModelError: If the arch reads no text by itself.
     """
-    arch, _, kind = name.partition(":")
-    twin = ARCHS.get(arch.removeprefix(PREFIX))
-    if twin is None:
-        raise UnknownModelError(f"arch {arch!r} is not offered; see `elip models`")
+    twin, kind = known_arch(name)
     state = _read(checkpoint) if checkpoint else {}
     section = (state.get("config") or {}).get("model")
     if section is None:
-        kinds = list(twin.PRETRAINED_MODEL_CONFIG_DICT)
-        if (kind or kinds[0]) not in kinds:
-            raise UnknownModelError(f"{arch} has no model type {kind!r}; it has {kinds}")
-        section = OmegaConf.load(twin.default_config_path(kind or kinds[0])).model
+        section = OmegaConf.load(twin.default_config_path(kind)).model
     section = OmegaConf.create(section)
     if state:
         section.load_pretrained = section.load_finetuned = False

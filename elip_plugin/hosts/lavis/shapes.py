@@ -10,11 +10,10 @@ from lavis.models.clip_models import model as clip_models
 from omegaconf import OmegaConf
 
 from elip_plugin.config import ElipConfig
-from elip_plugin.errors import UnknownModelError
 from elip_plugin.hosts.lavis.clip_tower import patch_clip_tower
-from elip_plugin.hosts.lavis.models import ARCHS, SMALL
+from elip_plugin.hosts.lavis.models import SMALL
 from elip_plugin.hosts.lavis.offline import small_tower
-from elip_plugin.hosts.lavis.register import PREFIX
+from elip_plugin.hosts.lavis.register import known_arch
 from elip_plugin.hosts.lavis.tower import patch_tower
 from elip_plugin.pruner import Pruner
 
@@ -34,14 +33,7 @@ def preview(name: str, config: ElipConfig | None, image_size: int | None) -> Pru
     Raises:
         UnknownModelError: If there is no such arch or type.
     """
-    arch, _, kind = name.partition(":")
-    twin = ARCHS.get(arch.removeprefix(PREFIX))
-    if twin is None:
-        raise UnknownModelError(f"arch {arch!r} is not offered; see `elip models`")
-    kinds = list(twin.PRETRAINED_MODEL_CONFIG_DICT)
-    kind = kind or kinds[0]
-    if kind not in kinds:
-        raise UnknownModelError(f"{arch} has no model type {kind!r}; it has {kinds}")
+    twin, kind = known_arch(name)
     cfg = OmegaConf.load(twin.default_config_path(kind)).model
     if image_size is not None:
         cfg.image_size = image_size

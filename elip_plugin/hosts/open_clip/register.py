@@ -14,7 +14,7 @@ import open_clip
 from open_clip import factory, pretrained
 
 from elip_plugin.config import ElipConfig
-from elip_plugin.errors import ConfigError, UnsupportedModelError
+from elip_plugin.errors import ConfigError, UnknownModelError, UnsupportedModelError
 from elip_plugin.hosts.open_clip import export
 from elip_plugin.hosts.open_clip.export import CONFIG_KEY
 from elip_plugin.hosts.open_clip.support import SUPPORTED, why_not
@@ -44,6 +44,25 @@ def variants() -> dict[str, Variant]:
         for name, config in factory._MODEL_CONFIGS.items()
         if CONFIG_KEY in config
     }
+
+
+def known_base(name: str) -> str:
+    """Find the base model of a name that a user gave.
+
+    Args:
+        name: A model name, with or without our prefix.
+
+    Returns:
+        The name of the base model.
+
+    Raises:
+        UnknownModelError: If OpenCLIP has no such model.
+    """
+    register()
+    base = base_of(name)
+    if open_clip.get_model_config(base) is None:
+        raise UnknownModelError(f"model {base!r} is not known to OpenCLIP; see `elip models`")
+    return base
 
 
 def plan_of(name: str) -> str:

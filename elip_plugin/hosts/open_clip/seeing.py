@@ -11,9 +11,9 @@ from open_clip.model import get_model_preprocess_cfg
 from torch import Tensor
 
 from elip_plugin.config import DEFAULT_PRESET, ElipConfig
-from elip_plugin.errors import DataError, UnknownModelError
+from elip_plugin.errors import DataError
 from elip_plugin.handle import apply
-from elip_plugin.hosts.open_clip.register import PREFIXES, base_of, register
+from elip_plugin.hosts.open_clip.register import PREFIXES, known_base
 from elip_plugin.seams import silenced
 from elip_plugin.show.sight import Sight
 
@@ -33,10 +33,7 @@ def sight(name: str, checkpoint: str, config: ElipConfig | None) -> Sight:
         UnknownModelError: If there is no such model.
         DataError: If the checkpoint cannot be read.
     """
-    register()
-    base = base_of(name)
-    if open_clip.get_model_config(base) is None:
-        raise UnknownModelError(f"model {base!r} is not known to OpenCLIP; see `elip models`")
+    base = known_base(name)
     torch.manual_seed(0)
     try:
         # Without a checkpoint the weights are random, which the caller says himself.

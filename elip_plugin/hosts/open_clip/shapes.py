@@ -8,9 +8,8 @@ import open_clip
 import torch
 
 from elip_plugin.config import DEFAULT_PRESET, ElipConfig
-from elip_plugin.errors import UnknownModelError
 from elip_plugin.hosts.open_clip.models import patch_model
-from elip_plugin.hosts.open_clip.register import PREFIXES, base_of, register
+from elip_plugin.hosts.open_clip.register import PREFIXES, known_base
 from elip_plugin.pruner import Pruner
 from elip_plugin.seams import silenced
 
@@ -29,10 +28,7 @@ def preview(name: str, config: ElipConfig | None, image_size: int | None) -> Pru
     Raises:
         UnknownModelError: If there is no such model.
     """
-    register()
-    base = base_of(name)
-    if open_clip.get_model_config(base) is None:
-        raise UnknownModelError(f"model {base!r} is not known to OpenCLIP; see `elip models`")
+    base = known_base(name)
     prefix = name.removesuffix(base)
     options: dict[str, Any] = {} if image_size is None else {"force_image_size": image_size}
     with torch.device("meta"), silenced():  # OpenCLIP warns that there are no weights
