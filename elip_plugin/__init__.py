@@ -8,29 +8,29 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from elip_plugin import autoload as _autoload
+from elip_plugin.hosts import autoload as _autoload
 
 if TYPE_CHECKING:
+    from elip_plugin.api import Handle, apply, find_handle, guide
     from elip_plugin.config import ElipConfig, Stage
     from elip_plugin.errors import ElipError
-    from elip_plugin.handle import Handle, apply, find_handle, guide
+    from elip_plugin.hosts.registry import Variant, get, list_models
     from elip_plugin.planning import Plan, plan
-    from elip_plugin.registry import Variant, get, list_models
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "ElipConfig": "config",
     "ElipError": "errors",
-    "Handle": "handle",
+    "Handle": "api",
     "Plan": "planning",
     "Stage": "config",
-    "Variant": "registry",
-    "apply": "handle",
-    "find_handle": "handle",
-    "get": "registry",
-    "guide": "handle",
-    "list_models": "registry",
+    "Variant": "hosts.registry",
+    "apply": "api",
+    "find_handle": "api",
+    "get": "hosts.registry",
+    "guide": "api",
+    "list_models": "hosts.registry",
     "plan": "planning",
 }
 

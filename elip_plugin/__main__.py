@@ -1,5 +1,5 @@
 """`python -m elip_plugin`: the command `elip`, for torchrun."""
 
-from elip_plugin.cli import main
+from elip_plugin.cli.main import main
 
 main()

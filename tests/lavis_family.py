@@ -25,10 +25,10 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from elip_plugin.hosts.lavis.models import ARCHS
-from elip_plugin.hosts.lavis.offline import construction
-from elip_plugin.hosts.lavis.settings import read_settings
+from elip_plugin.hosts.lavis.runtime.offline import construction
+from elip_plugin.hosts.lavis.runtime.settings import read_settings
+from elip_plugin.patching.swap import Patched
 from elip_plugin.reducers import elip
-from elip_plugin.surgery import Patched
 
 gc.freeze()  # what was imported is never garbage, and looking through it takes a third of the time
 
@@ -402,7 +402,7 @@ def shape_of(model: Any) -> list[Any]:
 def forget_nothing(model: Any) -> None:
     """Assert that no forward has left anything behind."""
     from elip_plugin.hosts.lavis.text import TextMemo, TokenizedOnce
-    from elip_plugin.pruner import Pruner
+    from elip_plugin.patching.pruner import Pruner
 
     found = [vars(m)["elip"] for m in model.modules() if "elip" in vars(m)]
     assert found

@@ -315,7 +315,7 @@ def start(name: str, valid: bool = False, **run: Any) -> Any:
     from omegaconf import OmegaConf
 
     if PLUGIN:
-        from elip_plugin.hosts.lavis.train import _start_processes as init_distributed_mode
+        from elip_plugin.hosts.lavis.runtime.train import _start_processes as init_distributed_mode
     for path in ("output_dir", "result_dir"):  # LAVIS refuses a second run in a process
         registry.mapping["paths"].pop(path, None)
     processor = {"name": "blip_image_eval", "image_size": 64}
@@ -537,7 +537,7 @@ def joins(variables: dict[str, str]) -> None:
     from omegaconf import OmegaConf
 
     if PLUGIN:
-        from elip_plugin.hosts.lavis.train import _start_processes as init_distributed_mode
+        from elip_plugin.hosts.lavis.runtime.train import _start_processes as init_distributed_mode
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
@@ -595,7 +595,7 @@ def main() -> None:
     if not PLUGIN:
         # elip.pth looks at its switch in this module.
         loaded = {name for name in sys.modules if name.startswith("elip_plugin")}
-        assert loaded <= {"elip_plugin", "elip_plugin.autoload"}, loaded
+        assert loaded <= {"elip_plugin", "elip_plugin.hosts.autoload"}, loaded
     report({"lavis": os.path.dirname(lavis.models.__file__), **found})
 
 

@@ -30,7 +30,7 @@ def test_starting_python_loads_nothing_of_ours() -> None:
 
 
 def test_the_start_up_line_names_every_host() -> None:
-    from elip_plugin.autoload import HOSTS, PREPARE, STAND_IN
+    from elip_plugin.hosts.autoload import HOSTS, PREPARE, STAND_IN
 
     assert {*PREPARE} <= {*HOSTS}
     line = (ROOT / "elip.pth").read_text()
@@ -95,7 +95,7 @@ def test_a_failing_registration_warns_and_leaves_the_host_usable() -> None:
 
 
 def test_installing_twice_adds_one_finder() -> None:
-    from elip_plugin import autoload
+    from elip_plugin.hosts import autoload
 
     autoload.install()
     autoload.install()
@@ -108,7 +108,7 @@ def stand_ins(folder: Path, prepare: str = "print('prepare')") -> str:
     (folder / "before.py").write_text(f"def prepare(): {prepare}")
     (folder / "after.py").write_text("def register(): print('register')")
     return (
-        "from elip_plugin import autoload\n"
+        "from elip_plugin.hosts import autoload\n"
         "autoload.PREPARE['lavis'], autoload.HOSTS['lavis'] = 'before', 'after'\n"
     )
 

@@ -13,8 +13,8 @@ import elip_plugin
 from elip_plugin import ElipConfig, apply, find_handle
 from elip_plugin.core.guide import TEMPERATURE, by_similarity
 from elip_plugin.errors import ConfigError, GuideError
+from elip_plugin.patching.progress import text_weight_at
 from elip_plugin.reducers import elip
-from elip_plugin.schedule import text_weight_at
 
 FAST = {"preset": "fast", "text_weight": 0.5}
 

@@ -103,7 +103,7 @@ def shell_lines(program: str) -> list[Any]:
 def test_commands_of_ours_are_known_with_all_their_options(line: str) -> None:
     import typer
 
-    from elip_plugin.cli import app
+    from elip_plugin.cli.main import app
 
     command: Any = typer.main.get_command(app)
     words = shlex.split(line)[1:]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from elip_plugin import doctor
-from elip_plugin.cli import app
+from elip_plugin.cli.main import app
+from elip_plugin.measure import environment as doctor
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ import pytest
 import torch
 
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.hosts import lavis_compat
+from elip_plugin.hosts import lavis_libraries as lavis_compat
 
 ANSWERS = Path(__file__).parent / "golden" / "lavis_losses.json"
 PINNED = "4.26.1"
@@ -398,7 +398,7 @@ def test_lavis_imports_in_a_process_of_its_own() -> None:
 
 def test_the_mends_load_no_host_and_no_torch() -> None:
     code = (
-        "import sys, elip_plugin.hosts.lavis_compat; "
+        "import sys, elip_plugin.hosts.lavis_libraries; "
         "print([m for m in ('lavis', 'torch', 'transformers', 'numpy') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

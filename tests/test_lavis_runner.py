@@ -21,10 +21,10 @@ pytest.importorskip("lavis")
 import lavis_runs as runs
 
 from elip_plugin import find_handle
-from elip_plugin.cli import app
+from elip_plugin.cli.main import app
 from elip_plugin.errors import ConfigError, DataError, PlanError
-from elip_plugin.hosts.lavis import mends, train
-from elip_plugin.hosts.lavis.runner import ElipRunner
+from elip_plugin.hosts.lavis.runtime import mends, train
+from elip_plugin.hosts.lavis.runtime.runner import ElipRunner
 
 PLANNED = [17] * 2 + [16] * 2 + [12] * 6 + [8] * 2
 ARCHS = ["elip_albef_pretrain", "elip_blip_pretrain", "elip_clip"]

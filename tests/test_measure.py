@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from elip_plugin import ElipConfig, apply, plan
-from elip_plugin.cli import app
+from elip_plugin.cli.main import app
 from elip_plugin.errors import ConfigError
 from elip_plugin.measure import memory, speed, startup
 from elip_plugin.measure.counts import count_flops, saved_bytes

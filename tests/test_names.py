@@ -12,8 +12,8 @@ import torch
 from conftest import TINY, recorded_lengths
 
 import elip_plugin
-from elip_plugin import registry
 from elip_plugin.errors import ConfigError, MissingHostError, PlanError, UnknownModelError
+from elip_plugin.hosts import registry
 
 open_clip = pytest.importorskip("open_clip")
 factory = open_clip.factory

@@ -19,7 +19,7 @@ open_clip = pytest.importorskip("open_clip")
 
 from family import TIMM, build, inputs, stack_of  # noqa: E402
 
-from elip_plugin.hosts.open_clip.register import PREFIXES, base_of  # noqa: E402
+from elip_plugin.hosts.open_clip.names import PREFIXES, base_of  # noqa: E402
 from elip_plugin.hosts.open_clip.support import why_not  # noqa: E402
 
 ROOT = Path(__file__).parents[1]

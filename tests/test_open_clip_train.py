@@ -66,7 +66,7 @@ def recorded() -> Iterator[dict[str, list[int]]]:
     """Lengths inside every block of every pruned tower, in training and in evaluation."""
     from open_clip.transformer import ResidualAttentionBlock
 
-    from elip_plugin.surgery import Patched
+    from elip_plugin.patching.swap import Patched
 
     seen: dict[str, list[int]] = {"train": [], "eval": []}
 

@@ -17,7 +17,7 @@ pytest.importorskip("resvg_py")
 pytest.importorskip("emoji")
 Image = pytest.importorskip("PIL.Image")
 
-from elip_plugin import cli  # noqa: E402
+from elip_plugin.cli import main as cli  # noqa: E402
 from elip_plugin.data import emojis, openmoji, publish  # noqa: E402
 from elip_plugin.data.emojis import Emoji, caption, find_emojis, unique_captions  # noqa: E402
 from elip_plugin.data.openmoji import OpenMojiSet, split, write_openmoji  # noqa: E402

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import elip_plugin
 from elip_plugin import ElipConfig
-from elip_plugin.cli import app
+from elip_plugin.cli.main import app
 from elip_plugin.errors import ConfigError, PlanError, UnknownModelError
 from elip_plugin.measure.preview import make_config, preview
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from elip_plugin.cli import app
+from elip_plugin.cli.main import app
 from elip_plugin.errors import ConfigError, DataError, UnsupportedModelError
 from elip_plugin.quality import board, chart, cost, grid, ledger, run
 from elip_plugin.quality import trial as trials

@@ -14,7 +14,7 @@ from elip_plugin.config import REDUCERS
 from elip_plugin.core.score import SCORE
 from elip_plugin.errors import ConfigError
 from elip_plugin.reducers import STAGES, evit, random, tome
-from elip_plugin.reducers.moment import Moment
+from elip_plugin.reducers.base import Moment
 
 GENERATOR = torch.Generator().manual_seed(0)
 

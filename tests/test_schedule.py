@@ -13,7 +13,7 @@ from conftest import recorded_lengths
 
 from elip_plugin import ElipConfig, Stage, apply, find_handle
 from elip_plugin.errors import ConfigError
-from elip_plugin.schedule import LEVELS, config_at, level_at
+from elip_plugin.patching.progress import LEVELS, config_at, level_at
 
 FULL, PLANNED = [65] * 12, [65] * 2 + [59] * 2 + [43] * 6 + [27] * 2
 SCHEDULE = {"preset": "fast", "warm_in": 0.5, "full_finish": 0.2, "total_steps": 10}

@@ -19,12 +19,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from elip_plugin import find_handle
-from elip_plugin.cli import app
+from elip_plugin.cli.main import app
 from elip_plugin.errors import ConfigError, DataError
-from elip_plugin.show.html import to_html
-from elip_plugin.show.look import Look, Row, StageView, look
-from elip_plugin.show.pictures import Picture, find_pictures
-from elip_plugin.show.png import CELL, GAP, HEAD, LEFT, write_png
+from elip_plugin.visualize.html import to_html
+from elip_plugin.visualize.look import Look, Row, StageView, look
+from elip_plugin.visualize.pictures import Picture, find_pictures
+from elip_plugin.visualize.png import CELL, GAP, HEAD, LEFT, write_png
 
 TINY = "elip-ViT-tiny"
 NASTY = '<script>alert("x")</script> & "cats"'
@@ -96,7 +96,7 @@ def test_faults_of_pictures(tmp_path: Path, folder: Path) -> None:
 def make_sight(name: str = TINY, config: Any = None) -> Any:
     pytest.importorskip("open_clip")
     from elip_plugin import ElipConfig
-    from elip_plugin.registry import load_host_by_model
+    from elip_plugin.hosts.registry import load_host_by_model
 
     made = None if config is None else ElipConfig.from_mapping(config)
     return load_host_by_model(name).sight(name, "", made)
@@ -241,7 +241,7 @@ def test_a_checkpoint_is_shown_as_trained(folder: Path, tmp_path: Path) -> None:
 
 
 def load(name: str, checkpoint: str) -> Any:
-    from elip_plugin.registry import load_host_by_model
+    from elip_plugin.hosts.registry import load_host_by_model
 
     return load_host_by_model(name).sight(name, checkpoint, None)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from elip_plugin import cli
+from elip_plugin.cli import main as cli
 from elip_plugin.data import vocab
 from elip_plugin.data.vocab import SPECIAL, make_vocab, write_vocab
 from elip_plugin.errors import DataError

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from elip_plugin.config import ElipConfig, Stage
 from elip_plugin.errors import ConfigError, PlanError
-from elip_plugin.pruner import Pruner
-from elip_plugin.registry import load_host_by_model
+from elip_plugin.hosts.registry import load_host_by_model
+from elip_plugin.patching.pruner import Pruner
 
 BAR = 28
 

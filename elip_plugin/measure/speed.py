@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from elip_plugin.errors import ConfigError
+from elip_plugin.hosts.registry import load_host_by_model
 from elip_plugin.measure.counts import count_flops, saved_bytes
 from elip_plugin.measure.steps import StepTimes, time_steps
 from elip_plugin.measure.subject import VARIANTS, Subject, stepped, variant_of
-from elip_plugin.registry import load_host_by_model
 
 PASSES = ("inference", "tower", "step")
 """What is timed: image features in evaluation (`eval: image`); forward and backward of the vision

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from elip_plugin.autoload import START_FILE
 from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.hosts.autoload import START_FILE
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from elip_plugin.api import apply
 from elip_plugin.config import ElipConfig
-from elip_plugin.handle import apply
 
 Passes = Mapping[str, Callable[[], Tensor]]
 """What can be run: "inference" gives features in evaluation, "tower" and "step" give a loss."""

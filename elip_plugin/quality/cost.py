@@ -14,13 +14,13 @@ import elip_plugin
 from elip_plugin.config import SCHEDULES, ElipConfig
 from elip_plugin.measure.steps import StepTimes, time_steps
 from elip_plugin.measure.subject import stepped
+from elip_plugin.patching.progress import config_at, level_at
 from elip_plugin.planning import plan
 from elip_plugin.quality import trial as trials
 from elip_plugin.quality.pairs import Pairs, batches
 from elip_plugin.quality.recipe import Recipe
 from elip_plugin.quality.run import training_loss
 from elip_plugin.quality.variants import REFERENCE, VARIANTS, Variant
-from elip_plugin.schedule import config_at, level_at
 
 STEPS = 1000
 """Into how many parts a training is cut to see its phases."""

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import elip_plugin
+from elip_plugin.patching.monkeypatch import replaced
 from elip_plugin.quality import trial as trials
 from elip_plugin.quality.pairs import Pairs, batches, whole
 from elip_plugin.quality.recipe import Recipe
 from elip_plugin.quality.scores import contrastive_loss, retrieval
 from elip_plugin.quality.variants import FAST, Variant
 from elip_plugin.reducers import random as random_reducer
-from elip_plugin.seams import replaced
 
 COARSE = 0.75
 """Share of the image size in the coarse part of a training."""

@@ -46,7 +46,7 @@ def make(family: str, recipe: Any, captions: list[str], others: list[str]) -> Tr
     Returns:
         The trial; weights are drawn from torch's generator.
     """
-    from elip_plugin.registry import load_host
+    from elip_plugin.hosts.registry import load_host
 
     host = load_host("open_clip" if family == "clip" else "lavis")
     trial: Trial = host.trial(recipe, captions, others)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from elip_plugin.reducers import elip, evit, random
-from elip_plugin.reducers.moment import Moment
+from elip_plugin.reducers.base import Moment
 
 STAGES: dict[str, Callable[[Tensor, Moment], Tensor]] = {
     "elip": elip.reduce_stage,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from elip_plugin.core.prune import select
 from elip_plugin.core.score import score
-from elip_plugin.reducers.moment import Moment
+from elip_plugin.reducers.base import Moment
 
 
 def reduce_stage(x: Tensor, moment: Moment) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from elip_plugin.core.prune import Selection
-from elip_plugin.reducers.moment import Moment
+from elip_plugin.reducers.base import Moment
 
 
 def draw(batch: int, tokens: int, device: torch.device) -> Tensor:

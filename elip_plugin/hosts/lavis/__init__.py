@@ -10,11 +10,11 @@ from torch import nn
 from elip_plugin.config import ElipConfig
 from elip_plugin.hosts.late import late
 from elip_plugin.hosts.lavis.models import MODELS
+from elip_plugin.hosts.lavis.names import register, variants
 from elip_plugin.hosts.lavis.patch import patch_model, pruner_of, to_guide
-from elip_plugin.hosts.lavis.register import register, variants
-from elip_plugin.hosts.lavis.tower import patch_tower
-from elip_plugin.pruner import Pruner
-from elip_plugin.surgery import choose
+from elip_plugin.hosts.lavis.towers import patch_tower
+from elip_plugin.patching.pruner import Pruner
+from elip_plugin.patching.swap import choose
 
 __all__ = ["patch", "pruner_of", "register", "to_guide", "variants"]
 

@@ -13,14 +13,14 @@ from lavis.models.vit import Attention
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from elip_plugin.api import find_handle
 from elip_plugin.data.vocab import write_vocab
 from elip_plugin.errors import UnknownModelError
-from elip_plugin.handle import find_handle
 from elip_plugin.hosts.lavis.models import ARCHS
-from elip_plugin.hosts.lavis.register import PREFIX
-from elip_plugin.hosts.lavis.tower import _attention
+from elip_plugin.hosts.lavis.names import PREFIX
+from elip_plugin.hosts.lavis.towers import _attention
 from elip_plugin.measure.subject import Passes, Subject
-from elip_plugin.surgery import Patched
+from elip_plugin.patching.swap import Patched
 
 MODELS = ("albef_pretrain", "blip_pretrain")
 CAPTION = "a photograph of a cat on a sofa"

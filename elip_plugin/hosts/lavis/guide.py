@@ -17,7 +17,7 @@ from elip_plugin.hosts.lavis.text import (
     text_pass,
     tokenized_once,
 )
-from elip_plugin.pruner import Pruner
+from elip_plugin.patching.pruner import Pruner
 
 
 class Side(NamedTuple):

@@ -34,12 +34,12 @@ from lavis.models.clip_models.loss import ClipLoss
 from torch import Tensor
 
 from elip_plugin.hosts.lavis import text
-from elip_plugin.hosts.lavis.build import from_config
+from elip_plugin.hosts.lavis.factory import from_config
 from elip_plugin.hosts.lavis.guide import guided_by_clip, guided_by_text
-from elip_plugin.hosts.lavis.paths import configs_root
+from elip_plugin.hosts.lavis.runtime.paths import configs_root
 from elip_plugin.hosts.lavis.scores import contrastive_scores
-from elip_plugin.seams import replaced
-from elip_plugin.surgery import Patched
+from elip_plugin.patching.monkeypatch import replaced
+from elip_plugin.patching.swap import Patched
 
 SMALL = "openmoji"
 """Model type of the small towers of `lavis_configs`, which train on a CPU."""
@@ -74,7 +74,7 @@ class Twin(Patched):
         """Build the model.
 
         Args:
-            cfg: LAVIS' model section, with our keys; see `elip_plugin.hosts.lavis.build`.
+            cfg: LAVIS' model section, with our keys; see `elip_plugin.hosts.lavis.factory`.
 
         Returns:
             The pruned model.

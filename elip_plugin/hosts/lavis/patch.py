@@ -10,16 +10,16 @@ from torch import Tensor
 from elip_plugin.config import ElipConfig
 from elip_plugin.core.guide import carry_back
 from elip_plugin.errors import ConfigError, GuideError, UnsupportedModelError
-from elip_plugin.hosts.lavis.clip_tower import patch_clip_tower
+from elip_plugin.hosts.lavis.clip_towers import patch_clip_tower
 from elip_plugin.hosts.lavis.text import (
     TEXT_ENCODERS,
     TextMemo,
     guide_from_class_token,
     inner_bert,
 )
-from elip_plugin.hosts.lavis.tower import patch_tower
-from elip_plugin.pruner import Pruner
-from elip_plugin.surgery import choose, swap
+from elip_plugin.hosts.lavis.towers import patch_tower
+from elip_plugin.patching.pruner import Pruner
+from elip_plugin.patching.swap import choose, swap
 
 
 def patch_model(model: Any, twin: Any, config: ElipConfig) -> Pruner:

@@ -11,9 +11,9 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from elip_plugin.api import find_handle
 from elip_plugin.data.vocab import write_vocab
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.handle import find_handle
 from elip_plugin.hosts.lavis.models import ARCHS, SMALL
 from elip_plugin.hosts.lavis.scores import embed_image, embed_text, text_token
 from elip_plugin.quality.recipe import SIDE, Recipe

@@ -11,12 +11,12 @@ from lavis.processors.blip_processors import BlipImageEvalProcessor
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from elip_plugin.api import apply, find_handle
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import DataError, UnsupportedModelError
-from elip_plugin.handle import apply, find_handle
-from elip_plugin.hosts.lavis.register import known_arch
+from elip_plugin.hosts.lavis.names import known_arch
 from elip_plugin.hosts.lavis.text import inner_bert, text_pass
-from elip_plugin.show.sight import Sight
+from elip_plugin.visualize.sight import Sight
 
 
 def sight(name: str, checkpoint: str, config: ElipConfig | None) -> Sight:

@@ -10,12 +10,12 @@ from lavis.models.clip_models import model as clip_models
 from omegaconf import OmegaConf
 
 from elip_plugin.config import ElipConfig
-from elip_plugin.hosts.lavis.clip_tower import patch_clip_tower
+from elip_plugin.hosts.lavis.clip_towers import patch_clip_tower
 from elip_plugin.hosts.lavis.models import SMALL
-from elip_plugin.hosts.lavis.offline import small_tower
-from elip_plugin.hosts.lavis.register import known_arch
-from elip_plugin.hosts.lavis.tower import patch_tower
-from elip_plugin.pruner import Pruner
+from elip_plugin.hosts.lavis.names import known_arch
+from elip_plugin.hosts.lavis.runtime.offline import small_tower
+from elip_plugin.hosts.lavis.towers import patch_tower
+from elip_plugin.patching.pruner import Pruner
 
 
 def preview(name: str, config: ElipConfig | None, image_size: int | None) -> Pruner:

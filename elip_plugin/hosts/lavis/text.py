@@ -17,8 +17,8 @@ from lavis.models.med import BertModel, XBertEncoder
 from torch import Tensor, nn
 
 from elip_plugin.core.guide import carry_back
-from elip_plugin.pruner import Guide
-from elip_plugin.surgery import Patched
+from elip_plugin.patching.pruner import Guide
+from elip_plugin.patching.swap import Patched
 
 
 class TextMemo:

@@ -9,8 +9,8 @@ from torch import nn
 from elip_plugin.config import ElipConfig
 from elip_plugin.hosts.late import late
 from elip_plugin.hosts.open_clip.models import patch_model, patch_tower, pruner_of, to_guide
-from elip_plugin.hosts.open_clip.register import register, variants
-from elip_plugin.pruner import Pruner
+from elip_plugin.hosts.open_clip.names import register, variants
+from elip_plugin.patching.pruner import Pruner
 
 __all__ = ["patch", "pruner_of", "register", "to_guide", "variants"]
 

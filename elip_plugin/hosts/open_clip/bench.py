@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elip_plugin.hosts.open_clip.models import pruner_of, to_guide
-from elip_plugin.hosts.open_clip.register import base_of
+from elip_plugin.hosts.open_clip.names import base_of
 from elip_plugin.measure.subject import Passes, Subject
-from elip_plugin.seams import silenced
-from elip_plugin.surgery import Patched
+from elip_plugin.patching.monkeypatch import silenced
+from elip_plugin.patching.swap import Patched
 
 
 def subject(

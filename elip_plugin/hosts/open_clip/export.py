@@ -74,7 +74,7 @@ def card_of(model: Any, card: dict[str, Any] | None) -> dict[str, Any] | None:
         The card for a pruned model, or `card` itself for any other.
     """
     from elip_plugin.hosts.open_clip.models import pruner_of
-    from elip_plugin.surgery import Patched
+    from elip_plugin.patching.swap import Patched
 
     if not isinstance(model, Patched):
         return card

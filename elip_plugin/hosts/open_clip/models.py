@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import ConfigError, UnsupportedModelError
-from elip_plugin.hosts.open_clip import tower
+from elip_plugin.hosts.open_clip import towers as tower
 from elip_plugin.hosts.open_clip.guide import guide_from_text, linear_maps
 from elip_plugin.hosts.open_clip.support import SUPPORTED
-from elip_plugin.pruner import Pruner
-from elip_plugin.surgery import Patched, choose, swap
+from elip_plugin.patching.pruner import Pruner
+from elip_plugin.patching.swap import Patched, choose, swap
 
 
 class TextFirst(Patched):
@@ -156,7 +156,9 @@ def _kind(visual: Any) -> Any:
     if type(visual) is VisionTransformer:
         return tower
     if type(visual) is TimmModel:
-        from elip_plugin.hosts.open_clip import timm_tower  # needs a timm that has timm.layers
+        from elip_plugin.hosts.open_clip import (
+            timm_towers as timm_tower,  # needs a timm that has timm.layers
+        )
 
         return timm_tower
     raise UnsupportedModelError(

@@ -10,12 +10,12 @@ import torch
 from open_clip.model import get_model_preprocess_cfg
 from torch import Tensor
 
+from elip_plugin.api import apply
 from elip_plugin.config import DEFAULT_PRESET, ElipConfig
 from elip_plugin.errors import DataError
-from elip_plugin.handle import apply
-from elip_plugin.hosts.open_clip.register import PREFIXES, known_base
-from elip_plugin.seams import silenced
-from elip_plugin.show.sight import Sight
+from elip_plugin.hosts.open_clip.names import PREFIXES, known_base
+from elip_plugin.patching.monkeypatch import silenced
+from elip_plugin.visualize.sight import Sight
 
 
 def sight(name: str, checkpoint: str, config: ElipConfig | None) -> Sight:

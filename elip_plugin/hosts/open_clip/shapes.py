@@ -9,9 +9,9 @@ import torch
 
 from elip_plugin.config import DEFAULT_PRESET, ElipConfig
 from elip_plugin.hosts.open_clip.models import patch_model
-from elip_plugin.hosts.open_clip.register import PREFIXES, known_base
-from elip_plugin.pruner import Pruner
-from elip_plugin.seams import silenced
+from elip_plugin.hosts.open_clip.names import PREFIXES, known_base
+from elip_plugin.patching.monkeypatch import silenced
+from elip_plugin.patching.pruner import Pruner
 
 
 def preview(name: str, config: ElipConfig | None, image_size: int | None) -> Pruner:

@@ -1,0 +1,57 @@
+"""`elip lavis`: LAVIS' runner, from its wheel alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="Run LAVIS, from its wheel alone.", no_args_is_help=True)
+
+CfgPath = Annotated[Path, typer.Option("--cfg-path", help="A LAVIS run config.")]
+Options = Annotated[
+    list[str] | None, typer.Option("--options", help="Override, such as run.max_epoch=1.")
+]
+MoreOptions = Annotated[list[str] | None, typer.Argument(help="More overrides.", metavar="K=V")]
+
+
+@app.command()
+def train(cfg_path: CfgPath, options: Options = None, more: MoreOptions = None) -> None:
+    """Train a model, and evaluate it on the config's splits."""
+    from elip_plugin.hosts.lavis.runtime.train import run
+
+    _print_scores(run(cfg_path, [*(options or []), *(more or [])], evaluate=False))
+
+
+@app.command()
+def evaluate(
+    cfg_path: CfgPath,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Weights; by default those that the config loads.")
+    ] = None,
+    options: Options = None,
+    more: MoreOptions = None,
+) -> None:
+    """Evaluate a model on the config's test splits."""
+    from elip_plugin.hosts.lavis.runtime.train import run
+
+    overrides = [*(options or []), *(more or [])]
+    _print_scores(run(cfg_path, overrides, evaluate=True, checkpoint=checkpoint))
+
+
+@app.command()
+def configs() -> None:
+    """List the run configs that come with this package."""
+    from elip_plugin.hosts.lavis.runtime.paths import configs_root
+
+    for path in sorted((configs_root() / "projects").rglob("*.yaml")):
+        typer.echo(path)
+
+
+def _print_scores(scores: dict[str, Any]) -> None:
+    for split, values in scores.items():
+        figures = (values or {}).items()
+        shown = [f"{k} {v:.1f}" for k, v in figures if isinstance(v, (int, float))]
+        if shown:
+            typer.echo(f"{split}: {', '.join(shown)}")

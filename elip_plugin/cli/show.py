@@ -1,0 +1,53 @@
+"""`elip show`: which patches survive, drawn over the pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def show(
+    model: Annotated[str, typer.Option(help="Such as elip-ViT-B-16 or elip_albef_pretrain.")],
+    image: Annotated[
+        list[Path], typer.Option(help="An image, a folder of them, or a .tar shard; repeatable.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="An .html or .png file to write.")],
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="A text to guide by, a row each; by default the pictures' captions."),
+    ] = None,
+    checkpoint: Annotated[
+        str, typer.Option(help="Weights: a file, or a tag of OpenCLIP's; by default random.")
+    ] = "",
+    preset: Annotated[str, typer.Option(help="paper or fast; by default the model's own.")] = "",
+    keep: Annotated[str, typer.Option(help="Keep ratios of the preset's stages.")] = "",
+    most: Annotated[int, typer.Option(help="Most pictures to show.")] = 12,
+) -> None:
+    """Draw which patches survive each stage, a row per text, a column per stage."""
+    from elip_plugin.errors import ConfigError
+    from elip_plugin.hosts.registry import load_host_by_model
+    from elip_plugin.measure.preview import make_config
+    from elip_plugin.visualize.html import to_html
+    from elip_plugin.visualize.look import look
+    from elip_plugin.visualize.pictures import find_pictures
+    from elip_plugin.visualize.png import write_png
+
+    if out.suffix not in (".html", ".png"):
+        raise ConfigError(f"--out {str(out)!r} must end in .html or .png")
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {str(out)!r}: the folder {str(out.parent)!r} does not exist")
+    if most < 1:
+        raise ConfigError(f"--most must be 1 or more, got {most}")
+    pictures = find_pictures(image, most)
+    config = make_config(preset, keep)
+    sight = load_host_by_model(model).sight(model, checkpoint, config)
+    made = look(sight, pictures, text or [])
+    if out.suffix == ".html":
+        out.write_text(to_html(made), encoding="utf-8")
+    else:
+        write_png(made, out)
+    if not checkpoint:
+        typer.echo(f"weights: {made.weights}; give --checkpoint for trained ones", err=True)
+    typer.echo(f"{len(made.pictures)} pictures, {len(made.rows)} rows: {out}")

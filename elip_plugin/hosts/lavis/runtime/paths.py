@@ -1,0 +1,28 @@
+"""Where the YAML files of LAVIS' models, data sets and projects lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from elip_plugin.errors import DataError
+
+PACKAGE = Path(__file__).parents[3]
+
+
+def configs_root() -> Path:
+    """Find the folder `lavis_configs`: inside an installed package, beside it in a checkout.
+
+    Returns:
+        The folder, absolute.
+
+    Raises:
+        DataError: If there is none.
+    """
+    places = [PACKAGE / "lavis_configs", PACKAGE.parent / "lavis_configs"]
+    for place in places:
+        if (place / "datasets").is_dir():
+            return place.resolve()
+    raise DataError(
+        f"lavis_configs was not found in {PACKAGE} or {PACKAGE.parent}: this installation of "
+        "elip-plugin is not whole, install it again."
+    )

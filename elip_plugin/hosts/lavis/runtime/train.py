@@ -1,0 +1,130 @@
+"""`elip lavis train` and `evaluate`: what LAVIS' own train.py does, for those who have none.
+
+LAVIS' wheel lacks its scripts. These follow the steps its documentation gives: config,
+processes, seeds, task, data, model, runner.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lavis.common.optims  # noqa: F401  registers LAVIS' schedules
+import numpy as np
+import torch
+from lavis.common.config import Config
+from lavis.common.dist_utils import (
+    get_rank,
+    init_distributed_mode,
+    is_main_process,
+    setup_for_distributed,
+)
+from lavis.common.logger import setup_logger
+from lavis.common.registry import registry
+from lavis.common.utils import now
+from lavis.tasks import setup_task
+from torch import distributed as dist
+
+from elip_plugin.errors import ConfigError
+from elip_plugin.hosts.lavis.names import register
+from elip_plugin.hosts.lavis.runtime.run_config import check_run_config, read_run_config
+
+log = logging.getLogger("elip_plugin")
+
+
+def run(
+    cfg_path: Path, options: Sequence[str], *, evaluate: bool, checkpoint: Path | None = None
+) -> dict[str, Any]:
+    """Train or evaluate a model as a LAVIS run config says.
+
+    Args:
+        cfg_path: The config.
+        options: LAVIS' overrides, such as "run.max_epoch=1".
+        evaluate: Whether to evaluate only.
+        checkpoint: Weights to evaluate; None for what the config loads.
+
+    Returns:
+        Scores by test split; empty in all processes but the first.
+
+    Raises:
+        ConfigError: Before anything is written, if config or checkpoint is at fault.
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning, module="lavis|fairscale")
+    register()
+    read_run_config(cfg_path, options)
+    if checkpoint is not None and not checkpoint.is_file():
+        raise ConfigError(f"checkpoint {str(checkpoint)!r} is no file")
+    cfg = Config(SimpleNamespace(cfg_path=str(cfg_path), options=list(options)))
+    cfg.run_cfg.evaluate = evaluate
+    cfg.run_cfg.setdefault("resume_ckpt_path", None)
+    check_run_config(cfg)
+    alone = not dist.is_initialized()
+    _start_processes(cfg.run_cfg)
+    try:
+        return _run(cfg, evaluate=evaluate, checkpoint=checkpoint)
+    finally:
+        if alone and dist.is_initialized():  # before the interpreter takes its threads apart
+            dist.destroy_process_group()
+
+
+def _run(cfg: Any, *, evaluate: bool, checkpoint: Path | None) -> dict[str, Any]:
+    _seed(int(cfg.run_cfg.get("seed", 42)) + get_rank())
+    setup_logger()
+    logging.getLogger("elip_plugin").setLevel(logging.INFO if is_main_process() else logging.WARN)
+    cfg.pretty_print()
+    task = setup_task(cfg)
+    datasets = task.build_datasets(cfg)
+    model = task.build_model(cfg)
+    if checkpoint is not None:
+        _load(model, checkpoint)
+    runner_class = registry.get_runner_class(cfg.run_cfg.get("runner", "elip_runner"))
+    runner = runner_class(cfg=cfg, job_id=now(), task=task, model=model, datasets=datasets)
+    if evaluate:
+        return runner.evaluate(skip_reload=True) or {}
+    runner.train()
+    return getattr(runner, "test_logs", {})
+
+
+def _start_processes(run_cfg: Any) -> None:
+    """Join the other processes that were started, if any were."""
+    if str(run_cfg.device).startswith("cuda"):
+        init_distributed_mode(run_cfg)
+        return
+    if "RANK" not in os.environ:
+        if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+            raise ConfigError("several processes on CPUs are started by torchrun, not by srun")
+        run_cfg.distributed = False
+        return
+    # LAVIS knows nccl only.
+    run_cfg.rank, run_cfg.gpu = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    run_cfg.world_size, run_cfg.distributed = int(os.environ["WORLD_SIZE"]), True
+    run_cfg.dist_backend = "gloo"
+    dist.init_process_group(
+        "gloo",
+        init_method=run_cfg.get("dist_url", "env://"),
+        world_size=run_cfg.world_size,
+        rank=run_cfg.rank,
+    )
+    setup_for_distributed(run_cfg.rank == 0)
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
+def _load(model: Any, checkpoint: Path) -> None:
+    state = torch.load(checkpoint, map_location="cpu")
+    try:
+        model.load_state_dict(state.get("model", state))
+    except RuntimeError as error:
+        raise ConfigError(f"{checkpoint} does not fit this model section: {error}") from error

@@ -1,0 +1,1 @@
+"""Patching other people's models in place, and undoing it."""
