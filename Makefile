@@ -10,7 +10,7 @@ SHELL := /bin/bash
 
 .venv-openclip/ready: pyproject.toml elip.pth
 	$(PYTHON) -m venv .venv-openclip
-	.venv-openclip/bin/pip install -q -e '.[open-clip,demo,bench,test]'
+	.venv-openclip/bin/pip install -q -e '.[open-clip,demo,test]'
 	touch $@
 
 # LAVIS beside libraries newer than its pins, which it is installed without.
@@ -20,6 +20,9 @@ SHELL := /bin/bash
 	.venv-lavis-new/bin/pip install -q --no-deps salesforce-lavis==1.0.2
 	touch $@
 
+# Two tests at a time, each with one thread.
+PYTEST = -m pytest -q -n 2
+
 .PHONY: demo test test-fast lint clean
 
 demo: .venv/ready
@@ -27,11 +30,11 @@ demo: .venv/ready
 
 test: lint test-wheel .venv/ready .venv-openclip/ready .venv-lavis-new/ready
 	@echo "== OpenCLIP, newest =="
-	.venv-openclip/bin/python -m pytest -q
+	.venv-openclip/bin/python $(PYTEST)
 	@echo "== LAVIS' pins =="
-	.venv/bin/python -m pytest -q
+	.venv/bin/python $(PYTEST)
 	@echo "== LAVIS beside newer libraries =="
-	.venv-lavis-new/bin/python -m pytest -q tests/test_lavis*.py
+	.venv-lavis-new/bin/python $(PYTEST) tests/hosts/lavis tests/patches
 
 # The released files: the wheel is built from the sdist, and tested without the checkout in reach.
 .PHONY: release test-wheel
@@ -42,25 +45,29 @@ release: .venv-openclip/ready
 test-wheel: release
 	rm -rf .venv-wheel
 	$(PYTHON) -m venv .venv-wheel
-	.venv-wheel/bin/pip install -q "$$(ls dist/*.whl)[open-clip,demo]" 'pytest>=8'
-	cd dist && ELIP_EXPECT_WHEEL=1 ../.venv-wheel/bin/python -m pytest -q -c ../pyproject.toml \
-	  -m "not slow" $(addprefix ../tests/test_,core.py golden.py plan.py open_clip.py names.py preview.py show.py trace.py)
+	.venv-wheel/bin/pip install -q "$$(ls dist/*.whl)[open-clip,demo]" 'pytest>=8' 'pytest-xdist>=3.5'
+	cd dist && ELIP_EXPECT_WHEEL=1 ../.venv-wheel/bin/python $(PYTEST) -c ../pyproject.toml \
+	  -m "not slow" $(addprefix ../tests/,core test_golden.py test_plan.py hosts/open_clip/test_open_clip.py hosts/test_names.py measure/test_preview.py visualize)
 
 # The default suite alone: no training commands, no compiler.
 test-fast: .venv/ready .venv-openclip/ready
-	.venv-openclip/bin/python -m pytest -q -m "not slow"
-	.venv/bin/python -m pytest -q -m "not slow"
+	.venv-openclip/bin/python -m pytest -q -n 2 -m "not slow"
+	.venv/bin/python -m pytest -q -n 2 -m "not slow"
+
+# A warning is an error, links between pages included; all pages are read anew.
+SPHINX = .venv-openclip/bin/sphinx-build -q -W --keep-going -E docs site
 
 lint: .venv-openclip/ready
 	.venv-openclip/bin/ruff check .
 	.venv-openclip/bin/ruff format --check .
 	.venv-openclip/bin/mypy
 	.venv-openclip/bin/pydoclint -q elip_plugin
-	NO_MKDOCS_2_WARNING=1 .venv-openclip/bin/mkdocs build -q --strict
+	$(SPHINX)
 
 .PHONY: docs
 docs: .venv-openclip/ready
-	.venv-openclip/bin/mkdocs serve
+	$(SPHINX)
+	@echo "open site/index.html in a browser"
 
 clean:
 	rm -rf .venv .venv-openclip .venv-lavis-new .venv-wheel demo build dist site

@@ -1,9 +1,10 @@
-"""Make what the docs show of the code: the reference, the figure, the tables, the screens.
+"""Write what the docs show of the code: the reference, the list of models, the figure, the screens.
 
-    python docs/make.py            # text: configuration.md and the tables in quality.md
-    python docs/make.py --screens  # also the figure and the screens
+    .venv-openclip/bin/python docs/make.py    # configuration.md, open_clip_models.md
+    .venv/bin/python docs/make.py --screens   # the figure (by matplotlib), and the screens
+    .venv/bin/python docs/make.py --show PAGE # the pictures of a page of `elip show`
 
-A test holds the text against the code.
+`tests/test_docs.py` compares the pages with the code.
 """
 
 from __future__ import annotations
@@ -15,25 +16,23 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
-from elip_plugin.config import PRESETS, ElipConfig, Stage
+from elip_plugin.config import PRESETS, RENAMED, ElipConfig, Stage
 from elip_plugin.planning import plan
-from elip_plugin.quality import board, ledger
-from elip_plugin.quality.recipe import RECIPES
-from elip_plugin.quality.stats import difference
 
 DOCS = Path(__file__).parent
-RESULTS, SCREENS = DOCS / "results", DOCS / "screens"
+SCREENS = DOCS / "screens"
+DEPRECATED = ("total_steps",)
 
 CONFIGURATION = """# Configuration
 
 Made by `docs/make.py` from the classes in `elip_plugin/config.py`. The keys are the same in Python
 (`ElipConfig.from_mapping`, `elip_plugin.apply(model, {...})`), in the `elip` section of a LAVIS
-model, and in that of an OpenCLIP model config. A bare string is a preset's name. Every fault of a
-config is named at once.
+model, and in that of an OpenCLIP model config. A bare string is a preset's name. One error names
+every fault of a config.
 
 | key | type | default | meaning |
 |---|---|---|---|
@@ -54,6 +53,17 @@ ViT-B/16, counted, of an unpruned tower.
 | preset | stages (block, lookahead, keep) | tokens inside the blocks | forward | training step |
 |---|---|---|---|---|
 %(presets_table)s
+
+## Renamed keys
+
+The old keys are still read, with a `DeprecationWarning`.
+
+| old | new |
+|---|---|
+%(renamed)s
+
+`total_steps` is not needed: the training command reports its progress, and an own loop calls
+[`handle.update_progress`](open_clip.md#schedules).
 """
 
 
@@ -66,19 +76,20 @@ def attributes(cls: type) -> dict[str, str]:
             for name, meaning in entries}  # fmt: skip
 
 
-def default_of(field: Any) -> str:
-    """Write a field's default as YAML does."""
+def default_of(field: Field[Any]) -> str:
+    """Format a field's default as YAML does."""
     if field.default is MISSING:
         return ""
     return f"`{json.dumps(field.default)}`".replace('"', "")
 
 
 def configuration() -> str:
-    """Write the reference."""
+    """Return the page `configuration.md`."""
     meanings, stage = attributes(ElipConfig), attributes(Stage)
     rows = [
         f"| `{f.name}` | {str(f.type).replace('|', 'or')} | {default_of(f)} | {meanings[f.name]} |"
         for f in fields(ElipConfig)
+        if f.name not in DEPRECATED
     ]
     stages = [f"| `{f.name}` | {f.type} | {stage[f.name]} |" for f in fields(Stage)]
     presets = []
@@ -94,60 +105,32 @@ def configuration() -> str:
         "config": "\n".join(rows),
         "stage": "\n".join(stages),
         "presets_table": "\n".join(presets),
+        "renamed": "\n".join(f"| `{old}` | `{new}` |" for old, new in RENAMED.items()),
     }
 
 
-def lines_of(family: str) -> list[board.Line]:
-    """Make a family's board from the committed results."""
-    times = RESULTS / f"{family}-steps.json"
-    steps = json.loads(times.read_text())["steps"] if times.exists() else {}
-    results = board.select(ledger.read(RESULTS / "quality.jsonl"), RECIPES[family])
-    ratios = {name: step["ratio"] for name, step in steps.items()}
-    return board.make_board(results, RECIPES[family], ratios) if results else []
+def open_clip_models() -> str:
+    """Return the page `open_clip_models.md`, for the installed OpenCLIP."""
+    import open_clip
+
+    from elip_plugin.hosts.open_clip.support import why_not
+
+    own = {path.stem for path in (Path(open_clip.__file__).parent / "model_configs").glob("*.json")}
+    rows = []
+    for name in open_clip.list_models():
+        if name not in own:
+            continue
+        reason = why_not(open_clip.get_model_config(name))
+        answer = f"`elip-{name}`, `elip-fast-{name}`" if reason is None else f"no: it {reason}"
+        rows.append(f"| `{name}` | {answer} |\n")
+    return (
+        "# OpenCLIP's models\n\n"
+        f"Made by `docs/make.py` from OpenCLIP {open_clip.__version__}'s own list.\n\n"
+        "| model | pruned as |\n|---|---|\n" + "".join(rows)
+    )
 
 
-PAIRS = (
-    ("fast", "random"),
-    ("paper", "random"),
-    ("fast 0.51 + finish", "random 0.51 + finish"),
-    ("fast 0.51 warm + finish", "random 0.51 warm + finish"),
-    ("fast 0.51 warm + finish", "fast 0.51 t=0 warm + finish"),
-    ("paper", "paper shuffled"),
-    ("fast", "fast shuffled"),
-    ("random by caption", "random"),
-    ("paper + finish", "paper"),
-    ("random + finish", "random"),
-)
-"""What the page compares besides each variant with unpruned training."""
-
-
-def pairs() -> str:
-    """Write the comparisons of `PAIRS` as a table."""
-    results = board.select(ledger.read(RESULTS / "quality.jsonl"), RECIPES["clip"])
-    rows = ["| variant | less | seeds | MRR, points | validation loss | training loss |\n",
-            "|---|---|---|---|---|---|\n"]  # fmt: skip
-    for one, two in PAIRS:
-        ranks, loss = (board.gap(results, one, two, score) for score in ("mrr", "loss"))
-        trained = [{seed: r["losses"][-1] for seed, r in results[n].items()} for n in (one, two)]
-        rows.append(
-            f"| {one} | {two} | {ranks.seeds} | {board.signed(ranks, 100, 1)} | "
-            f"{board.signed(loss)} | {board.signed(difference(*trained))} |\n"
-        )
-    return "".join(rows)
-
-
-def quality(text: str) -> str:
-    """Put the tables into the page, between their marks."""
-    tables = {family: lambda f=family: board.markdown(lines_of(f)) for family in RECIPES}
-    for name, table in {**tables, "pairs": pairs}.items():
-        begin, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
-        if begin in text:
-            head, rest = text.split(begin)
-            text = f"{head}{begin}\n{table()}\n{end}{rest.split(end)[1]}"
-    return text
-
-
-# -- figure and screens
+# Figure and screens.
 
 
 def figure(path: Path) -> None:
@@ -216,7 +199,7 @@ def screen(name: str, arguments: list[str], most: int = 34) -> None:
 
 
 def photograph(page: Path, shot: Path, width: int, height: int) -> None:
-    """Take a picture of a page in headless Chromium."""
+    """Save a picture of a page, as headless Chromium draws it."""
     browser = shutil.which("chromium") or "chromium-browser"
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run",
              "--disable-background-networking", f"--window-size={width},{height}"]  # fmt: skip
@@ -227,26 +210,25 @@ def photograph(page: Path, shot: Path, width: int, height: int) -> None:
 
 
 def show_screens(page: Path) -> None:
-    """Photograph a page of `elip show` on a desktop and on a phone."""
+    """Save pictures of a page of `elip show`, on a desktop and on a phone."""
     photograph(page, SCREENS / "show-desktop.png", 1240, 900)
     photograph(page, SCREENS / "show-phone.png", 500, 860)
 
 
 def main() -> None:
-    """Write everything."""
+    """Write the pages, or the pictures that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--screens", action="store_true")
     parser.add_argument("--show", type=Path, help="a page of `elip show` to photograph")
     args = parser.parse_args()
-    (DOCS / "configuration.md").write_text(configuration())
-    page = DOCS / "quality.md"
-    if page.exists():
-        page.write_text(quality(page.read_text()))
+    if not args.screens and args.show is None:
+        (DOCS / "configuration.md").write_text(configuration())
+        (DOCS / "open_clip_models.md").write_text(open_clip_models())
     if args.screens:
         figure(SCREENS / "method.svg")
         for name, arguments in SHOWN.items():
             screen(name, arguments)
-    if args.show:
+    if args.show is not None:
         show_screens(args.show)
 
 

@@ -5,56 +5,63 @@ Importing the package imports neither torch nor a host: public names load on fir
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from elip_plugin.hosts import autoload as _autoload
 
 if TYPE_CHECKING:
-    from elip_plugin.api import Handle, apply, find_handle, guide
+    from elip_plugin.api import Handle, apply, find_handle, guide, update_progress
     from elip_plugin.config import ElipConfig, Stage
     from elip_plugin.errors import ElipError
-    from elip_plugin.hosts.registry import Variant, get, list_models
+    from elip_plugin.hosts.base import HostModel, ModelName
+    from elip_plugin.hosts.registry import create, get, list_models
     from elip_plugin.planning import Plan, plan
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "ElipConfig": "config",
-    "ElipError": "errors",
-    "Handle": "api",
-    "Plan": "planning",
-    "Stage": "config",
-    "Variant": "hosts.registry",
-    "apply": "api",
-    "find_handle": "api",
-    "get": "hosts.registry",
-    "guide": "api",
-    "list_models": "hosts.registry",
-    "plan": "planning",
+_MODULES = {
+    "api": ("Handle", "apply", "find_handle", "guide", "update_progress"),
+    "config": ("ElipConfig", "Stage"),
+    "errors": ("ElipError",),
+    "hosts.base": ("HostModel", "ModelName"),
+    "hosts.registry": ("create", "get", "list_models"),
+    "planning": ("Plan", "plan"),
 }
 
 __all__ = [
     "ElipConfig",
     "ElipError",
     "Handle",
+    "HostModel",
+    "ModelName",
     "Plan",
     "Stage",
-    "Variant",
     "apply",
+    "create",
     "find_handle",
     "get",
     "guide",
     "list_models",
     "plan",
+    "update_progress",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name from its module."""
-    if name not in _HOMES:
+    if name == "Variant":
+        from elip_plugin.errors import ElipDeprecationWarning
+
+        warnings.warn(
+            "elip_plugin.Variant is now called ModelName", ElipDeprecationWarning, stacklevel=2
+        )
+        name = "ModelName"
+    module = next((module for module, names in _MODULES.items() if name in names), None)
+    if module is None:
         raise AttributeError(f"module 'elip_plugin' has no attribute {name!r}")
-    value = getattr(import_module(f"elip_plugin.{_HOMES[name]}"), name)
+    value = getattr(import_module(f"elip_plugin.{module}"), name)
     globals()[name] = value
     return value
 

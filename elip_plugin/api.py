@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from elip_plugin.config import ElipConfig
 from elip_plugin.core.trace import Trace
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.hosts.registry import host_of
-from elip_plugin.patching.pruner import Pruner
+from elip_plugin.hosts.registry import find_host
+from elip_plugin.patching.install import find_pruner, find_pruners, install
 from elip_plugin.patching.swap import find_patched, restore
 from elip_plugin.planning import Plan
 
@@ -30,19 +30,19 @@ class Handle:
     @property
     def config(self) -> ElipConfig:
         """The configuration in force."""
-        return self._pruner().config
+        return find_pruner(self.model).config
 
     @property
     def plan(self) -> Plan:
         """The plan at the tower's nominal resolution."""
-        return self._pruner().plan
+        return find_pruner(self.model).plan
 
     @contextmanager
     def guide(self, features: Tensor) -> Iterator[None]:
         """Guide the forwards inside the context, where pruning is active, by this text.
 
         A guide given here wins over the caption in `model(image, text)`. In evaluation the
-        config's `eval` decides whether anything is pruned.
+        config's `eval_mode` decides whether anything is pruned.
 
         Args:
             features: Text features [B, E] for a whole model (any norm), or a guide [B, D]
@@ -51,8 +51,8 @@ class Handle:
         Yields:
             Nothing.
         """
-        host = host_of(self.model)
-        with self._pruner().guided(host.to_guide(self.model, features)):
+        guide = find_host(self.model).text_guide(self.model, features)
+        with find_pruner(self.model).guided(guide):
             yield
 
     @contextmanager
@@ -62,9 +62,9 @@ class Handle:
         Yields:
             Nothing.
         """
-        _require_patched(self.model)
+        find_pruner(self.model)
         with ExitStack() as stack:
-            for pruner in _pruners(self.model):
+            for pruner in find_pruners(self.model):
                 stack.enter_context(pruner.disabled())
             yield
 
@@ -80,7 +80,7 @@ class Handle:
         Raises:
             UnsupportedModelError: If the model's reducer cannot be traced.
         """
-        with self._pruner().traced() as trace:
+        with find_pruner(self.model).traced() as trace:
             yield trace
 
     def remove(self) -> None:
@@ -90,9 +90,18 @@ class Handle:
         """
         restore(self.model)
 
-    def _pruner(self) -> Pruner:
-        _require_patched(self.model)
-        return host_of(self.model).pruner_of(self.model)
+    def update_progress(self, step: int, total_steps: int) -> None:
+        """Report how far the training is, for a config with a schedule.
+
+        OpenCLIP's and LAVIS' training commands do this by themselves; own loops call it before
+        each optimizer step's forward.
+
+        Args:
+            step: Optimizer steps made so far, from 0.
+            total_steps: Optimizer steps of the whole training.
+        """
+        for pruner in find_pruners(self.model):
+            pruner.progress.update(step, total_steps)
 
 
 def apply(model: nn.Module, config: ElipConfig | Mapping[str, Any] | str | None = None) -> Handle:
@@ -115,7 +124,7 @@ def apply(model: nn.Module, config: ElipConfig | Mapping[str, Any] | str | None 
         )
     if not isinstance(config, ElipConfig):
         config = ElipConfig.from_mapping(config)
-    host_of(model).patch(model, config)
+    install(find_host(model).describe(model), config)
     return Handle(model)
 
 
@@ -134,7 +143,7 @@ def find_handle(model: nn.Module) -> Handle:
     """
     for wrapped in ("_orig_mod", "module"):
         model = model._modules.get(wrapped) or model
-    _require_patched(model)
+    find_pruner(model)
     return Handle(model)
 
 
@@ -153,14 +162,12 @@ def guide(model: nn.Module, features: Tensor) -> Iterator[None]:
         yield
 
 
-def _pruners(model: nn.Module) -> list[Pruner]:
-    """All pruners of a model: one for each of its towers that is pruned."""
-    found = (vars(module).get("elip") for module in find_patched(model))
-    return list({id(pruner): pruner for pruner in found if isinstance(pruner, Pruner)}.values())
+def update_progress(model: nn.Module, step: int, total_steps: int) -> None:
+    """Report how far the training is; short for `find_handle(model).update_progress`.
 
-
-def _require_patched(model: nn.Module) -> None:
-    if not any(True for _ in find_patched(model)):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} is not pruned by ELIP; call elip_plugin.apply(model) first"
-        )
+    Args:
+        model: A patched model or tower, wrapped or not.
+        step: Optimizer steps made so far, from 0.
+        total_steps: Optimizer steps of the whole training.
+    """
+    find_handle(model).update_progress(step, total_steps)

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
-from elip_plugin.errors import ConfigError, joined
+from elip_plugin.errors import ConfigError, ElipDeprecationWarning, join_faults, nearest
+from elip_plugin.reducers import find_reducer, reducers
 
 EVAL_MODES = ("full", "image", "text")
-GUIDES = ("caption", "batch")
-"""Whose text guides an image: its own, or all of the batch by their similarity to the image."""
+GUIDE_SOURCES = ("caption", "batch")
+"""Whose texts guide an image: its own, or all of the batch by their similarity to the image."""
 
-SCHEDULES = ("warm_in", "full_finish", "text_anneal")
+SCHEDULES = ("warmup", "final_unpruned", "text_anneal")
 """Shares of the training after which something changes."""
 
-REDUCERS = ("elip", "evit", "tome", "random")
-"""What may choose the tokens: the method, and published ones to compare it with."""
+RENAMED = {
+    "eval": "eval_mode",
+    "guide": "guide_source",
+    "warm_in": "warmup",
+    "full_finish": "final_unpruned",
+}
+"""Keys of version 0.1, still read with a DeprecationWarning."""
 
 DEFAULT_PRESET = "paper"
-COMPARED_PRESET = "fast"  # the default of the other reducers, which look ahead no further
+NO_LOOKAHEAD_PRESET = "fast"
+"""The default of reducers that do not look ahead."""
+
 _INCOMPLETE = object()  # holds the place of a stage whose fault is named already
 
 
@@ -51,23 +61,24 @@ class ElipConfig:
             t * guide + (1 - t) * class token (the paper's lambda is 1 - t); 0 chooses
             by the image alone and then needs no text.
         merge: Whether the dropped tokens are merged into one extra token.
-        eval: What evaluation does: `"full"` runs all tokens, `"image"` prunes without
+        eval_mode: What evaluation does: `"full"` runs all tokens, `"image"` prunes without
             text, `"text"` prunes by a guide where text is an input at test time.
         reference_depth: The depth for which `stages` are written; they are rescaled to
             the depth of the tower. None takes them as they stand.
-        prune_momentum: Whether a momentum twin (ALBEF, BLIP) is pruned as well; by default it
-            sees all tokens, as in the paper's code.
+        prune_momentum: Whether a momentum encoder (ALBEF, BLIP) is pruned as well; by default
+            it sees all tokens, as in the paper's code.
         reducer: `"elip"`, or a method to compare it with at the same token counts:
             `"evit"` keeps by class attention and fuses the rest, `"tome"` merges similar
             tokens in every block, `"random"` drops at random. Those read no text.
-        guide: `"caption"`, an image's own text; or `"batch"`, the mean of all the batch's texts
-            weighted by their similarity to the image, so that no pairing is used.
-        warm_in: Share of the training, 0 to 1, over which pruning sets in, from all tokens to
+        guide_source: `"caption"`, an image's own text; or `"batch"`, the mean of all the batch's
+            texts weighted by their similarity to the image, so that no pairing is used.
+        warmup: Share of the training, 0 to 1, over which pruning sets in, from all tokens to
             the stages' own counts in five levels.
-        full_finish: Share of the training, at its end, with all tokens.
+        final_unpruned: Share of the training, at its end, with all tokens.
         text_anneal: Share of the training over which the text weight falls evenly to 0; by
             default it stays.
-        total_steps: Optimizer steps of the whole training; needed for these three.
+        total_steps: Deprecated: optimizer steps of the whole training. The training command
+            or `Handle.update_progress` reports them.
 
     Raises:
         ConfigError: Names every fault at once.
@@ -76,23 +87,28 @@ class ElipConfig:
     stages: tuple[Stage, ...]
     text_weight: float = 0.2
     merge: bool = True
-    eval: str = "full"
+    eval_mode: str = "full"
     reference_depth: int | None = None
     prune_momentum: bool = False
     reducer: str = "elip"
-    guide: str = "caption"
-    warm_in: float = 0.0
-    full_finish: float = 0.0
+    guide_source: str = "caption"
+    warmup: float = 0.0
+    final_unpruned: float = 0.0
     text_anneal: float = 0.0
     total_steps: int | None = None
 
     def __post_init__(self) -> None:
         """Check all fields together."""
+        if self.total_steps is not None:
+            _warn_deprecated(
+                "total_steps", "is not needed: the training command reports its steps, own loops "
+                "by handle.update_progress(step, total_steps)"
+            )  # fmt: skip
         if isinstance(self.stages, list):
             object.__setattr__(self, "stages", tuple(self.stages))
         faults = _faults(self)
         if faults:
-            raise ConfigError(joined("ELIP config", faults))
+            raise ConfigError(join_faults("ELIP config", faults))
 
     @classmethod
     def preset(cls, name: str) -> ElipConfig:
@@ -108,7 +124,7 @@ class ElipConfig:
             ConfigError: If there is no such preset.
         """
         if name not in list(PRESETS):  # by equality: a list or dict would not hash
-            raise ConfigError(f"preset {name!r} is not known; choose one of {sorted(PRESETS)}")
+            raise ConfigError(f"preset {name!r} is not known; {nearest(name, PRESETS)}")
         return PRESETS[name]
 
     @classmethod
@@ -135,20 +151,23 @@ class ElipConfig:
             raise ConfigError(
                 f"an ELIP config is a mapping or a preset's name, got {type(mapping).__name__}"
             )
-        values = {str(key): mapping[key] for key in mapping}
+        values = _renamed({str(key): mapping[key] for key in mapping})
         faults = _unknown_keys(values, ("preset", *_names(cls)), "")
         if "preset" in values and "stages" in values:
             faults.append("give either 'preset' or 'stages', not both")
-        compared = values.get("reducer", "elip") != "elip"
-        default = COMPARED_PRESET if compared else DEFAULT_PRESET
+        known = {key: values[key] for key in _names(cls) if key in values}
+        default = DEFAULT_PRESET
+        if values.get("reducer", cls.reducer) in list(reducers()):
+            reducer = find_reducer(values.get("reducer", cls.reducer))
+            if not reducer.looks_ahead:
+                default = NO_LOOKAHEAD_PRESET
+            if not reducer.reads_text:
+                known.setdefault("text_weight", 0.0)
         preset, base = values.get("preset", default), PRESETS[default]
         if preset in list(PRESETS):
             base = PRESETS[preset]
         else:
-            faults.append(f"preset {preset!r} is not known; choose one of {sorted(PRESETS)}")
-        known = {key: values[key] for key in _names(cls) if key in values}
-        if compared:
-            known.setdefault("text_weight", 0.0)
+            faults.append(f"preset {preset!r} is not known; {nearest(preset, PRESETS)}")
         if "stages" in known:
             known["stages"] = _stages(known["stages"], faults)
             known.setdefault("reference_depth", None)
@@ -158,7 +177,7 @@ class ElipConfig:
             object.__setattr__(draft, name, known.get(name, getattr(base, name)))
         faults += _faults(draft)
         if faults:
-            raise ConfigError(joined("ELIP config", faults))
+            raise ConfigError(join_faults("ELIP config", faults))
         return replace(draft)
 
     def to_mapping(self) -> dict[str, Any]:
@@ -168,10 +187,43 @@ class ElipConfig:
             A dict of str, numbers, booleans, None and lists, fit for JSON and YAML.
         """
         mapping: dict[str, Any] = {name: getattr(self, name) for name in _names(type(self))}
+        if self.total_steps is None:
+            del mapping["total_steps"]
         mapping["stages"] = [
             {name: getattr(stage, name) for name in _names(Stage)} for stage in self.stages
         ]
         return mapping
+
+
+def _accept_old_names(cls: type[ElipConfig]) -> None:
+    """Let the constructor and attribute access take the names of `RENAMED`, with a warning."""
+    init = cls.__init__
+
+    @functools.wraps(init)
+    def __init__(self: ElipConfig, *args: Any, **fields: Any) -> None:
+        init(self, *args, **_renamed(fields))
+
+    cls.__init__ = __init__  # type: ignore[method-assign]
+    for old, new in RENAMED.items():
+        setattr(cls, old, property(functools.partial(_old_attribute, old, new)))
+
+
+def _old_attribute(old: str, new: str, config: ElipConfig) -> Any:
+    _warn_deprecated(old, f"is now called {new!r}")
+    return getattr(config, new)
+
+
+def _renamed(values: dict[str, Any]) -> dict[str, Any]:
+    """Give values their new names; a new name that is given beside its old one wins."""
+    for old in [key for key in values if key in RENAMED]:
+        _warn_deprecated(old, f"is now called {RENAMED[old]!r}")
+        values.setdefault(RENAMED[old], values.pop(old))
+        values.pop(old, None)
+    return values
+
+
+def _warn_deprecated(key: str, what: str) -> None:
+    warnings.warn(f"ELIP config: key {key!r} {what}", ElipDeprecationWarning, stacklevel=4)
 
 
 def _names(cls: type) -> tuple[str, ...]:
@@ -222,11 +274,12 @@ def _faults(config: ElipConfig) -> list[str]:
     for name in ("merge", "prune_momentum"):
         if not isinstance(getattr(config, name), bool):
             faults.append(f"{name} must be true or false, got {getattr(config, name)!r}")
-    for name, known in (("guide", GUIDES), ("eval", EVAL_MODES), ("reducer", REDUCERS)):
+    allowed = (("guide_source", GUIDE_SOURCES), ("eval_mode", EVAL_MODES), ("reducer", reducers()))
+    for name, known in allowed:
         if getattr(config, name) not in list(known):
             faults.append(f"{name} must be one of {list(known)}, got {getattr(config, name)!r}")
-    if config.reducer in REDUCERS[1:]:
-        faults += _compared_faults(config)
+    if config.reducer in list(reducers()):
+        faults += _reducer_faults(config)
     faults += _schedule_faults(config)
     depth = config.reference_depth
     if depth is not None and (not _is_int(depth) or depth < 1):
@@ -240,27 +293,26 @@ def _schedule_faults(config: ElipConfig) -> list[str]:
     for name, share in shares.items():
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
             faults.append(f"{name} must be a share of the training from 0 to 1, got {share!r}")
-    if not faults and config.warm_in + config.full_finish > 1:
+    if not faults and config.warmup + config.final_unpruned > 1:
         faults.append(
-            f"warm_in and full_finish must not exceed 1 together, got {config.warm_in} and "
-            f"{config.full_finish}"
+            f"warmup and final_unpruned must not exceed 1 together, got {config.warmup} and "
+            f"{config.final_unpruned}"
         )
     steps = config.total_steps
     if steps is not None and (not _is_int(steps) or steps < 1):
         faults.append(f"total_steps must be null or an integer from 1 up, got {steps!r}")
-    if steps is None and any(shares.values()):
-        faults.append(f"{', '.join(SCHEDULES)} need total_steps, the optimizer steps of the run")
     return faults
 
 
-def _compared_faults(config: ElipConfig) -> list[str]:
-    faults = []
-    if config.text_weight:
+def _reducer_faults(config: ElipConfig) -> list[str]:
+    faults, reducer = [], find_reducer(config.reducer)
+    if config.text_weight and not reducer.reads_text:
         faults.append(
             f"reducer {config.reducer!r} reads no text: leave text_weight out, or set it to 0"
         )
     stages = config.stages if isinstance(config.stages, tuple) else ()
-    if any(isinstance(s, Stage) and _is_int(s.lookahead) and s.lookahead > 1 for s in stages):
+    far = any(isinstance(s, Stage) and _is_int(s.lookahead) and s.lookahead > 1 for s in stages)
+    if far and not reducer.looks_ahead:
         faults.append(
             f"reducer {config.reducer!r} does not look ahead: use preset 'fast' or lookahead 1"
         )
@@ -286,6 +338,8 @@ def _stage_faults(stage: Any) -> list[str]:
         faults.append(f"keep must be a ratio in (0, 1] or a count from 2 up, got {keep!r}")
     return faults
 
+
+_accept_old_names(ElipConfig)
 
 PRESETS = {
     "paper": ElipConfig(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 
 class ElipError(Exception):
@@ -45,8 +48,16 @@ class DataError(ElipError, ValueError):
     """A data set that cannot be written or read as asked."""
 
 
-def joined(subject: str, faults: Sequence[str]) -> str:
-    """Join all faults into one message, so that a user mends them in one go.
+class ElipDeprecationWarning(DeprecationWarning):
+    """A name of an earlier version, which is still read; the message has the new name."""
+
+
+if not sys.warnoptions:  # Python hides deprecations where a library reads a user's YAML
+    warnings.filterwarnings("default", category=ElipDeprecationWarning)
+
+
+def join_faults(subject: str, faults: Sequence[str]) -> str:
+    """Join all faults into one message, so that a user can correct them in one go.
 
     Args:
         subject: What is at fault, as a noun phrase.
@@ -59,3 +70,19 @@ def joined(subject: str, faults: Sequence[str]) -> str:
         return f"{subject}: {faults[0]}"
     lines = "".join(f"\n  {i}. {fault}" for i, fault in enumerate(faults, 1))
     return f"{subject}: {len(faults)} faults{lines}"
+
+
+def nearest(name: object, known: Iterable[object], otherwise: str = "") -> str:
+    """Build the hint for a name that is not known.
+
+    Args:
+        name: What was given.
+        known: The names that are allowed.
+        otherwise: The hint where none of them is close; by default it lists all.
+
+    Returns:
+        A clause with the three nearest names, or `otherwise`.
+    """
+    names = sorted(map(str, known))
+    near = get_close_matches(name, names, n=3, cutoff=0.6) if isinstance(name, str) else []
+    return f"did you mean {near}?" if near else otherwise or f"known are {names}"

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
 
 from elip_plugin.config import ElipConfig, Stage
-from elip_plugin.errors import PlanError, joined
+from elip_plugin.errors import PlanError, join_faults
+from elip_plugin.reducers import PlannedStage, find_reducer
+from elip_plugin.reducers.base import block_cost
 
-
-@dataclass(frozen=True)
-class PlannedStage:
-    """A stage with every number resolved.
-
-    Attributes:
-        block: The block before which tokens are pruned.
-        lookahead: Blocks looked through, `block` included; the last gives one row only.
-        keep: Tokens kept, K.
-        tokens_in: Sequence length before the stage, prefix included.
-        tokens_out: Sequence length after it, prefix and merged token included.
-    """
-
-    block: int
-    lookahead: int
-    keep: int
-    tokens_in: int
-    tokens_out: int
+__all__ = ["Plan", "PlannedStage", "kept_count", "plan", "scale"]
 
 
 @dataclass(frozen=True)
@@ -38,14 +22,21 @@ class Plan:
         prefix: Prefix tokens P (class token, registers), which are never pruned.
         stages: The stages that prune, in order; skipped ones are left out.
         tokens: Sequence length inside each block, prefix included; one entry per block.
-        scored: Whether each stage computes an attention row to choose by.
+        reducer: Name of the reducer, which knows what choosing costs.
+        by_block: The stages by their block.
     """
 
     num_patches: int
     prefix: int
     stages: tuple[PlannedStage, ...]
     tokens: tuple[int, ...]
-    scored: bool = True
+    reducer: str = ElipConfig.reducer
+    by_block: dict[int, PlannedStage] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Index the stages."""
+        # No cached_property: its lock, up to Python 3.11, breaks the graph of a compiled model.
+        object.__setattr__(self, "by_block", {stage.block: stage for stage in self.stages})
 
     @property
     def depth(self) -> int:
@@ -97,18 +88,15 @@ class Plan:
         return 4.0 * batch * sum(self.tokens) * width * (8 + 2 * mlp_ratio)
 
     def _full(self, width: int, mlp_ratio: float) -> float:
-        return self.depth * _block_cost(self.prefix + self.num_patches, width, mlp_ratio)
+        return self.depth * block_cost(self.prefix + self.num_patches, width, mlp_ratio)
 
     def _main(self, width: int, mlp_ratio: float) -> float:
-        costs = sum(_block_cost(tokens, width, mlp_ratio) for tokens in self.tokens)
+        costs = sum(block_cost(tokens, width, mlp_ratio) for tokens in self.tokens)
         return costs / self._full(width, mlp_ratio)
 
     def _lookahead(self, width: int, mlp_ratio: float) -> float:
-        total = 0.0
-        for stage in self.stages if self.scored else ():
-            whole = _block_cost(stage.tokens_in, width, mlp_ratio)
-            row = stage.tokens_in * (width**2 + width)  # key projection, one row of logits
-            total += (stage.lookahead - 1) * whole + row
+        reducer = find_reducer(self.reducer)
+        total = sum(reducer.cost(stage, width, mlp_ratio) for stage in self.stages)
         return total / self._full(width, mlp_ratio)
 
     def summary(self) -> str:
@@ -142,7 +130,6 @@ def plan(
     """
     faults: list[str] = []
     stages: list[PlannedStage] = []
-    tokens = [prefix + num_patches] * depth
     present, last_block = num_patches, -1
     for i, given in enumerate(config.stages):
         stage = scale(given, config.reference_depth, depth)
@@ -173,29 +160,17 @@ def plan(
             continue
         tokens_in, tokens_out = prefix + present, prefix + left
         stages.append(PlannedStage(stage.block, stage.lookahead, keep, tokens_in, tokens_out))
-        tokens[stage.block :] = [tokens_out] * (depth - stage.block)
         present = left
     if faults:
         tower = f"ELIP plan for {num_patches} patches and {depth} blocks"
-        raise PlanError(joined(tower, faults))
-    if config.reducer == "tome" and stages:
-        return _in_every_block(sum(tokens), num_patches, depth, prefix)
-    scored = config.reducer in ("elip", "evit")
-    return Plan(num_patches, prefix, tuple(stages), tuple(tokens), scored)
-
-
-def _in_every_block(total: int, num_patches: int, depth: int, prefix: int) -> Plan:
-    """Spread a removal evenly over the blocks, as ToMe does, with the same token-layers."""
-    full = prefix + num_patches
-    pairs = depth * (depth - 1) / 2
-    rate = min((depth * full - total) / pairs if pairs else 0.0, num_patches / depth)
-    tokens = tuple(full - round(rate * i) for i in range(depth))
-    stages = tuple(
-        PlannedStage(i, 1, after - prefix, before, after)
-        for i, (before, after) in enumerate(pairwise(tokens), 1)
-        if after < before
+        raise PlanError(join_faults(tower, faults))
+    done = find_reducer(config.reducer).tokens(
+        tuple(stages), num_patches=num_patches, depth=depth, prefix=prefix
     )
-    return Plan(num_patches, prefix, stages, tokens, scored=False)
+    tokens = [prefix + num_patches] * depth
+    for planned in done:
+        tokens[planned.block :] = [planned.tokens_out] * (depth - planned.block)
+    return Plan(num_patches, prefix, done, tuple(tokens), config.reducer)
 
 
 def kept_count(keep: float, num_patches: int) -> int:
@@ -229,8 +204,3 @@ def scale(stage: Stage, reference_depth: int | None, depth: int) -> Stage:
     block = math.floor(stage.block * depth / reference_depth + 0.5)
     lookahead = math.floor(stage.lookahead * depth / reference_depth + 0.5)
     return Stage(block, max(1, min(lookahead, depth - block)), stage.keep)
-
-
-def _block_cost(tokens: int, width: int, mlp_ratio: float) -> float:
-    """Multiply-adds of one block: projections, MLP, and the two attention products."""
-    return tokens * width * (width * (4 + 2 * mlp_ratio) + 2 * tokens)

@@ -23,7 +23,7 @@ def main() -> None:
     print("reducer  tokens inside the blocks, and the cosine to the features of all tokens")
     for reducer in ("elip", "evit", "tome", "random"):
         model = copy.deepcopy(base)
-        config = {"preset": "fast", "reducer": reducer, "text_weight": 0.0, "eval": "image"}
+        config = {"preset": "fast", "reducer": reducer, "text_weight": 0.0, "eval_mode": "image"}
         handle = elip_plugin.apply(model, config)
         with torch.no_grad():
             features = model.encode_image(images)

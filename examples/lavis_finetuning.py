@@ -17,9 +17,9 @@ from lavis.common.registry import registry
 from omegaconf import OmegaConf
 
 import elip_plugin
-from elip_plugin.data.vocab import write_vocab
 
 CAPTIONS = ["a red cat", "two dogs on a sofa", "a blue car", "nothing at all"]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # of BERT's tokenizer
 
 
 def main() -> None:
@@ -29,23 +29,25 @@ def main() -> None:
     steps = parser.parse_args().steps
 
     elip_plugin.list_models("lavis")  # makes the names known, if the start-up file has not
-    twin = registry.get_model_class("elip_albef_retrieval")  # was: albef_retrieval
-    section = OmegaConf.load(twin.default_config_path("coco")).model
-    section.elip = {"preset": "fast", "full_finish": 0.5, "total_steps": steps}
+    arch = registry.get_model_class("elip_albef_retrieval")  # was: albef_retrieval
+    section = OmegaConf.load(arch.default_config_path("coco")).model
+    section.elip = {"preset": "fast", "final_unpruned": 0.5}
     with tempfile.TemporaryDirectory() as folder:
-        write_vocab(CAPTIONS, Path(folder) / "vocab.txt")
+        vocab = Path(folder) / "vocab.txt"  # `elip data vocab` makes one from many captions
+        vocab.write_text("\n".join([*SPECIAL, *sorted(set(" ".join(CAPTIONS).split()))]))
         small = {
             "load_finetuned": False,
             "pretrained": None,
             "init": {"vision": "random", "text": "random"},
-            "tokenizer": str(Path(folder) / "vocab.txt"),
+            "tokenizer": str(vocab),
             "vit": {"width": 64, "depth": 12, "heads": 2, "patch_size": 8},
             "image_size": 64,
             "bert": {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128},
             "queue_size": len(CAPTIONS),
         }
-        model = twin.from_config(OmegaConf.merge(section, small))
-    print(elip_plugin.find_handle(model).plan.summary())
+        model = arch.from_config(OmegaConf.merge(section, small))
+    handle = elip_plugin.find_handle(model)
+    print(handle.plan.summary())
 
     torch.manual_seed(0)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
@@ -60,6 +62,7 @@ def main() -> None:
     }
     model.train()
     for step in range(steps):
+        handle.update_progress(step, steps)
         loss = model({**samples, "iters": step})["loss"]
         optimizer.zero_grad()
         loss.backward()

@@ -29,8 +29,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     model = open_clip.CLIP(embed_dim=64, **SIZES, output_dict=True)
-    config = {"preset": "fast", "full_finish": 0.2, "total_steps": steps}
-    handle = elip_plugin.apply(model, config)
+    handle = elip_plugin.apply(model, {"preset": "fast", "final_unpruned": 0.2})
     print(handle.plan.summary())
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -39,6 +38,7 @@ def main() -> None:
     images, texts = torch.randn(8, 3, 64, 64), tokenizer([f"picture {i}" for i in range(8)])
     model.train()
     for step in range(steps):
+        handle.update_progress(step, steps)
         if step % 2:  # image and text together: the caption guides by itself
             out = model(images, texts)
         else:  # encoded apart: the guide is given by hand

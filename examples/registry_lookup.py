@@ -18,9 +18,9 @@ def main() -> None:
     names = elip_plugin.list_models("open_clip")
     print(f"{len(names)} pruned models, such as {', '.join(names[:3])}")
 
-    variant = elip_plugin.get(name)
-    print(f"{variant.name} prunes {variant.base} of {variant.host}")
-    model = variant.create()
+    found = elip_plugin.get(name)
+    print(f"{found.name} prunes {found.base} of {found.host}")
+    model = found.create()
     handle = elip_plugin.find_handle(model)
     print(handle.plan.summary())
 

@@ -38,26 +38,26 @@ def narrow(config: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def narrow_timm(name: str | None) -> Iterator[None]:
-    """Make timm's ViTs narrow while OpenCLIP builds them."""
+def narrow_timm(name: str | None, **options: Any) -> Iterator[None]:
+    """Make timm's ViTs narrow while OpenCLIP builds them, with further options of timm's."""
     # MobileCLIP-B's convolutional stem gives 768 channels straight to the blocks.
     sizes = {} if name == "vit_base_mci_224" else {"embed_dim": WIDTH, "num_heads": 2}
     if not TIMM:
         yield
         return
-    create = functools.partial(timm_model.timm.create_model, **sizes)
+    create = functools.partial(timm_model.timm.create_model, **sizes, **options)
     with mock.patch.object(timm_model.timm, "create_model", create):
         yield
 
 
-def build(config: dict[str, Any], seed: int = 0) -> Any:
+def build(config: dict[str, Any], seed: int = 0, **timm: Any) -> Any:
     """Build a narrow model, pruned where the config has the key, in training mode."""
     factory = open_clip.factory
     kind = "CoCa" if "multimodal_cfg" in config else "CLIP"
     if kind == "CLIP" and "timm_model_name" in config["vision_cfg"]:
         kind = "CustomTextCLIP"
     torch.manual_seed(seed)
-    with narrow_timm(config["vision_cfg"].get("timm_model_name")):
+    with narrow_timm(config["vision_cfg"].get("timm_model_name"), **timm):
         model = getattr(factory, kind)(**narrow(config))
     if hasattr(model, "output_dict"):
         model.output_dict = True

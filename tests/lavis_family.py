@@ -29,6 +29,7 @@ from elip_plugin.hosts.lavis.runtime.offline import construction
 from elip_plugin.hosts.lavis.runtime.settings import read_settings
 from elip_plugin.patching.swap import Patched
 from elip_plugin.reducers import elip
+from elip_plugin.reducers.tome import merge_inside
 
 gc.freeze()  # what was imported is never garbage, and looking through it takes a third of the time
 
@@ -78,7 +79,7 @@ MOMENTUM = [a for a in ARCHS if a.endswith(("_pretrain", "_retrieval"))] + [
     "albef_classification",
     "blip_classification",
 ]
-"""Archs with a momentum twin."""
+"""Archs with a momentum encoder."""
 
 LAVIS_LACKS: dict[str, dict[str, Any]] = {
     # A process group, taken for granted.
@@ -157,15 +158,18 @@ def section(arch: str, **changes: Any) -> Any:
     )
 
 
-def twin(arch: str, seed: int = 0, **changes: Any) -> Any:
+def pruned(arch: str, seed: int = 0, **changes: Any) -> Any:
     """A pruned model in training mode; equal seeds give equal weights."""
     torch.manual_seed(seed)
     with quiet():
         return ARCHS[arch].from_config(section(arch, **changes)).train()
 
 
+twin = pruned
+
+
 def stock(arch: str, seed: int = 0, **changes: Any) -> Any:
-    """LAVIS' own model, with the weights of the twin of the same seed."""
+    """LAVIS' own model, with the weights of the pruned model of the same seed."""
     cls = ARCHS[arch]
     cfg = section(arch, **{"elip": {"text_weight": 0.0}, **changes})
     settings = read_settings(cls, cfg)
@@ -317,17 +321,18 @@ def tower(model: Any, suffix: str = "") -> Any:
 
 @contextmanager
 def seen(model: Any, suffix: str = "") -> Iterator[list[int]]:
-    """Record how many tokens enter each block, not counting where it is looked ahead."""
+    """Record how many tokens enter each block, but not in calls that only look ahead."""
     vision = tower(model, suffix)
     if hasattr(vision, "blocks"):
-        with recorded_lengths([block.mlp for block in vision.blocks]) as lengths:
+        with recorded_lengths(vision.blocks) as lengths:
             yield lengths
         return
     lengths = []
 
     def record(module: Any, args: Any, options: Any) -> None:
-        if options.get("elip") is None:
-            lengths.append(len(args[0]))  # [T, B, D]
+        if options.get("elip") in (None, merge_inside):
+            # By itself a block takes tokens [T, B, D], in a mode [B, T, D].
+            lengths.append(args[0].shape["elip" in options])
 
     with ExitStack() as stack:
         for block in vision.transformer.resblocks:
@@ -401,15 +406,10 @@ def shape_of(model: Any) -> list[Any]:
 
 def forget_nothing(model: Any) -> None:
     """Assert that no forward has left anything behind."""
-    from elip_plugin.hosts.lavis.text import TextMemo, TokenizedOnce
-    from elip_plugin.patching.pruner import Pruner
+    from elip_plugin.hosts.lavis.text import CachingTokenizer
 
-    found = [vars(m)["elip"] for m in model.modules() if "elip" in vars(m)]
-    assert found
-    for item in found:
-        if isinstance(item, TextMemo):
-            assert item.ids is None and item.output is None
-        else:
-            assert isinstance(item, Pruner)
-            assert not item.has_guide
-    assert not isinstance(model.tokenizer, TokenizedOnce)
+    pruners = [vars(m)["elip"] for m in model.modules() if "elip" in vars(m)]
+    assert pruners and all(pruner.guide is None for pruner in pruners)
+    for cache in (vars(m)["elip_cache"] for m in model.modules() if "elip_cache" in vars(m)):
+        assert cache.ids is None and cache.output is None
+    assert not isinstance(model.tokenizer, CachingTokenizer)

@@ -1,14 +1,15 @@
-"""Checks, on tiny models, of what `patches/lavis-1.0.2` mends and the plugin mends at run time.
+"""Checks, on tiny models, of the faults that `patches/lavis-1.0.2` and the plugin repair.
 
 A script, because each form needs a process of its own:
 
     python tests/lavis_patched.py FORM DATA RUNS CHECK...
 
-FORM is "plugin" (our twins and elip_runner on LAVIS as published) or "stock" (LAVIS' own models
+FORM is "plugin" (our models and elip_runner on LAVIS as published) or "stock" (LAVIS' own models
 and runner_base, without the plugin). DATA is a folder of `write_data`, RUNS one for the runs. It
-uses whatever `lavis` comes first on the path, and writes RUNS.<rank>.json: for each check
-"works", or the error.
+uses whatever `lavis` comes first on the path, and writes RUNS.<rank>.json: for each check "works",
+or the error.
 """
+# ruff: noqa: E402
 
 from __future__ import annotations
 
@@ -19,21 +20,18 @@ import socket
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+FORM, DATA, RUNS, WANTED = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:]
+PLUGIN, RANK = FORM == "plugin", os.environ.get("RANK", "0")
 CHECKS: dict[str, Callable[[], None]] = {}
-NEWER = "newer"
-"""Makes the libraries look like newer ones before LAVIS is imported, and then is a check."""
-
-FORM, DATA, RUNS = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-PLUGIN = FORM == "plugin"
-VOCABULARY = DATA / "vocab.txt"
+RUNS.mkdir(parents=True, exist_ok=True)
+warnings.simplefilter("ignore")
 
 
 def check(function: Callable[[], None]) -> Callable[[], None]:
@@ -41,42 +39,64 @@ def check(function: Callable[[], None]) -> Callable[[], None]:
     return function
 
 
-def age_libraries() -> None:
-    """Take away what transformers 4.57 and numpy 2 took away."""
+def report(found: dict[str, str]) -> None:
+    """Write the outcomes; LAVIS keeps all processes but the first from printing."""
+    Path(f"{RUNS}.{RANK}.json").write_text(json.dumps(found))
+
+
+if PLUGIN:
+    import elip_plugin  # noqa: F401
+if "newer" in WANTED:  # take away what transformers 4.57 and numpy 2 took away
     import numpy
     import transformers.modeling_utils
 
-    for module, names in (
-        (numpy, ["Inf"]),
-        (
-            transformers.modeling_utils,
-            ["apply_chunking_to_forward", "find_pruneable_heads_and_indices", "prune_linear_layer"],
-        ),
-    ):
-        for name in names:
-            vars(module).pop(name, None)
+    vars(numpy).pop("Inf", None)
+    for name in ("apply_chunking_to_forward", "find_pruneable_heads_and_indices"):
+        vars(transformers.modeling_utils).pop(name, None)
+    vars(transformers.modeling_utils).pop("prune_linear_layer", None)
+try:
+    import lavis.models
+except ImportError as error:
+    report({name: f"{type(error).__name__}: {error}" for name in WANTED})
+    sys.exit()
+
+import lavis.common.optims
+import lavis.runners
+import torch
+import torch.nn.functional as F
+from lavis.common.config import Config
+from lavis.common.dist_utils import get_rank, get_world_size, init_distributed_mode
+from lavis.common.logger import setup_logger
+from lavis.common.registry import registry
+from lavis.datasets import builders  # noqa: F401
+from lavis.datasets.datasets import dataloader_utils
+from lavis.models import CLIP, med, vit
+from lavis.models.base_model import BaseModel
+from lavis.tasks import RetrievalTask, setup_task
+from lavis.tasks.base_task import BaseTask
+from lavis_runs import model_section, write_config
+from omegaconf import OmegaConf
+from torch import nn
+from transformers import BertConfig, BertTokenizer, PreTrainedModel
+
+if PLUGIN:
+    from elip_plugin.hosts.lavis.runtime.train import _start_processes as init_distributed_mode
+
+# Models.
 
 
 def stand_in() -> None:
     """Give LAVIS' own models what they would fetch, and small sizes; ours have keys for that."""
-    from lavis.models import med
-    from lavis.models.base_model import BaseModel
-    from lavis.models.vit import VisionTransformerEncoder
-    from lavis_runs import bert_family
-    from torch import nn
-    from transformers import BertConfig, BertTokenizer
-
-    sizes = bert_family("", DATA)
+    sizes, vocabulary = model_section("", DATA), DATA / "vocab.txt"
+    words = len(vocabulary.read_text().splitlines()) + 2  # BLIP adds two
+    bert = {**sizes["bert"], "encoder_width": sizes["vit"]["width"], "vocab_size": words}
     read: Any = BertConfig.from_json_file
     load = BaseModel.load_checkpoint_from_config
 
-    def bert(cls: Any, path: Any) -> Any:
-        config = read(path)
-        words = len(VOCABULARY.read_text().splitlines()) + 2  # BLIP adds two
-        config.update(
-            {**sizes["bert"], "encoder_width": sizes["vit"]["width"], "vocab_size": words}
-        )
-        return config
+    def config(cls: Any, path: Any) -> Any:
+        made = read(path)
+        made.update(bert)
+        return made
 
     def tower(cls: Any, cfg: Any, from_pretrained: bool = False) -> Any:
         made = cls(
@@ -92,39 +112,26 @@ def stand_in() -> None:
         made.vision_width = made.embed_dim
         return made
 
-    def initial(cls: Any, name: Any, config: Any, **more: Any) -> Any:
-        return cls(config, **more)
+    def method(function: Any) -> Any:
+        return classmethod(function)
 
-    def tokenizer(cls: Any, name: Any) -> Any:
-        return cls(vocab_file=str(VOCABULARY))
-
-    BertConfig.from_json_file = classmethod(bert)  # type: ignore[assignment]
-    BertTokenizer.from_pretrained = classmethod(tokenizer)  # type: ignore[assignment]
-    VisionTransformerEncoder.from_config = classmethod(tower)
-    med.BertPreTrainedModel.from_pretrained = classmethod(initial)
+    BertConfig.from_json_file = method(config)
+    BertTokenizer.from_pretrained = method(lambda cls, name: cls(vocab_file=str(vocabulary)))
+    vit.VisionTransformerEncoder.from_config = method(tower)
+    med.BertPreTrainedModel.from_pretrained = method(
+        lambda cls, name, config, **kw: cls(config, **kw)
+    )
     BaseModel.load_checkpoint_from_config = lambda self, cfg: cfg.pretrained and load(self, cfg)
 
 
-# ---------------------------------------------------------------------------------------------
-# Models.
-
-TYPES = {"albef_retrieval": "flickr", "albef_nlvr": "nlvr", "albef_vqa": "vqav2"}
-
-
 def section(arch: str, **more: Any) -> dict[str, Any]:
-    from lavis_runs import bert_family
-
-    keys = bert_family(("elip_" if PLUGIN else "") + arch, DATA, queue_size=8, **more)
-    keys.update(model_type=TYPES.get(arch, "base"), load_finetuned=False, num_classes=3)
-    keys.setdefault("pretrained", None)
-    return keys
+    types = {"albef_retrieval": "flickr", "albef_nlvr": "nlvr", "albef_vqa": "vqav2"}
+    more = {"queue_size": 8, "pretrained": None, "load_finetuned": False, "num_classes": 3, **more}
+    keys = model_section(("elip_" if PLUGIN else "") + arch, DATA, **more)
+    return {**keys, "model_type": types.get(arch, "base")}
 
 
 def build(arch: str, **more: Any) -> Any:
-    import torch
-    from lavis.common.registry import registry
-    from omegaconf import OmegaConf
-
     torch.manual_seed(0)
     keys = section(arch, **more)
     cls = registry.get_model_class(keys["arch"])
@@ -133,8 +140,6 @@ def build(arch: str, **more: Any) -> Any:
 
 
 def samples() -> dict[str, Any]:
-    import torch
-
     image, image0, image1 = torch.randn(3, 4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     return {
         "image": image,
@@ -152,9 +157,7 @@ def samples() -> dict[str, Any]:
 
 
 def learns(model: Any) -> Any:
-    """Whether a step gives a finite loss and gradients in the tower; the output."""
-    import torch
-
+    """Assert that a step gives a finite loss and gradients in the tower; return the output."""
     output = model(samples())
     output["loss"].backward()
     assert torch.isfinite(output["loss"])
@@ -163,29 +166,24 @@ def learns(model: Any) -> Any:
     return output
 
 
-def mask_of_its_own(arch: str) -> None:
-    """The momentum tower may give fewer tokens than the other one."""
+def learns_beside_fewer_momentum_tokens(arch: str) -> None:
     model = build(arch)
     model.visual_encoder_m.register_forward_hook(lambda module, args, output: output[:, :5])
     learns(model)
 
 
-@check
-def mask_pretrain() -> None:
-    mask_of_its_own("albef_pretrain")
-
-
-@check
-def mask_nlvr() -> None:
-    mask_of_its_own("albef_nlvr")
+CHECKS |= {
+    "mask_pretrain": lambda: learns_beside_fewer_momentum_tokens("albef_pretrain"),
+    "mask_nlvr": lambda: learns_beside_fewer_momentum_tokens("albef_nlvr"),
+    "distill_off_nlvr": lambda: learns(build("albef_nlvr", use_distill=False)),
+    "distill_off_vqa": lambda: learns(build("albef_vqa", use_distill=False)),
+    "distill_off_classification": lambda: learns(build("blip_classification", use_distill=False)),
+}
 
 
 @check
 def twin_weights() -> None:
-    """Checkpointing changes no gradient, and the momentum twin runs its own weights."""
-    import torch
-    from lavis.models import vit
-
+    """Checkpointing changes no gradient, and the momentum encoder runs its own weights."""
     calls: list[Any] = []
     inner = vit.Attention.forward
 
@@ -193,8 +191,7 @@ def twin_weights() -> None:
         calls.append(self)
         return inner(self, *args, **options)
 
-    image = samples()["image"]
-    plain = build("albef_pretrain")
+    image, plain = samples()["image"], build("albef_pretrain")
     with mock.patch.object(vit.Attention, "forward", counted):
         model = build("albef_pretrain", vit_grad_ckpt=True, vit_ckpt_layer=12)
         with torch.no_grad():
@@ -204,8 +201,8 @@ def twin_weights() -> None:
         model.visual_encoder(image).square().sum().backward()
         assert len(calls) == 24  # 12 blocks, each a second time in backward
         plain.visual_encoder(image).square().sum().backward()
-    pairs = zip(model.visual_encoder.parameters(), plain.visual_encoder.parameters())
-    for left, right in pairs:
+    towers = model.visual_encoder.parameters(), plain.visual_encoder.parameters()
+    for left, right in zip(*towers):
         assert (left.grad is None) == (right.grad is None)
         if left.grad is not None:
             torch.testing.assert_close(left.grad, right.grad)
@@ -217,20 +214,10 @@ def twin_weights() -> None:
 @check
 def clip_loss() -> None:
     """CLIP's loss in one process, and over all processes if there are several."""
-    import torch
-    import torch.nn.functional as F
-    from lavis.common.dist_utils import get_world_size
-    from lavis.models import CLIP
-    from lavis_runs import clip_family
-
     torch.manual_seed(0)
-    keys = clip_family("elip_clip", DATA)
-    if PLUGIN:
-        from lavis.common.registry import registry
-
-        model = registry.get_model_class("elip_clip").from_config(keys)
-    else:
-        model = CLIP(**keys["clip"])
+    keys = model_section("elip_clip", DATA)
+    make = registry.get_model_class("elip_clip").from_config if PLUGIN else None
+    model = make(keys) if make else CLIP(**keys["clip"])
     output = learns(model.train())
     assert model.loss.world_size == get_world_size()
     features = output.intermediate_output
@@ -243,31 +230,13 @@ def clip_loss() -> None:
 
 @check
 def nlvr_loading() -> None:
-    """Pre-trained weights without a momentum twin load, and the twin becomes their copy."""
-    import torch
-
-    RUNS.mkdir(parents=True, exist_ok=True)
+    """Pre-trained weights without a momentum encoder load, and it becomes their copy."""
     made = build("albef_nlvr").state_dict()
     state = {k: v + v.is_floating_point() for k, v in made.items() if "_m." not in k}
     torch.save({"model": state}, RUNS / "nlvr.pth")
     model = build("albef_nlvr", pretrained=str(RUNS / "nlvr.pth"))
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, state[name.replace("_m.", ".", 1)]), name
-
-
-@check
-def distill_off_nlvr() -> None:
-    learns(build("albef_nlvr", use_distill=False))
-
-
-@check
-def distill_off_vqa() -> None:
-    learns(build("albef_vqa", use_distill=False))
-
-
-@check
-def distill_off_classification() -> None:
-    learns(build("blip_classification", use_distill=False))
 
 
 @check
@@ -279,17 +248,12 @@ def classification() -> None:
 @check
 def newer() -> None:
     """LAVIS' language heads keep their bias when published weights load."""
-    import torch
-    from lavis.models import med
-    from transformers import PreTrainedModel
-    from transformers.models.bert.configuration_bert import BertConfig
-
     keys: Any = section("albef_pretrain")["bert"]
     config: Any = BertConfig(**keys, num_hidden_layers=1, vocab_size=30)
     config.update({"fusion_layer": 1, "encoder_width": 32})
     config.update({"add_cross_attention": False, "add_type_embeddings": False})
     head = med.BertForMaskedLM(config)
-    torch.nn.init.ones_(head.cls.predictions.bias)
+    nn.init.ones_(head.cls.predictions.bias)
     head.save_pretrained(RUNS / "head", safe_serialization=False)
     load: Any = PreTrainedModel.from_pretrained
     loaded = load.__func__(med.BertForMaskedLM, str(RUNS / "head"), config=config)
@@ -297,77 +261,24 @@ def newer() -> None:
     assert predictions.decoder.bias is predictions.bias and bool((predictions.bias == 1).all())
 
 
-# ---------------------------------------------------------------------------------------------
-# Runs. The steps are those of the train.py that LAVIS documents.
+# Runs, by the steps of the train.py that LAVIS documents.
 
 
-def start(name: str, valid: bool = False, **run: Any) -> Any:
-    """Do all steps but the last; gives the runner."""
-    import lavis.common.optims
-    import lavis.runners  # noqa: F401
-    import torch
-    from lavis.common.config import Config
-    from lavis.common.dist_utils import get_rank, get_world_size, init_distributed_mode
-    from lavis.common.logger import setup_logger
-    from lavis.common.registry import registry
-    from lavis.datasets import builders  # noqa: F401
-    from lavis.tasks import setup_task
-    from omegaconf import OmegaConf
-
-    if PLUGIN:
-        from elip_plugin.hosts.lavis.runtime.train import _start_processes as init_distributed_mode
+def start(name: str, **run: Any) -> Any:
+    """Do all steps but the last; return the runner."""
     for path in ("output_dir", "result_dir"):  # LAVIS refuses a second run in a process
         registry.mapping["paths"].pop(path, None)
-    processor = {"name": "blip_image_eval", "image_size": 64}
-    annotations = {
-        split: {"url": [str(DATA / file)], "storage": [str(DATA / file)]}
-        for split, file in (
-            ("train", "pairs.json"),
-            ("val", "held_out.json"),
-            ("test", "held_out.json"),
-        )
+    own = {
+        "runner": "elip_runner" if PLUGIN else "runner_base",
+        "batch_size_train": 8 // int(os.environ.get("WORLD_SIZE", 1)),
+        "k_test": 4,
+        "output_dir": str(RUNS),
+        "valid_splits": [],
+        "use_dist_eval_sampler": False,
+        "distributed": True,
     }
-    config = {
-        "model": section("albef_retrieval"),
-        "datasets": {
-            "flickr30k": {
-                "build_info": {"annotations": annotations, "images": {"storage": str(DATA)}},
-                "vis_processor": {"train": processor, "eval": processor},
-                "text_processor": {
-                    "train": {"name": "blip_caption"},
-                    "eval": {"name": "blip_caption"},
-                },
-            }
-        },
-        "run": {
-            "runner": "elip_runner" if PLUGIN else "runner_base",
-            "task": "retrieval",
-            "lr_sched": "linear_warmup_cosine_lr",
-            "init_lr": 1e-3,
-            "min_lr": 1e-5,
-            "weight_decay": 0.05,
-            "max_epoch": 2,
-            "batch_size_train": 8 // int(os.environ.get("WORLD_SIZE", 1)),
-            "batch_size_eval": 8,
-            "num_workers": 0,
-            "k_test": 4,
-            "seed": 1,
-            "output_dir": str(RUNS),
-            "evaluate": False,
-            "train_splits": ["train"],
-            "valid_splits": ["val"] if valid else [],
-            "test_splits": ["test"],
-            "use_dist_eval_sampler": False,
-            "device": "cpu",
-            "world_size": 1,
-            "dist_url": "env://",
-            "distributed": True,
-            **run,
-        },
-    }
-    RUNS.mkdir(parents=True, exist_ok=True)
-    path = RUNS / f"{name}_{os.environ.get('RANK', 0)}.yaml"
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    path = RUNS / f"{name}_{RANK}.yaml"
+    write_config(path, section("albef_retrieval"), DATA, "flickr30k", **{**own, **run})
     cfg = Config(SimpleNamespace(cfg_path=str(path), options=None))
     if not torch.distributed.is_initialized():
         init_distributed_mode(cfg.run_cfg)
@@ -379,15 +290,13 @@ def start(name: str, valid: bool = False, **run: Any) -> Any:
     setup_logger()
     cfg.pretty_print()
     task = setup_task(cfg)
-    datasets = task.build_datasets(cfg)
-    model = task.build_model(cfg)
+    parts = {"datasets": task.build_datasets(cfg), "model": task.build_model(cfg)}
     runner_class = registry.get_runner_class(cfg.run_cfg.runner)
-    return runner_class(cfg=cfg, job_id=name, task=task, model=model, datasets=datasets)
+    return runner_class(cfg=cfg, job_id=name, task=task, **parts)
 
 
-@contextmanager
-def seen(runner: Any) -> Iterator[dict[int, list[int]]]:
-    """Record which images each epoch trains on, in order."""
+def train(runner: Any) -> dict[int, list[int]]:
+    """Train; return the images of each epoch, in order."""
     images: dict[int, list[int]] = {}
     inner = runner.task.train_step
 
@@ -395,12 +304,9 @@ def seen(runner: Any) -> Iterator[dict[int, list[int]]]:
         images.setdefault(samples["epoch"], []).extend(samples["image_id"].tolist())
         return inner(model=model, samples=samples)
 
-    with mock.patch.object(runner.task, "train_step", recorded):
-        yield images
-
-
-def weights(runner: Any) -> dict[str, Any]:
-    return {name: weight.clone() for name, weight in runner._model.state_dict().items()}
+    runner.task.train_step = recorded
+    runner.train()
+    return images
 
 
 def saved(name: str) -> list[str]:
@@ -413,34 +319,26 @@ ORDER: dict[int, list[int]] = {}
 @check
 def trains() -> None:
     """Two epochs of two steps and a retrieval evaluation."""
-    import torch
-    from lavis.common.dist_utils import get_rank, get_world_size
-
     runner = start("first")
-    before = weights(runner)
-    with seen(runner) as images:
-        runner.train()
-    ORDER.update(images)
+    before = {name: weight.clone() for name, weight in runner._model.state_dict().items()}
+    ORDER.update(train(runner))
     share = 16 // get_world_size()
-    assert [(epoch, len(ids)) for epoch, ids in images.items()] == [(0, share), (1, share)]
-    after = weights(runner)
+    assert [(epoch, len(ids)) for epoch, ids in ORDER.items()] == [(0, share), (1, share)]
+    after = runner._model.state_dict()
     for part in ("visual_encoder.", "visual_encoder_m."):
         assert any(not torch.equal(before[k], after[k]) for k in before if k.startswith(part))
-    wrapped = isinstance(runner.model, torch.nn.parallel.DistributedDataParallel)
+    wrapped = isinstance(runner.model, nn.parallel.DistributedDataParallel)
     assert wrapped == torch.distributed.is_initialized()
     if get_rank() == 0:
         assert saved("first") == ["checkpoint_0.pth", "checkpoint_1.pth"]
         scores = [json.loads(row) for row in (RUNS / "first" / "evaluate.txt").open()]
         assert len(scores) == 1 and 0 <= scores[0]["txt_r1"] <= 100
-        log = (RUNS / "first" / "log.txt").read_text()
-        assert log.count('"train_loss":') == 2
+        assert (RUNS / "first" / "log.txt").read_text().count('"train_loss":') == 2
 
 
 @check
 def evaluates() -> None:
     """`BaseTask.evaluation` leaves a CPU run's samples on the CPU."""
-    from lavis.tasks.base_task import BaseTask
-
     runner = start("evaluation")
     task: Any = runner.task
     task.evaluation = partial(BaseTask.evaluation, task)
@@ -452,22 +350,17 @@ def evaluates() -> None:
 @check
 def iterates() -> None:
     """The other runner, which counts iterations."""
-    runner = start(
-        "iterations", runner="runner_iter", max_iters=4, iters_per_inner_epoch=2, test_splits=[]
-    )
-    runner.train()
+    counts = {"max_iters": 4, "iters_per_inner_epoch": 2}
+    start("iterations", runner="runner_iter", test_splits=[], **counts).train()
     assert saved("iterations") == ["checkpoint_2.pth", "checkpoint_4.pth"]
 
 
 @check
 def resumes() -> None:
-    """What a run goes on with is what was saved, the momentum twin included."""
-    import torch
-
+    """A run resumes with what was saved, the momentum encoder included."""
     state = torch.load(RUNS / "first" / "checkpoint_0.pth")
     runner = start("second", resume_ckpt_path=str(RUNS / "first" / "checkpoint_0.pth"))
-    inner = runner.train_epoch
-    epochs: list[int] = []
+    inner, epochs = runner.train_epoch, []
 
     def compared(epoch: int) -> Any:
         epochs.append(epoch)
@@ -489,11 +382,10 @@ def resumes() -> None:
 
 @check
 def resumed_order() -> None:
-    """A run that goes on in epoch 1 sees the images in the order of epoch 1."""
+    """A run that resumes in epoch 1 reads the images in the order of epoch 1."""
     runner = start("order", test_splits=[], max_epoch=3)
     runner.start_epoch = 1
-    with seen(runner) as images:
-        runner.train()
+    images = train(runner)
     assert images[1] != ORDER[0], "the order of epoch 0"
     assert images[1] == ORDER[1]
     assert images[2] != images[1], "the order of epoch 1 twice"
@@ -501,43 +393,29 @@ def resumed_order() -> None:
 
 @check
 def resumed_best() -> None:
-    """A run that goes on knows the best score so far, and is tested where none is better."""
-    import torch
-    from lavis.tasks import RetrievalTask
-    from torch import nn
-
+    """A run that resumes keeps the best score so far, and is tested where none is better."""
     scores = iter([10.0, 30.0, 20.0, 0.0, 25.0, 28.0, 0.0])
-
-    def reported(*args: Any) -> dict[str, float]:
-        return {"agg_metrics": next(scores)}
-
-    # Another fault, that the twin is not saved, must not hide this one.
     inner = nn.Module.load_state_dict
 
+    # Another fault, that the momentum encoder is not saved, must not hide this one.
     def lenient(self: Any, state: Any, strict: bool = True, **more: Any) -> Any:
         return inner(self, state, strict=False, **more)
 
+    reported = staticmethod(lambda *_: {"agg_metrics": next(scores)})
     with (
-        mock.patch.object(RetrievalTask, "_report_metrics", staticmethod(reported)),
+        mock.patch.object(RetrievalTask, "_report_metrics", reported),
         mock.patch.object(nn.Module, "load_state_dict", lenient),
     ):
-        start("best", valid=True, max_epoch=3).train()
+        start("best", valid_splits=["val"], max_epoch=3).train()
         best = RUNS / "best" / "checkpoint_best.pth"
         assert torch.load(best)["epoch"] == 1
-        runner = start("worse", valid=True, max_epoch=4, resume_ckpt_path=str(best))
-        runner.train()
+        start("worse", valid_splits=["val"], max_epoch=4, resume_ckpt_path=str(best)).train()
     assert "checkpoint_best.pth" not in saved("worse"), "the best score was forgotten"
     assert next(scores, None) is None
 
 
-def joins(variables: dict[str, str]) -> None:
+def joins(**variables: str) -> None:
     """A CPU run joins the process group that these variables announce, by gloo."""
-    import torch
-    from lavis.common.dist_utils import init_distributed_mode
-    from omegaconf import OmegaConf
-
-    if PLUGIN:
-        from elip_plugin.hosts.lavis.runtime.train import _start_processes as init_distributed_mode
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
@@ -548,14 +426,8 @@ def joins(variables: dict[str, str]) -> None:
     torch.distributed.destroy_process_group()
 
 
-@check
-def torchrun() -> None:
-    joins({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"})
-
-
-@check
-def slurm() -> None:
-    joins({"SLURM_PROCID": "0"})
+CHECKS["torchrun"] = partial(joins, RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+CHECKS["slurm"] = partial(joins, SLURM_PROCID="0")
 
 
 def outcome(name: str) -> str:
@@ -567,37 +439,15 @@ def outcome(name: str) -> str:
     return "works"
 
 
-def report(found: dict[str, str]) -> None:
-    """Write the outcomes; LAVIS keeps all processes but the first from printing."""
-    Path(f"{RUNS}.{os.environ.get('RANK', '0')}.json").write_text(json.dumps(found))
-
-
-def main() -> None:
-    wanted = sys.argv[4:]
-    warnings.simplefilter("ignore")
-    if PLUGIN:
-        import elip_plugin  # noqa: F401
-    if NEWER in wanted:
-        age_libraries()
-    try:
-        import lavis.models
-        import torch
-        from lavis.datasets.datasets import dataloader_utils
-    except ImportError as error:
-        report({name: f"{type(error).__name__}: {error}" for name in wanted})
-        return
+if __name__ == "__main__":
     torch.set_num_threads(1)
     logging.disable(logging.INFO)
     dataloader_utils.time.sleep = lambda _: None  # LAVIS sleeps between epochs
     if not PLUGIN:
         stand_in()
-    found = {name: outcome(name) for name in wanted}
+    found = {name: outcome(name) for name in WANTED}
     if not PLUGIN:
         # elip.pth looks at its switch in this module.
         loaded = {name for name in sys.modules if name.startswith("elip_plugin")}
-        assert loaded <= {"elip_plugin", "elip_plugin.hosts.autoload"}, loaded
+        assert loaded <= {"elip_plugin", "elip_plugin.hosts", "elip_plugin.hosts.autoload"}, loaded
     report({"lavis": os.path.dirname(lavis.models.__file__), **found})
-
-
-if __name__ == "__main__":
-    main()

@@ -11,34 +11,33 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 WORDS = ["red", "green", "blue", "dark", "pale", "round", "flat", "warm"]
-TRAIN, HELD_OUT = 16, 6
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+OTHERS = ["a", "and", "thing", "on", "the", "table", "by", "door"]
 
 
 def write_data(folder: Path) -> Path:
     """Write 16 training pairs, 6 held-out ones and a vocabulary."""
     generator = np.random.default_rng(0)
-    for split, count in (("train", TRAIN), ("held_out", HELD_OUT)):
+    for split, count in (("train", 16), ("held_out", 6)):
         rows: list[dict[str, Any]] = []
         for i in range(count):
             name = f"{split}_{i}.png"
             Image.fromarray(generator.integers(0, 255, (64, 64, 3), np.uint8)).save(folder / name)
-            caption = f"a {WORDS[i % 8]} and {WORDS[i // 2 % 8]} thing on the table by the door"
-            rows.append({"image": name, "caption": caption if split == "train" else [caption]})
+            text = f"a {WORDS[i % 8]} and {WORDS[i // 2 % 8]} thing on the table by the door"
+            caption = text if split == "train" else [text]
+            rows.append({"image": name, "image_id": i, "caption": caption})
         (folder / f"{split}.json").write_text(json.dumps(rows))
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *["a", "and", "thing", "on", "the", "table", "by", "door"],
-    ]
-    (folder / "vocab.txt").write_text("\n".join(words + WORDS))
+    (folder / "vocab.txt").write_text("\n".join(SPECIAL + OTHERS + WORDS))
     return folder
 
 
-def bert_family(arch: str, data: Path, **more: Any) -> dict[str, Any]:
-    """Model section of a tiny ALBEF or BLIP."""
+def model_section(arch: str, data: Path, **more: Any) -> dict[str, Any]:
+    """Model section of a tiny model of any family that pre-trains."""
+    if arch.endswith("clip"):
+        vision = {"image_size": 64, "layers": 12, "width": 64, "patch_size": 16}
+        text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
+        sizes = {"embed_dim": 32, "vision_cfg": vision, "text_cfg": text}
+        return {"arch": arch, "model_type": "ViT-B-16", "pretrained": "", "clip": sizes, **more}
     return {
         "arch": arch,
         "model_type": "base",
@@ -53,37 +52,26 @@ def bert_family(arch: str, data: Path, **more: Any) -> dict[str, Any]:
     }
 
 
-def clip_family(arch: str, data: Path, **more: Any) -> dict[str, Any]:
-    """Model section of a tiny CLIP."""
-    vision = {"image_size": 64, "layers": 12, "width": 64, "patch_size": 16}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
-    config = {"embed_dim": 32, "vision_cfg": vision, "text_cfg": text}
-    return {"arch": arch, "model_type": "ViT-B-16", "pretrained": "", "clip": config, **more}
-
-
-def model_section(arch: str, data: Path, **more: Any) -> dict[str, Any]:
-    """Model section of a tiny model of any family that pre-trains."""
-    return (clip_family if arch.endswith("clip") else bert_family)(arch, data, **more)
-
-
-def write_config(path: Path, model: dict[str, Any], data: Path, **run: Any) -> Path:
-    """Write a run config of two epochs of two steps."""
-    processors = {
-        "train": {"name": "blip_image_train", "image_size": 64},
-        "eval": {"name": "blip_image_eval", "image_size": 64},
+def write_config(
+    path: Path, model: dict[str, Any], data: Path, dataset: str = "elip_pairs", **run: Any
+) -> Path:
+    """Write a run config of two epochs of two steps; LAVIS' own data sets want more keys."""
+    files = {"train": data / "train.json", "val": data / "held_out.json"}
+    files["test"] = files["val"]
+    annotations = {split: {"storage": [str(path)]} for split, path in files.items()}
+    kinds = {"train": "blip_image_train", "eval": "blip_image_eval"}
+    section: dict[str, Any] = {
+        "build_info": {"annotations": annotations},
+        "vis_processor": {k: {"name": name, "image_size": 64} for k, name in kinds.items()},
     }
-    annotations = {
-        "train": {"storage": str(data / "train.json")},
-        "test": {"storage": str(data / "held_out.json")},
-    }
+    if dataset != "elip_pairs":
+        for lists in annotations.values():
+            lists["url"] = lists["storage"]
+        section["build_info"]["images"] = {"storage": str(data)}
+        section["text_processor"] = {kind: {"name": "blip_caption"} for kind in kinds}
     config = {
         "model": model,
-        "datasets": {
-            "elip_pairs": {
-                "build_info": {"annotations": annotations},
-                "vis_processor": processors,
-            }
-        },
+        "datasets": {dataset: section},
         "run": {
             "runner": "elip_runner",
             "task": "retrieval",

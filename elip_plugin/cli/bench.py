@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from elip_plugin.cli.quality import quality
+from elip_plugin.errors import ElipError
+
+if TYPE_CHECKING:
+    from elip_plugin.hosts.base import HostModel
 
 app = typer.Typer(help="Measure what pruning saves, and what it costs.", no_args_is_help=True)
-app.command()(quality)
 
 Model = Annotated[str, typer.Option(help="A model, such as elip-ViT-B-16 or elip_albef_pretrain.")]
 ImageSize = Annotated[
@@ -29,8 +31,8 @@ def speed(
     device: Device = "",
     precision: Precision = "fp32",
     variants: Annotated[
-        str, typer.Option(help="Comma-separated; the first is the reference.")
-    ] = "full,paper,fast,evit,tome,random",
+        str, typer.Option(help="Comma-separated, the first is the reference; by default all.")
+    ] = "",
     passes: Annotated[str, typer.Option(help="Of: inference, tower, step.")] = (
         "inference,tower,step"
     ),
@@ -42,15 +44,13 @@ def speed(
 ) -> None:
     """Time variants in turn, beside what they cost in arithmetic and memory."""
     from elip_plugin.measure.report import print_table, write_files
-    from elip_plugin.measure.speed import run
+    from elip_plugin.measure.speed import measure_speed
 
-    made, rows = run(
-        model,
-        variants=variants.split(","),
+    made, rows = measure_speed(
+        _create(model, image_size, device),
+        variants=variants.split(",") if variants else (),
         passes=passes.split(","),
         batch=batch,
-        image_size=image_size,
-        device=device,
         precision=precision,
         rounds=rounds,
         compiled=compile,
@@ -71,18 +71,18 @@ def memory(
     variants: Annotated[str, typer.Option(help="Comma-separated.")] = "full,paper,fast",
 ) -> None:
     """Find the largest batch that fits, unpruned and pruned."""
-    from elip_plugin.measure.memory import fit_batches, parse_bytes, print_fits
+    from rich.console import Console
+    from rich.table import Table
 
-    print_fits(
-        fit_batches(
-            model,
-            parse_bytes(fit),
-            variants=variants.split(","),
-            image_size=image_size,
-            device=device,
-            precision=precision,
-        )
-    )
+    from elip_plugin.measure.memory import fit_batches, parse_bytes
+
+    budget, host_model = parse_bytes(fit), _create(model, image_size, device)
+    table = Table("variant", "largest batch", "whatever the batch", "each pair", "how")
+    for made in fit_batches(host_model, budget, variants.split(","), precision):
+        how = "tried out" if made.measured else "predicted from what autograd keeps"
+        fixed, pair = f"{made.fixed / 2**30:.2f} GiB", f"{made.per_pair / 2**20:.1f} MiB"
+        table.add_row(made.variant, str(made.batch), fixed, pair, how)
+    Console().print(table)
 
 
 @app.command()
@@ -92,9 +92,27 @@ def startup(
     """Time an unrelated Python process with and without the start-up file."""
     from elip_plugin.measure.startup import measure_startup
 
-    made = measure_startup(sys.executable, pairs=pairs)
+    plain, (low, middle, high) = measure_startup(sys.executable, pairs=pairs)
     typer.echo(
-        f"{made.extra_ms:.2f} ms more than {made.plain_ms:.1f} ms without the start-up file: "
+        f"{middle:.2f} ms more than {plain:.1f} ms without the start-up file: "
         f"medians of {pairs} pairs of processes in turn; quartiles of the difference "
-        f"{made.low_ms:.2f} to {made.high_ms:.2f} ms"
+        f"{low:.2f} to {high:.2f} ms"
     )
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def quality() -> None:
+    """Print where the study of quality is."""
+    raise ElipError(
+        "the study of quality is not part of the package any more: in a clone of its repository, "
+        "run python -m benchmarks.quality"
+    )
+
+
+def _create(model: str, image_size: int | None, device: str) -> HostModel:
+    import torch
+
+    from elip_plugin.hosts.registry import create
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return create(model, image_size=image_size, device=device)

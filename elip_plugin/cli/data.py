@@ -21,22 +21,9 @@ def openmoji(
     ] = False,
 ) -> None:
     """Write about 3,950 pairs of an emoji and its English name."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from elip_plugin.data.openmoji import write_openmoji
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("Rendering", total=None)
-        made = write_openmoji(
-            out,
-            size=size,
-            held_out=held_out,
-            seed=seed,
-            overwrite=overwrite,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    made = write_openmoji(out, size=size, held_out=held_out, seed=seed, overwrite=overwrite)
     typer.echo(
         f"{made.pairs} pairs in {made.out}: {made.train} train, {made.held_out} held out\n"
         f"{made.dropped_captions} dropped for a repeated caption; "
@@ -56,7 +43,15 @@ def vocab(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
     """Write a WordPiece vocabulary of captions, which BERT's tokenizer reads."""
-    from elip_plugin.data.vocab import vocab_from_lists
+    from elip_plugin.data.pairs import captions_in
+    from elip_plugin.data.vocab import write_vocab
+    from elip_plugin.errors import DataError
 
-    captions, tokens = vocab_from_lists(json, out, overwrite=overwrite)
-    typer.echo(f"{tokens} tokens from {captions} captions in {out}")
+    if out.exists() and not overwrite:
+        raise DataError(f"{out} exists: name another file or pass --overwrite.")
+    captions = [caption for path in json for caption in captions_in(path)]
+    try:
+        tokens = write_vocab(captions, out)
+    except OSError as error:
+        raise DataError(f"{out} cannot be written ({error.strerror}): name another file") from error
+    typer.echo(f"{tokens} tokens from {len(captions)} captions in {out}")

@@ -6,18 +6,18 @@ import typer
 
 
 def doctor() -> None:
-    """Say what is installed, what does not fit, and the command that mends it."""
+    """Check what is installed, what does not fit, and print the command that fixes it."""
     from rich.console import Console
     from rich.table import Table
 
-    from elip_plugin.measure.environment import examine
+    from elip_plugin.cli.environment import check_environment
 
     table = Table(box=None, show_header=False)
-    findings = examine()
+    findings = check_environment()
     for finding in findings:
-        table.add_row("✗" if finding.mend else "✓", finding.about, finding.text)
-        if finding.mend:
-            table.add_row("", "", f"mend: {finding.mend}")
+        table.add_row("✗" if finding.fix else "✓", finding.about, finding.text)
+        if finding.fix:
+            table.add_row("", "", f"fix: {finding.fix}")
     Console(markup=False, highlight=False).print(table)
-    if any(finding.mend for finding in findings):
+    if any(finding.fix for finding in findings):
         raise typer.Exit(1)

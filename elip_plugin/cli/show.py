@@ -27,12 +27,12 @@ def show(
 ) -> None:
     """Draw which patches survive each stage, a row per text, a column per stage."""
     from elip_plugin.errors import ConfigError
-    from elip_plugin.hosts.registry import load_host_by_model
+    from elip_plugin.hosts.registry import create
     from elip_plugin.measure.preview import make_config
     from elip_plugin.visualize.html import to_html
-    from elip_plugin.visualize.look import look
     from elip_plugin.visualize.pictures import find_pictures
     from elip_plugin.visualize.png import write_png
+    from elip_plugin.visualize.stages import visualize
 
     if out.suffix not in (".html", ".png"):
         raise ConfigError(f"--out {str(out)!r} must end in .html or .png")
@@ -41,9 +41,8 @@ def show(
     if most < 1:
         raise ConfigError(f"--most must be 1 or more, got {most}")
     pictures = find_pictures(image, most)
-    config = make_config(preset, keep)
-    sight = load_host_by_model(model).sight(model, checkpoint, config)
-    made = look(sight, pictures, text or [])
+    host_model = create(model, make_config(preset, keep), checkpoint=checkpoint)
+    made = visualize(host_model, pictures, text or [])
     if out.suffix == ".html":
         out.write_text(to_html(made), encoding="utf-8")
     else:

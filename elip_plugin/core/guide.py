@@ -1,4 +1,4 @@
-"""From a text feature to a guide: a tower's linear maps, transposed, in reverse order."""
+"""From a text feature to a text guide: a tower's linear maps, transposed, in reverse order."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+TEMPERATURE = 0.07
+"""Of the softmax over the texts of a batch; CLIP's own at the start of its training."""
 
-def carry_back(features: Tensor, maps: Sequence[Tensor]) -> Tensor:
-    """Carry text features back to a tower's width (paper, section 3.3).
+
+def project_to_vision_width(features: Tensor, maps: Sequence[Tensor]) -> Tensor:
+    """Project text features back to a tower's width (paper, section 3.3).
 
     Args:
         features: Text features [B, E], of any norm.
@@ -26,22 +29,18 @@ def carry_back(features: Tensor, maps: Sequence[Tensor]) -> Tensor:
         return guide
 
 
-TEMPERATURE = 0.07
-"""Of the softmax over the texts of a batch; CLIP's own at the start of its training."""
-
-
-def by_similarity(token: Tensor, guides: Tensor) -> Tensor:
-    """Make a guide per image from texts that are not paired with the images (our extension).
+def guide_from_batch(token: Tensor, guides: Tensor) -> Tensor:
+    """Compute a guide per image from texts that are not paired with the images (our extension).
 
     Args:
-        token: The token that asks, [B, 1, D].
-        guides: Guides of M texts [M, D], from `carry_back`.
+        token: The query token [B, 1, D].
+        guides: Guides of M texts [M, D], from `project_to_vision_width`.
 
     Returns:
         Mean of the guides, each weighted by its similarity to the token [B, D], detached.
     """
     with torch.no_grad():
         wide = torch.promote_types(token.dtype, torch.float32)
-        asks, texts = token.detach().squeeze(1).to(wide), guides.detach().to(wide)
-        cosines = F.normalize(asks, dim=-1) @ F.normalize(texts, dim=-1).t()
+        queries, texts = token.detach().squeeze(1).to(wide), guides.detach().to(wide)
+        cosines = F.normalize(queries, dim=-1) @ F.normalize(texts, dim=-1).t()
         return (cosines / TEMPERATURE).softmax(dim=-1) @ texts

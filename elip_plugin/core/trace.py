@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from elip_plugin.core.prune import Selection
+from elip_plugin.core.select import Selection
 from elip_plugin.errors import TraceError
 
 MERGED = -1
@@ -47,14 +47,13 @@ class Trace:
     prefix: int
     stages: list[StageTrace] = field(default_factory=list)
 
-    def record(self, block: int, selection: Selection, present: int, merge: bool) -> None:
+    def record(self, block: int, selection: Selection, present: int) -> None:
         """Add a stage.
 
         Args:
             block: The block before which it prunes.
-            selection: What it keeps and drops.
+            selection: What it keeps, and drops or merges.
             present: Non-prefix tokens before it, T.
-            merge: Whether it merges the others.
         """
         if self.stages and block <= self.stages[-1].block:  # the next forward
             self.stages = []
@@ -67,7 +66,7 @@ class Trace:
         single = kept.count_nonzero(dim=2) == 1
         merged = None
         sources = kept
-        if merge:
+        if selection.weights is not None:
             weights = selection.weights.to(before.dtype).unsqueeze(1)
             merged = (weights @ _rows(before, selection.dropped)).squeeze(1)
             sources = torch.cat([kept, merged.unsqueeze(1)], dim=1)

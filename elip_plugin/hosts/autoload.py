@@ -28,13 +28,13 @@ STAND_IN = "Elip"
 """Name of the finder class in `elip.pth`."""
 
 HOSTS = {
-    "open_clip": "elip_plugin.hosts.open_clip.names",
-    "lavis": "elip_plugin.hosts.lavis.names",
+    "open_clip": "elip_plugin.hosts.open_clip:HOST",
+    "lavis": "elip_plugin.hosts.lavis:HOST",
 }
-"""Our module for each host that gets registered after its import; `elip.pth` names them, too."""
+"""Our own hosts by their top-level module; `elip.pth` names these modules, too."""
 
-PREPARE = {"lavis": "elip_plugin.hosts.lavis_libraries"}
-"""Our module for each host whose libraries need a mend before its import; imports no host."""
+HOOKS = {"open_clip_train.scheduler": "elip_plugin.hosts.open_clip.schedulers"}
+"""Our modules that are told (`install(module)`) when another module of a host is imported."""
 
 
 class PostImportFinder(MetaPathFinder):
@@ -43,17 +43,8 @@ class PostImportFinder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Find a host's spec through the other finders.
-
-        Args:
-            fullname: The module that is being imported.
-            path: Where to look, for submodules.
-            target: The module being reloaded, if any.
-
-        Returns:
-            The spec with its loader extended; None for all other modules.
-        """
-        if fullname not in HOSTS:
+        """Find a host's spec through the other finders, and extend its loader; None for others."""
+        if fullname not in HOSTS and fullname not in HOOKS:
             return None
         for finder in sys.meta_path:
             find = getattr(finder, "find_spec", None)
@@ -71,52 +62,45 @@ def _add_steps(loader: Any, fullname: str) -> None:
 
     def exec_module(module: ModuleType) -> None:
         loader.exec_module = original
-        prepare(fullname)
+        _guarded(fullname, "prepare the libraries of", "which may fail to import", _prepare)
         original(module)
-        register(fullname)
+        _guarded(fullname, "register with", "so its elip models are missing", _register)
 
     loader.exec_module = exec_module
 
 
-def prepare(module: str) -> None:
-    """Prepare a host's libraries for its import, which a failure here must not break.
+def _prepare(module: str) -> None:
+    if module in HOSTS:
+        load_object(HOSTS[module]).prepare()
 
-    Args:
-        module: A key of `HOSTS`; one that is not in `PREPARE` needs nothing.
-    """
-    if module not in PREPARE:
-        return
+
+def _register(module: str) -> None:
+    if module in HOOKS:
+        importlib.import_module(HOOKS[module]).install(sys.modules[module])
+    else:
+        load_object(HOSTS[module]).register()
+
+
+def load_object(place: str) -> Any:
+    """Import an object by its entry-point value, such as "package.module:name"."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _guarded(module: str, action: str, effect: str, do: Callable[[str], None]) -> None:
+    """Do something about a host's import, which a failure here must not break."""
     try:
-        importlib.import_module(PREPARE[module]).prepare()
+        do(module)
     except Exception as error:
         warnings.warn(
-            f"elip_plugin could not prepare the libraries of {module}, which may fail to import: "
-            f"{type(error).__name__}: {error} (set {SWITCH}=0 to turn this off)",
-            stacklevel=2,
-        )
-
-
-def register(module: str) -> None:
-    """Register with an imported host; a failure must not break somebody's import of it.
-
-    Args:
-        module: A key of `HOSTS`, already imported.
-    """
-    try:
-        importlib.import_module(HOSTS[module]).register()
-    except Exception as error:
-        warnings.warn(
-            f"elip_plugin could not register with {module}, so its elip models are missing: "
+            f"elip_plugin could not {action} {module}, {effect}: "
             f"{type(error).__name__}: {error} (set {SWITCH}=0 to turn this off)",
             stacklevel=2,
         )
 
 
 def install() -> None:
-    """Prepare and register the hosts that are imported, and each other one once it is.
-
-    Safe to repeat: a venv may run a .pth line twice.
-    """
+    """Prepare and register the hosts that are imported, and each other one once it is."""
     # A venv runs the line twice and may have two stand-ins. Asked for a host by the real finder
     # they would ask it again, so they go.
     sys.meta_path[:] = [f for f in sys.meta_path if getattr(f, "__name__", "") != STAND_IN]
@@ -126,23 +110,15 @@ def install() -> None:
             # A host that is still being imported has no spec loaded to the end yet.
             spec = getattr(sys.modules.get(module), "__spec__", None)
             if spec is not None and not getattr(spec, "_initializing", False):
-                prepare(module)  # late, but what only its models use is in time
-                register(module)
+                # Late, but what only its models use is in time.
+                _guarded(module, "prepare the libraries of", "which may fail to import", _prepare)
+                _guarded(module, "register with", "so its elip models are missing", _register)
 
 
 def first_import(
     fullname: str, path: Sequence[str] | None, target: ModuleType | None
 ) -> ModuleSpec | None:
-    """Take over from the stand-in finder of `elip.pth` when a host is imported.
-
-    Args:
-        fullname: The host.
-        path: As for a finder.
-        target: As for a finder.
-
-    Returns:
-        The host's spec; None to let the other finders find it, if switched off.
-    """
+    """Take over from the stand-in finder of `elip.pth` when a host is imported."""
     if os.environ.get(SWITCH) == "0":
         return None
     install()

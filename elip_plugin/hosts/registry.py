@@ -1,175 +1,121 @@
-"""Hosts by name, and the names of the pruned models they offer."""
+"""Hosts by entry point, and the names of the pruned models they offer."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass
-from difflib import get_close_matches
+from collections.abc import Iterator
 from importlib import metadata
-from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 from elip_plugin.config import ElipConfig
-from elip_plugin.errors import MissingHostError, UnknownModelError, UnsupportedModelError
+from elip_plugin.errors import (
+    ConfigError,
+    MissingHostError,
+    UnknownModelError,
+    UnsupportedModelError,
+    nearest,
+)
 from elip_plugin.hosts import autoload
-from elip_plugin.patching.pruner import Pruner
+from elip_plugin.hosts.base import Host, HostModel, ModelName
+
+GROUP = "elip_plugin.hosts"
 
 
-class Host(Protocol):
-    """What the package of a host offers; see `elip_plugin/hosts/open_clip`."""
-
-    def patch(self, module: nn.Module, config: ElipConfig) -> Pruner:
-        """Patch a model or tower in place; all checks before the first change."""
-
-    def pruner_of(self, module: nn.Module) -> Pruner:
-        """Find the pruner of a patched module."""
-
-    def to_guide(self, module: nn.Module, features: Tensor) -> Tensor:
-        """Turn a user's guide into the tower's, [B, D], detached."""
-
-    def register(self) -> None:
-        """Make the pruned models known to the host, by name; safe to repeat."""
-
-    def variants(self) -> dict[str, Variant]:
-        """List the pruned models by name."""
-
-    def preview(self, name: str, config: ElipConfig | None, image_size: int | None) -> Pruner:
-        """Prune a model that has shapes but no weights."""
-
-    def subject(
-        self, name: str, *, batch: int, image_size: int | None, device: str, precision: Any
-    ) -> Any:
-        """Make an `elip_plugin.measure.subject.Subject` of a model, to measure."""
-
-    def trial(self, recipe: Any, captions: list[str], others: list[str]) -> Any:
-        """Make an `elip_plugin.quality.trial.Trial`, to train and score."""
-
-    def sight(self, name: str, checkpoint: str, config: ElipConfig | None) -> Any:
-        """Make an `elip_plugin.visualize.sight.Sight` of a model, to look through."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A pruned model that a host can build by name.
-
-    Attributes:
-        name: Its name, as the host knows it.
-        host: The host's name.
-        base: Name of the model it prunes.
-        factory: The host's own way to build a model from a name.
-        plan: What it prunes by, unless its config says otherwise: a preset's name, or "own".
-    """
-
-    name: str
-    host: str
-    base: str
-    factory: Callable[..., nn.Module]
-    plan: str
-
-    def create(self, **options: Any) -> nn.Module:
-        """Build the model.
-
-        Args:
-            **options: What the host's factory takes besides the name.
-
-        Returns:
-            The pruned model.
-        """
-        return self.factory(self.name, **options)
-
-
-@dataclass(frozen=True)
-class _HostEntry:
-    package: str  # our folder for it
-    module: str  # its own top-level module
-    extra: str  # what to install
-    distribution: str = ""  # its name on the package index
-
-
-HOSTS = {
-    "open_clip": _HostEntry(
-        "elip_plugin.hosts.open_clip", "open_clip", "open-clip", "open_clip_torch"
-    ),
-    "lavis": _HostEntry("elip_plugin.hosts.lavis", "lavis", "lavis", "salesforce-lavis"),
-}
+@functools.cache
+def hosts() -> dict[str, Host]:
+    """Return all hosts by name: ours and those of the entry-point group; imports no library."""
+    # Without metadata, as on PYTHONPATH alone, there are no entry points: ours are known anyway.
+    places = {path: "elip_plugin" for path in autoload.HOSTS.values()}
+    places |= {entry.value: entry.value for entry in metadata.entry_points(group=GROUP)}
+    found: dict[str, Host] = {}
+    for place in places:
+        host = autoload.load_object(place)
+        if not isinstance(host, Host):
+            raise ConfigError(f"{place} of the entry-point group {GROUP} is no Host")
+        if host.name in found:
+            raise ConfigError(
+                f"two hosts are called {host.name!r}: {place} and {type(found[host.name])}"
+            )
+        found[host.name] = host
+    return found
 
 
 def load_host(name: str) -> Host:
-    """Import the code for a host, and with it the host.
-
-    Args:
-        name: A key of `HOSTS`.
-
-    Returns:
-        The host's package.
-
-    Raises:
-        UnknownModelError: If there is no such host.
-        MissingHostError: If the host library is not installed.
-    """
-    if name not in HOSTS:
-        raise UnknownModelError(f"host {name!r} is not known; hosts are {sorted(HOSTS)}")
-    entry = HOSTS[name]
-    try:
-        if importlib.util.find_spec(entry.module) is not None:
-            autoload.prepare(entry.module)  # where autoload is switched off, nobody else has
-        importlib.import_module(entry.module)
-    except ModuleNotFoundError as error:
-        if error.name != entry.module:
-            raise
-        raise MissingHostError(
-            f"{entry.module} is not installed; run: pip install 'elip-plugin[{entry.extra}]'"
-        ) from error
-    host: Any = importlib.import_module(entry.package)
+    """Import a host's library and register our models with it; `MissingHostError` without it."""
+    if name not in hosts():
+        raise UnknownModelError(f"host {name!r} is not known; hosts are {sorted(hosts())}")
+    host = hosts()[name]
+    if importlib.util.find_spec(host.module) is None:
+        raise MissingHostError(f"{host.module} is not installed; run: {host.install}")
+    host.prepare()  # where autoload is switched off, nobody else has
+    importlib.import_module(host.module)
+    host.register()
     return host
 
 
-def load_host_by_model(name: str) -> Host:
-    """Import the code for the host that a model's name belongs to.
-
-    Args:
-        name: A model's name: LAVIS' have underscores where OpenCLIP's have hyphens.
-
-    Returns:
-        The host's package.
-    """
-    return load_host("lavis" if name.startswith(("elip_", "albef_", "blip_")) else "open_clip")
+def installed_hosts() -> Iterator[Host]:
+    """Import the hosts that are installed, one after the other."""
+    for name in hosts():
+        try:
+            yield load_host(name)
+        except MissingHostError:
+            continue
 
 
-def version_of(name: str) -> str:
-    """Tell which version of a host is installed.
-
-    Args:
-        name: A key of `HOSTS`.
-
-    Returns:
-        The version.
-    """
-    return metadata.version(HOSTS[name].distribution)
-
-
-def host_of(module: nn.Module) -> Host:
-    """Find the host whose class a module has; no other host is imported.
-
-    Args:
-        module: A model or tower.
-
-    Returns:
-        The host's package.
-
-    Raises:
-        UnsupportedModelError: If the module comes from no known host.
-    """
+def find_host(module: nn.Module) -> Host:
+    """Return the host whose class a model or tower has; no other host is imported."""
     roots = [cls.__module__.partition(".")[0] for cls in type(module).__mro__]
-    for name, entry in HOSTS.items():
-        if entry.module in roots:
+    for name, host in hosts().items():
+        if host.module in roots:
             return load_host(name)
     raise UnsupportedModelError(
-        f"{type(module).__name__} comes from none of the hosts {sorted(HOSTS)}; pass one of "
+        f"{type(module).__name__} comes from none of the hosts {sorted(hosts())}; pass one of "
         "their models or vision towers"
+    )
+
+
+def find_model(name: str) -> ModelName:
+    """Find a model among all installed hosts, by its own name or that of its base."""
+    known: dict[str, str] = {}
+    for host in installed_hosts():
+        found = host.find(name)
+        if found is not None:
+            return found
+        for model in host.names().values():
+            known |= {model.name: host.name, model.base: host.name}
+    hint = nearest(name, known, "see `elip models`")
+    where = f"{sorted(set(known.values()))}" if known else "none, for none is installed"
+    missing = [h.install for h in hosts().values() if h.name not in known.values()]
+    more = f"; for more models: {', '.join(missing)}" if missing else ""
+    raise UnknownModelError(f"model {name!r} is not known to the hosts {where}; {hint}{more}")
+
+
+def create(
+    name: str,
+    config: ElipConfig | None = None,
+    *,
+    checkpoint: str = "",
+    image_size: int | None = None,
+    device: str = "cpu",
+) -> HostModel:
+    """Build a pruned model by name, with its preprocessing, tokenizer, encoders and loss.
+
+    Args:
+        name: A model name of any installed host, with or without our prefix.
+        config: What to prune; None for what the name says.
+        checkpoint: Weights, as the host takes them; "" for random ones.
+        image_size: Pixels of a side; None for the model's own.
+        device: Where to build it; "meta" builds shapes without weights.
+
+    Returns:
+        The model.
+    """
+    host = hosts()[find_model(name).host]
+    return host.create(
+        name, config=config, checkpoint=checkpoint, image_size=image_size, device=device
     )
 
 
@@ -185,35 +131,24 @@ def list_models(host: str | None = None) -> list[str]:
     Raises:
         MissingHostError: If the named host is not installed.
     """
-    return list(_variants(host))
+    found = installed_hosts() if host is None else [load_host(host)]
+    return [name for each in found for name in each.names()]
 
 
-def get(name: str) -> Variant:
+def get(name: str) -> ModelName:
     """Look a pruned model up by name.
 
     Args:
         name: One of `list_models()`.
 
     Returns:
-        The variant; its `create` builds the model.
+        The model's name; its `create` builds the model as the host builds its own.
 
     Raises:
         UnknownModelError: If no installed host offers the name.
     """
-    known = _variants(None)
-    if name not in known:
-        near = get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"did you mean {near}?" if near else "see elip_plugin.list_models()"
+    found = {name: model for host in installed_hosts() for name, model in host.names().items()}
+    if name not in found:
+        hint = nearest(name, found, "see elip_plugin.list_models()")
         raise UnknownModelError(f"model {name!r} is not offered by an installed host; {hint}")
-    return known[name]
-
-
-def _variants(host: str | None) -> dict[str, Variant]:
-    found: dict[str, Variant] = {}
-    for name in [host] if host is not None else HOSTS:
-        try:
-            found.update(load_host(name).variants())
-        except MissingHostError:
-            if host is not None:
-                raise
-    return found
+    return found[name]

@@ -11,14 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_flops(run: Callable[[], object]) -> int:
-    """Count the floating-point operations of a call, backward included if it runs one.
-
-    Args:
-        run: What to count.
-
-    Returns:
-        Operations of the matrix products, a multiply-add as two; lookahead included.
-    """
+    """Count the floating-point operations of a call, backward included if it runs one."""
     # The counter does not know every fused attention kernel; the plain ones are products.
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -31,17 +24,9 @@ def count_flops(run: Callable[[], object]) -> int:
 
 
 def saved_bytes(run: Callable[[], Tensor], parameters: Iterable[Tensor]) -> int:
-    """Count the bytes that autograd keeps for the backward pass of a call.
-
-    Args:
-        run: A forward pass; its result is dropped.
-        parameters: Tensors that are there anyway, and are left out.
-
-    Returns:
-        Bytes of the distinct storages kept.
-    """
-    # Storages are held, so that no address is used twice while counting (a momentum twin's
-    # weights, for one, get new storage in mid-forward).
+    """Count the bytes that autograd keeps for the backward pass of a call."""
+    # Storages are held, so that no address is used twice while counting (a momentum encoder's
+    # weights, for one, get new storage in the middle of a forward).
     known = {s.data_ptr(): s for s in (p.untyped_storage() for p in parameters)}
     kept: dict[int, torch.UntypedStorage] = {}
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from elip_plugin.errors import ConfigError
+from elip_plugin.hosts.base import HostModel
 from elip_plugin.measure.counts import saved_bytes
-from elip_plugin.measure.speed import make_subject
-from elip_plugin.measure.subject import stepped, variant_of
+from elip_plugin.measure.variants import PASSES, make_variants
 
 UNITS = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 STATES = 4
@@ -38,17 +39,7 @@ class Fit:
 
 
 def parse_bytes(text: str) -> int:
-    """Read an amount of memory.
-
-    Args:
-        text: Such as "24GiB" or "80 GB".
-
-    Returns:
-        Bytes.
-
-    Raises:
-        ConfigError: If it is no such amount.
-    """
+    """Read an amount of memory."""
     found = re.fullmatch(r"\s*([\d.]+)\s*([KMG]i?B)\s*", text, re.IGNORECASE)
     if found is None:
         raise ConfigError(f"{text!r} is no amount of memory: write such as 24GiB or 500MB")
@@ -56,52 +47,27 @@ def parse_bytes(text: str) -> int:
 
 
 def fit_batches(
-    name: str,
-    budget: int,
-    *,
-    variants: Sequence[str],
-    image_size: int | None,
-    device: str,
-    precision: str,
+    host_model: HostModel, budget: int, variants: Sequence[str], precision: str = "fp32"
 ) -> list[Fit]:
-    """Find the largest batch of a training step that fits.
+    """Find the largest batch of a training step that fits."""
+    weights, step = list(host_model.model.parameters()), PASSES["step"]
+    on_gpu = weights[0].is_cuda
+    states = 0 if on_gpu else STATES * sum(p.numel() * p.element_size() for p in weights)
 
-    On a GPU batches are doubled, then bisected, until the allocator's peak passes the budget.
-    Elsewhere the bytes that autograd keeps at batches of 2 and 4 give a line, and weights,
-    gradients and AdamW's moments are added.
-
-    Args:
-        name: A model name.
-        budget: Bytes.
-        variants: Names of variants.
-        image_size: Pixels of a side; None for the model's own.
-        device: Where to run; "" for a GPU where there is one.
-        precision: "fp32" or "bf16".
-
-    Returns:
-        A fit for each variant.
-    """
-
-    def kept(batch: int, variant: str) -> tuple[int, int, bool]:
-        subject = make_subject(
-            name, batch=batch, image_size=image_size, device=device, precision=precision
-        )
-        model = variant_of(subject, variant)
-        weights = list(subject.model.parameters())
-        run = subject.passes(model)["step"]
-        size = sum(p.numel() * p.element_size() for p in weights)
-        if not weights[0].is_cuda:
-            return saved_bytes(run, weights), STATES * size, False
-        return _peak(stepped(run, torch.optim.AdamW(weights))), STATES * size, True
+    def needed(variant: str, batch: int) -> int:
+        made = make_variants(host_model, [variant], batch=batch, precision=precision)[variant]
+        if on_gpu:
+            return _peak(partial(step.run, made, torch.optim.AdamW(weights)))
+        return saved_bytes(partial(step.forward, made), weights)
 
     fits = []
     for variant in variants:
-        small, states, on_gpu = kept(2, variant)
-        per_pair = (kept(4, variant)[0] - small) // 2
-        fixed = small - 2 * per_pair + (0 if on_gpu else states)
+        small = needed(variant, 2)
+        per_pair = (needed(variant, 4) - small) // 2
+        fixed = small - 2 * per_pair + states
         batch = max(0, (budget - fixed) // per_pair)
         if on_gpu:
-            batch = _largest(lambda b, v=variant: kept(b, v)[0] <= budget)  # type: ignore[misc]
+            batch = _largest(lambda b, v=variant: needed(v, b) <= budget)  # type: ignore[misc]
         fits.append(Fit(variant, batch, fixed, per_pair, on_gpu))
     return fits
 
@@ -118,7 +84,7 @@ def _peak(step: Callable[[], object]) -> int:
 
 
 def _largest(fits: Callable[[int], bool]) -> int:
-    """The largest batch that fits, to within an eighth."""
+    """Return the largest batch that fits, to within an eighth."""
     if not fits(1):
         return 0
     batch = 1
@@ -130,20 +96,3 @@ def _largest(fits: Callable[[int], bool]) -> int:
             batch += step
         step //= 2
     return batch
-
-
-def print_fits(fits: Sequence[Fit]) -> None:
-    """Print fits.
-
-    Args:
-        fits: What `fit_batches` found.
-    """
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("variant", "largest batch", "whatever the batch", "each pair", "how")
-    for fit in fits:
-        how = "tried out" if fit.measured else "predicted from what autograd keeps"
-        fixed, pair = f"{fit.fixed / 2**30:.2f} GiB", f"{fit.per_pair / 2**20:.1f} MiB"
-        table.add_row(fit.variant, str(fit.batch), fixed, pair, how)
-    Console().print(table)

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
-from typing import Any
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from elip_plugin.errors import ConfigError
-from elip_plugin.hosts.registry import load_host_by_model
+from elip_plugin.hosts.base import HostModel
 from elip_plugin.measure.counts import count_flops, saved_bytes
-from elip_plugin.measure.steps import StepTimes, time_steps
-from elip_plugin.measure.subject import VARIANTS, Subject, stepped, variant_of
+from elip_plugin.measure.variants import PASSES, Pass, Variant, make_variants, variant_names
 
-PASSES = ("inference", "tower", "step")
-"""What is timed: image features in evaluation (`eval: image`); forward and backward of the vision
-tower, the text guide ready; the whole training step with AdamW."""
-
-PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
+WARMUP = 2
+"""Rounds that are not counted."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class Row:
 
     Attributes:
         variant: Its name.
-        measured: "inference", "tower" or "step".
+        measured: Name of the pass.
         seconds: Median time.
         ratio: Median of the per-round ratios to the first variant.
         low: Lowest of them.
@@ -64,94 +61,69 @@ class Setting:
     on_gpu: bool
 
 
-def precision_context(name: str, device: str) -> Callable[[], AbstractContextManager[Any]]:
-    """Make the context of a precision.
-
-    Args:
-        name: A key of `PRECISIONS`.
-        device: Where passes run.
-
-    Returns:
-        A function that makes the context: autocast, or nothing for fp32.
-    """
-    dtype = PRECISIONS[name]
-    if dtype is None:
-        return nullcontext
-    return lambda: torch.autocast(torch.device(device).type, dtype=dtype)
-
-
-def bench(
-    subject: Subject,
-    variants: Iterable[str],
-    measured: Sequence[str],
+def measure_speed(
+    host_model: HostModel,
     *,
-    rounds: int,
+    variants: Sequence[str] = (),
+    passes: Sequence[str] = tuple(PASSES),
+    batch: int = 8,
+    precision: str = "fp32",
+    rounds: int = 7,
     compiled: bool = False,
-    progress: Callable[[str], None] = lambda _: None,
-) -> list[Row]:
-    """Measure variants in turn, round by round.
-
-    Args:
-        subject: What to measure; the ratios are to the first variant.
-        variants: Names of `VARIANTS` and of the subject's references.
-        measured: Names of `PASSES`.
-        rounds: How many rounds count.
-        compiled: Whether to compile each variant.
-        progress: Told what comes next.
-
-    Returns:
-        A row for each pass and variant.
-
-    Raises:
-        ConfigError: If a variant is not known.
-    """
-    names = list(variants)
-    known = [*VARIANTS, *subject.references]
-    unknown = [name for name in names if name not in known]
+    progress: Callable[[str], None] = lambda text: None,
+) -> tuple[Setting, list[Row]]:
+    """Measure variants of a model in turn, round by round."""
+    unknown = [name for name in passes if name not in PASSES]
     if unknown:
-        raise ConfigError(f"variants {unknown} are not known; choose from {known}")
-    models = {name: variant_of(subject, name) for name in names}
-    optimizer = torch.optim.AdamW(subject.model.parameters(), lr=1e-6)
-    if compiled:
-        for model in models.values():
-            _compile(model)
-    runs = {name: subject.passes(model) for name, model in models.items()}
+        raise ConfigError(f"passes {unknown} are not known; choose from {list(PASSES)}")
+    if rounds < 1:
+        raise ConfigError(f"rounds must be 1 or more, got {rounds}")
+    names = list(variants) or variant_names(host_model)
+    made = make_variants(host_model, names, batch=batch, precision=precision, compiled=compiled)
+    optimizer = torch.optim.AdamW(host_model.model.parameters(), lr=1e-6)
     rows = []
-    for what in measured:
-        progress(f"{what}: {rounds} rounds of {', '.join(names)}")
-        steps: dict[str, Callable[[], object]] = {}
-        for name in names:
-            steps[name] = _timed(_step(runs[name][what], what, optimizer, models[name]))
-        times = time_steps(steps, rounds=rounds)
-        for name in names:
-            flops, memory = _counts(what, runs[name], steps[name], models[name], compiled)
-            rows.append(_row(name, what, times[name], flops, memory))
-    return rows
+    for name in passes:
+        progress(f"{name}: {rounds} rounds of {', '.join(names)}")
+        steps = {}
+        for variant, each in made.items():
+            each.host_model.model.train(PASSES[name].training)
+            steps[variant] = _timed(partial(PASSES[name].run, each, optimizer))
+        times = _time_in_turn(steps, rounds)
+        for variant, each in made.items():
+            flops, memory = _count(PASSES[name], each, steps[variant], compiled)
+            ratios = [a / b for a, b in zip(times[variant], times[names[0]], strict=True)]
+            middle, ratio = statistics.median(times[variant]), statistics.median(ratios)
+            low, high = min(ratios), max(ratios)
+            rows.append(Row(variant, name, middle, ratio, low, high, flops, memory))
+    images = made[names[0]].images
+    setting = Setting(
+        model=host_model.name,
+        batch=batch,
+        device=torch.cuda.get_device_name(images.device) if images.is_cuda else _processor(),
+        threads=torch.get_num_threads(),
+        precision=precision,
+        compiled=compiled,
+        rounds=rounds,
+        torch=torch.__version__.partition("+")[0],
+        image_size=images.shape[2],
+        on_gpu=images.is_cuda,
+    )
+    return setting, rows
 
 
-def _compile(model: Any) -> None:
-    """Compile a model in place, and its tower, which some passes call alone."""
-    model.compile()
-    getattr(model, "visual_encoder", getattr(model, "visual", model)).compile()
-
-
-def _step(
-    run: Callable[[], torch.Tensor], what: str, optimizer: torch.optim.Optimizer, model: Any
-) -> Callable[[], object]:
-    if what == "inference":
-        return torch.no_grad()(run)
-    if what == "step":
-        return stepped(run, optimizer)
-
-    def backward() -> None:
-        model.zero_grad(set_to_none=True)
-        torch.autograd.backward(run())
-
-    return backward
+def _time_in_turn(steps: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Time each step in each round, so that a drifting machine treats all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(WARMUP + rounds):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: times[WARMUP:] for name, times in seconds.items()}
 
 
 def _timed(step: Callable[[], object]) -> Callable[[], object]:
-    """A step that waits for a GPU."""
+    """Return a step that waits for a GPU."""
     if not torch.cuda.is_available():
         return step
 
@@ -162,153 +134,26 @@ def _timed(step: Callable[[], object]) -> Callable[[], object]:
     return waiting
 
 
-def _counts(
-    what: str, runs: Any, step: Callable[[], object], model: Any, compiled: bool
+def _count(
+    measured: Pass, variant: Variant, step: Callable[[], object], compiled: bool
 ) -> tuple[int, int]:
-    """Operations, and bytes: the allocator's peak on a GPU, else what autograd keeps."""
-    on_gpu = next(model.parameters()).is_cuda
+    """Count operations, and bytes: the allocator's peak on a GPU, else what autograd keeps."""
+    forward = partial(measured.forward, variant)
     # The counter follows gradients, so inference is counted with them; its products are the same.
-    flops = 0 if compiled else count_flops(runs[what] if what == "inference" else step)
-    if on_gpu:
+    flops = 0 if compiled else count_flops(step if measured.training else forward)
+    if variant.images.is_cuda:
         torch.cuda.reset_peak_memory_stats()
         step()
         return flops, torch.cuda.max_memory_allocated()
-    if what == "inference" or compiled:
+    if compiled or not measured.training:
         return flops, 0
-    return flops, saved_bytes(runs[what], model.parameters())
+    return flops, saved_bytes(forward, variant.host_model.model.parameters())
 
 
-def _row(name: str, what: str, times: StepTimes, flops: int, memory: int) -> Row:
-    low, high = times.spread
-    return Row(name, what, times.median, times.ratio, low, high, flops, memory)
-
-
-def make_subject(
-    name: str, *, batch: int, image_size: int | None, device: str, precision: str
-) -> Subject:
-    """Make a model by name, and a batch for it.
-
-    Args:
-        name: A name of OpenCLIP's or LAVIS' models, with or without our prefix.
-        batch: Pairs per batch.
-        image_size: Pixels of a side; None for the model's own.
-        device: Where to run; "" for a GPU where there is one.
-        precision: A key of `PRECISIONS`.
-
-    Returns:
-        The subject.
-
-    Raises:
-        ConfigError: If a value is out of range.
-    """
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision must be one of {list(PRECISIONS)}, got {precision!r}")
-    if batch < 1:
-        raise ConfigError(f"batch must be 1 or more, got {batch}")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    host = load_host_by_model(name)
-    context = precision_context(name=precision, device=device)
-    made: Subject = host.subject(
-        name, batch=batch, image_size=image_size, device=device, precision=context
-    )
-    return made
-
-
-def run(
-    name: str,
-    *,
-    variants: Sequence[str],
-    passes: Sequence[str],
-    batch: int,
-    image_size: int | None,
-    device: str,
-    precision: str,
-    rounds: int,
-    compiled: bool,
-    progress: Callable[[str], None],
-) -> tuple[Setting, list[Row]]:
-    """Measure a model by name.
-
-    Args:
-        name: A model name.
-        variants: See `bench`.
-        passes: Names of `PASSES`.
-        batch: Pairs per batch.
-        image_size: Pixels of a side; None for the model's own.
-        device: Where to run; "" for a GPU where there is one.
-        precision: A key of `PRECISIONS`.
-        rounds: How many rounds count.
-        compiled: Whether to compile each variant.
-        progress: Told what comes next.
-
-    Returns:
-        Where and how, and a row for each pass and variant.
-
-    Raises:
-        ConfigError: If a value is out of range.
-    """
-    unknown = [what for what in passes if what not in PASSES]
-    if unknown:
-        raise ConfigError(f"passes {unknown} are not known; choose from {list(PASSES)}")
-    subject = make_subject(
-        name, batch=batch, image_size=image_size, device=device, precision=precision
-    )
-    fitting = [variant for variant in variants if variant not in subject.unsuited]
-    for variant in (v for v in variants if v not in fitting):
-        progress(f"{variant} is left out: it is not for {subject.name}")
-    rows = bench(subject, fitting, passes, rounds=rounds, compiled=compiled, progress=progress)
-    where = next(subject.model.parameters()).device
-    on_gpu = where.type == "cuda"
-    made = Setting(
-        model=subject.name,
-        batch=batch,
-        device=torch.cuda.get_device_name(where) if on_gpu else processor(),
-        threads=torch.get_num_threads(),
-        precision=precision,
-        compiled=compiled,
-        rounds=rounds,
-        torch=torch.__version__.partition("+")[0],
-        image_size=subject.image_size,
-        on_gpu=on_gpu,
-    )
-    return made, rows
-
-
-def reference_of(row: Row, rows: Iterable[Row]) -> Row:
-    """Find the row that a row's ratio refers to.
-
-    Args:
-        row: The row.
-        rows: All rows of its run.
-
-    Returns:
-        The first row of the same pass.
-    """
-    return next(other for other in rows if other.measured == row.measured)
-
-
-def processor() -> str:
-    """Name this machine's processor.
-
-    Returns:
-        Its model, or its architecture where that is not told.
-    """
+def _processor() -> str:
+    """Return the name of this machine's processor, or of its architecture."""
     try:
         with open("/proc/cpuinfo") as file:
-            names = [line.partition(":")[2].strip() for line in file if "model name" in line]
-        return names[0]
-    except (OSError, IndexError):
+            return next(line.partition(":")[2].strip() for line in file if "model name" in line)
+    except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def as_mapping(made: Setting, rows: Iterable[Row]) -> dict[str, Any]:
-    """Turn a run into plain values.
-
-    Args:
-        made: Where and how.
-        rows: What was measured.
-
-    Returns:
-        A mapping fit for JSON.
-    """
-    return {"setting": asdict(made), "rows": [asdict(row) for row in rows]}

@@ -10,16 +10,7 @@ from typing import Any
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Give an attribute another value inside the context.
-
-    Args:
-        owner: A module or class.
-        name: The attribute, its own or inherited.
-        value: Its value for a while.
-
-    Yields:
-        Nothing; at the end the attribute is as it was, inherited again if it was.
-    """
+    """Give an attribute another value inside the context."""
     own = name in vars(owner)
     before = vars(owner).get(name)  # past descriptors, so that a classmethod stays one
     setattr(owner, name, value)
@@ -34,11 +25,7 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Drop log messages up to warnings, where a host warns of what is meant.
-
-    Yields:
-        Nothing; at the end logging is as it was.
-    """
+    """Drop log messages up to warnings, where a host warns of what is meant."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,73 +1,48 @@
-"""Pruning over the course of training: slowly in at the start, all tokens at the end.
+"""How far a training is, and what a schedule makes of it.
 
-How far training is, is the optimizer's own step count: it is in the optimizer's state, so a
-resumed run goes on where it was, and no training loop has to know of the schedule.
+Whoever runs the training reports its step and the number of all its steps: OpenCLIP's schedulers
+and LAVIS' runners do so by themselves, own loops by `Handle.update_progress`.
 """
 
 from __future__ import annotations
 
 import functools
+import warnings
 import weakref
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-from torch.optim import Optimizer
+from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from elip_plugin.config import SCHEDULES, ElipConfig, Stage
 from elip_plugin.errors import ConfigError
 
 LEVELS = 4
-"""Levels below the target that `warm_in` passes, 0 (all tokens) included: a compiled model has a
+"""Levels below the target that `warmup` passes, 0 (all tokens) included: a compiled model has a
 graph for each."""
 
 
 def level_at(share: float, config: ElipConfig) -> float:
-    """Tell how much of the pruning is in force.
-
-    Args:
-        share: Share of the training that is done, 0 to 1.
-        config: What to prune, with `warm_in` and `full_finish`.
-
-    Returns:
-        0 for all tokens, 1 for the config's own counts.
-    """
+    """Return how much of the pruning is in force, 0 to 1, at a share of the training."""
     share += 1e-9  # 3 of 10 steps are 0.3 of a training, in binary too
-    if config.full_finish > 0 and share >= 1 - config.full_finish:
+    if config.final_unpruned > 0 and share >= 1 - config.final_unpruned:
         return 0.0
-    if share >= config.warm_in:
+    if share >= config.warmup:
         return 1.0
-    return int(LEVELS * share / config.warm_in) / LEVELS
+    return int(LEVELS * share / config.warmup) / LEVELS
 
 
 def text_weight_at(share: float, config: ElipConfig) -> float:
-    """Tell how much the text weighs.
-
-    Args:
-        share: Share of the training that is done, 0 to 1.
-        config: What to prune, with `text_weight` and `text_anneal`.
-
-    Returns:
-        The text weight of this moment.
-    """
+    """Return the text weight at a share of the training."""
     if config.text_anneal == 0:
         return config.text_weight
     return config.text_weight * max(0.0, 1 - share / config.text_anneal)
 
 
 def config_at(level: float, config: ElipConfig, num_patches: int) -> ElipConfig:
-    """Weaken a configuration.
-
-    Args:
-        level: Above 0, up to 1.
-        config: What to prune in the end.
-        num_patches: Patches N, to which counts are relative.
-
-    Returns:
-        The configuration whose stages remove `level` of what they remove in the end.
-    """
+    """Return the configuration whose stages remove `level` (above 0, up to 1) of its tokens."""
 
     def keep(stage: Stage) -> float:
         if isinstance(stage.keep, int):
@@ -75,90 +50,94 @@ def config_at(level: float, config: ElipConfig, num_patches: int) -> ElipConfig:
         return 1 - level * (1 - stage.keep)
 
     stages = (Stage(stage.block, stage.lookahead, keep(stage)) for stage in config.stages)
-    return config if level == 1 else replace(config, stages=tuple(stages))
+    return config if level == 1 else replace(config, stages=tuple(stages), total_steps=None)
 
 
-class Clock:
-    """Follows the optimizer that trains a tower.
+class TrainingProgress:
+    """How far the training of one model is.
 
     Args:
-        config: What to prune, with `total_steps`.
-        parameters: The tower's weights; an optimizer that has one of them is followed.
+        config: What to prune.
+        module: The model, by whose weights a training command finds it.
     """
 
-    def __init__(self, config: ElipConfig, parameters: Iterable[Tensor]) -> None:
-        self.config = config
-        self.parameters = list(parameters)
+    def __init__(self, config: ElipConfig, module: nn.Module) -> None:
+        self.config, self.module = config, module
+        self.level = level_at(0.0, config)
+        self.text_weight = config.text_weight
+        self.scheduled = any(getattr(config, name) > 0 for name in SCHEDULES)
+        self.reported = not self.scheduled
         self.steps = 0
-        _follow(self)
+        self._follow()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Make a copy follow its own optimizer."""
+        """Restore a copy, which is then found by its own weights."""
         self.__dict__.update(state)
-        _follow(self)
+        self._follow()
 
-    @property
-    def share(self) -> float:
-        """Share of the training that is done, from 0."""
-        return self.steps / (self.config.total_steps or 1)
+    def _follow(self) -> None:
+        if self.scheduled:
+            _scheduled.add(self)
+            if self.config.total_steps is not None:
+                _count_optimizer_steps()
 
-    @property
-    def level(self) -> float:
-        """How much of the pruning is in force."""
-        return level_at(self.share, self.config)
-
-    @property
-    def text_weight(self) -> float:
-        """How much the text weighs."""
-        return text_weight_at(self.share, self.config)
-
-    def read(self, optimizer: Optimizer, stepped: bool) -> None:
-        """Take the step count of an optimizer, if it trains the tower.
+    def update(self, step: int, total_steps: int) -> None:
+        """Take the training's progress.
 
         Args:
-            optimizer: One that has made a step, or loaded its state.
-            stepped: Whether it has just made a step.
+            step: Optimizer steps made so far, from 0.
+            total_steps: Optimizer steps of the whole training.
 
         Raises:
-            ConfigError: If it trains the tower, but keeps no count of its steps.
+            ConfigError: If they are no such numbers.
         """
-        ours = {id(parameter) for parameter in self.parameters}
-        trained = [p for g in optimizer.param_groups for p in g["params"] if id(p) in ours]
-        counts = (optimizer.state.get(p, {}).get("step") for p in trained)
-        steps = next((count for count in counts if count is not None), None)
-        if steps is not None:
-            self.steps = int(steps)
-        elif stepped and any(p.grad is not None for p in trained):
+        if step < 0 or total_steps < 1:
             raise ConfigError(
-                f"{', '.join(SCHEDULES)} follow the optimizer's own step count, and "
-                f"{type(optimizer).__name__} keeps none: use Adam, AdamW or the like, or leave "
-                "them out"
+                f"training progress must be a step from 0 up of 1 or more, got {step} of "
+                f"{total_steps}"
+            )
+        self.steps, self.reported = step, True
+        share = step / total_steps
+        self.level = level_at(share, self.config)
+        self.text_weight = text_weight_at(share, self.config)
+
+    def warn_unreported(self) -> None:
+        """Warn once that a schedule is to be followed and nobody reports the progress."""
+        self.reported = True
+        if self.config.total_steps is None:
+            warnings.warn(
+                f"this ELIP config has a schedule ({', '.join(SCHEDULES)}), but the training "
+                "reports no progress, so it stays at its first step; call "
+                "handle.update_progress(step, total_steps) before each step",
+                stacklevel=3,
             )
 
 
-_clocks: weakref.WeakSet[Clock] = weakref.WeakSet()
+_scheduled: weakref.WeakSet[TrainingProgress] = weakref.WeakSet()
 
 
-def _follow(clock: Clock) -> None:
-    _clocks.add(clock)
-    _listen()
+def update_for(parameters: Iterable[Tensor], step: int, total_steps: int) -> None:
+    """Report progress for the towers that some of the trained weights belong to."""
+    if not _scheduled:
+        return
+    trained = {id(parameter) for parameter in parameters}
+    for progress in list(_scheduled):
+        if any(id(parameter) in trained for parameter in progress.module.parameters()):
+            progress.update(step, total_steps)
 
 
 @functools.cache
-def _listen() -> None:
-    """Hear of every optimizer's steps, and of states that are loaded."""
-    register_optimizer_step_post_hook(lambda optimizer, *_: _tell(optimizer, stepped=True))
-    load = Optimizer.load_state_dict
+def _count_optimizer_steps() -> None:
+    """Count the steps of optimizers, for configs that still give `total_steps`."""
 
-    # Torch has no hook for all optimizers here, and a resumed run must start at its own level.
-    @functools.wraps(load)
-    def load_state_dict(self: Optimizer, state_dict: Any) -> None:
-        load(self, state_dict)
-        _tell(self, stepped=False)
+    def count(optimizer: Any, *_: Any) -> None:
+        trained = {id(p): p for group in optimizer.param_groups for p in group["params"]}
+        for progress in list(_scheduled):
+            total = progress.config.total_steps
+            ours = [p for p in progress.module.parameters() if id(p) in trained]
+            if total is not None and ours:
+                states = (optimizer.state.get(p, {}).get("step") for p in ours)
+                steps = next((s for s in states if s is not None), progress.steps + 1)
+                progress.update(int(steps), total)
 
-    Optimizer.load_state_dict = load_state_dict  # type: ignore[method-assign]
-
-
-def _tell(optimizer: Optimizer, *, stepped: bool) -> None:
-    for clock in list(_clocks):
-        clock.read(optimizer, stepped)
+    register_optimizer_step_post_hook(count)

@@ -1,20 +1,22 @@
 """Patching somebody else's model by class swaps, and undoing it without a trace.
 
-A patched module's class is a `Patched` subclass that names the class it replaced, so the
-undo needs no record: it survives deepcopy, pickle and state dicts, which never change.
+A patched module's class is a `Patched` subclass that names the class it replaced, so the undo
+needs no record: it survives deepcopy, pickle and state dicts, which never change.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import nn
 
 from elip_plugin.errors import UnsupportedModelError
 
-ATTRIBUTES = ("elip", "elip_block")
-"""Instance attributes that patched modules may carry; removed on undo."""
+ATTRIBUTE = "elip"
+"""Name of the instance attribute that holds the pruner; others begin with it and `_`. They are
+removed on undo."""
 
 
 class Patched:
@@ -24,80 +26,55 @@ class Patched:
     """The host's class that the patched module had before."""
 
 
-def find_patched(model: nn.Module) -> Iterator[nn.Module]:
-    """Iterate over the patched modules of a model.
+@dataclass(frozen=True)
+class Swap:
+    """A class swap that is still to be made.
 
-    Args:
-        model: Any module.
-
-    Yields:
-        Each module whose class was swapped, `model` itself included.
+    Attributes:
+        module: The module.
+        patched: Its patched class.
+        attributes: Further instance attributes, whose names begin with `elip_`.
     """
+
+    module: nn.Module
+    patched: type[nn.Module]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def make(self, **attributes: Any) -> None:
+        """Give the module its patched class, its attributes and further ones."""
+        for name, value in {**self.attributes, **attributes}.items():
+            # Past nn.Module.__setattr__: what the pruner refers to must not become a child.
+            self.module.__dict__[name] = value
+        self.module.__class__ = self.patched
+
+
+def choose(module: nn.Module, patched: Mapping[type, type[nn.Module]], **attributes: Any) -> Swap:
+    """Return the swap for a module, by the host's exact classes; changes nothing."""
+    if type(module) not in patched:
+        allowed = sorted(cls.__name__ for cls in patched)
+        raise UnsupportedModelError(
+            f"{type(module).__name__} cannot be pruned here; supported are {allowed} "
+            "(apply ELIP before wrapping or compiling a model)"
+        )
+    return Swap(module, patched[type(module)], attributes)
+
+
+def choose_all(
+    modules: Iterable[nn.Module], patched: Mapping[type, type[nn.Module]], **attributes: Any
+) -> tuple[Swap, ...]:
+    """Return the swap for each module; see `choose`."""
+    return tuple(choose(module, patched, **attributes) for module in modules)
+
+
+def find_patched(model: nn.Module) -> Iterator[nn.Module]:
+    """Iterate over the patched modules of a model, itself included."""
     for module in model.modules():
         if isinstance(module, Patched):
             yield module
 
 
-def swap(module: nn.Module, patched: type[nn.Module], **attributes: Any) -> None:
-    """Give a module its patched class and the attributes that class needs.
-
-    Args:
-        module: A module whose class is exactly `patched.replaces`.
-        patched: A `Patched` subclass.
-        **attributes: Plain attributes, of the names in `ATTRIBUTES`.
-    """
-    for name, value in attributes.items():
-        # Past nn.Module.__setattr__: what the pruner refers to must not become a child.
-        module.__dict__[name] = value
-    module.__class__ = patched
-
-
-def choose(module: nn.Module, variants: Mapping[type, type[nn.Module]]) -> type[nn.Module]:
-    """Pick the patched class for a module, before anything is changed.
-
-    Args:
-        module: The module to be patched.
-        variants: Patched classes by the host's exact classes.
-
-    Returns:
-        The patched class.
-
-    Raises:
-        UnsupportedModelError: If the module is of another class, a subclass included.
-    """
-    if type(module) not in variants:
-        allowed = sorted(cls.__name__ for cls in variants)
-        raise UnsupportedModelError(
-            f"{type(module).__name__} cannot be pruned here; supported are {allowed} "
-            "(apply ELIP before wrapping or compiling a model)"
-        )
-    return variants[type(module)]
-
-
-def choose_all(
-    modules: Iterable[nn.Module], variants: Mapping[type, type[nn.Module]]
-) -> list[tuple[nn.Module, type[nn.Module]]]:
-    """Pick the patched class of each module, before anything is changed.
-
-    Args:
-        modules: The modules to be patched.
-        variants: Patched classes by the host's exact classes.
-
-    Returns:
-        Pairs of a module and its patched class; see `choose` for what is refused.
-    """
-    return [(module, choose(module, variants)) for module in modules]
-
-
 def restore(model: nn.Module) -> None:
-    """Undo every swap in a model; without any, do nothing.
-
-    Args:
-        model: A model, patched or not.
-
-    Raises:
-        UnsupportedModelError: If a wrapper has since changed a patched module's class.
-    """
+    """Undo every swap in a model; refused if a wrapper changed a patched class since."""
     modules = list(find_patched(model))
     for module in modules:
         if "replaces" not in vars(type(module)):
@@ -107,5 +84,6 @@ def restore(model: nn.Module) -> None:
             )
     for module in modules:
         module.__class__ = vars(type(module))["replaces"]
-        for name in ATTRIBUTES:
-            module.__dict__.pop(name, None)
+        for name in list(module.__dict__):
+            if name == ATTRIBUTE or name.startswith(ATTRIBUTE + "_"):
+                del module.__dict__[name]

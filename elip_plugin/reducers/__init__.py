@@ -1,21 +1,64 @@
-"""What may reduce the tokens at a stage: ELIP, and published methods to compare it with.
+"""What may reduce the tokens: ELIP, and published methods to compare it with, one file each.
 
-Each is one file, written from its paper. They remove the same number of token-layers from the
-same config, so that only the choice differs.
+Each is written from its paper. They remove the same number of token-layers from the same
+configuration, so that only the choice differs. Other packages add theirs by the entry-point
+group `elip_plugin.reducers`, whose entries name a `Reducer` subclass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from importlib.metadata import entry_points
 
-from torch import Tensor
+from elip_plugin.errors import ConfigError, nearest
+from elip_plugin.reducers.base import PlannedStage, Reducer, StageContext
+from elip_plugin.reducers.elip import Elip
+from elip_plugin.reducers.evit import EViT
+from elip_plugin.reducers.random import Random
+from elip_plugin.reducers.tome import ToMe
 
-from elip_plugin.reducers import elip, evit, random
-from elip_plugin.reducers.base import Moment
+GROUP = "elip_plugin.reducers"
 
-STAGES: dict[str, Callable[[Tensor, Moment], Tensor]] = {
-    "elip": elip.reduce_stage,
-    "evit": evit.reduce_stage,
-    "random": random.reduce_stage,
-}
-"""Reducers that work between two blocks; "tome" works inside every block, see `tome.py`."""
+__all__ = ["PlannedStage", "Reducer", "StageContext", "find_reducer", "reducers"]
+
+
+@functools.cache
+def reducers() -> dict[str, Reducer]:
+    """List the reducers of this package and of installed ones.
+
+    Returns:
+        Reducers by name.
+
+    Raises:
+        ConfigError: If an entry is no reducer, or takes a name that is taken.
+    """
+    found: dict[str, Reducer] = {made.name: made for made in (Elip(), EViT(), ToMe(), Random())}
+    for entry in entry_points(group=GROUP):
+        cls = entry.load()
+        if not (isinstance(cls, type) and issubclass(cls, Reducer)):
+            raise ConfigError(f"{entry.value} of the entry-point group {GROUP} is no Reducer")
+        if cls.name in found:
+            raise ConfigError(
+                f"reducer {cls.name!r} of {entry.value} takes a name that "
+                f"{type(found[cls.name]).__module__} has: give it another name"
+            )
+        found[cls.name] = cls()
+    return found
+
+
+def find_reducer(name: str) -> Reducer:
+    """Find a reducer by name.
+
+    Args:
+        name: What a configuration asks for by `reducer`.
+
+    Returns:
+        The reducer.
+
+    Raises:
+        ConfigError: If there is none of that name.
+    """
+    known = reducers()
+    if not isinstance(name, str) or name not in known:
+        raise ConfigError(f"reducer {name!r} is not known; {nearest(name, known)}")
+    return known[name]

@@ -1,53 +1,185 @@
-"""What a reducer knows when a stage comes."""
+"""What a reducer is: the object that decides which tokens leave, and what that costs.
+
+Shapes: B batch, P prefix tokens, N patches, T tokens, K kept, D width.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from elip_plugin.config import ElipConfig
-from elip_plugin.core.prune import Selection, reduce
+from elip_plugin.core.merge import keep_and_merge
+from elip_plugin.core.score import Query
+from elip_plugin.core.select import Selection
 from elip_plugin.core.trace import Trace
-from elip_plugin.planning import PlannedStage
+
+BlockCall = Callable[..., Any]
+"""Runs one main block: (block, tokens [B, T, D], mode=None, **options) -> tokens [B, T, D], or what
+the mode returns; checkpointed if the tower is."""
 
 
 @dataclass(frozen=True)
-class Moment:
-    """A stage, and what is there to decide by.
+class PlannedStage:
+    """A stage with every number resolved.
 
     Attributes:
-        stage: The planned stage.
-        config: What to prune.
-        guide: Text guide [B, D], or None.
-        blocks: The blocks from the stage's on, as many as it looks ahead.
-        prefix: Prefix tokens P.
-        class_query: Whether the class token asks; see `elip_plugin.core.score.score`.
-        text_weight: Share of the guide in the probing class token, at this moment.
-        trace: What records the stage, if anything does.
+        block: The block before which tokens are pruned.
+        lookahead: Blocks looked through, `block` included; the last gives one row only.
+        keep: Tokens kept, K.
+        tokens_in: Sequence length before the stage, prefix included.
+        tokens_out: Sequence length after it, prefix and merged token included.
     """
 
-    stage: PlannedStage
-    config: ElipConfig
-    guide: Tensor | None
-    blocks: Sequence[Callable[..., Tensor]]
-    prefix: int
-    class_query: bool
-    text_weight: float = 0.0
-    trace: Trace | None = None
+    block: int
+    lookahead: int
+    keep: int
+    tokens_in: int
+    tokens_out: int
 
-    def reduce(self, x: Tensor, selection: Selection, *, merge: bool) -> Tensor:
-        """Apply a selection, and record it.
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a reducer may decide by, resolved once per forward.
+
+    Attributes:
+        blocks: All blocks of the tower, as a tuple.
+        query: Whose attention scores the tokens, blended with the text guide if there is one.
+        merge: Whether the dropped tokens are merged into one.
+        random_blocks: Whether looking ahead may not call a block by itself; see `score`.
+        trace: Records what each stage does, if anything shall.
+    """
+
+    blocks: tuple[Any, ...]
+    query: Query
+    merge: bool
+    random_blocks: bool
+    trace: Trace | None
+
+    @property
+    def prefix(self) -> int:
+        """Prefix tokens P, never pruned."""
+        return self.query.prefix
+
+
+class Reducer:
+    """Decides which tokens leave a tower. A subclass is one file and has no state.
+
+    Attributes:
+        name: What a configuration asks for by `reducer`.
+        reads_text: Whether the text guide takes part in the choice.
+        looks_ahead: Whether a stage may have a lookahead above 1.
+        traceable: Whether each stage keeps or merges whole tokens, which a trace can record.
+        scores: Whether each stage computes an attention row, which the plan then counts.
+    """
+
+    name: str
+    reads_text: bool = False
+    looks_ahead: bool = False
+    traceable: bool = True
+    scores: bool = True
+
+    def tokens(
+        self, stages: tuple[PlannedStage, ...], *, num_patches: int, depth: int, prefix: int
+    ) -> tuple[PlannedStage, ...]:
+        """Return the stages as this reducer does them; by default those of the configuration.
 
         Args:
-            x: Tokens [B, T, D].
-            selection: Which to keep and how to weigh the rest.
-            merge: Whether to append the weighted sum of the dropped tokens.
+            stages: The configuration's stages, resolved.
+            num_patches: Patches N that enter block 0.
+            depth: Number of blocks.
+            prefix: Prefix tokens P.
 
         Returns:
-            Tokens [B, tokens_out, D].
+            The stages.
         """
-        if self.trace is not None:
-            self.trace.record(self.stage.block, selection, x.shape[1] - self.prefix, merge)
-        return reduce(x, selection, prefix=self.prefix, merge=merge)
+        return stages
+
+    def blocks_used(self, stages: Iterable[PlannedStage], depth: int) -> set[int]:
+        """Return the blocks that are called with a mode of their own, hence must be patched.
+
+        Args:
+            stages: The stages of a plan.
+            depth: Number of blocks.
+
+        Returns:
+            Indices of blocks; by default those that give an attention row.
+        """
+        return {s.block + s.lookahead - 1 for s in stages} if self.scores else set()
+
+    def cost(self, stage: PlannedStage, width: int, mlp_ratio: float) -> float:
+        """Count what choosing costs at one stage; it has no backward pass.
+
+        Args:
+            stage: The stage.
+            width: Tower width D.
+            mlp_ratio: Hidden width of a block's MLP over D.
+
+        Returns:
+            Multiply-adds per image; by default those of the lookahead and of one attention row.
+        """
+        if not self.scores:
+            return 0.0
+        row = stage.tokens_in * (width**2 + width)  # key projection, one row of logits
+        return (stage.lookahead - 1) * block_cost(stage.tokens_in, width, mlp_ratio) + row
+
+    def run(
+        self,
+        x: Tensor,
+        stages: Mapping[int, PlannedStage],
+        context: StageContext,
+        call: BlockCall | None = None,
+    ) -> Tensor:
+        """Run all blocks of a tower; before those that have a stage, decide and apply.
+
+        Args:
+            x: Tokens [B, P + N, D].
+            stages: The stages by their block.
+            context: What to decide by.
+            call: Runs a main block, where calling it is not enough; stages stay outside of any
+                checkpointed region.
+
+        Returns:
+            Tokens [B, T', D].
+        """
+        prefix = context.query.prefix
+        for i, block in enumerate(context.blocks):
+            if i in stages:
+                selection = self.decide(x, stages[i], context)
+                if not context.merge:
+                    selection = selection._replace(weights=None)
+                if context.trace is not None:
+                    context.trace.record(i, selection, x.shape[1] - prefix)
+                x = keep_and_merge(x, selection, prefix)
+            x = block(x) if call is None else call(block, x)
+        return x
+
+    def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
+        """Decide which tokens stay, and how the others are merged; without gradient.
+
+        Args:
+            x: Tokens [B, tokens_in, D] that are about to enter the stage's block.
+            stage: The stage.
+            context: What to decide by.
+
+        Returns:
+            The selection, which keeps `stage.keep` tokens if it merges the others, and
+            `stage.tokens_out` less the prefix if not.
+        """
+        raise NotImplementedError(f"reducer {type(self).__name__} does not decide")
+
+
+def block_cost(tokens: int, width: int, mlp_ratio: float) -> float:
+    """Count one block: its projections, its MLP, and the two products of attention.
+
+    Args:
+        tokens: Sequence length T.
+        width: Tower width D.
+        mlp_ratio: Hidden width of the MLP over D.
+
+    Returns:
+        Multiply-adds per image.
+    """
+    return tokens * width * (width * (4 + 2 * mlp_ratio) + 2 * tokens)

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from elip_plugin.core.prune import select
 from elip_plugin.core.score import score
-from elip_plugin.reducers.base import Moment
+from elip_plugin.core.select import Selection, select
+from elip_plugin.reducers.base import PlannedStage, Reducer, StageContext
 
 
-def reduce_stage(x: Tensor, moment: Moment) -> Tensor:
-    """Run one stage.
+class Elip(Reducer):
+    """Keep by the lookahead attention of the class token blended with the text guide."""
 
-    Args:
-        x: Tokens [B, T, D].
-        moment: The stage.
+    name = "elip"
+    reads_text = True
+    looks_ahead = True
 
-    Returns:
-        [prefix, kept, merged] tokens [B, tokens_out, D].
-    """
-    scores = score(
-        x,
-        moment.guide,
-        moment.blocks,
-        text_weight=moment.text_weight,
-        prefix=moment.prefix,
-        class_query=moment.class_query,
-    )
-    selection = select(scores, moment.stage.keep)
-    return moment.reduce(x, selection, merge=moment.config.merge)
+    def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
+        """Decide by the scores; see `Reducer.decide`."""
+        blocks = context.blocks[stage.block : stage.block + stage.lookahead]
+        return select(
+            score(x, blocks, context.query, random_blocks=context.random_blocks), stage.keep
+        )

@@ -8,29 +8,19 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from elip_plugin.core.prune import select
 from elip_plugin.core.score import score
-from elip_plugin.reducers.base import Moment
+from elip_plugin.core.select import Selection, select
+from elip_plugin.reducers.base import PlannedStage, Reducer, StageContext
 
 
-def reduce_stage(x: Tensor, moment: Moment) -> Tensor:
-    """Run one stage.
+class EViT(Reducer):
+    """Keep by the class token's attention, fuse the rest."""
 
-    Args:
-        x: Tokens [B, T, D].
-        moment: The stage.
+    name = "evit"
 
-    Returns:
-        [prefix, kept, fused] tokens [B, tokens_out, D].
-    """
-    scores = score(
-        x,
-        None,
-        moment.blocks[:1],
-        text_weight=0.0,
-        prefix=moment.prefix,
-        class_query=moment.class_query,
-    )
-    selection = select(scores, moment.stage.keep)
-    selection = selection._replace(weights=scores.gather(1, selection.dropped))
-    return moment.reduce(x, selection, merge=moment.config.merge)
+    def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
+        """Decide by the scores, which are the fused token's weights; see `Reducer.decide`."""
+        blocks = context.blocks[stage.block : stage.block + 1]
+        scores = score(x, blocks, context.query, random_blocks=context.random_blocks)
+        selection = select(scores, stage.keep)
+        return selection._replace(weights=scores.gather(1, selection.dropped))

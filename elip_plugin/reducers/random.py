@@ -1,7 +1,7 @@
 """Random dropping: FLIP (Li et al., CVPR 2023) drops once, before the first block.
 
-Here it drops at the config's stages, to as many tokens as the other reducers leave; one stage at
-block 0 is FLIP's own.
+Here tokens are dropped at the config's stages, to as many as the other reducers leave; one stage
+at block 0 is FLIP's own.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from elip_plugin.core.prune import Selection
-from elip_plugin.reducers.base import Moment
+from elip_plugin.core.select import Selection
+from elip_plugin.reducers.base import PlannedStage, Reducer, StageContext
 
 
 def draw(batch: int, tokens: int, device: torch.device) -> Tensor:
-    """Draw what decides; the lowest stay.
+    """Draw the numbers that decide; the lowest stay.
 
     Args:
         batch: Images, B.
@@ -27,19 +27,14 @@ def draw(batch: int, tokens: int, device: torch.device) -> Tensor:
     return torch.rand(batch, tokens, device=device)
 
 
-def reduce_stage(x: Tensor, moment: Moment) -> Tensor:
-    """Run one stage.
+class Random(Reducer):
+    """Drop at random, merge nothing."""
 
-    Args:
-        x: Tokens [B, T, D].
-        moment: The stage.
+    name = "random"
+    scores = False
 
-    Returns:
-        [prefix, kept] tokens [B, tokens_out, D], in their order.
-    """
-    order = draw(x.shape[0], x.shape[1] - moment.prefix, x.device).argsort(dim=1)
-    keep = moment.stage.tokens_out - moment.prefix
-    kept = order[:, :keep].sort(dim=1).values
-    dropped = order[:, keep:]
-    selection = Selection(kept, dropped, torch.empty_like(dropped, dtype=torch.float32))
-    return moment.reduce(x, selection, merge=False)
+    def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
+        """Decide at random; see `Reducer.decide`."""
+        order = draw(x.shape[0], x.shape[1] - context.prefix, x.device).argsort(dim=1)
+        keep = stage.tokens_out - context.prefix
+        return Selection(order[:, :keep].sort(dim=1).values, order[:, keep:], None)

@@ -8,80 +8,84 @@ many patches each token stands for. Attention counts a token as often as it stan
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from elip_plugin.config import ElipConfig
-from elip_plugin.errors import ConfigError
-from elip_plugin.planning import Plan
-
-MERGE = "merge"
-"""Block mode: run attention with sizes, merge, run the MLP;
-[B, T, D], sizes [B, T], count r -> [B, T - r, D], sizes [B, T - r]."""
+from elip_plugin.core.blocks import BlockParts
+from elip_plugin.reducers.base import BlockCall, PlannedStage, Reducer, StageContext
 
 
-def refuse(config: ElipConfig, tower: str) -> None:
-    """Refuse ToMe where blocks do not know how to merge.
+class ToMe(Reducer):
+    """Merge similar tokens inside every block, as many token-layers as the stages remove."""
 
-    Args:
-        config: What to prune.
-        tower: The kind of tower, for the message.
+    name = "tome"
+    traceable = False
+    scores = False
 
-    Raises:
-        ConfigError: If the config asks for ToMe.
-    """
-    if config.reducer == "tome":
-        raise ConfigError(
-            f"reducer 'tome' is for OpenCLIP's native ViT, not for {tower}; 'evit' and 'random' "
-            "are for all towers"
+    def tokens(
+        self, stages: tuple[PlannedStage, ...], *, num_patches: int, depth: int, prefix: int
+    ) -> tuple[PlannedStage, ...]:
+        """Spread the removal evenly over the blocks, as ToMe does; see `Reducer.tokens`."""
+        full = prefix + num_patches
+        removed = sum((s.tokens_in - s.tokens_out) * (depth - s.block) for s in stages)
+        pairs = depth * (depth - 1) / 2
+        rate = min(removed / pairs if pairs else 0.0, num_patches / depth)
+        lengths = [full - round(rate * i) for i in range(depth)]
+        return tuple(
+            PlannedStage(i, 1, after - prefix, before, after)
+            for i, (before, after) in enumerate(pairwise(lengths), 1)
+            if after < before
         )
 
+    def blocks_used(self, stages: Iterable[PlannedStage], depth: int) -> set[int]:
+        """Return all blocks; see `Reducer.blocks_used`."""
+        return set(range(depth))
 
-def run_blocks(x: Tensor, blocks: Any, plan: Plan, checkpointing: bool) -> Tensor:
-    """Run all blocks of a tower, merging inside each.
+    def run(
+        self,
+        x: Tensor,
+        stages: Mapping[int, PlannedStage],
+        context: StageContext,
+        call: BlockCall | None = None,
+    ) -> Tensor:
+        """Run all blocks, merging inside; see `Reducer.run`."""
+        sizes = x.new_ones(x.shape[:2])
+        for i, block in enumerate(context.blocks):
+            stage = stages.get(i + 1)
+            remove = 0 if stage is None else stage.tokens_in - stage.tokens_out
+            options = {"sizes": sizes, "remove": remove, "prefix": context.prefix}
+            if call is None:
+                x, sizes = block(x, elip=merge_inside, **options)
+            else:
+                x, sizes = call(block, x, merge_inside, **options)
+        return x
+
+
+def merge_inside(
+    block: BlockParts, x: Tensor, sizes: Tensor, remove: int, prefix: int
+) -> tuple[Tensor, Tensor]:
+    """Run a block: attention in proportion to sizes, merging, MLP (a mode of patched blocks).
 
     Args:
-        x: Tokens [B, P + N, D].
-        blocks: The tower's blocks.
-        plan: The plan, with the tokens of each block.
-        checkpointing: Whether backward computes each block anew.
-
-    Returns:
-        Tokens [B, T', D].
-    """
-    sizes = x.new_ones(x.shape[:2])
-    after = [*plan.tokens[1:], plan.tokens[-1]]
-    for block, left in zip(blocks, after, strict=True):
-        remove = x.shape[1] - left
-        if checkpointing:
-            x, sizes = checkpoint(
-                block, x, elip=MERGE, sizes=sizes, remove=remove, use_reentrant=False
-            )
-        else:
-            x, sizes = block(x, elip=MERGE, sizes=sizes, remove=remove)
-    return x
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, sizes: Tensor, scale: float | None = None) -> Tensor:
-    """Attend in proportion to the sizes.
-
-    Args:
-        q: Queries [B, H, T, D / H].
-        k: Keys, likewise.
-        v: Values, likewise.
+        block: The block.
+        x: Tokens [B, T, D].
         sizes: How many patches each token stands for [B, T].
-        scale: Factor on the logits; (D / H) ** -0.5 if None.
+        remove: How many tokens are merged away, r.
+        prefix: Prefix tokens, which take no part.
 
     Returns:
-        Mixed values [B, H, T, D / H].
+        Tokens [B, T - r, D] and their sizes [B, T - r].
     """
+    q, k, v = block.queries_keys_values(x)
     bias = sizes.log()[:, None, None].to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=block.elip_scale)
+    merge = merging(k.mean(dim=1), sizes, remove, prefix)
+    x, sizes = merge(x + block.stochastic_depth(block.attention_output(mixed)))
+    return x + block.stochastic_depth(block.feed_forward(x)), sizes
 
 
 def merging(

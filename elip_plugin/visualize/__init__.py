@@ -1,1 +1,1 @@
-"""Which patches survive, seen: pictures -> look -> HTML or PNG."""
+"""Which patches survive each stage: pictures -> visualization -> HTML or PNG."""

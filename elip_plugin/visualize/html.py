@@ -1,4 +1,4 @@
-"""A look as one self-contained HTML file."""
+"""A visualization as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -9,32 +9,21 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from elip_plugin.visualize.look import Look, Row, StageView
-from elip_plugin.visualize.words import column_titles, row_title, stage_words
+from elip_plugin.visualize.views import Row, StageView, Visualization
 
 
-def to_html(look: Look) -> str:
-    """Write a look as a page that needs nothing else.
-
-    Args:
-        look: What to draw.
-
-    Returns:
-        The page; the reader's browser decides between light and dark.
-    """
-    page = Template(
-        files("elip_plugin.visualize").joinpath("page.html").read_text(encoding="utf-8")
-    )
-    pictures = "".join(_definition(i, image) for i, (_, image) in enumerate(look.pictures))
-    heads = "".join(f'<th scope="col">{escape(title)}</th>' for title in column_titles(look))
-    rows = "".join(_row(look, row) for row in look.rows)
-    return page.substitute(
-        model=escape(look.model),
-        weights=escape(look.weights),
-        plan=escape(look.plan),
+def to_html(made: Visualization) -> str:
+    """Write a visualization as a page that needs nothing else."""
+    page = files("elip_plugin.visualize").joinpath("page.html").read_text(encoding="utf-8")
+    pictures = "".join(_definition(i, image) for i, (_, image) in enumerate(made.pictures))
+    heads = "".join(f'<th scope="col">{escape(title)}</th>' for title in made.column_titles)
+    return Template(page).substitute(
+        model=escape(made.model),
+        weights=escape(made.weights),
+        plan=escape(made.plan),
         pictures=pictures,
         heads=heads,
-        rows=rows,
+        rows="".join(_row(made, row) for row in made.rows),
     )
 
 
@@ -49,15 +38,16 @@ def _definition(place: int, image: Any) -> str:
     )
 
 
-def _row(look: Look, row: Row) -> str:
-    name, image = look.pictures[row.picture]
-    whole = _figure(row.picture, image.size, "", f"{name}, all {look.patches} patches")
+def _row(made: Visualization, row: Row) -> str:
+    name, image = made.pictures[row.picture]
+    patches = made.grid[0] * made.grid[1]
+    whole = _figure(row.picture, image.size, "", f"{name}, all {patches} patches")
     cells = [f"<td>{whole}</td>"]
     for stage in row.stages:
-        words = stage_words(stage, look.patches)
-        drawn = _figure(row.picture, image.size, _overlay(look, image.size, stage), words)
+        words = stage.describe()
+        drawn = _figure(row.picture, image.size, _overlay(made, image, stage), words)
         cells.append(f"<td>{drawn}<p>{escape(words)}</p></td>")
-    title = escape(row_title(look, row))
+    title = escape(made.row_title(row))
     return f'<tr><th scope="row">{title}</th>{"".join(cells)}</tr>\n'
 
 
@@ -68,18 +58,14 @@ def _figure(place: int, size: tuple[int, int], overlay: str, words: str) -> str:
     )
 
 
-def _overlay(look: Look, size: tuple[int, int], stage: StageView) -> str:
-    faded = "".join(_square(look, size, patch) for patch in (*stage.earlier, *stage.gone))
-    heaviest = max(stage.merged.values(), default=1.0)
+def _overlay(made: Visualization, image: Any, stage: StageView) -> str:
+    def square(patch: int) -> str:
+        x, y, width, height = made.box(image, patch)
+        return f"M{x:g} {y:g}h{width:g}v{height:g}h-{width:g}z"
+
+    faded = "".join(square(patch) for patch in (*stage.earlier, *stage.gone))
     merged = "".join(
-        f'<path d="{_square(look, size, patch)}" opacity="{0.35 + 0.55 * weight / heaviest:.2f}"/>'
-        for patch, weight in stage.merged.items()
+        f'<path d="{square(patch)}" opacity="{opacity:.2f}"/>'
+        for patch, opacity in stage.opacities.items()
     )
     return f'<path class="faded" d="{faded}"/><g class="merged">{merged}</g>'
-
-
-def _square(look: Look, size: tuple[int, int], patch: int) -> str:
-    rows, columns = look.grid
-    width, height = size[0] / columns, size[1] / rows
-    x, y = patch % columns * width, patch // columns * height
-    return f"M{x:g} {y:g}h{width:g}v{height:g}h-{width:g}z"

@@ -1,4 +1,4 @@
-"""The pictures to look at: files, folders, webdataset shards."""
+"""Read the pictures to draw: files, folders, webdataset shards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import Any
 from elip_plugin.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-TEXTS = (".txt", ".json")
 
 
 @dataclass(frozen=True)
@@ -27,18 +26,7 @@ class Picture:
 
 
 def find_pictures(paths: Iterable[Path], most: int) -> list[Picture]:
-    """Read pictures.
-
-    Args:
-        paths: Image files, folders of them, or webdataset shards (.tar).
-        most: Most pictures to read.
-
-    Returns:
-        The pictures, in the order of the paths, then of their names.
-
-    Raises:
-        DataError: If a path holds no picture, or one cannot be read.
-    """
+    """Read pictures."""
     found = list(islice((picture for path in paths for picture in _under(path)), most))
     if not found:
         raise DataError("no picture was found: give image files, folders of them, or .tar shards")
@@ -59,40 +47,35 @@ def _under(path: Path) -> Iterator[Picture]:
             caption = text.read_text(encoding="utf-8").strip() if text.is_file() else None
             yield _read(file.name, file.read_bytes(), caption)
     elif path.suffix == ".tar":
-        yield from _in_shard(path)
+        try:
+            with tarfile.open(path) as shard:
+                yield from _in_shard(shard)
+        except tarfile.TarError as error:
+            raise DataError(f"{path} is not a webdataset shard ({error})") from error
     else:
         yield _read(path.name, path.read_bytes(), None)
 
 
-def _in_shard(path: Path) -> Iterator[Picture]:
-    try:
-        with tarfile.open(path) as shard:
-            members = {m.name: m for m in shard.getmembers() if m.isfile()}
-            for name, member in members.items():
-                stem, dot, suffix = name.rpartition(".")
-                if dot + suffix.lower() not in SUFFIXES:
-                    continue
-                texts = [stem + ending for ending in TEXTS if stem + ending in members]
-                raw = [_bytes(shard, members[text]).decode() for text in texts]
-                yield _read(
-                    name, _bytes(shard, member), _caption(texts[0], raw[0]) if raw else None
-                )
-    except tarfile.TarError as error:
-        raise DataError(f"{path} is not a webdataset shard ({error})") from error
+def _in_shard(shard: tarfile.TarFile) -> Iterator[Picture]:
+    members = {member.name: member for member in shard.getmembers() if member.isfile()}
 
+    def content(name: str) -> bytes:
+        file = shard.extractfile(members[name])
+        assert file is not None  # only files were listed
+        return file.read()
 
-def _bytes(shard: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = shard.extractfile(member)
-    assert file is not None  # only files were listed
-    return file.read()
-
-
-def _caption(name: str, raw: str) -> str | None:
-    if name.endswith(".txt"):
-        return raw.strip()
-    values = json.loads(raw)
-    caption = values.get("caption") if isinstance(values, dict) else None
-    return caption if isinstance(caption, str) else None
+    for name in members:
+        stem, dot, suffix = name.rpartition(".")
+        if dot + suffix.lower() not in SUFFIXES:
+            continue
+        caption = None
+        if f"{stem}.txt" in members:
+            caption = content(f"{stem}.txt").decode().strip()
+        elif f"{stem}.json" in members:
+            values = json.loads(content(f"{stem}.json"))
+            given = values.get("caption") if isinstance(values, dict) else None
+            caption = given if isinstance(given, str) else None
+        yield _read(name, content(name), caption)
 
 
 def _read(name: str, raw: bytes, caption: str | None) -> Picture:

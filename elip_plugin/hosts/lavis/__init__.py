@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import lavis  # noqa: F401  first of all: registering with it needs all of it
-from torch import nn
-
-from elip_plugin.config import ElipConfig
-from elip_plugin.hosts.late import late
-from elip_plugin.hosts.lavis.models import MODELS
-from elip_plugin.hosts.lavis.names import register, variants
-from elip_plugin.hosts.lavis.patch import patch_model, pruner_of, to_guide
-from elip_plugin.hosts.lavis.towers import patch_tower
-from elip_plugin.patching.pruner import Pruner
-from elip_plugin.patching.swap import choose
-
-__all__ = ["patch", "pruner_of", "register", "to_guide", "variants"]
+from elip_plugin.hosts.base import Host, ModelName
+from elip_plugin.hosts.lavis.runtime import fixes
 
 
-def patch(module: nn.Module, config: ElipConfig) -> Pruner:
-    """Patch a LAVIS model, or a bare vision tower of ALBEF and BLIP, in place.
+class LavisHost(Host):
+    """LAVIS' facts; what needs the library itself is imported when it is called."""
 
-    Args:
-        module: The model or tower.
-        config: What to prune.
+    name = "lavis"
+    module = "lavis"
+    distribution = "salesforce-lavis"
+    install = "pip install 'elip-plugin[lavis]'"
+    package = __name__
+    oldest = (1, 0)
 
-    Returns:
-        The pruner.
-    """
-    target: Any = module
-    if hasattr(module, "visual_encoder") or hasattr(module, "visual"):
-        return patch_model(target, choose(module, MODELS), config)
-    return patch_tower(target, config)
+    def prepare(self) -> None:
+        """Put back what LAVIS needs and newer libraries lack; see `Host.prepare`."""
+        fixes.prepare()
+
+    def import_advice(self) -> str:
+        """Return the command to try where LAVIS is installed and does not import."""
+        if fixes.version_of("transformers") >= (5, 0):
+            return "pip install 'transformers<5'"
+        if fixes.version_of("timm") < (1, 0):
+            return "pip install 'numpy<2'"  # the opencv that LAVIS pins needs it
+        return self.install
+
+    def find(self, name: str) -> ModelName | None:
+        """Find a model by arch, with a model type after a colon or without."""
+        from elip_plugin.hosts.lavis import names
+
+        return names.find(name)
 
 
-__getattr__ = late(__name__, subject="bench", preview="shapes", trial="scoreboard", sight="seeing")
+HOST = LavisHost()

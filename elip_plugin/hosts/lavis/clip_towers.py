@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lavis.models.clip_models.model import (
     ResidualAttentionBlock,
@@ -11,109 +11,64 @@ from lavis.models.clip_models.model import (
 )
 from torch import Tensor
 
-from elip_plugin.config import ElipConfig
-from elip_plugin.core.score import SCORE, attention_row
+from elip_plugin.core.blocks import PackedAttention
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.patching.pruner import Pruner
-from elip_plugin.patching.swap import Patched, choose, choose_all, swap
-from elip_plugin.reducers import tome
+from elip_plugin.patching.blocks import PrunableBlock, PrunableStack, call_block
+from elip_plugin.patching.install import Tower
+from elip_plugin.patching.pruner import TowerShape
+from elip_plugin.patching.swap import choose, choose_all
 
 
-class ElipClipBlock(Patched, ResidualAttentionBlock):
-    """A block that the pruner can look through or ask for the class token's attention row.
-
-    The pruner's tokens are [B, T, D], the block's own [T, B, D].
-    """
+class ElipClipBlock(PrunableBlock, ResidualAttentionBlock):
+    """LAVIS' CLIP block, with its parts: batch first in all modes, sequence first by itself."""
 
     replaces = ResidualAttentionBlock
 
-    def forward(
-        self, x: Tensor, attn_mask: Tensor | None = None, elip: str | None = None
-    ) -> Tensor:
-        """Run the block, look through it, or score tokens.
+    def packed_attention(self) -> PackedAttention:
+        """Return the attention's projections."""
+        attn = self.attn
+        return PackedAttention(self.ln_1, attn.in_proj_weight, attn.in_proj_bias, attn.num_heads)
 
-        Args:
-            x: Tokens [T, B, D]; [B, T, D] where `elip` is given.
-            attn_mask: As in LAVIS.
-            elip: None runs the block, "look" too, but batch first; "score" gives the row.
+    def attention_output(self, mixed: Tensor) -> Tensor:
+        """Join the heads and project; see `BlockParts`."""
+        return self.attn.out_proj(mixed.transpose(1, 2).flatten(2))
 
-        Returns:
-            Tokens in the order of `x`, or attention [B, T].
-        """
-        if elip is None:
-            return super().forward(x, attn_mask)
-        if elip != SCORE:
-            return super().forward(x.transpose(0, 1)).transpose(0, 1)
-        z, attn = self.ln_1(x), self.attn
-        return attention_row(z, z[:, :1], attn.in_proj_weight, attn.in_proj_bias, attn.num_heads)
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Run the MLP; see `BlockParts`."""
+        return self.mlp(self.ln_2(x))
 
 
-class ElipClipTransformer(Patched, Transformer):
+class ElipClipTransformer(PrunableStack, Transformer):
     """A stack of blocks that prunes between them."""
 
     replaces = Transformer
 
-    if TYPE_CHECKING:
-        elip: Pruner
-
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        """Run the blocks, with the stages of the plan if pruning is active.
-
-        Args:
-            x: Tokens [T, B, D], class token first.
-            attn_mask: Must be None where tokens are pruned.
-
-        Returns:
-            Tokens [T', B, D].
-        """
-        pruner = self.elip
-        if not pruner.active(self.training):
+        """Run the blocks on tokens [T, B, D], with the plan's stages if pruning is active."""
+        pruning = self.elip.begin(len(x) - 1, self.training)
+        if pruning is None:
             return super().forward(x, attn_mask)
-        plan = pruner.plan_for(len(x) - pruner.prefix, self.training)
-        stages = {stage.block: stage for stage in plan.stages}
-        for i, block in enumerate(self.resblocks):
-            if i in stages:
-                tokens = pruner.run(x.transpose(0, 1), stages[i], self.resblocks, self.training)
-                x = tokens.transpose(0, 1)
-            x = block(x)
-        return x
-
-    def extra_repr(self) -> str:
-        """Show the plan where the model is printed."""
-        return f"elip: {self.elip.plan.summary()}"
+        return pruning.run_blocks(x.transpose(0, 1), self.resblocks, _call).transpose(0, 1)
 
 
-def patch_clip_tower(visual: Any, config: ElipConfig) -> Pruner:
-    """Patch the vision tower of LAVIS' CLIP in place.
+def _call(block: Any, x: Tensor, mode: Any = None, **options: Any) -> Any:
+    """Call a block with tokens [B, T, D]."""
+    if mode is None:
+        return block(x.transpose(0, 1)).transpose(0, 1)
+    return call_block(block, x, mode, **options)
 
-    Args:
-        visual: A `lavis.models.clip_models.model.VisualTransformer`.
-        config: What to prune.
 
-    Returns:
-        The tower's pruner.
-
-    Raises:
-        UnsupportedModelError: Before anything is changed.
-        PlanError: Before anything is changed.
-    """
+def describe(visual: Any) -> Tower:
+    """Describe the vision tower of LAVIS' CLIP; see `Host.describe`."""
     if type(visual) is not VisualTransformer:
         raise UnsupportedModelError(
             f"vision tower {type(visual).__name__} of LAVIS' CLIP cannot be pruned: only its own "
             "ViT is supported (model types ViT-B-32, ViT-B-16, ViT-L-14 and the like)"
         )
-    tome.refuse(config, "LAVIS' vision towers")
     transformer = visual.transformer
-    blocks = choose_all(transformer.resblocks, {ResidualAttentionBlock: ElipClipBlock})
+    patches = len(visual.positional_embedding) - 1
+    shape = TowerShape(patches, len(transformer.resblocks), transformer.width)
     stack = choose(transformer, {Transformer: ElipClipTransformer})
-    pruner = Pruner(
-        config,
-        num_patches=len(visual.positional_embedding) - 1,
-        depth=len(transformer.resblocks),
-        width=transformer.width,
-    )
-    for block, patched in blocks:
-        swap(block, patched)
-    swap(transformer, stack, elip=pruner)
-    pruner.follow(visual.parameters())
-    return pruner
+    blocks = choose_all(transformer.resblocks, {ResidualAttentionBlock: ElipClipBlock})
+    # A block by itself takes tokens sequence first, so looking ahead needs the mode.
+    return Tower(shape, stack, blocks, random_blocks=True)

@@ -1,30 +1,58 @@
-"""Building a twin from LAVIS' model section: offline, small and random if it says so."""
+"""Build LAVIS' pruned models: from a model section, or by name with all that measuring needs."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+from lavis.models import CLIP
+from lavis.models.clip_models.model import _MODEL_CONFIGS
+from lavis.processors.blip_processors import BlipImageEvalProcessor
 from omegaconf import OmegaConf
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from elip_plugin.errors import ConfigError
-from elip_plugin.hosts.lavis.patch import patch_model
+from elip_plugin.config import ElipConfig
+from elip_plugin.data.vocab import write_vocab
+from elip_plugin.errors import ConfigError, DataError, UnsupportedModelError
+from elip_plugin.hosts.base import HostModel
+from elip_plugin.hosts.lavis.models import ARCHS, ElipClip, describe
+from elip_plugin.hosts.lavis.names import PREFIX
+from elip_plugin.hosts.lavis.runtime import fixes
 from elip_plugin.hosts.lavis.runtime.offline import construction
 from elip_plugin.hosts.lavis.runtime.settings import read_settings
-from elip_plugin.hosts.lavis_libraries import check
+from elip_plugin.hosts.lavis.text import text_token
+from elip_plugin.hosts.lavis.towers import fuse_attention
+from elip_plugin.patching.checkpoints import load_checkpoint
+from elip_plugin.patching.install import install
+from elip_plugin.patching.monkeypatch import replaced
 
 log = logging.getLogger("elip_plugin")
 
+EXAMPLE = "a photograph of a cat on a sofa"
+PRETRAINED = "pretrained"
+"""As a checkpoint: the weights that the model type names."""
 
-def from_config(twin: Any, cfg: Any) -> Any:
-    """Build a pruned model.
+BERT_WORDS = 30524
+"""Vocabulary of LAVIS' text encoders, by which a language head costs what it costs there."""
+
+
+def from_config(patched: Any, cfg: Any, config: ElipConfig | None = None) -> Any:
+    """Build a pruned model from LAVIS' model section.
 
     Args:
-        twin: A class in `elip_plugin.hosts.lavis.models`.
+        patched: A class in `elip_plugin.hosts.lavis.models`.
         cfg: LAVIS' model section, with our keys beside its own: `elip`, and for a model that
             is small or needs no network `tokenizer`, `init`, `vit`, `bert` (ALBEF, BLIP) or
             `clip`; see `elip_plugin.hosts.lavis.runtime.settings`.
+        config: What to prune; None for what the section says.
 
     Returns:
         The model.
@@ -33,26 +61,25 @@ def from_config(twin: Any, cfg: Any) -> Any:
         ConfigError: If our keys are at fault, or something could not be fetched.
         PlanError: If the plan does not fit the tower.
     """
-    check()
+    fixes.check_libraries()
     cfg = OmegaConf.create(dict(cfg) if isinstance(cfg, Mapping) else cfg)
-    settings = read_settings(twin, cfg)
-    # LAVIS would wrap the student's layers before it copies them into the momentum twin, and
-    # the copies would run the student's weights. We wrap after the copy was made.
+    settings = read_settings(patched, cfg)
+    # LAVIS would wrap the tower's layers before it copies them into the momentum encoder, and
+    # the copies would run the tower's weights. We wrap after the copy was made.
     checkpointing = bool(cfg.get("vit_grad_ckpt", False))
-    with construction(settings, twin.replaces):
+    with construction(settings, patched.replaces):
         base = OmegaConf.merge(cfg, {"vit_grad_ckpt": False})
-        model = _clip(settings, cfg) if settings.clip else twin.replaces.from_config(base)
-    pruner = patch_model(model, twin, settings.config)
+        model = _clip(settings, cfg) if settings.clip else patched.replaces.from_config(base)
+    config = config or settings.config
+    pruner = install(describe(model), config)
     if checkpointing:
         _checkpoint(model.visual_encoder, int(cfg.get("vit_ckpt_layer", 0)))
-    how = "by the image alone" if settings.config.text_weight == 0 else f"by the {twin.guided_by}"
-    log.info("ELIP prunes the vision tower %s: %s", how, pruner.plan.summary())
+    how = "image alone" if config.text_weight == 0 else patched.guided_by
+    log.info("ELIP prunes the vision tower by the %s: %s", how, pruner.plan.summary())
     return model
 
 
 def _clip(settings: Any, cfg: Any) -> Any:
-    from lavis.models import CLIP
-
     model = CLIP(**settings.clip)
     if cfg.get("pretrained"):
         missing = model.load_checkpoint(cfg.pretrained).missing_keys
@@ -70,3 +97,187 @@ def _checkpoint(tower: Any, last: int) -> None:
 
     for block in tower.blocks[len(tower.blocks) - last :]:
         block.attn, block.mlp = checkpoint_wrapper(block.attn), checkpoint_wrapper(block.mlp)
+
+
+@dataclass
+class LavisModel(HostModel):
+    """A LAVIS model with its own preprocessing, tokenizer and losses.
+
+    Attributes:
+        processor: LAVIS' evaluation processor.
+    """
+
+    processor: Any = None
+
+    def preprocess(self, picture: Any) -> Tensor:
+        """Turn a Pillow image into an image [3, height, width]."""
+        image: Tensor = self.processor(picture)
+        return image
+
+    def tokenize(self, texts: Sequence[str]) -> list[str]:
+        """Return the texts: LAVIS' models tokenize in their forward."""
+        return list(texts)
+
+    def example_batch(self, batch: int) -> tuple[Tensor, list[str]]:
+        """Return random images and texts, on the model's device."""
+        device = next(self.model.parameters()).device
+        side = self.processor.transform.transforms[0].size[0]
+        return torch.randn(batch, 3, side, side, device=device), [EXAMPLE] * batch
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Encode images into features [B, E] (CLIP), or the tokens that LAVIS' text side reads."""
+        model: Any = self.model
+        if isinstance(model, CLIP):
+            return model.encode_image(images)
+        return model.visual_encoder.forward_features(images)
+
+    def encode_text(self, tokens: list[str]) -> Tensor:
+        """Encode texts into features [B, E] (CLIP), or class tokens [B, text width]."""
+        model: Any = self.model
+        if isinstance(model, CLIP):
+            return model.encode_text(model.tokenizer(tokens))
+        if not hasattr(model, "text_encoder"):
+            raise UnsupportedModelError(
+                f"{self.name} has no text encoder: it is pruned by the image alone, so give no text"
+            )
+        return text_token(model, tokens)
+
+    def loss(self, images: Tensor, tokens: list[str]) -> Tensor:
+        """Compute the sum of the losses of a batch of image-text pairs."""
+        samples = {
+            "image": images,
+            "text_input": list(tokens),
+            "image_id": torch.arange(len(images), device=images.device),
+            **dict.fromkeys(("epoch", "iters"), 0),
+            "num_iters_per_epoch": 1,
+        }
+        if not self.name.endswith(("_pretrain", "_retrieval", "caption", "clip")):
+            raise UnsupportedModelError(
+                f"{self.name} does not train on plain pairs: of LAVIS' archs, albef_pretrain, "
+                "blip_pretrain, albef_retrieval, blip_retrieval, blip_caption and clip do"
+            )
+        # LAVIS' own CLIP requires a process group; see `ElipClip.loss`.
+        with replaced(CLIP, "loss", ElipClip.loss):
+            loss: Tensor = self.model(samples)["loss"]
+        return loss
+
+
+def create(
+    name: str,
+    *,
+    config: ElipConfig | None = None,
+    checkpoint: str = "",
+    image_size: int | None = None,
+    device: str = "cpu",
+) -> LavisModel:
+    """Build a pruned model; checkpoint "pretrained" is the type's own. See `Host.create`."""
+    arch, _, kind = name.partition(":")
+    patched = ARCHS[arch.removeprefix(PREFIX)]
+    kind = kind or next(iter(patched.PRETRAINED_MODEL_CONFIG_DICT))
+    saved = None if checkpoint in ("", PRETRAINED) else _read(checkpoint)
+    section = OmegaConf.create(((saved or {}).get("config") or {}).get("model") or {})
+    if not section:
+        section = OmegaConf.load(patched.default_config_path(kind)).model
+    if image_size is not None:
+        section.image_size = image_size
+    torch.manual_seed(0)
+    # BLIP prints the name of each weight that it ties.
+    with TemporaryDirectory() as folder, _meta(device), redirect_stdout(StringIO()):
+        if checkpoint != PRETRAINED:
+            section = _offline(section, patched, kind, folder if saved is None else "")
+        model: Any = from_config(patched, section, config).eval()
+    if device != "meta":
+        model.to(device)
+    if saved is not None:
+        _load(model, saved.get("model", saved), f"{checkpoint} does not fit {name}")
+    tower = getattr(model, "visual_encoder", None)
+    if tower is None:
+        side, patch = model.visual.image_size, model.visual.conv1.kernel_size[0]
+    else:
+        side, patch = tower.patch_embed.img_size[0], tower.patch_embed.patch_size[0]
+    processor = BlipImageEvalProcessor(image_size=side)
+    return LavisModel(
+        arch.removeprefix(PREFIX),
+        model,
+        (side // patch, side // patch),
+        tuple(processor.normalize.mean),
+        tuple(processor.normalize.std),
+        checkpoint or "random weights",
+        {} if tower is None else {"fused": fuse_attention},
+        processor,
+    )
+
+
+def _offline(section: Any, patched: Any, kind: str, folder: str) -> Any:
+    """Return a model section that fetches nothing.
+
+    If a folder is given, the model needs no vocabulary of its own either: one is written there.
+    """
+    if hasattr(patched, "encode_image"):
+        sizes = OmegaConf.create(section.get("clip") or _MODEL_CONFIGS[kind.replace("/", "-")])
+        if "image_size" in section:
+            sizes.vision_cfg.image_size = section.image_size
+        return OmegaConf.merge(section, {"clip": sizes, "pretrained": None})
+    ours: dict[str, Any] = {
+        "init": {"vision": "random", "text": "random"},
+        "load_finetuned": False,
+        "pretrained": None,
+    }
+    if folder:
+        vocabulary = Path(folder) / "vocab.txt"
+        write_vocab([EXAMPLE], vocabulary)
+        ours["tokenizer"] = str(vocabulary)
+        if "tokenizer" not in section:
+            ours["bert"] = {"vocab_size": BERT_WORDS}
+        # A batch must divide the queue, whatever the batch.
+        ours["queue_size"] = 65536
+        # LAVIS' config of blip_classification leaves it open.
+        ours["num_classes"] = max(2, section.get("num_classes", 2))
+    return OmegaConf.merge(section, ours)
+
+
+class _LinspaceOnCpu(TorchFunctionMode):
+    """LAVIS reads numbers from `torch.linspace` while it builds a tower, meta device or not."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Call a function of torch."""
+        options = dict(kwargs or {})
+        if function is torch.linspace:
+            options["device"] = "cpu"
+        return function(*args, **options)
+
+
+@contextmanager
+def _meta(device: str) -> Iterator[None]:
+    if device == "meta":
+        with torch.device("meta"), _LinspaceOnCpu():
+            yield
+    else:
+        yield
+
+
+def _read(path: str) -> Mapping[str, Any]:
+    """Read a checkpoint file: weights by name, or what LAVIS' runner saves."""
+    saved = load_checkpoint(path)
+    if not isinstance(saved, Mapping):
+        raise DataError(
+            f"{path} holds a {type(saved).__name__}: give a state dict, or a checkpoint that "
+            "LAVIS' runner saved"
+        )
+    return saved
+
+
+def _load(model: Any, weights: dict[str, Any], fault: str) -> None:
+    """Load weights; LAVIS' own checkpoints lack the momentum encoder, which is not needed here."""
+    try:
+        missing, unknown = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise DataError(f"{fault}: {error}") from error
+    missing = [k for k in missing if not any(p in k for p in ("_m.", "queue", "position_ids"))]
+    if missing or unknown:
+        raise DataError(
+            f"{fault}: {len(missing)} weights missing, {len(unknown)} unknown, such as "
+            f"{(missing + unknown)[:3]}"
+        )

@@ -1,7 +1,7 @@
 """LAVIS' models with a text-guided vision tower: one class for each that can be pruned.
 
-A class says what guides its tower, through which method images and text enter, and whether a
-text is there at test time. Everything else stays LAVIS' own.
+A class states what guides its tower, through which method images and text enter, and whether a
+text is an input at test time. Everything else stays LAVIS' own.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from lavis.common import dist_utils
 from lavis.models import (
     CLIP,
@@ -33,32 +34,36 @@ from lavis.models.blip_models import blip_classification
 from lavis.models.clip_models.loss import ClipLoss
 from torch import Tensor
 
-from elip_plugin.hosts.lavis import text
-from elip_plugin.hosts.lavis.factory import from_config
+from elip_plugin.errors import ConfigError, ElipError, UnsupportedModelError
+from elip_plugin.hosts.lavis import clip_towers, towers
 from elip_plugin.hosts.lavis.guide import guided_by_clip, guided_by_text
 from elip_plugin.hosts.lavis.runtime.paths import configs_root
-from elip_plugin.hosts.lavis.scores import contrastive_scores
+from elip_plugin.hosts.lavis.text import TEXT_ENCODERS, TextCache, inner_bert, text_token
+from elip_plugin.patching.install import Description
 from elip_plugin.patching.monkeypatch import replaced
-from elip_plugin.patching.swap import Patched
+from elip_plugin.patching.swap import Patched, Swap, choose
 
 SMALL = "openmoji"
 """Model type of the small towers of `lavis_configs`, which train on a CPU."""
 
+TEXTS_PER_BATCH = 256
 
-def _small(base: type[Any], family: str) -> dict[str, str]:
-    """The base's model types, and the small one."""
+
+def _small(base: type[Any], family: str) -> dict[str, dict[str, str]]:
+    """Return the base's model types, and the small one."""
     path = configs_root() / "models" / f"{family}_openmoji.yaml"
-    return {**base.PRETRAINED_MODEL_CONFIG_DICT, SMALL: str(path)}
+    types = {**base.PRETRAINED_MODEL_CONFIG_DICT, SMALL: str(path)}
+    return {"PRETRAINED_MODEL_CONFIG_DICT": types}
 
 
-class Twin(Patched):
+class PrunedModel(Patched):
     """A model of LAVIS whose vision tower is pruned."""
 
     guided_by: ClassVar[str] = "caption"
     """What guides the tower: "caption", "question", "sentence", or "nothing"."""
 
     text_at_test: ClassVar[bool] = False
-    """Whether evaluation may prune by text (`eval: text`) without leaking the answer."""
+    """Whether evaluation may prune by text (`eval_mode: text`) without leaking the answer."""
 
     own_text_pass: ClassVar[bool] = False
     """Whether the model's forward has this very text pass, which is then run once."""
@@ -71,169 +76,58 @@ class Twin(Patched):
 
     @classmethod
     def from_config(cls, cfg: Any = None) -> Any:
-        """Build the model.
+        """Build the model from LAVIS' model section; see `factory.from_config`."""
+        from elip_plugin.hosts.lavis.factory import from_config  # needs these classes
 
-        Args:
-            cfg: LAVIS' model section, with our keys; see `elip_plugin.hosts.lavis.factory`.
-
-        Returns:
-            The pruned model.
-        """
         return from_config(cls, cfg)
 
 
-class ByForward(Twin):
-    """A twin whose images and text enter through `forward`."""
+class ByForward(PrunedModel):
+    """A pruned model whose images and text enter through `forward`."""
 
     def forward(self, samples: dict[str, Any], *args: Any, **options: Any) -> Any:
-        """Run LAVIS' forward with the tower guided by the samples' text.
-
-        Args:
-            samples: As in LAVIS.
-            *args: As in LAVIS.
-            **options: As in LAVIS.
-
-        Returns:
-            What LAVIS' forward returns.
-        """
+        """Run LAVIS' forward with the tower guided by the samples' text."""
         with guided_by_text(self, samples):
             return super().forward(samples, *args, **options)  # type: ignore[misc]
 
 
-class ByEncoder(Twin):
-    """A twin whose training and answering share `forward_encoder`."""
+class ByEncoder(PrunedModel):
+    """A pruned model whose training and answering share `forward_encoder`."""
 
     def forward_encoder(self, samples: dict[str, Any]) -> Any:
-        """Encode image and question, the tower guided by the question.
-
-        Args:
-            samples: As in LAVIS.
-
-        Returns:
-            What LAVIS' method returns.
-        """
+        """Encode image and question, the tower guided by the question."""
         with guided_by_text(self, samples):
             return super().forward_encoder(samples)  # type: ignore[misc]
 
 
-class ByFeatures(Twin):
-    """A twin that extracts features of pairs."""
+class ByFeatures(PrunedModel):
+    """A pruned model that extracts features of pairs."""
 
     @torch.no_grad()  # as LAVIS' method: the text pass that guides becomes part of the output
     def extract_features(self, samples: dict[str, Any], mode: Any = "multimodal") -> Any:
-        """Extract features, the tower guided by the text where both are asked for.
-
-        Args:
-            samples: As in LAVIS.
-            mode: As in LAVIS.
-
-        Returns:
-            What LAVIS' method returns.
-        """
-        if "multimodal" not in mode:  # features of an image alone must not know a text
+        """Extract features, the tower guided by the text where both are asked for."""
+        if "multimodal" not in mode:  # features of an image alone must not depend on a text
             return super().extract_features(samples, mode)  # type: ignore[misc]
         with guided_by_text(self, samples):
             return super().extract_features(samples, mode)  # type: ignore[misc]
 
 
 class Scored(ByForward):
-    """A pre-training twin, which can also be evaluated by LAVIS' retrieval task."""
+    """A pre-training model, which can also be evaluated by LAVIS' retrieval task."""
 
     own_text_pass = True
     tokens: ClassVar[Mapping[str, Any]] = {"padding": "max_length", "truncation": True}
 
-    def compute_sim_matrix(self, data_loader: Any, task_cfg: Any = None) -> Any:
-        """Score all pairs of a retrieval split by their contrastive similarity.
-
-        Args:
-            data_loader: Loader of a LAVIS retrieval split.
-            task_cfg: Not used: nothing is ranked anew by matching.
-
-        Returns:
-            Arrays of scores, images by texts and texts by images.
-        """
-        return contrastive_scores(self, data_loader)
-
-
-class ElipAlbefPretrain(Scored, AlbefPretrain):
-    """ALBEF pre-training."""
-
-    replaces = AlbefPretrain
-    PRETRAINED_MODEL_CONFIG_DICT: ClassVar[dict[str, str]] = _small(AlbefPretrain, "albef")
-
-
-class ElipAlbefRetrieval(ByForward, AlbefRetrieval):
-    """ALBEF fine-tuned for retrieval."""
-
-    replaces = AlbefRetrieval
-    own_text_pass = True
-    tokens: ClassVar[Mapping[str, Any]] = Scored.tokens
-
-
-class ElipAlbefVQA(ByEncoder, AlbefVQA):
-    """ALBEF answering questions."""
-
-    replaces = AlbefVQA
-    guided_by = "question"
-    text_at_test = own_text_pass = True
-
-
-class ElipAlbefNLVR(ByForward, AlbefNLVR):
-    """ALBEF judging a sentence about two images, both guided by it."""
-
-    replaces = AlbefNLVR
-    guided_by = "sentence"
-    text_at_test = own_text_pass = True
-    images_per_text = 2
-
-
-class ElipAlbefClassification(ByForward, AlbefClassification):
-    """ALBEF classifying pairs (visual entailment)."""
-
-    replaces = AlbefClassification
-    guided_by = "sentence"
-    text_at_test = own_text_pass = True
-
-
-class ElipAlbefFeatureExtractor(ByFeatures, AlbefFeatureExtractor):
-    """ALBEF as an extractor of features."""
-
-    replaces = AlbefFeatureExtractor
-    text_at_test = own_text_pass = True
-    tokens: ClassVar[Mapping[str, Any]] = {"padding": True}
-
-
-class ElipBlipPretrain(Scored, BlipPretrain):
-    """BLIP pre-training."""
-
-    replaces = BlipPretrain
-    PRETRAINED_MODEL_CONFIG_DICT: ClassVar[dict[str, str]] = _small(BlipPretrain, "blip")
-
-
-class ElipBlipRetrieval(ByForward, BlipRetrieval):
-    """BLIP fine-tuned for retrieval."""
-
-    replaces = BlipRetrieval
-    own_text_pass = True
-    tokens: ClassVar[Mapping[str, Any]] = Scored.tokens
-
-
-class ElipBlipVQA(ByEncoder, BlipVQA):
-    """BLIP answering questions."""
-
-    replaces = BlipVQA
-    guided_by = "question"
-    text_at_test = True
-
-
-class ElipBlipNLVR(ByForward, BlipNLVR):
-    """BLIP judging a sentence about two images, both guided by it."""
-
-    replaces = BlipNLVR
-    guided_by = "sentence"
-    text_at_test = True
-    images_per_text = 2
-    tokens: ClassVar[Mapping[str, Any]] = {"padding": "longest"}
+    @torch.no_grad()
+    def compute_sim_matrix(self: Any, data_loader: Any, task_cfg: Any = None) -> Any:
+        """Score all pairs of a retrieval split by the cosines of their embeddings."""
+        texts, encode = data_loader.dataset.text, self.visual_encoder.forward_features
+        parts = (texts[i : i + TEXTS_PER_BATCH] for i in range(0, len(texts), TEXTS_PER_BATCH))
+        text = torch.cat([self.text_proj(text_token(self, part)) for part in parts])
+        images = (samples["image"].to(self.device) for samples in data_loader)
+        image = torch.cat([self.vision_proj(encode(each)[:, 0]) for each in images])
+        scores = (F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).t()).cpu().numpy()
+        return scores, scores.T
 
 
 class ElipBlipClassification(ByForward, BlipClassification):
@@ -244,25 +138,10 @@ class ElipBlipClassification(ByForward, BlipClassification):
     text_at_test = True
 
     def forward(self, samples: dict[str, Any], is_train: bool = True) -> Any:
-        """Run LAVIS' forward, which by itself cannot train.
-
-        Args:
-            samples: As in LAVIS.
-            is_train: As in LAVIS.
-
-        Returns:
-            What LAVIS' forward returns.
-        """
+        """Run LAVIS' forward, which by itself cannot train."""
         # blip_classification.py:129 fills a field that only ALBEF's record of outputs has.
         with replaced(blip_classification, "BlipIntermediateOutput", AlbefIntermediateOutput):
             return super().forward(samples, is_train)
-
-
-class ElipBlipCaption(Twin, BlipCaption):
-    """BLIP captioning: the caption is the answer, so the image alone chooses its tokens."""
-
-    replaces = BlipCaption
-    guided_by = "nothing"
 
 
 class ElipBlipITM(ByForward, BlipITM):
@@ -272,100 +151,134 @@ class ElipBlipITM(ByForward, BlipITM):
     text_at_test = True
 
     def forward(self, samples: dict[str, Any], match_head: str = "itm") -> Any:
-        """Match images and texts.
-
-        Args:
-            samples: As in LAVIS.
-            match_head: "itm" for the matching head; "itc" for the contrastive similarity of
-                all pairs, before which no image may know its own text at test time.
-
-        Returns:
-            What LAVIS' forward returns.
-        """
+        """Match images and texts; no image is pruned by its own text before contrastive scores."""
         if match_head != "itm" and not self.training:
             return BlipITM.forward(self, samples, match_head)
         return super().forward(samples, match_head=match_head)
 
 
-class ElipBlipFeatureExtractor(ByFeatures, BlipFeatureExtractor):
-    """BLIP as an extractor of features."""
-
-    replaces = BlipFeatureExtractor
-    text_at_test = True
-    tokens: ClassVar[Mapping[str, Any]] = {"padding": True}
-
-
-class ElipClip(Twin, CLIP):
+class ElipClip(PrunedModel, CLIP):
     """LAVIS' own CLIP."""
 
     replaces = CLIP
-    PRETRAINED_MODEL_CONFIG_DICT: ClassVar[dict[str, str]] = _small(CLIP, "clip")
+    PRETRAINED_MODEL_CONFIG_DICT = next(iter(_small(CLIP, "clip").values()))
     own_text_pass = True
 
     if TYPE_CHECKING:
-        elip: text.TextMemo
+        elip_cache: TextCache
 
     def forward(self, samples: dict[str, Any]) -> Any:
-        """Run LAVIS' forward with the tower guided by the samples' text.
-
-        Args:
-            samples: As in LAVIS.
-
-        Returns:
-            What LAVIS' forward returns.
-        """
+        """Run LAVIS' forward with the tower guided by the samples' text."""
         with guided_by_clip(self, samples):
             return super().forward(samples)
 
     def extract_features(self, samples: dict[str, Any]) -> Any:
-        """Extract features; those of the image know a text in training only.
-
-        Args:
-            samples: As in LAVIS.
-
-        Returns:
-            What LAVIS' method returns.
-        """
+        """Extract features; those of the image depend on a text in training only."""
         with guided_by_clip(self, samples):
             return super().extract_features(samples)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Encode token ids, unless this forward has encoded them already.
-
-        Args:
-            tokens: Token ids [B, S].
-
-        Returns:
-            Text features [B, E].
-        """
-        known = self.elip.get(tokens)
-        return known if known is not None else super().encode_text(tokens)
+        """Encode token ids, unless this forward has encoded them already."""
+        cache = self.elip_cache
+        return cache.output if tokens is cache.ids else super().encode_text(tokens)
 
     @property
     def loss(self) -> Any:
-        """LAVIS' loss, which takes a process group for granted; here one process will do."""
+        """LAVIS' loss, which requires a process group; here one process is enough."""
         return ClipLoss(world_size=dist_utils.get_world_size(), rank=dist_utils.get_rank())
 
 
+def _pruned(base: type[Any], entry: type[PrunedModel], **facts: Any) -> type[Any]:
+    """Build the pruned class of one of LAVIS' classes, from the way that its text enters."""
+    name = f"Elip{base.__name__}"
+    doc = f"LAVIS' `{base.__name__}` with text-guided pruning."
+    made = type(name, (entry, base), {"replaces": base, "__module__": __name__, "__doc__": doc})
+    for fact, value in facts.items():
+        setattr(made, fact, value)
+    globals()[name] = made  # where pickle looks for it
+    return made
+
+
+QUESTION = {"guided_by": "question", "text_at_test": True}
+SENTENCE = {"guided_by": "sentence", "text_at_test": True}
+OWN = {"own_text_pass": True}
+PADDED: dict[str, Any] = {"tokens": {"padding": True}}
+
 ARCHS: dict[str, type[Any]] = {
-    "albef_pretrain": ElipAlbefPretrain,
-    "albef_retrieval": ElipAlbefRetrieval,
-    "albef_vqa": ElipAlbefVQA,
-    "albef_nlvr": ElipAlbefNLVR,
-    "albef_classification": ElipAlbefClassification,
-    "albef_feature_extractor": ElipAlbefFeatureExtractor,
-    "blip_pretrain": ElipBlipPretrain,
-    "blip_retrieval": ElipBlipRetrieval,
-    "blip_vqa": ElipBlipVQA,
-    "blip_nlvr": ElipBlipNLVR,
+    "albef_pretrain": _pruned(AlbefPretrain, Scored, **_small(AlbefPretrain, "albef")),
+    "albef_retrieval": _pruned(AlbefRetrieval, ByForward, **OWN, tokens=Scored.tokens),
+    "albef_vqa": _pruned(AlbefVQA, ByEncoder, **OWN, **QUESTION),
+    "albef_nlvr": _pruned(AlbefNLVR, ByForward, **OWN, **SENTENCE, images_per_text=2),
+    "albef_classification": _pruned(AlbefClassification, ByForward, **OWN, **SENTENCE),
+    "albef_feature_extractor": _pruned(
+        AlbefFeatureExtractor, ByFeatures, **OWN, **PADDED, text_at_test=True
+    ),
+    "blip_pretrain": _pruned(BlipPretrain, Scored, **_small(BlipPretrain, "blip")),
+    "blip_retrieval": _pruned(BlipRetrieval, ByForward, **OWN, tokens=Scored.tokens),
+    "blip_vqa": _pruned(BlipVQA, ByEncoder, **QUESTION),
+    "blip_nlvr": _pruned(
+        BlipNLVR, ByForward, **SENTENCE, images_per_text=2, tokens={"padding": "longest"}
+    ),
     "blip_classification": ElipBlipClassification,
-    "blip_caption": ElipBlipCaption,
+    # The caption is the answer, so the image alone chooses its tokens.
+    "blip_caption": _pruned(BlipCaption, PrunedModel, guided_by="nothing"),
     "blip_image_text_matching": ElipBlipITM,
-    "blip_feature_extractor": ElipBlipFeatureExtractor,
+    "blip_feature_extractor": _pruned(
+        BlipFeatureExtractor, ByFeatures, **PADDED, text_at_test=True
+    ),
     "clip": ElipClip,
     "clip_feature_extractor": ElipClip,
 }
 """Pruned classes by LAVIS' name for the base."""
 
-MODELS: dict[type, type[Any]] = {twin.replaces: twin for twin in ARCHS.values()}
+MODELS: dict[type, type[Any]] = {cls.replaces: cls for cls in ARCHS.values()}
 """Pruned classes by LAVIS' class."""
+
+
+LEAK = (
+    "at test time its text is the answer, or is compared with all images, and an image pruned by "
+    "it would leak it into the scores; use 'full' or 'image'"
+)
+
+
+def describe(module: Any) -> Description:
+    """Describe a LAVIS model, or a bare vision tower of ALBEF and BLIP; see `Host.describe`."""
+    if not hasattr(module, "visual_encoder") and not hasattr(module, "visual"):
+        return Description(module, towers.describe(module))
+    model = choose(module, MODELS)
+    patched: Any = model.patched
+    leak = "" if patched.text_at_test else LEAK
+    if hasattr(module, "visual"):
+        others = (Swap(module, patched, {"elip_cache": TextCache()}),)
+        return Description(module, clip_towers.describe(module.visual), others, None, leak)
+    encoders = [getattr(module, n, None) for n in ("text_encoder", "text_encoder_m")]
+    berts = [inner_bert(e) for e in encoders if e is not None] if patched.own_text_pass else []
+    return Description(
+        module,
+        towers.describe(module.visual_encoder),
+        (*(choose(bert, TEXT_ENCODERS, elip_cache=TextCache()) for bert in berts), model),
+        towers.describe(module.visual_encoder_m) if hasattr(module, "visual_encoder_m") else None,
+        leak,
+        _why_no_guide(module, patched),
+    )
+
+
+def _why_no_guide(model: Any, patched: Any) -> ElipError | None:
+    name = patched.replaces.__name__
+    if patched.guided_by == "nothing":
+        return ConfigError(
+            f"{name} has no text to guide its tower (its caption is the answer): set "
+            "text_weight 0 to prune by the image alone"
+        )
+    text_width = inner_bert(model.text_encoder).config.hidden_size
+    vision_width = model.visual_encoder.embed_dim
+    if text_width == vision_width or hasattr(model, "vision_proj"):
+        return None
+    # LAVIS' answer decoders take the tower's width, so VQA cannot do with unequal ones.
+    needs_equal = hasattr(model, "text_decoder")
+    other = "" if needs_equal else ", or set text_weight 0 to prune by the image alone"
+    return UnsupportedModelError(
+        f"{name} has a text encoder of width {text_width}, a tower of width {vision_width} "
+        "and no projection between them by which text could guide it: make the widths "
+        f"equal{other}"
+    )

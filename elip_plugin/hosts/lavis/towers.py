@@ -1,142 +1,142 @@
-"""LAVIS' vision tower (ALBEF, BLIP): its blocks learn to score and to prune on entry."""
+"""LAVIS' vision tower (ALBEF, BLIP): blocks with parts, a tower that prunes."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from lavis.models.vit import Block, VisionTransformer
+from lavis.models.vit import Attention, Block, VisionTransformer, VisionTransformerEncoder
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from elip_plugin.config import ElipConfig
-from elip_plugin.core.score import LOOK, SCORE, attention_row
+from elip_plugin.core.blocks import PackedAttention
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.patching.pruner import Pruner
-from elip_plugin.patching.swap import Patched, choose_all, swap
-from elip_plugin.reducers import tome
+from elip_plugin.patching.blocks import PrunableBlock, PrunableStack, call_block
+from elip_plugin.patching.install import Tower
+from elip_plugin.patching.pruner import TowerShape
+from elip_plugin.patching.swap import Patched, Swap, choose, choose_all
 
 
-class ElipBlock(Patched, Block):
-    """A block that prunes what enters it, and can be looked through or asked to score.
+class Fused:
+    """Whether the attention of a tower is fused: while its last forward was a pruned one."""
 
-    LAVIS checkpoints inside the block (attention and MLP), so pruning on entry stays
-    outside the checkpointed regions.
-    """
+    def __init__(self, on: bool = False) -> None:
+        self.on = on
+
+
+UNFUSED = Fused()
+
+
+class FusedAttention(Patched, Attention):
+    """LAVIS' attention, fused: in pruned forwards, and in the reference to compare them with."""
+
+    replaces = Attention
+
+    if TYPE_CHECKING:
+        elip_fused: Fused
+
+    def forward(self, x: Tensor, register_hook: bool = False) -> Tensor:
+        """Attend."""
+        # By class and with a default: what `vit_grad_ckpt` wraps around this function stays when
+        # pruning is removed.
+        if register_hook or not getattr(self, "elip_fused", UNFUSED).on:
+            return Attention.forward(self, x, register_hook)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        dropout = self.attn_drop.p if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.scale)
+        return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
+
+
+def fuse_attention(model: nn.Module) -> None:
+    """Give all attention of a model's towers the fused form, in place."""
+    for module in list(model.modules()):
+        if type(module) is Attention:
+            Swap(module, FusedAttention, {"elip_fused": Fused(on=True)}).make()
+
+
+class ElipBlock(PrunableBlock, Block):
+    """LAVIS' block, with its parts."""
 
     replaces = Block
 
+    def packed_attention(self) -> PackedAttention:
+        """Return the attention's projections."""
+        attn = self.attn
+        return PackedAttention(self.norm1, attn.qkv.weight, attn.qkv.bias, attn.num_heads)
+
+    def attention_output(self, mixed: Tensor) -> Tensor:
+        """Join the heads and project; see `BlockParts`."""
+        return self.attn.proj(mixed.transpose(1, 2).flatten(2))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Run the MLP without dropout; see `BlockParts`."""
+        return self.mlp.fc2(self.mlp.act(self.mlp.fc1(self.norm2(x))))
+
+    def stochastic_depth(self, added: Tensor) -> Tensor:
+        """Apply stochastic depth; see `BlockParts`."""
+        return self.drop_path(added)
+
+
+class ElipVisionTransformer(PrunableStack, VisionTransformer):
+    """A tower that prunes between its blocks; LAVIS' checkpointed regions are inside them."""
+
+    replaces = VisionTransformer
+
     if TYPE_CHECKING:
-        elip: TowerPruner
-        elip_block: int
+        elip_fused: Fused
 
-    def forward(self, x: Tensor, register_hook: bool = False, elip: str | None = None) -> Tensor:
-        """Run the block, look through it, or score tokens.
-
-        While pruning is active the attention is fused; otherwise, and where the attention map
-        is asked for, the block runs as LAVIS wrote it.
-
-        Args:
-            x: Tokens [B, T, D].
-            register_hook: As in LAVIS: keep the attention map.
-            elip: None runs the block, "look" without dropout and stochastic depth,
-                "score" gives the class token's attention row.
-
-        Returns:
-            Tokens [B, T', D], or attention [B, T].
-        """
-        if elip == LOOK:
-            x = x + _attention(self.attn, self.norm1(x))
-            return x + self.mlp.fc2(self.mlp.act(self.mlp.fc1(self.norm2(x))))
-        if elip == SCORE:
-            z, attn = self.norm1(x), self.attn
-            weight, bias = attn.qkv.weight, attn.qkv.bias
-            return attention_row(z, z[:, :1], weight, bias, attn.num_heads, scale=attn.scale)
-        if not self.elip.active(self.training):
-            return super().forward(x, register_hook)
-        x = self.elip.enter(x, self.elip_block, self.training)
-        if register_hook:
-            return super().forward(x, register_hook)
-        x = x + self.drop_path(_main_attention(self.attn, self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+    def forward(self, x: Tensor, register_blk: int = -1) -> Tensor:
+        """Embed images [B, 3, height, width] and run the blocks, pruned if pruning is active."""
+        pruning = self.elip.begin(self.patch_embed.num_patches, self.training)
+        # Left as it is at the end: `vit_grad_ckpt` runs the attention anew in the backward pass.
+        self.elip_fused.on = pruning is not None
+        if pruning is None:
+            return VisionTransformer.forward(self, x, register_blk)
+        class_token = self.cls_token.expand(len(x), -1, -1)
+        tokens = torch.cat([class_token, self.patch_embed(x)], dim=1) + self.pos_embed
+        call = None if register_blk < 0 else partial(_call_mapped, self.blocks[register_blk])
+        return self.norm(pruning.run_blocks(self.pos_drop(tokens), self.blocks, call))
 
 
-def _attention(attn: Any, z: Tensor, dropout: float = 0.0) -> Tensor:
-    packed = attn.qkv(z).unflatten(-1, (3, attn.num_heads, -1))
-    q, k, v = packed.permute(2, 0, 3, 1, 4)
-    mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=attn.scale)
-    return attn.proj(mixed.transpose(1, 2).flatten(2))
+def _call_mapped(mapped: Any, block: Any, x: Tensor, mode: Any = None, **options: Any) -> Any:
+    """Call a block, which keeps its attention map if it is `mapped`."""
+    if block is mapped and mode is None:
+        return block(x, register_hook=True)
+    return call_block(block, x, mode, **options)
 
 
-def _main_attention(attn: Any, z: Tensor) -> Tensor:
-    dropout = attn.attn_drop.p if attn.training else 0.0
-    # `vit_grad_ckpt` puts fairscale's wrapper into the instance; fused attention goes past it.
-    if "forward" in vars(attn) and torch.is_grad_enabled():
-        mixed = checkpoint(_attention, attn, z, dropout, use_reentrant=False)
-    else:
-        mixed = _attention(attn, z, dropout)
-    return attn.proj_drop(mixed)
+class ElipVisionTransformerEncoder(ElipVisionTransformer, VisionTransformerEncoder):
+    """The same for the class that LAVIS' models build, whose features come by another method."""
+
+    replaces = VisionTransformerEncoder
+
+    forward_features = ElipVisionTransformer.forward
 
 
-class TowerPruner(Pruner):
-    """A pruner that the blocks of a tower call as tokens enter them.
-
-    Args:
-        config: What to prune.
-        blocks: The tower's own list, so that blocks wrapped later are called wrapped.
-        num_patches: Patches N; LAVIS towers take no other number.
-        width: Tower width D.
-    """
-
-    def __init__(
-        self, config: ElipConfig, blocks: nn.ModuleList, *, num_patches: int, width: int
-    ) -> None:
-        super().__init__(config, num_patches=num_patches, depth=len(blocks), width=width)
-        self.blocks = blocks
-
-    def enter(self, x: Tensor, block: int, training: bool) -> Tensor:
-        """Prune the tokens that enter a block, if a stage stands before it; pruning is active.
-
-        Args:
-            x: Tokens [B, T, D].
-            block: The block's index.
-            training: The block's `training` flag.
-
-        Returns:
-            Tokens [B, T', D].
-        """
-        for stage in self.plan_for(self.plan.num_patches, training).stages:
-            if stage.block == block:
-                return self.run(x, stage, self.blocks, training)
-        return x
+TOWERS: dict[type, type[nn.Module]] = {
+    VisionTransformer: ElipVisionTransformer,
+    VisionTransformerEncoder: ElipVisionTransformerEncoder,
+}
 
 
-def patch_tower(tower: Any, config: ElipConfig) -> Pruner:
-    """Patch a LAVIS vision tower in place.
-
-    Args:
-        tower: A `lavis.models.vit.VisionTransformer`.
-        config: What to prune.
-
-    Returns:
-        The tower's pruner.
-
-    Raises:
-        UnsupportedModelError: Before anything is changed.
-        PlanError: Before anything is changed.
-    """
+def describe(tower: Any) -> Tower:
+    """Describe a vision tower of ALBEF or BLIP; see `Host.describe`."""
     if not isinstance(tower, VisionTransformer):
         raise UnsupportedModelError(
             f"{type(tower).__name__}: only LAVIS' VisionTransformer is supported; pass the "
             "model's visual_encoder"
         )
-    tome.refuse(config, "LAVIS' vision towers")
-    patched = choose_all(tower.blocks, {Block: ElipBlock})
-    pruner = TowerPruner(
-        config, tower.blocks, num_patches=tower.patch_embed.num_patches, width=tower.embed_dim
+    blocks = choose_all(tower.blocks, {Block: ElipBlock}, elip_scale=tower.blocks[0].attn.scale)
+    shape = TowerShape(tower.patch_embed.num_patches, len(tower.blocks), tower.embed_dim)
+    still = all(
+        isinstance(block.drop_path, nn.Identity)
+        and block.attn.attn_drop.p == block.attn.proj_drop.p == block.mlp.drop.p == 0
+        for block in tower.blocks
     )
-    for i, (block, cls) in enumerate(patched):
-        swap(block, cls, elip=pruner, elip_block=i)
-    pruner.follow(tower.parameters())
-    return pruner
+    fused = Fused()
+    stack = choose(tower, TOWERS, elip_fused=fused)
+    attention = choose_all(
+        (block.attn for block in tower.blocks), {Attention: FusedAttention}, elip_fused=fused
+    )
+    return Tower(shape, stack, blocks, attention, random_blocks=not still)

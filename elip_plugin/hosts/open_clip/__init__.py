@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import nn
-
-from elip_plugin.config import ElipConfig
-from elip_plugin.hosts.late import late
-from elip_plugin.hosts.open_clip.models import patch_model, patch_tower, pruner_of, to_guide
-from elip_plugin.hosts.open_clip.names import register, variants
-from elip_plugin.patching.pruner import Pruner
-
-__all__ = ["patch", "pruner_of", "register", "to_guide", "variants"]
+from elip_plugin.hosts.base import Host, ModelName
 
 
-def patch(module: nn.Module, config: ElipConfig) -> Pruner:
-    """Patch an OpenCLIP model or a bare vision tower in place.
+class OpenClipHost(Host):
+    """OpenCLIP's facts."""
 
-    Args:
-        module: The model or tower.
-        config: What to prune.
+    name = "open_clip"
+    module = "open_clip"
+    distribution = "open_clip_torch"
+    install = "pip install 'elip-plugin[open-clip]'"
+    package = __name__
+    oldest = (2, 32)
 
-    Returns:
-        The pruner.
-    """
-    target: Any = module
-    return patch_model(target, config) if hasattr(module, "visual") else patch_tower(target, config)
+    def find(self, name: str) -> ModelName | None:
+        """Find a model by name or base; refuse one that cannot be pruned with the reason."""
+        from elip_plugin.hosts.open_clip import names
+
+        return names.find(name)
 
 
-__getattr__ = late(__name__, subject="bench", preview="shapes", trial="scoreboard", sight="seeing")
+HOST = OpenClipHost()

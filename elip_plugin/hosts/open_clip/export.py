@@ -14,6 +14,9 @@ from typing import Any
 
 import open_clip
 
+from elip_plugin.patching.install import find_pruner
+from elip_plugin.patching.swap import Patched
+
 CONFIG_KEY = "elip"
 """Top-level key of a model config that turns pruning on."""
 
@@ -27,14 +30,7 @@ def install() -> None:
 
 
 def as_base_config(save: Callable[..., None]) -> Callable[..., None]:
-    """Wrap `save_config_for_hf` so that it leaves our key out.
-
-    Args:
-        save: The host's function.
-
-    Returns:
-        The same, writing the base model's config.
-    """
+    """Wrap `save_config_for_hf` so that it leaves our key out."""
 
     @functools.wraps(save)
     def save_config_for_hf(model: Any, config_path: Any, model_config: Any) -> None:
@@ -45,14 +41,7 @@ def as_base_config(save: Callable[..., None]) -> Callable[..., None]:
 
 
 def with_card(push: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap `push_to_hf_hub` so that a pruned model's card says how it was trained.
-
-    Args:
-        push: The host's function.
-
-    Returns:
-        The same, with a line in the card's details for pruned models.
-    """
+    """Wrap `push_to_hf_hub` so that a pruned model's card says how it was trained."""
 
     @functools.wraps(push)
     def push_to_hf_hub(model: Any, *args: Any, **kw: Any) -> Any:
@@ -64,21 +53,10 @@ def with_card(push: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def card_of(model: Any, card: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Add how a model was trained to its card.
-
-    Args:
-        model: The model that is pushed.
-        card: The user's card, which is not changed.
-
-    Returns:
-        The card for a pruned model, or `card` itself for any other.
-    """
-    from elip_plugin.hosts.open_clip.models import pruner_of
-    from elip_plugin.patching.swap import Patched
-
+    """Add to a pruned model's card, which is not changed, how it was trained."""
     if not isinstance(model, Patched):
         return card
-    plan = pruner_of(model).plan.summary()
+    plan = find_pruner(model).plan.summary()
     line = f"pruned while training by ELIP (arXiv 2309.16738): {plan}. Loads as the base model."
     card = dict(card or {})
     return {**card, "details": {**card.get("details", {}), "Vision tokens": line}}

@@ -1,7 +1,7 @@
-"""From a text feature to a guide for the tower: its linear maps, transposed, in reverse order.
+"""From a text feature to a text guide: a tower's linear maps, transposed, in reverse order.
 
 A tower's feature passes from its width to the embedding through linear maps; their transposes
-carry a text feature back. Norms, and the MLP beside the residual path of a map pooling, are
+project a text feature back. Norms, and the MLP beside the residual path of a map pooling, are
 left out, as the paper leaves out the last norm.
 """
 
@@ -11,26 +11,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from elip_plugin.core.guide import carry_back
+from elip_plugin.core.guide import project_to_vision_width
 from elip_plugin.errors import GuideError, UnsupportedModelError
 
 
 def linear_maps(visual: Any) -> list[Tensor]:
-    """List the maps from a tower's width to the embedding, last one first.
-
-    Args:
-        visual: An OpenCLIP vision tower, native or wrapping timm's VisionTransformer.
-
-    Returns:
-        Matrices [E, .], ..., [., D]: a text feature times them in turn is a guide.
-
-    Raises:
-        UnsupportedModelError: If a head has no linear map.
-    """
-    return _timm_maps(visual) if hasattr(visual, "trunk") else _native_maps(visual)
-
-
-def _native_maps(visual: Any) -> list[Tensor]:
+    """List the maps from a tower's width to the embedding, last one first: [E, .], ..., [., D]."""
+    if hasattr(visual, "trunk"):
+        return _timm_maps(visual)
     maps = [] if visual.proj is None else [visual.proj.t()]
     if visual.attn_pool is not None:
         attn = visual.attn_pool.attn
@@ -60,19 +48,11 @@ def _timm_maps(visual: Any) -> list[Tensor]:
     return maps
 
 
-def guide_from_text(features: Tensor, visual: Any) -> Tensor:
-    """Turn text features into a guide for the tower (paper, section 3.3).
-
-    Args:
-        features: Text features [B, E], of any norm.
-        visual: The vision tower.
-
-    Returns:
-        L2-normalised features times the tower's transposed maps [B, D], detached.
-
-    Raises:
-        GuideError: If the features do not have the model's embedding width.
-    """
+def text_guide(module: Any, features: Tensor) -> Tensor:
+    """Turn text features [B, E], or a ready guide [B, D], into a guide; see `Host`."""
+    visual = getattr(module, "visual", None)
+    if visual is None:
+        return features.detach()
     maps = linear_maps(visual)
     if features.ndim != 2 or (maps and features.shape[1] != maps[0].shape[0]):
         expected = maps[0].shape[0] if maps else "embedding width"
@@ -80,4 +60,4 @@ def guide_from_text(features: Tensor, visual: Any) -> Tensor:
             f"text features have shape {tuple(features.shape)}, but this model guides by "
             f"(batch, {expected}): pass what encode_text returns"
         )
-    return carry_back(features, maps)
+    return project_to_vision_width(features, maps)

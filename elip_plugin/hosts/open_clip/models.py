@@ -10,13 +10,21 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from elip_plugin.config import ElipConfig
-from elip_plugin.errors import ConfigError, UnsupportedModelError
-from elip_plugin.hosts.open_clip import towers as tower
-from elip_plugin.hosts.open_clip.guide import guide_from_text, linear_maps
+from elip_plugin.core.guide import project_to_vision_width
+from elip_plugin.errors import ElipError, UnsupportedModelError
+from elip_plugin.hosts.open_clip import towers
+from elip_plugin.hosts.open_clip.guide import linear_maps
 from elip_plugin.hosts.open_clip.support import SUPPORTED
-from elip_plugin.patching.pruner import Pruner
-from elip_plugin.patching.swap import Patched, choose, swap
+from elip_plugin.patching.install import Description, Tower
+from elip_plugin.patching.swap import Patched, choose
+
+if TYPE_CHECKING:
+    from elip_plugin.patching.pruner import Pruner
+
+LEAK = (
+    "an image pruned by its own caption leaks the answer into retrieval and zero-shot scores; use "
+    "'full' or 'image', or guide_source 'batch', which knows no pairs"
+)
 
 
 class TextFirst(Patched):
@@ -27,51 +35,32 @@ class TextFirst(Patched):
     """
 
     if TYPE_CHECKING:
-        visual: Any
+        elip: Pruner
         training: bool
+        visual: Any
 
     def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> Any:
-        """Encode text, then the image guided by it.
-
-        Args:
-            image: Images [B, 3, height, width], or None.
-            text: Token ids [B, context], or None.
-
-        Returns:
-            What the host's forward returns.
-        """
+        """Encode text, then the image guided by it."""
         host: Callable[..., Any] = super().forward  # type: ignore[misc]
-        pruner = pruner_of(self)
+        pruner = self.elip
         guided = image is not None and text is not None and pruner.wants_guide(self.training)
-        if not guided or pruner.has_guide:
+        if not guided or pruner.guide is not None:
             return host(image, text)
         texts = host(None, text)
-        with pruner.guided(to_guide(self, _text_features(texts))):
+        features = texts["text_features"] if isinstance(texts, dict) else texts[1]
+        with pruner.guided(project_to_vision_width(features, linear_maps(self.visual))):
             images = host(image, None)
-        return _join(images, texts)
+        if isinstance(images, dict):
+            return {**images, "text_features": texts["text_features"]}
+        return (images[0], texts[1], *images[2:])
 
     def __prepare_scriptable__(self) -> NoReturn:
-        """Refuse TorchScript, which would drop the pruning.
-
-        Raises:
-            UnsupportedModelError: Always.
-        """
+        """Refuse TorchScript, which would drop the pruning."""
         raise UnsupportedModelError(
             "TorchScript cannot hold an ELIP model: train without --torchscript "
             "(--torchcompile works), or call find_handle(model).remove() to script the "
             "unpruned base model"
         )
-
-
-def _text_features(output: Any) -> Tensor:
-    return output["text_features"] if isinstance(output, dict) else output[1]
-
-
-def _join(images: Any, texts: Any) -> Any:
-    """Put the text features of one output into the other; both have the same form."""
-    if isinstance(images, dict):
-        return {**images, "text_features": texts["text_features"]}
-    return (images[0], texts[1], *images[2:])
 
 
 class ElipCLIP(TextFirst, open_clip.CLIP):
@@ -91,6 +80,9 @@ class ElipCoCa(Patched, open_clip.CoCa):
 
     replaces = open_clip.CoCa
 
+    if TYPE_CHECKING:
+        elip: Pruner
+
     def forward(
         self,
         image: Tensor | None,
@@ -99,24 +91,18 @@ class ElipCoCa(Patched, open_clip.CoCa):
         image_embs: Tensor | None = None,
         output_labels: bool = True,
     ) -> Any:
-        """Encode text, then the image guided by it, then decode.
-
-        Args:
-            image: Images [B, 3, height, width].
-            text: Token ids [B, context], or None.
-            image_latent: As in OpenCLIP.
-            image_embs: As in OpenCLIP.
-            output_labels: As in OpenCLIP.
-
-        Returns:
-            What the host's forward returns.
-        """
-        pruner = pruner_of(self)
+        """Encode text, then the image guided by it, then decode."""
+        pruner = self.elip
         ready = image_latent is not None and image_embs is not None
-        if ready or text is None or pruner.has_guide or not pruner.wants_guide(self.training):
+        if (
+            ready
+            or text is None
+            or pruner.guide is not None
+            or not pruner.wants_guide(self.training)
+        ):
             return super().forward(image, text, image_latent, image_embs, output_labels)
         encoded = self._encode_text(text)
-        with pruner.guided(to_guide(self, encoded[0])):
+        with pruner.guided(project_to_vision_width(encoded[0], linear_maps(self.visual))):
             image_latent, image_embs = self._encode_image(image)
         # The host encodes the text once more; for this call it gets what is there already.
         self.__dict__["_encode_text"] = lambda *_, **__: encoded
@@ -135,96 +121,36 @@ MODELS: dict[type, type[nn.Module]] = {
 }
 
 
-def patch_tower(visual: Any, config: ElipConfig) -> Pruner:
-    """Patch a vision tower in place, native or of timm.
+def describe(module: Any) -> Description:
+    """Describe an OpenCLIP model or a bare vision tower; see `Host.describe`."""
+    if not hasattr(module, "visual"):
+        return Description(module, _describe_tower(module))
+    model = choose(module, MODELS)
+    tower = _describe_tower(module.visual)
+    return Description(
+        module,
+        tower,
+        (model,),
+        no_eval_by_text=LEAK,
+        no_text_guide=_why_no_guide(module.visual),
+    )
 
-    Args:
-        visual: The vision tower of an OpenCLIP model.
-        config: What to prune.
 
-    Returns:
-        The tower's pruner.
-
-    Raises:
-        UnsupportedModelError: Before anything is changed.
-    """
-    return _kind(visual).patch_tower(visual, config)
-
-
-def _kind(visual: Any) -> Any:
-    """The module that knows how to patch this kind of tower."""
+def _describe_tower(visual: Any) -> Tower:
     if type(visual) is VisionTransformer:
-        return tower
+        return towers.describe(visual)
     if type(visual) is TimmModel:
-        from elip_plugin.hosts.open_clip import (
-            timm_towers as timm_tower,  # needs a timm that has timm.layers
-        )
+        from elip_plugin.hosts.open_clip import timm_towers  # needs a timm with timm.layers
 
-        return timm_tower
+        return timm_towers.describe(visual)
     raise UnsupportedModelError(
         f"vision tower {type(visual).__name__} cannot be pruned: {SUPPORTED}"
     )
 
 
-def patch_model(model: Any, config: ElipConfig) -> Pruner:
-    """Patch a whole OpenCLIP model in place.
-
-    Args:
-        model: A `CLIP`, `CustomTextCLIP` or `CoCa` with a vision tower that can be pruned.
-        config: What to prune.
-
-    Returns:
-        The pruner of its vision tower.
-
-    Raises:
-        UnsupportedModelError: Before anything is changed.
-        ConfigError: If evaluation would prune by text.
-    """
-    patched = choose(model, MODELS)
-    if config.eval == "text" and config.guide == "caption":
-        raise ConfigError(
-            "eval 'text' is refused for contrastive models: an image pruned by its own caption "
-            "leaks the answer into retrieval and zero-shot scores; use 'full' or 'image', or "
-            "guide 'batch', which knows no pairs"
-        )
-    if config.prune_momentum:
-        raise ConfigError(
-            "prune_momentum is for models with a momentum twin (ALBEF and BLIP of LAVIS); "
-            f"{type(model).__name__} has none: leave it out"
-        )
-    _kind(model.visual).check(model.visual)
-    if config.text_weight > 0:
-        linear_maps(model.visual)
-    pruner = patch_tower(model.visual, config)
-    swap(model, patched)
-    return pruner
-
-
-def pruner_of(module: Any) -> Pruner:
-    """Find the pruner of a patched model or bare tower.
-
-    Args:
-        module: A patched OpenCLIP model or vision tower.
-
-    Returns:
-        Its pruner.
-    """
-    visual = getattr(module, "visual", module)
-    stack = visual.trunk if hasattr(visual, "trunk") else visual.transformer
-    pruner: Pruner = stack.elip
-    return pruner
-
-
-def to_guide(module: Any, features: Tensor) -> Tensor:
-    """Turn what a user passes as guide into the tower's guide.
-
-    Args:
-        module: A patched OpenCLIP model or vision tower.
-        features: Text features [B, E] for a model, a ready guide [B, D] for a tower.
-
-    Returns:
-        The guide [B, D], detached.
-    """
-    if not hasattr(module, "visual"):
-        return features.detach()
-    return guide_from_text(features, module.visual)
+def _why_no_guide(visual: Any) -> ElipError | None:
+    try:
+        linear_maps(visual)
+    except UnsupportedModelError as error:
+        return error
+    return None

@@ -5,20 +5,22 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import sys
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import open_clip
 from open_clip import factory, pretrained
 
 from elip_plugin.config import ElipConfig
-from elip_plugin.errors import ConfigError, UnknownModelError, UnsupportedModelError
-from elip_plugin.hosts.open_clip import export
+from elip_plugin.errors import ConfigError, UnsupportedModelError
+from elip_plugin.hosts.base import OWN_SECTION, ModelName
+from elip_plugin.hosts.open_clip import export, models, schedulers
 from elip_plugin.hosts.open_clip.export import CONFIG_KEY
 from elip_plugin.hosts.open_clip.support import SUPPORTED, why_not
-from elip_plugin.hosts.registry import Variant
+from elip_plugin.patching.install import install
 
 PREFIXES = {"elip-fast-": "fast", "elip-": "paper"}
 """Presets by the prefix that asks for them; the longer prefix first."""
@@ -32,60 +34,38 @@ MODEL_CLASSES = ("CLIP", "CustomTextCLIP", "CoCa")
 log = logging.getLogger("elip_plugin")
 
 
-def variants() -> dict[str, Variant]:
-    """List the names this host offers.
-
-    Returns:
-        Variants by name.
-    """
-    register()
+def list_names() -> dict[str, ModelName]:
+    """List the pruned models by name."""
     return {
-        name: Variant(name, "open_clip", base_of(name), factory.create_model, plan_of(name))
+        name: ModelName(name, "open_clip", base_of(name), preset_of(name), factory.create_model)
         for name, config in factory._MODEL_CONFIGS.items()
         if CONFIG_KEY in config
     }
 
 
-def known_base(name: str) -> str:
-    """Find the base model of a name that a user gave.
-
-    Args:
-        name: A model name, with or without our prefix.
-
-    Returns:
-        The name of the base model.
-
-    Raises:
-        UnknownModelError: If OpenCLIP has no such model.
-    """
-    register()
-    base = base_of(name)
-    if open_clip.get_model_config(base) is None:
-        raise UnknownModelError(f"model {base!r} is not known to OpenCLIP; see `elip models`")
-    return base
+def find(name: str) -> ModelName | None:
+    """Find a model by name or base; refuse one that cannot be pruned with the reason."""
+    if open_clip.get_model_config(name) is None:
+        return None
+    known, base = list_names(), base_of(name)
+    if name in known:
+        return known[name]
+    pruned = next((model for model in known.values() if model.base == base), None)
+    return pruned or _refuse(base)
 
 
-def plan_of(name: str) -> str:
-    """Tell what a pruned model's name says of its plan.
+def _refuse(base: str) -> NoReturn:
+    reason = why_not(factory._MODEL_CONFIGS[base]) or "asks for pruning in its own config"
+    raise UnsupportedModelError(f"{base} cannot be pruned: its vision tower {reason}; {SUPPORTED}")
 
-    Args:
-        name: A pruned model's name.
 
-    Returns:
-        A preset's name; "own" for a config with a section of its own.
-    """
-    return PREFIXES.get(name.removesuffix(base_of(name)), "own")
+def preset_of(name: str) -> str:
+    """Return the preset that a pruned model's name asks for; "own" without a prefix of ours."""
+    return PREFIXES.get(name.removesuffix(base_of(name)), OWN_SECTION)
 
 
 def base_of(name: str) -> str:
-    """Strip our prefix from a model's name.
-
-    Args:
-        name: Any model name.
-
-    Returns:
-        The name of the base model; `name` itself without a prefix of ours.
-    """
+    """Return the name of the base model; `name` itself without a prefix of ours."""
     for prefix in PREFIXES:
         if name.startswith(prefix):
             return name.removeprefix(prefix)
@@ -93,11 +73,7 @@ def base_of(name: str) -> str:
 
 
 def register() -> None:
-    """Add our names to OpenCLIP and build pruned models from configs that ask for it.
-
-    Safe to repeat. Only module globals of OpenCLIP are replaced, all of them looked up by
-    OpenCLIP at call time.
-    """
+    """Add our names to OpenCLIP and build pruned models from configs that ask for it."""
     if isinstance(factory.CLIP, _Dispatcher):
         return
     folder = os.environ.get(CONFIGS_VARIABLE)
@@ -105,11 +81,14 @@ def register() -> None:
         _add_user_configs(Path(folder))
     for name in MODEL_CLASSES:
         setattr(factory, name, _Dispatcher(getattr(factory, name)))
-    factory._rescan_model_configs = _followed_by(factory._rescan_model_configs, _add_twins)
+    factory._rescan_model_configs = _followed_by(factory._rescan_model_configs, _add_pruned)
     look_up = _explained(factory.get_model_config)
     factory.get_model_config = open_clip.get_model_config = look_up
     export.install()
     factory._rescan_model_configs()
+    scheduler = sys.modules.get("open_clip_train.scheduler")
+    if scheduler is not None:  # imported before this package; else autoload hears of its import
+        schedulers.install(scheduler)
 
 
 def _followed_by(function: Callable[[], None], then: Callable[[], None]) -> Callable[[], None]:
@@ -130,10 +109,7 @@ def _explained(look_up: Callable[[str], Any]) -> Callable[[str], Any]:
         if config is None and base != model_name:
             base_config = look_up(base)
             if base_config is not None:
-                raise UnsupportedModelError(
-                    f"{model_name} does not exist: the vision tower of {base} "
-                    f"{why_not(base_config) or 'asks for pruning in its own config'}; {SUPPORTED}"
-                )
+                _refuse(base)
         return config
 
     return get_model_config
@@ -145,16 +121,16 @@ def _add_user_configs(path: Path) -> None:
     factory._MODEL_CONFIG_PATHS.append(path)
 
 
-def _add_twins() -> None:
-    """Give each model that can be pruned its twins: the same config, plus the key."""
+def _add_pruned() -> None:
+    """Add each model that can be pruned by its names of ours: its config, plus the key."""
     configs = factory._MODEL_CONFIGS
     plain = [name for name in configs if CONFIG_KEY not in configs[name]]
     for name in plain:
         if why_not(configs[name]) is not None:
             continue
         for prefix, preset in PREFIXES.items():
-            twin = {**deepcopy(configs[name]), CONFIG_KEY: {"preset": preset}}
-            configs.setdefault(prefix + name, twin)
+            pruned = {**deepcopy(configs[name]), CONFIG_KEY: {"preset": preset}}
+            configs.setdefault(prefix + name, pruned)
             if name in pretrained._PRETRAINED:
                 pretrained._PRETRAINED[prefix + name] = pretrained._PRETRAINED[name]
 
@@ -169,9 +145,6 @@ class _Dispatcher:
     def __call__(self, *args: Any, elip: Any = None, **kwargs: Any) -> Any:
         model = self.model_class(*args, **kwargs)
         if elip is not None:
-            # Late: this module must import while `models` itself is importing OpenCLIP.
-            from elip_plugin.hosts.open_clip.models import patch_model
-
-            pruner = patch_model(model, ElipConfig.from_mapping(elip))
+            pruner = install(models.describe(model), ElipConfig.from_mapping(elip))
             log.info("ELIP prunes the vision tower: %s", pruner.plan.summary())
         return model

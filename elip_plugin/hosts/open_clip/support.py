@@ -26,14 +26,7 @@ TIMM_REASONS = {
 
 
 def why_not(config: Mapping[str, Any]) -> str | None:
-    """Tell why a model config cannot be pruned.
-
-    Args:
-        config: An OpenCLIP model config.
-
-    Returns:
-        A clause with the tower as its subject, or None if the tower can be pruned.
-    """
+    """Return why a model config cannot be pruned, as a clause about its tower; None if it can."""
     vision = config["vision_cfg"]
     name = vision.get("timm_model_name")
     if name:

@@ -2,86 +2,64 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from open_clip.timm_model import TimmModel
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
-from elip_plugin.config import ElipConfig
-from elip_plugin.core.score import LOOK, SCORE, attention_row
+from elip_plugin.core.blocks import PackedAttention
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.patching.pruner import Pruner
-from elip_plugin.patching.swap import Patched, choose_all, swap
-from elip_plugin.reducers import tome
+from elip_plugin.patching.blocks import PrunableBlock, PrunableStack, call_block, call_checkpointed
+from elip_plugin.patching.install import Tower
+from elip_plugin.patching.pruner import TowerShape
+from elip_plugin.patching.swap import Patched, Swap, choose_all
 
 
-class ElipTimmBlock(Patched, Block):
-    """A block that can also be asked for one attention row."""
+class ElipTimmBlock(PrunableBlock, Block):
+    """timm's block, with its parts; dropout is refused, stochastic depth may be there."""
 
     replaces = Block
 
-    def forward(
-        self, x: Tensor, *args: Any, elip: str | None = None, query: Tensor | None = None, **kw: Any
-    ) -> Tensor:
-        """Run the block, or score tokens.
+    def packed_attention(self) -> PackedAttention:
+        """Return the attention's projections."""
+        attn = self.attn
+        qkv, norms = attn.qkv, (attn.q_norm, attn.k_norm)
+        return PackedAttention(self.norm1, qkv.weight, qkv.bias, attn.num_heads, *norms)
 
-        Args:
-            x: Tokens [B, T, D].
-            *args: As in timm.
-            elip: None runs the block, "look" without stochastic depth (and dropout is
-                refused when patching), "score" gives the row.
-            query: The token that asks, [B, 1, D]; None for the class token.
-            **kw: As in timm.
+    def attention_output(self, mixed: Tensor) -> Tensor:
+        """Join the heads and project; see `BlockParts`."""
+        joined = getattr(self.attn, "norm", nn.Identity())(mixed.transpose(1, 2).flatten(2))
+        return self.ls1(self.attn.proj(joined))
 
-        Returns:
-            Tokens [B, T, D], or attention [B, T].
-        """
-        if elip == LOOK:
-            x = x + self.ls1(self.attn(self.norm1(x)))
-            return x + self.ls2(self.mlp(self.norm2(x)))
-        if elip != SCORE:
-            return super().forward(x, *args, **kw)
-        z, attn = self.norm1(x), self.attn
-        return attention_row(
-            z,
-            z[:, :1] if query is None else self.norm1(query),
-            attn.qkv.weight,
-            attn.qkv.bias,
-            attn.num_heads,
-            norms=(attn.q_norm, attn.k_norm),
-            scale=attn.scale,
-        )
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Run the MLP; see `BlockParts`."""
+        return self.ls2(self.mlp(self.norm2(x)))
+
+    def stochastic_depth(self, added: Tensor) -> Tensor:
+        """Apply stochastic depth; see `BlockParts`."""
+        return self.drop_path1(added)
 
 
-class ElipTimmTrunk(Patched, VisionTransformer):
+class ElipTimmTrunk(PrunableStack, VisionTransformer):
     """A trunk that prunes between its blocks, outside any checkpointed region."""
 
     replaces = VisionTransformer
 
-    if TYPE_CHECKING:
-        elip: Pruner
-
     def forward_features(self, x: Tensor, *args: Any, **kw: Any) -> Tensor:
-        """Embed the image and run the blocks, with the stages of the plan if pruning is active.
-
-        Args:
-            x: Images [B, 3, height, width].
-            *args: As in timm; an attention mask runs unpruned.
-            **kw: As in timm.
-
-        Returns:
-            Tokens [B, T', D].
-        """
-        if args or kw.get("attn_mask") is not None or not self.elip.active(self.training):
+        """Embed images [B, 3, height, width] and run the blocks; with a mask unpruned."""
+        pruner = self.elip
+        active = pruner.enabled and (self.training or pruner.eval_mode != "full")
+        if args or kw.get("attn_mask") is not None or not active:
             return super().forward_features(x, *args, **kw)
-        x = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
-        x = self.elip.run_blocks(x, self.blocks, self.training, self.grad_checkpointing)
-        return self.norm(x)
-
-    def extra_repr(self) -> str:
-        """Show the plan where the model is printed."""
-        return f"elip: {self.elip.plan.summary()}"
+        embedded = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
+        pruning = pruner.begin(embedded.shape[1] - pruner.shape.prefix, self.training)
+        call = call_checkpointed if self.grad_checkpointing else call_block
+        if pruning is not None:
+            return self.norm(pruning.run_blocks(embedded, self.blocks, call))
+        for block in self.blocks:
+            embedded = call(block, embedded)
+        return self.norm(embedded)
 
 
 class ElipTimmModel(Patched, TimmModel):
@@ -90,24 +68,13 @@ class ElipTimmModel(Patched, TimmModel):
     replaces = TimmModel
 
     def set_input_size(self, image_size: int | tuple[int, int]) -> None:
-        """Change the resolution, and the plan with it.
-
-        Args:
-            image_size: New size in pixels, one number or (height, width).
-        """
+        """Change the resolution, and the plan with it."""
         super().set_input_size(image_size)
         self.trunk.elip.replan(self.trunk.patch_embed.num_patches)
 
 
-def check(visual: Any) -> None:
-    """Check that this tower can be pruned.
-
-    Args:
-        visual: An `open_clip.timm_model.TimmModel`.
-
-    Raises:
-        UnsupportedModelError: If it cannot, with the reason.
-    """
+def describe(visual: Any) -> Tower:
+    """Describe a wrapped timm tower; see `Host.describe`."""
     trunk = visual.trunk
     if type(trunk) is not VisionTransformer:
         raise UnsupportedModelError(
@@ -129,37 +96,18 @@ def check(visual: Any) -> None:
                     f"a timm trunk with dropout {module.p:g} in its blocks: choosing tokens must "
                     "be deterministic; build it without (timm_drop_path may stay)"
                 )
-
-
-def patch_tower(visual: Any, config: ElipConfig) -> Pruner:
-    """Patch a wrapped timm tower in place.
-
-    Args:
-        visual: An `open_clip.timm_model.TimmModel`.
-        config: What to prune.
-
-    Returns:
-        The tower's pruner.
-
-    Raises:
-        UnsupportedModelError: Before anything is changed.
-        PlanError: Before anything is changed.
-    """
-    check(visual)
-    tome.refuse(config, "timm's ViT")
-    trunk = visual.trunk
-    blocks = choose_all(trunk.blocks, {Block: ElipTimmBlock})
-    pruner = Pruner(
-        config,
+    shape = TowerShape(
         num_patches=trunk.patch_embed.num_patches,
         depth=len(trunk.blocks),
         width=trunk.embed_dim,
         prefix=trunk.num_prefix_tokens,
         class_query=trunk.global_pool == "token" and trunk.cls_token is not None,
     )
-    for block, patched in blocks:
-        swap(block, patched)
-    swap(trunk, ElipTimmTrunk, elip=pruner)
-    swap(visual, ElipTimmModel)
-    pruner.follow(visual.parameters())
-    return pruner
+    random_depth = any(getattr(block.drop_path1, "drop_prob", 0) for block in trunk.blocks)
+    return Tower(
+        shape,
+        Swap(trunk, ElipTimmTrunk),
+        choose_all(trunk.blocks, {Block: ElipTimmBlock}, elip_scale=trunk.blocks[0].attn.scale),
+        (Swap(visual, ElipTimmModel),),
+        random_blocks=random_depth,
+    )

@@ -15,17 +15,17 @@ from lavis.datasets.datasets.image_text_pair_datasets import ImageTextPairDatase
 from lavis.datasets.datasets.retrieval_datasets import RetrievalDataset, RetrievalEvalDataset
 
 from elip_plugin.data.pairs import decode_fault, list_faults, read_list, strict_decoding
-from elip_plugin.errors import DataError, joined
+from elip_plugin.errors import DataError, join_faults
 from elip_plugin.hosts.lavis.runtime.paths import configs_root
-from elip_plugin.hosts.lavis.runtime.section import Section, read_section
+from elip_plugin.hosts.lavis.runtime.section import read_section
 
 
 class UndecodableError(DataError):
     """An image that cannot be decoded.
 
     Args:
-        message: One line. A data loader's worker sends it home at the end of a traceback, which
-            is cut off: the line says all there is to say.
+        message: One line. A data loader's worker sends it at the end of a traceback, which is
+            cut off here.
     """
 
     def __init__(self, message: str) -> None:
@@ -95,12 +95,8 @@ class _LocalBuilder(BaseDatasetBuilder):
     elip_name: str
 
     def _download_data(self) -> None:
-        """Check everything; LAVIS downloads here, in the main process only.
-
-        Raises:
-            DataError: Names every fault of the config, the lists and the images.
-        """
-        section = self._section()
+        """Check config, lists and images; LAVIS downloads here, in the main process only."""
+        section = read_section(self.config)
         faults = list(section.faults)
         for split, paths in section.lists.items():
             for path in paths:
@@ -109,16 +105,12 @@ class _LocalBuilder(BaseDatasetBuilder):
                     path, root, several=split != "train", images=section.check_images
                 )
         if faults:
-            raise DataError(joined(f"datasets.{self.elip_name}", faults))
+            raise DataError(join_faults(f"datasets.{self.elip_name}", faults))
 
     def build(self) -> dict[str, Any]:
-        """Make the data set of each split.
-
-        Returns:
-            The data sets by split.
-        """
+        """Build the data set of each split."""
         self.build_processors()
-        section = self._section()
+        section = read_section(self.config)
         datasets = {}
         for split, paths in section.lists.items():
             kind = "train" if split == "train" else "eval"
@@ -130,9 +122,6 @@ class _LocalBuilder(BaseDatasetBuilder):
                 ann_paths=paths,
             )
         return datasets
-
-    def _section(self) -> Section:
-        return read_section(self.config)
 
 
 class PairsBuilder(_LocalBuilder):

@@ -1,7 +1,7 @@
-"""What LAVIS fetches while it builds a model, taken from local files or random instead.
+"""Local files or random weights in place of what LAVIS fetches while it builds a model.
 
 LAVIS hard-codes the names of what it fetches. While one of our models is built, and only then,
-these lookups go through here; what is neither given nor to be had is named.
+these lookups go through `_Sources`; an error names what is neither given nor available.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from lavis.models.vit import VisionTransformerEncoder, interpolate_pos_embed
 from torch import nn
 from transformers import BertConfig, BertTokenizer
 
-from elip_plugin.errors import ConfigError
+from elip_plugin.errors import ConfigError, DataError
 from elip_plugin.hosts.lavis.runtime.settings import RANDOM, Settings
+from elip_plugin.patching.checkpoints import load_checkpoint
 from elip_plugin.patching.monkeypatch import replaced
 
 log = logging.getLogger("elip_plugin")
@@ -31,59 +32,121 @@ log = logging.getLogger("elip_plugin")
 
 @contextmanager
 def construction(settings: Settings, base: Any) -> Iterator[None]:
-    """Build LAVIS' models by our settings inside the context.
-
-    Args:
-        settings: Our keys of the model section.
-        base: LAVIS' class that is being built.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        ConfigError: If something could not be fetched, or a given path was of no use.
-    """
-    used: set[str] = set()
-    seams: list[tuple[Any, str, Callable[..., Any]]] = [
-        (VisionTransformerEncoder, "from_config", _tower),
-        (med.BertPreTrainedModel, "from_pretrained", _bert),
-        (BertTokenizer, "from_pretrained", _tokenizer),
-    ]
+    """Build a model of LAVIS' class `base` by our settings inside the context."""
+    sources = _Sources(settings, base)
     with ExitStack() as stack:
-        for owner, name, ours in seams:
-            theirs = getattr(owner, name).__func__
-            method = classmethod(partial(_call, ours, theirs, settings, used))
-            stack.enter_context(replaced(owner, name, method))
-        config_class: Any = BertConfig
-        read = partial(
-            _read_bert, config_class.from_json_file.__func__, _bert_sizes(settings, base)
-        )
-        stack.enter_context(replaced(BertConfig, "from_json_file", classmethod(read)))
-        for owner, name, load in _checkpoint_seams(base):
-            stack.enter_context(replaced(owner, name, load))
+        for owner, name, value in sources.replacements():
+            stack.enter_context(replaced(owner, name, value))
         yield
-    idle = [part for part, value in settings.init.items() if value != RANDOM and part not in used]
-    if idle:
+    given = [part for part, value in settings.init.items() if value != RANDOM]
+    unused = [part for part in given if part not in sources.used]
+    if unused:
         raise ConfigError(
-            f"init: {idle} given, but {base.__name__} takes these weights from 'pretrained' or "
+            f"init: {unused} given, but {base.__name__} takes these weights from 'pretrained' or "
             "'finetuned' only; set those to a local checkpoint"
         )
 
 
-def _call(
-    ours: Callable[..., Any],
-    theirs: Any,
-    settings: Settings,
-    used: set[str],
-    cls: Any,
-    *a: Any,
-    **kw: Any,
-) -> Any:
-    return ours(partial(theirs, cls), settings, used, cls, *a, **kw)
+class _Sources:
+    """Where the parts of a model come from; each method takes LAVIS' own lookup first."""
+
+    def __init__(self, settings: Settings, base: Any) -> None:
+        self.settings, self.base = settings, base
+        self.used: set[str] = set()
+
+    def replacements(self) -> Iterator[tuple[Any, str, Any]]:
+        """Yield owner, name and new value of each lookup."""
+        for owner, name, ours in (
+            (VisionTransformerEncoder, "from_config", self.tower),
+            (med.BertPreTrainedModel, "from_pretrained", self.bert),
+            (BertConfig, "from_json_file", self.bert_config),
+            (BertTokenizer, "from_pretrained", self.tokenizer),
+        ):
+            yield owner, name, classmethod(partial(ours, getattr(owner, name).__func__))
+        yield torch, "load", partial(_load, torch.load)
+        yield clip_model, "download_pretrained", partial(_download, clip_model.download_pretrained)
+        choose = _wrapped(BaseModel.load_checkpoint_from_config, _choose_weights)
+        yield BaseModel, "load_checkpoint_from_config", choose
+        pretrained = getattr(self.base, "load_from_pretrained", None)
+        key = "pretrained" if pretrained is None else "finetuned"
+        yield BaseModel, "load_checkpoint", _wrapped(BaseModel.load_checkpoint, _load_weights, key)
+        if pretrained is not None:
+            theirs = load_nlvr if self.base is AlbefNLVR else pretrained
+            load = _wrapped(theirs, _load_weights, "pretrained")
+            yield self.base, "load_from_pretrained", load
+
+    def tower(self, theirs: Any, cls: Any, cfg: Any, from_pretrained: bool = False) -> Any:
+        """Build a vision tower of the given sizes and initial weights."""
+        init, sizes = self.settings.init.get("vision"), self.settings.vit
+        if from_pretrained and init is None:
+            if sizes:
+                raise ConfigError(
+                    "vit gives the tower its own sizes, for which there are no weights to fetch: "
+                    "set init: {vision: random}, or to a local checkpoint of these sizes"
+                )
+            return _fetch(
+                f"the initial weights of the {cfg.get('vit_type', 'base')} vision tower",
+                "set init: {vision: random}, or to a local checkpoint",
+                lambda: theirs(cls, cfg, from_pretrained=True),
+            )
+        tower = _small_tower(cls, cfg, sizes) if sizes else theirs(cls, cfg)
+        if init not in (None, RANDOM):
+            self.used.add("vision")
+            _load_tower(tower, str(init))
+        return tower
+
+    def bert(self, theirs: Any, cls: Any, name: Any, *args: Any, **options: Any) -> Any:
+        """Build a text encoder of the given initial weights."""
+        init = self.settings.init.get("text")
+        if init == RANDOM:
+            return cls(options.pop("config"), *args, **options)
+        if init is not None:
+            self.used.add("text")
+            return theirs(cls, str(init), *args, **options)
+        return _fetch(
+            f"the text encoder's initial weights, {name!r},",
+            "set init: {text: random}, or to a local folder of such a model",
+            lambda: theirs(cls, name, *args, **options),
+        )
+
+    def bert_config(self, theirs: Any, cls: Any, path: Any) -> Any:
+        """Read BERT's config, with the given sizes and those that follow from other settings."""
+        config, sizes = theirs(cls, path), {}
+        if self.settings.tokenizer is not None:
+            words = self.base.init_tokenizer()
+            # BLIP's pre-training begins with a plain BERT and adds its own tokens itself.
+            sizes["vocab_size"] = words.vocab_size if self.base is BlipPretrain else len(words)
+        if "width" in self.settings.vit:
+            sizes["encoder_width"] = self.settings.vit["width"]
+        sizes.update(self.settings.bert)
+        unknown = [key for key in sizes if not hasattr(config, key)]
+        if unknown:
+            raise ConfigError(f"bert: {unknown} not known; {path} lists the keys")
+        for key, value in sizes.items():
+            setattr(config, key, value)
+        return config
+
+    def tokenizer(self, theirs: Any, cls: Any, name: Any, *args: Any, **options: Any) -> Any:
+        """Load a tokenizer from a vocabulary or a folder."""
+        if self.settings.tokenizer is None:
+            return _fetch(
+                f"the tokenizer {name!r}",
+                "set tokenizer to a local vocab.txt or tokenizer folder",
+                lambda: theirs(cls, name, *args, **options),
+            )
+        path = Path(self.settings.tokenizer)
+        if path.is_dir():
+            return theirs(cls, str(path), *args, **options)
+        return cls(vocab_file=str(path))
+
+
+def _wrapped(theirs: Any, ours: Any, *first: Any) -> Any:
+    """Return a method that calls ours with LAVIS' own one."""
+    return lambda model, *args, **options: ours(*first, theirs, model, *args, **options)
 
 
 def _fetch(what: str, instead: str, get: Callable[[], Any]) -> Any:
-    """Get something that LAVIS fetches, and name it if it cannot be had."""
+    """Return what LAVIS fetches; name it if it is not available."""
     try:
         return get()
     except OSError as error:  # what both urllib and requests raise without a network
@@ -91,44 +154,8 @@ def _fetch(what: str, instead: str, get: Callable[[], Any]) -> Any:
         raise ConfigError(f"{what} could not be fetched ({first}); {instead}") from error
 
 
-def _tower(
-    theirs: Any,
-    settings: Settings,
-    used: set[str],
-    cls: Any,
-    cfg: Any,
-    from_pretrained: bool = False,
-) -> Any:
-    init = settings.init.get("vision")
-    if settings.vit and from_pretrained and init is None:
-        raise ConfigError(
-            "vit gives the tower its own sizes, for which there are no weights to fetch: set "
-            "init: {vision: random}, or to a local checkpoint of these sizes"
-        )
-    if from_pretrained and init is None:
-        return _fetch(
-            f"the initial weights of the {cfg.get('vit_type', 'base')} vision tower",
-            "set init: {vision: random}, or to a local checkpoint",
-            lambda: theirs(cfg, from_pretrained=True),
-        )
-    tower = small_tower(cls, cfg, settings.vit) if settings.vit else theirs(cfg)
-    if init not in (None, RANDOM):
-        used.add("vision")
-        _load_tower(tower, str(init))
-    return tower
-
-
-def small_tower(cls: Any, cfg: Any, sizes: Mapping[str, int]) -> Any:
-    """Build a tower that is not LAVIS' base or large.
-
-    Args:
-        cls: LAVIS' tower class.
-        cfg: LAVIS' model section.
-        sizes: Our `vit` section.
-
-    Returns:
-        The tower, of random weights.
-    """
+def _small_tower(cls: Any, cfg: Any, sizes: Mapping[str, int]) -> Any:
+    """Build a tower that is not LAVIS' base or large, by our `vit` section."""
     eps = cfg.get("vit_layer_norm_epsilon", -1)
     tower = cls(
         img_size=cfg.get("image_size", 384),
@@ -145,9 +172,9 @@ def small_tower(cls: Any, cfg: Any, sizes: Mapping[str, int]) -> Any:
 
 def _load_tower(tower: Any, path: str) -> None:
     try:
-        state = torch.load(path, map_location="cpu")
-    except Exception as error:  # of as many kinds as there are kinds of broken files
-        raise ConfigError(f"init: vision: {path} cannot be read as weights: {error}") from error
+        state = load_checkpoint(path)
+    except DataError as error:
+        raise ConfigError(f"init: vision: {error}") from error
     state = state.get("model", state)
     prefix = "visual_encoder."
     if any(key.startswith(prefix) for key in state):
@@ -164,100 +191,20 @@ def _load_tower(tower: Any, path: str) -> None:
         )
 
 
-def _bert(
-    theirs: Any, settings: Settings, used: set[str], cls: Any, name: Any, *args: Any, **kw: Any
-) -> Any:
-    init = settings.init.get("text")
-    if init == RANDOM:
-        return cls(kw.pop("config"), *args, **kw)
-    if init is not None:
-        used.add("text")
-        return theirs(str(init), *args, **kw)
-    return _fetch(
-        f"the text encoder's initial weights, {name!r},",
-        "set init: {text: random}, or to a local folder of such a model",
-        lambda: theirs(name, *args, **kw),
-    )
+def _load(theirs: Any, file: Any, *args: Any, **options: Any) -> Any:
+    """Load a file for LAVIS, without unpickling more than weights."""
+    if options.get("weights_only") or not isinstance(file, (str, Path)):
+        return theirs(file, *args, **options)
+    return load_checkpoint(file)
 
 
-def _tokenizer(
-    theirs: Any, settings: Settings, used: set[str], cls: Any, name: Any, *args: Any, **kw: Any
-) -> Any:
-    if settings.tokenizer is None:
-        return _fetch(
-            f"the tokenizer {name!r}",
-            "set tokenizer to a local vocab.txt or tokenizer folder",
-            lambda: theirs(name, *args, **kw),
-        )
-    path = Path(settings.tokenizer)
-    if path.is_dir():
-        return theirs(str(path), *args, **kw)
-    return cls(vocab_file=str(path))
+def _download(theirs: Any, url: str) -> Any:
+    instead = "set pretrained to a local file, or give sizes by clip"
+    return _fetch(f"the checkpoint {url}", instead, lambda: theirs(url))
 
 
-def _bert_sizes(settings: Settings, base: Any) -> dict[str, Any]:
-    """Values for BERT's config: the given ones, and those that follow from other settings."""
-    sizes: dict[str, Any] = {}
-    if settings.tokenizer is not None:
-        tokenizer = base.init_tokenizer()
-        # BLIP's pre-training begins with a plain BERT and makes room for its own tokens itself.
-        sizes["vocab_size"] = tokenizer.vocab_size if base is BlipPretrain else len(tokenizer)
-    if "width" in settings.vit:
-        sizes["encoder_width"] = settings.vit["width"]
-    return {**sizes, **settings.bert}
-
-
-def _read_bert(theirs: Any, sizes: Mapping[str, Any], cls: Any, path: Any) -> Any:
-    config = theirs(cls, path)
-    unknown = [key for key in sizes if not hasattr(config, key)]
-    if unknown:
-        raise ConfigError(f"bert: {unknown} not known; {path} says what there is")
-    for key, value in sizes.items():
-        setattr(config, key, value)
-    return config
-
-
-def _checkpoint_seams(base: Any) -> list[tuple[Any, str, Callable[..., Any]]]:
-    """Where whole checkpoints come from: LAVIS' three ways to load one, and CLIP's download."""
-    choose, finetuned = BaseModel.load_checkpoint_from_config, BaseModel.load_checkpoint
-    download = clip_model.download_pretrained
-    key = "finetuned" if hasattr(base, "load_from_pretrained") else "pretrained"
-    seams: list[tuple[Any, str, Callable[..., Any]]] = [
-        (
-            BaseModel,
-            "load_checkpoint_from_config",
-            lambda model, cfg, **kw: _choose_checkpoint(choose, model, cfg, **kw),
-        ),
-        (
-            BaseModel,
-            "load_checkpoint",
-            lambda model, url_or_filename: _load_checkpoint(key, finetuned, model, url_or_filename),
-        ),
-        (
-            clip_model,
-            "download_pretrained",
-            lambda url: _fetch(
-                f"the checkpoint {url}",
-                "set pretrained to a local file, or give sizes by clip",
-                lambda: download(url),
-            ),
-        ),
-    ]
-    if hasattr(base, "load_from_pretrained"):
-        pretrained = _load_nlvr if base is AlbefNLVR else base.load_from_pretrained
-        seams.append(
-            (
-                base,
-                "load_from_pretrained",
-                lambda model, url_or_filename, **kw: _load_checkpoint(
-                    "pretrained", pretrained, model, url_or_filename, **kw
-                ),
-            )
-        )
-    return seams
-
-
-def _choose_checkpoint(theirs: Any, model: Any, cfg: Any, **kw: Any) -> Any:
+def _choose_weights(theirs: Any, model: Any, cfg: Any, **options: Any) -> Any:
+    """Load the checkpoint that a model section names, if it names one."""
     if cfg.get("load_finetuned", True):
         if cfg.get("finetuned", None) is None:
             raise ConfigError(
@@ -267,24 +214,25 @@ def _choose_checkpoint(theirs: Any, model: Any, cfg: Any, **kw: Any) -> Any:
     elif cfg.get("pretrained", None) is None:
         log.info("No weights are loaded: pretrained is null.")
         return None
-    return theirs(model, cfg, **kw)
+    return theirs(model, cfg, **options)
 
 
-def _load_checkpoint(key: str, theirs: Any, model: Any, where: Any, **kw: Any) -> Any:
-    if "://" not in str(where) and not Path(str(where)).is_file():
+def _load_weights(key: str, theirs: Any, model: Any, url_or_filename: Any, **options: Any) -> Any:
+    """Load a whole checkpoint, which the model section names under `key`."""
+    if "://" not in str(url_or_filename) and not Path(str(url_or_filename)).is_file():
         raise ConfigError(
-            f"{key} is {str(where)!r}, which is no file: name a local checkpoint or a URL"
+            f"{key} is {str(url_or_filename)!r}, which is no file: name a local checkpoint or a URL"
         )
     return _fetch(
-        f"the checkpoint {where}",
+        f"the checkpoint {url_or_filename}",
         f"set {key} to a local file, or load_finetuned: False and pretrained: null",
-        lambda: theirs(model, where, **kw),
+        lambda: theirs(model, url_or_filename, **options),
     )
 
 
-def _load_nlvr(model: Any, where: Any, use_distill: bool = True) -> Any:
-    """Do what `AlbefNLVR.load_from_pretrained` means: it unpacks two values, and gets one."""
-    loaded = AlbefBase.load_from_pretrained(model, where)
+def load_nlvr(model: Any, url_or_filename: Any, use_distill: bool = True) -> Any:
+    """Do what `AlbefNLVR.load_from_pretrained` is meant to."""
+    loaded = AlbefBase.load_from_pretrained(model, url_or_filename)
     if use_distill and any("_m" in key for key in loaded.missing_keys):
         model.copy_params()
     return loaded

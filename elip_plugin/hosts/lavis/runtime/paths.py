@@ -1,4 +1,4 @@
-"""Where the YAML files of LAVIS' models, data sets and projects lie."""
+"""The folder of YAML files for LAVIS' models, data sets and projects."""
 
 from __future__ import annotations
 
@@ -10,16 +10,8 @@ PACKAGE = Path(__file__).parents[3]
 
 
 def configs_root() -> Path:
-    """Find the folder `lavis_configs`: inside an installed package, beside it in a checkout.
-
-    Returns:
-        The folder, absolute.
-
-    Raises:
-        DataError: If there is none.
-    """
-    places = [PACKAGE / "lavis_configs", PACKAGE.parent / "lavis_configs"]
-    for place in places:
+    """Return the folder `lavis_configs`: inside an installed package, beside it in a checkout."""
+    for place in (PACKAGE / "lavis_configs", PACKAGE.parent / "lavis_configs"):
         if (place / "datasets").is_dir():
             return place.resolve()
     raise DataError(

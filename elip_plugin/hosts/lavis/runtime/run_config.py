@@ -1,9 +1,8 @@
-"""Checking a LAVIS run config before LAVIS meets it: its own errors are bare assertions."""
+"""Checks of a LAVIS run config before LAVIS reads it; its own errors are bare assertions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from elip_plugin.errors import ConfigError, joined
+from elip_plugin.errors import ConfigError, join_faults, nearest
+from elip_plugin.hosts.lavis.runtime.settings import is_misspelt
 
 SECTIONS = ("model", "datasets", "run")
 NEEDED = ("task", "batch_size_train", "batch_size_eval", "num_workers", "device", "output_dir")
@@ -22,19 +22,11 @@ MORE_RUN_KEYS = (
     *("runner", "amp", "beta2", "log_freq", "resume_ckpt_path", "gpu", "rank", "dist_backend"),
     *("report_metric", "prompt"),
 )
-"""What LAVIS reads from a run section but leaves out of its own list."""
+"""Keys that LAVIS reads from a run section but leaves out of its own list."""
 
 
 def read_run_config(path: Path, options: Sequence[str]) -> None:
-    """Check that a config can be read and names models, data and a task that exist.
-
-    Args:
-        path: The config.
-        options: Overrides, such as "run.max_epoch=1".
-
-    Raises:
-        ConfigError: Names every fault at once.
-    """
+    """Check that a config and its overrides can be read and name what exists."""
     if not path.is_file():
         raise ConfigError(f"config {str(path)!r} is no file; `elip lavis configs` lists ours")
     try:
@@ -63,40 +55,30 @@ def read_run_config(path: Path, options: Sequence[str]) -> None:
     if runner is not None:
         faults += _unknown("run.runner", runner, mapping["runner_name_mapping"])
     if faults:
-        raise ConfigError(joined(f"config {path}", faults))
+        raise ConfigError(join_faults(f"config {path}", faults))
 
 
 def check_run_config(cfg: Any) -> None:
-    """Check the run section of a whole config.
-
-    Args:
-        cfg: A `lavis.common.config.Config`.
-
-    Raises:
-        ConfigError: Names every fault at once.
-    """
+    """Check the run section of a `lavis.common.config.Config`."""
     run = cfg.run_cfg
     needed = NEEDED if run.evaluate else NEEDED + NEEDED_TO_TRAIN
     missing = [key for key in needed if run.get(key) is None]
     faults = [f"run: {missing} missing"] if missing else []
     known = [*create_runner_config_validator().arguments, *MORE_RUN_KEYS]
-    for key in map(str, run):
-        near = get_close_matches(key, known, n=1, cutoff=0.8)
-        if key not in known and near:
-            faults.append(f"run: key {key!r} is not known: did you mean {near[0]!r}?")
+    faults += [
+        f"run: key {key!r} is not known: {nearest(key, known)}"
+        for key in map(str, run)
+        if key not in known and is_misspelt(key, known)
+    ]
     schedule = run.get("lr_sched")
     if schedule is not None and not run.evaluate:
         faults += _unknown("run.lr_sched", schedule, registry.list_lr_schedulers())
     if run.get("train_splits") is None and not run.evaluate:
         faults.append('run: train_splits is missing: set train_splits: ["train"]')
     if faults:
-        raise ConfigError(joined("the run config", faults))
+        raise ConfigError(join_faults("the run config", faults))
 
 
 def _unknown(what: str, name: Any, known: Iterable[str]) -> list[str]:
-    names = sorted(known)
-    if name in names:
-        return []
-    near = get_close_matches(str(name), names, n=3, cutoff=0.6)
-    hint = f"did you mean {near}?" if near else f"known are {names}"
-    return [f"{what} {name!r} is not known; {hint}"]
+    names = list(known)
+    return [] if name in names else [f"{what} {name!r} is not known; {nearest(name, names)}"]

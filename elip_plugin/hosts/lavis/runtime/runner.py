@@ -17,13 +17,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from elip_plugin.errors import ConfigError
-from elip_plugin.hosts.lavis.runtime.checkpoint import load_checkpoint, save_checkpoint
-from elip_plugin.hosts.lavis.runtime.mends import any_device
+from elip_plugin.hosts.lavis.runtime.fixes import running
+from elip_plugin.patching.checkpoints import load_checkpoint
 
 NAME = "elip_runner"
-"""What a run section asks for: `runner: elip_runner`."""
-
-LATEST = "latest"
+"""The value of `runner` in a run section."""
 
 log = logging.getLogger("elip_plugin")
 
@@ -32,19 +30,11 @@ class ElipRunner(RunnerBase):
     """`RunnerBase`, for any device.
 
     A relative `output_dir` is relative to the working directory. Each part of the loss is
-    logged. After each epoch there is a checkpoint with all that a run needs to go on, the
-    momentum twin included: `checkpoint_<epoch>.pth`, or with validation splits
-    `checkpoint_latest.pth` beside LAVIS' `checkpoint_best.pth`.
+    logged. After each epoch there is a checkpoint with all that a run needs to resume, the
+    momentum encoder included, which LAVIS leaves out: `checkpoint_<epoch>.pth`, or with
+    validation splits `checkpoint_latest.pth` beside LAVIS' `checkpoint_best.pth`.
 
-    Args:
-        cfg: As in LAVIS.
-        task: As in LAVIS.
-        model: As in LAVIS.
-        datasets: As in LAVIS.
-        job_id: As in LAVIS.
-
-    Raises:
-        ConfigError: If the run section asks for what is not there.
+    Its arguments are LAVIS' own.
     """
 
     _model: nn.Module
@@ -84,32 +74,17 @@ class ElipRunner(RunnerBase):
 
     def train(self) -> None:
         """Train and evaluate as the run section says."""
-        with any_device(self.device, lambda: self.start_epoch):
+        with running(self):
             super().train()
 
     def evaluate(self, cur_epoch: Any = "best", skip_reload: bool = False) -> Any:
-        """Evaluate the test splits.
-
-        Args:
-            cur_epoch: As in LAVIS.
-            skip_reload: As in LAVIS.
-
-        Returns:
-            Scores by split.
-        """
-        with any_device(self.device, lambda: self.start_epoch):
+        """Evaluate the test splits; return their scores."""
+        with running(self):
             self.test_logs = super().evaluate(cur_epoch, skip_reload) or {}
         return self.test_logs
 
     def train_epoch(self, epoch: int) -> dict[str, str]:
-        """Train one epoch.
-
-        Args:
-            epoch: Its number, from 0.
-
-        Returns:
-            LAVIS' averages, and those of each part of the loss in this process.
-        """
+        """Train one epoch; return LAVIS' averages, and this process' of each part of the loss."""
         parts = _LossParts()
         hook = self.unwrap_dist_model(self.model).register_forward_hook(parts)
         try:
@@ -120,20 +95,11 @@ class ElipRunner(RunnerBase):
         shown = {"loss": stats["loss"], **means}
         log.info("epoch %d: %s", epoch, ", ".join(f"{k} {v}" for k, v in shown.items()))
         if self.valid_splits:
-            self._save(LATEST, epoch)
+            self._save("latest", epoch)
         return {**stats, **means}
 
     def eval_epoch(self, split_name: str, cur_epoch: Any, skip_reload: bool = False) -> Any:
-        """Evaluate one split.
-
-        Args:
-            split_name: Its name.
-            cur_epoch: As in LAVIS.
-            skip_reload: As in LAVIS.
-
-        Returns:
-            Its scores, if the task reports any in this process.
-        """
+        """Evaluate one split; return its scores if the task reports any in this process."""
         scores = super().eval_epoch(split_name, cur_epoch, skip_reload)
         if split_name == "val" and scores is not None:
             self.val_metric = float(scores["agg_metrics"])
@@ -141,7 +107,7 @@ class ElipRunner(RunnerBase):
 
     def _save_checkpoint(self, cur_epoch: int, is_best: bool = False) -> None:
         if is_best:
-            # LAVIS forgets over a resume what the best was.
+            # LAVIS' own record of the best does not survive a resume.
             metric = self.val_metric
             if metric is not None and self.best is not None and metric <= self.best:
                 return
@@ -149,11 +115,36 @@ class ElipRunner(RunnerBase):
         self._save("best" if is_best else str(cur_epoch), cur_epoch)
 
     def _save(self, name: str, epoch: int) -> None:
-        if is_main_process():
-            save_checkpoint(self, Path(self.output_dir) / f"checkpoint_{name}.pth", epoch)
+        if not is_main_process():
+            return
+        state = {
+            "model": self.unwrap_dist_model(self.model).state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+            "config": self.config.to_dict(),
+            "epoch": epoch,
+            "best": self.best,
+        }
+        path = Path(self.output_dir) / f"checkpoint_{name}.pth"
+        unfinished = path.with_suffix(".tmp")  # an older file stays whole until then
+        torch.save(state, unfinished)
+        os.replace(unfinished, path)
+        log.info("Saved %s after epoch %d.", path, epoch)
 
     def _load_checkpoint(self, url_or_filename: str) -> None:
-        load_checkpoint(self, Path(url_or_filename))
+        state = load_checkpoint(url_or_filename)
+        try:
+            self.unwrap_dist_model(self.model).load_state_dict(state["model"])
+        except RuntimeError as error:
+            raise ConfigError(
+                f"{url_or_filename} does not fit this model; a run can resume only from a "
+                f"checkpoint of elip_runner with the same model section: {error}"
+            ) from error
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler and state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
+        self.start_epoch, self.best = state["epoch"] + 1, state.get("best")
+        log.info("Resuming from %s at epoch %d.", url_or_filename, self.start_epoch)
         if self.start_epoch >= self.max_epoch:
             raise ConfigError(
                 f"{url_or_filename} has {self.start_epoch} epochs and max_epoch is "
@@ -162,10 +153,12 @@ class ElipRunner(RunnerBase):
             )
 
     def _reload_best_model(self, model: Any) -> Any:
-        if not os.path.exists(os.path.join(self.output_dir, "checkpoint_best.pth")):
+        path = Path(self.output_dir) / "checkpoint_best.pth"
+        if path.is_file():
+            model.load_state_dict(load_checkpoint(path)["model"])
+        else:
             log.warning("No epoch was better than the best so far: testing the last one.")
-            return model
-        return super()._reload_best_model(model)
+        return model
 
 
 class _LossParts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from lavis.common.registry import registry
 from omegaconf import OmegaConf
 
 from elip_plugin.data.pairs import FULL
+from elip_plugin.errors import nearest
 
 SPLITS = ("train", "val", "test")
 _FREE: dict[str, Any] = {}  # a processor's own keys, or a plain value
@@ -30,7 +30,7 @@ _KEYS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Section:
-    """What a section says.
+    """The values of a section, without those that have faults.
 
     Attributes:
         lists: The annotation files of each split.
@@ -47,14 +47,7 @@ class Section:
 
 
 def read_section(config: Any) -> Section:
-    """Read a section, with paths relative to the working directory.
-
-    Args:
-        config: LAVIS' config of one data set.
-
-    Returns:
-        The section; where it has faults, without what they concern.
-    """
+    """Read LAVIS' config of one data set, with paths relative to the working directory."""
     given: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     faults = _key_faults(given, _KEYS, "")
     info = _mapping(given.get("build_info"))
@@ -64,16 +57,20 @@ def read_section(config: Any) -> Section:
         faults.append(f"build_info.images.storage must be one folder, got {folder!r}")
         folder = None
     check = given.get("check_images", True)
-    if not isinstance(check, bool) and check != FULL:
+    if check not in (True, False, FULL):
         faults.append(f"check_images must be true, false or full, got {check!r}")
-        check = True
     if given.get("data_type") != "images":
         faults.append(f"data_type must be images, got {given.get('data_type')!r}")
-    faults += _processor_faults(given)
+    for group in ("vis_processor", "text_processor"):
+        for kind, processor in _mapping(given.get(group)).items():
+            name = _mapping(processor).get("name")
+            if kind in _PROCESSOR and registry.get_processor_class(name) is None:
+                faults.append(f"{group}.{kind}.name: LAVIS has no processor {name!r}")
     return Section(lists, _absolute(folder) if folder else None, check, tuple(faults))
 
 
 def _lists(annotations: dict[str, Any], faults: list[str]) -> dict[str, list[Path]]:
+    """Return the files of each split; add what is wrong with them to the faults."""
     lists = {}
     for split in SPLITS:
         if split not in annotations:
@@ -96,24 +93,11 @@ def _key_faults(given: dict[str, Any], keys: dict[str, Any], where: str) -> list
     faults = []
     for key, value in given.items():
         if key not in keys:
-            nearest = get_close_matches(str(key), keys, n=1, cutoff=0)[0]
-            faults.append(
-                f"{where}{key} is not known: did you mean {nearest}? Keys are {', '.join(keys)}"
-            )
+            faults.append(f"{where}{key} is not known: {nearest(key, keys)}")
         elif keys[key] and isinstance(value, dict):
             faults += _key_faults(value, keys[key], f"{where}{key}.")
         elif keys[key] and value is not None:
             faults.append(f"{where}{key} must hold {', '.join(keys[key])}, got {value!r}")
-    return faults
-
-
-def _processor_faults(given: dict[str, Any]) -> list[str]:
-    faults = []
-    for group in ("vis_processor", "text_processor"):
-        for kind, processor in _mapping(given.get(group)).items():
-            name = _mapping(processor).get("name")
-            if kind in _PROCESSOR and registry.get_processor_class(name) is None:
-                faults.append(f"{group}.{kind}.name: LAVIS has no processor {name!r}")
     return faults
 
 

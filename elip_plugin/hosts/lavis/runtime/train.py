@@ -1,8 +1,4 @@
-"""`elip lavis train` and `evaluate`: what LAVIS' own train.py does, for those who have none.
-
-LAVIS' wheel lacks its scripts. These follow the steps its documentation gives: config,
-processes, seeds, task, data, model, runner.
-"""
+"""`elip lavis train` and `evaluate`: the steps of LAVIS' train.py, which its wheel lacks."""
 
 from __future__ import annotations
 
@@ -34,6 +30,7 @@ from torch import distributed as dist
 from elip_plugin.errors import ConfigError
 from elip_plugin.hosts.lavis.names import register
 from elip_plugin.hosts.lavis.runtime.run_config import check_run_config, read_run_config
+from elip_plugin.patching.checkpoints import load_checkpoint
 
 log = logging.getLogger("elip_plugin")
 
@@ -69,12 +66,16 @@ def run(
     try:
         return _run(cfg, evaluate=evaluate, checkpoint=checkpoint)
     finally:
-        if alone and dist.is_initialized():  # before the interpreter takes its threads apart
+        if alone and dist.is_initialized():  # before the interpreter ends its threads
             dist.destroy_process_group()
 
 
 def _run(cfg: Any, *, evaluate: bool, checkpoint: Path | None) -> dict[str, Any]:
-    _seed(int(cfg.run_cfg.get("seed", 42)) + get_rank())
+    seed = int(cfg.run_cfg.get("seed", 42)) + get_rank()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     setup_logger()
     logging.getLogger("elip_plugin").setLevel(logging.INFO if is_main_process() else logging.WARN)
     cfg.pretty_print()
@@ -82,7 +83,11 @@ def _run(cfg: Any, *, evaluate: bool, checkpoint: Path | None) -> dict[str, Any]
     datasets = task.build_datasets(cfg)
     model = task.build_model(cfg)
     if checkpoint is not None:
-        _load(model, checkpoint)
+        state = load_checkpoint(checkpoint)
+        try:
+            model.load_state_dict(state.get("model", state))
+        except RuntimeError as error:
+            raise ConfigError(f"{checkpoint} does not fit this model section: {error}") from error
     runner_class = registry.get_runner_class(cfg.run_cfg.get("runner", "elip_runner"))
     runner = runner_class(cfg=cfg, job_id=now(), task=task, model=model, datasets=datasets)
     if evaluate:
@@ -112,19 +117,3 @@ def _start_processes(run_cfg: Any) -> None:
         rank=run_cfg.rank,
     )
     setup_for_distributed(run_cfg.rank == 0)
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-
-
-def _load(model: Any, checkpoint: Path) -> None:
-    state = torch.load(checkpoint, map_location="cpu")
-    try:
-        model.load_state_dict(state.get("model", state))
-    except RuntimeError as error:
-        raise ConfigError(f"{checkpoint} does not fit this model section: {error}") from error

@@ -1,0 +1,104 @@
+"""What is installed here, what does not fit, and the command that fixes it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from elip_plugin.hosts import autoload
+from elip_plugin.hosts.registry import hosts
+
+OLDEST_TORCH = (2, 4)
+REINSTALL = "pip install --force-reinstall --no-deps elip-plugin"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        about: What was checked.
+        text: What was found.
+        fix: What to do about it; "" if all is well.
+    """
+
+    about: str
+    text: str
+    fix: str = ""
+
+
+def check_environment() -> list[Finding]:
+    """Check this environment; each host is imported in a process of its own."""
+    python = Finding("Python", f"{platform.python_version()} at {sys.prefix}")
+    return [python, *_check_torch(), _check_autoload(), *_check_hosts()]
+
+
+def version_of(distribution: str) -> str | None:
+    """Return an installed distribution's version."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _check_torch() -> Iterator[Finding]:
+    found = version_of("torch")
+    if found is None:
+        yield Finding("torch", "not installed", "pip install 'torch>=2.4'")
+        return
+    old = _numbers(found) < OLDEST_TORCH
+    yield Finding("torch", found, "pip install -U 'torch>=2.4'" if old else "")
+    import torch
+
+    available = torch.cuda.is_available()
+    name = torch.cuda.get_device_name() if available else "none found; training runs on the CPU"
+    yield Finding("GPU", name)
+
+
+def _check_autoload() -> Finding:
+    if os.environ.get(autoload.SWITCH) == "0":
+        text = f"off, by {autoload.SWITCH}=0: hosts' own commands do not know elip models"
+        return Finding("autoload", text, f"unset {autoload.SWITCH}")
+    file = Path(sysconfig.get_paths()["purelib"]) / autoload.START_FILE
+    if not file.is_file():
+        text = f"off: {autoload.START_FILE} is not among the installed packages"
+        return Finding("autoload", text, REINSTALL)
+    missing = [name for name in autoload.HOSTS if f"'{name}'" not in file.read_text()]
+    if missing:
+        return Finding("autoload", f"on, from {file}, without {missing}", REINSTALL)
+    return Finding("autoload", f"on, from {file}")
+
+
+def _check_hosts() -> Iterator[Finding]:
+    for name, host in hosts().items():
+        found = version_of(host.distribution)
+        if found is None:
+            yield Finding(name, "not installed (only needed if you use it)")
+        elif _numbers(found) < host.oldest:
+            yield Finding(name, f"{found} is too old", host.install)
+        elif (fault := _import_fault(host.module)) is not None:
+            yield Finding(name, f"{found} does not import: {fault}", host.import_advice())
+        else:
+            yield Finding(name, found)
+
+
+def _import_fault(module: str) -> str | None:
+    """Import a host in another process, so that a crash of it is only a finding."""
+    command = [sys.executable, "-W", "ignore", "-c", f"import {module}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == 0:
+        return None
+    lines = done.stderr.strip().splitlines()
+    return lines[-1] if lines else f"exit code {done.returncode}"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    parts = version.partition("+")[0].split(".")[:2]
+    return tuple(int(part) for part in parts if part.isdigit())

@@ -1,0 +1,33 @@
+"""Apply a selection: keep tokens, merge the others into one (paper, section 3).
+
+Shapes: B batch, P prefix tokens, T tokens, K kept, M = T - P - K dropped, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from elip_plugin.core.select import Selection
+
+
+def keep_and_merge(x: Tensor, selection: Selection, prefix: int) -> Tensor:
+    """Apply a selection to the tokens.
+
+    Args:
+        x: Tokens [B, T, D]; gradient flows through them.
+        selection: Which to keep and how to weigh the rest; no gradient.
+        prefix: Prefix tokens P, kept as they are.
+
+    Returns:
+        [prefix, kept, merged]: tokens [B, P + K + 1, D], or [B, P + K, D] without merge weights.
+    """
+    width = x.shape[-1]
+    rest = x[:, prefix:]
+    kept = rest.gather(1, selection.kept.unsqueeze(-1).expand(-1, -1, width))
+    if selection.weights is None:
+        return torch.cat([x[:, :prefix], kept], dim=1)
+    dropped = rest.gather(1, selection.dropped.unsqueeze(-1).expand(-1, -1, width))
+    # A product and a sum, which autocast leaves in the weights' precision.
+    merged = (dropped * selection.weights.unsqueeze(-1)).sum(dim=1, keepdim=True)
+    return torch.cat([x[:, :prefix], kept, merged.to(x.dtype)], dim=1)

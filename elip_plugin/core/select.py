@@ -1,0 +1,40 @@
+"""Select the tokens to keep (paper, section 3). Shapes: B batch, P prefix, T tokens, K kept."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+WEIGHT_FLOOR = 1e-6
+"""Added to the sum of the dropped scores, as in the paper's code."""
+
+
+class Selection(NamedTuple):
+    """A decision about the non-prefix tokens, counted from the first one.
+
+    Attributes:
+        kept: Indices kept [B, K], increasing.
+        dropped: Indices dropped [B, M], best score first.
+        weights: Merge weights of the dropped [B, M], float32 or wider; None drops them unmerged.
+    """
+
+    kept: Tensor
+    dropped: Tensor
+    weights: Tensor | None
+
+
+def select(scores: Tensor, keep: int) -> Selection:
+    """Select the tokens to keep; equal scores favour the earlier token.
+
+    Args:
+        scores: One score per non-prefix token [B, T - P].
+        keep: How many to keep, K.
+
+    Returns:
+        The selection.
+    """
+    best = scores.sort(dim=1, descending=True, stable=True)
+    kept, dropped = best.indices[:, :keep].sort(dim=1).values, best.indices[:, keep:]
+    weights = best.values[:, keep:]
+    return Selection(kept, dropped, weights / (weights.sum(dim=1, keepdim=True) + WEIGHT_FLOOR))

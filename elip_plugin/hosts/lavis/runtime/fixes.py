@@ -1,0 +1,266 @@
+"""The faults of LAVIS 1.0.2 that are repaired in the running process, as one table.
+
+LAVIS is unmaintained. Its last release pins timm 0.4.12, transformers below 4.27 and numpy 1, but
+works beside timm 1, transformers 4.40 to 4.57 and numpy 2 with equal losses. `FIXES` lists what is
+repaired, when, and why. This module imports neither LAVIS nor torch, and no fix changes a file;
+`patches/lavis-1.0.2` has the same repairs for other people's checkouts.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, Literal
+
+from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.patching.monkeypatch import replaced
+
+RUNTIME = "elip_plugin.hosts.lavis.runtime"
+LAVIS = "lavis 1.0.2"
+
+
+@dataclass(frozen=True)
+class Fix:
+    """A fault of LAVIS and its repair.
+
+    Attributes:
+        when: When the repair is in force: from before LAVIS' "import" or after it ("register")
+            until `undo`, while our runner runs ("run"), or in our own classes only ("ours").
+        where: The attribute of LAVIS or its libraries that is at fault, as "module:name".
+        by: What replaces or repairs it, as "module:name".
+        versions: The versions that have the fault.
+        breaks: What breaks without the repair, and why.
+        needed: Whether this process needs the repair, computed from the runner, if any.
+        wraps: Whether `by` makes the new value from LAVIS' own one, and the runner, if any.
+    """
+
+    when: Literal["import", "register", "run", "ours"]
+    where: str
+    by: str
+    versions: str
+    breaks: str
+    needed: Callable[[Any], bool] = lambda runner: True
+    wraps: bool = False
+
+
+def version_of(package: str) -> tuple[int, int]:
+    """Return the version of a package without importing it; zeros if there is none."""
+    try:
+        major, minor = metadata.version(package).split(".")[:2]
+    except metadata.PackageNotFoundError:
+        return 0, 0
+    return int(major), int(minor)
+
+
+def _moved(where: str, by: str, versions: str, breaks: str) -> Fix:
+    return Fix(
+        "import", where, by, f"{LAVIS} with {versions}", breaks, lambda _: _is_missing(where)
+    )
+
+
+def _on_other_devices(where: str, by: str, breaks: str) -> Fix:
+    by = f"{RUNTIME}.devices:{by}"
+    return Fix("run", where, by, LAVIS, breaks, lambda runner: not runner.cuda_enabled, wraps=True)
+
+
+FIXES = (
+    *(
+        _moved(
+            f"transformers.modeling_utils:{name}",
+            f"transformers.pytorch_utils:{name}",
+            "transformers 4.57",
+            "the import: med.py asks for it where transformers had it before",
+        )
+        for name in (
+            "apply_chunking_to_forward",
+            "find_pruneable_heads_and_indices",
+            "prune_linear_layer",
+        )
+    ),
+    _moved("numpy:Inf", "numpy:inf", "numpy 2", "AlbefPretrain.forward, which reads np.Inf"),
+    Fix(
+        "register",
+        "lavis.models.med:BertLMPredictionHead._tie_weights",
+        f"{RUNTIME}.generation:tie_weights",
+        f"{LAVIS} with transformers 4.40 and later",
+        "published weights: a language head's bias has two names, which transformers ties again "
+        "after loading only where a module has this method; without it the bias stays zero",
+    ),
+    Fix(
+        "register",
+        "lavis.models.med:BertLMHeadModel.generate",
+        f"{RUNTIME}.generation:generate",
+        f"{LAVIS} with transformers 4.27 and later",
+        "captions and answers: transformers repeats the image tokens once more, changed its beam "
+        "search, and from 4.50 on models do not inherit generate",
+        needed=lambda _: version_of("transformers") >= (4, 27),
+    ),
+    Fix(
+        "register",
+        "lavis.runners.runner_base:RunnerBase.lr_scheduler",
+        f"{RUNTIME}.progress:reporting",
+        LAVIS,
+        "pruning schedules: a model is not given the number of all steps, and the runners have no "
+        "hook; they call the learning-rate schedule before each forward",
+        wraps=True,
+    ),
+    Fix(
+        "run",
+        "lavis.runners.runner_base:dist",
+        f"{RUNTIME}.devices:dist",
+        LAVIS,
+        "one process: runner_base.py:406 waits for others even where there are none",
+    ),
+    Fix(
+        "run",
+        "lavis.common.logger:SmoothedValue.synchronize_between_processes",
+        f"{RUNTIME}.devices:synchronize",
+        LAVIS,
+        "gloo: logger.py:43 makes a CUDA tensor whatever the process group can carry",
+    ),
+    Fix(
+        "run",
+        "lavis.runners.runner_base:IterLoader",
+        f"{RUNTIME}.devices:iter_loader",
+        LAVIS,
+        "resuming: dataloader_utils.py:79 shuffles as in epoch 0",
+        wraps=True,
+    ),
+    _on_other_devices(
+        "lavis.runners.runner_base:PrefetchLoader",
+        "no_prefetching",
+        "CPUs: dataloader_utils.py:56 opens a CUDA stream",
+    ),
+    _on_other_devices(
+        "lavis.runners.runner_base:DataLoader",
+        "no_pinned_memory",
+        "CPUs: runner_base.py pins memory, which needs a GPU",
+    ),
+    _on_other_devices(
+        "lavis.tasks.base_task:prepare_sample",
+        "no_cuda",
+        "CPUs: base_task.py:80 moves the samples of an evaluation to CUDA",
+    ),
+    Fix(
+        "ours",
+        "lavis.runners.runner_base:RunnerBase._save_checkpoint",
+        f"{RUNTIME}.runner:ElipRunner._save_checkpoint",
+        LAVIS,
+        "resuming: runner_base.py:575 leaves out the momentum encoder, and loading is strict",
+    ),
+    Fix(
+        "ours",
+        "lavis.models:AlbefNLVR.load_from_pretrained",
+        f"{RUNTIME}.offline:load_nlvr",
+        LAVIS,
+        "pre-trained weights: it unpacks two values of a method that returns one",
+    ),
+    Fix(
+        "ours",
+        "lavis.models.vit:VisionTransformer",
+        "elip_plugin.hosts.lavis.factory:from_config",
+        LAVIS,
+        "vit_grad_ckpt: fairscale's wrapper is a closure that a deepcopy shares, so that the "
+        "momentum encoder runs the online weights; we wrap after the copy",
+    ),
+    Fix(
+        "ours",
+        "lavis.models:AlbefPretrain.forward",
+        "elip_plugin.hosts.lavis.text:ElipBertModel",
+        LAVIS,
+        "a pruned tower beside an unpruned momentum encoder, whose tokens albef_pretrain.py:296 "
+        "pairs with the mask of the tower's",
+    ),
+    Fix(
+        "ours",
+        "lavis.models:BlipClassification.forward",
+        "elip_plugin.hosts.lavis.models:ElipBlipClassification.forward",
+        LAVIS,
+        "training: blip_classification.py:129 fills a field that only ALBEF's outputs have",
+    ),
+    Fix(
+        "ours",
+        "lavis.models:CLIP.loss",
+        "elip_plugin.hosts.lavis.models:ElipClip.loss",
+        LAVIS,
+        "one process: the loss takes a process group for granted",
+    ),
+)
+
+_applied: dict[Fix, ExitStack] = {}
+
+
+def prepare() -> None:
+    """Apply the fixes that `import lavis` needs; safe to repeat.
+
+    Nothing is done beside transformers 5, where LAVIS would import but compute other losses.
+    """
+    if version_of("transformers") < (5, 0):
+        _apply("import")
+
+
+def register() -> None:
+    """Apply the fixes of an imported LAVIS for the rest of the process; safe to repeat."""
+    _apply("register")
+
+
+def undo() -> None:
+    """Undo what `prepare` and `register` did, last first."""
+    while _applied:
+        _applied.popitem()[1].close()
+
+
+@contextmanager
+def running(runner: Any) -> Iterator[None]:
+    """Apply the fixes of LAVIS' runner inside the context."""
+    with ExitStack() as stack:
+        for fix in FIXES:
+            if fix.when == "run" and fix.needed(runner):
+                stack.enter_context(_in_force(fix, runner))
+        yield
+
+
+def check_libraries() -> None:
+    """Raise an `UnsupportedModelError` beside libraries with which LAVIS' models differ."""
+    if version_of("transformers") >= (5, 0):
+        raise UnsupportedModelError(
+            f"transformers {metadata.version('transformers')} is installed, and LAVIS 1.0.2 gives "
+            "different losses there: pip install 'transformers<5'"
+        )
+
+
+def find(reference: str) -> tuple[Any, str]:
+    """Import the owner of what "module:name" refers to; return it and the last part of the name."""
+    module, _, path = reference.partition(":")
+    *names, last = path.split(".")
+    owner: Any = importlib.import_module(module)
+    for name in names:
+        owner = getattr(owner, name)
+    return owner, last
+
+
+def _apply(when: str) -> None:
+    for fix in FIXES:
+        if fix.when == when and fix not in _applied and fix.needed(None):
+            stack = ExitStack()
+            stack.enter_context(_in_force(fix))
+            _applied[fix] = stack
+
+
+@contextmanager
+def _in_force(fix: Fix, *runner: Any) -> Iterator[None]:
+    owner, name = find(fix.where)
+    value = getattr(*find(fix.by))
+    with replaced(owner, name, value(getattr(owner, name), *runner) if fix.wraps else value):
+        yield
+
+
+def _is_missing(where: str) -> bool:
+    try:
+        owner, name = find(where)
+    except ImportError:  # LAVIS' own import names what is missing
+        return False
+    return not hasattr(owner, name)

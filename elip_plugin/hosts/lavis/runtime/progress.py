@@ -1,0 +1,42 @@
+"""Training progress of LAVIS' runners, for the schedules of pruning.
+
+All runners of LAVIS call their learning-rate schedule before each forward, with the epoch and
+the iteration. How many of each there are, the runner knows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from elip_plugin.patching.progress import update_for
+
+
+def reporting(lr_scheduler: property) -> property:
+    """Return `RunnerBase.lr_scheduler`, whose steps also update the pruned models' progress."""
+
+    def get(runner: Any) -> _ReportingSchedule:
+        return _ReportingSchedule(lr_scheduler.fget(runner), runner)  # type: ignore[misc]
+
+    return property(get, doc=lr_scheduler.__doc__)
+
+
+class _ReportingSchedule:
+    """A learning-rate schedule of LAVIS that passes its progress on."""
+
+    def __init__(self, schedule: Any, runner: Any) -> None:
+        self.schedule, self.runner = schedule, runner
+        groups = runner.optimizer.param_groups
+        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        # RunnerIter calls so many iterations an epoch.
+        iterations = getattr(runner, "iters_per_inner_epoch", None) or len(runner.train_loader)
+        self.steps_per_epoch = max(1, iterations // runner.accum_grad_iters)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.schedule, name)
+
+    def step(self, cur_epoch: int, cur_step: int) -> None:
+        """Set the learning rate and the progress of one iteration."""
+        self.schedule.step(cur_epoch=cur_epoch, cur_step=cur_step)
+        done = min(cur_step // self.runner.accum_grad_iters, self.steps_per_epoch)
+        total = self.runner.max_epoch * self.steps_per_epoch
+        update_for(self.parameters, cur_epoch * self.steps_per_epoch + done, total)

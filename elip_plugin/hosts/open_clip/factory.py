@@ -1,0 +1,120 @@
+"""Building OpenCLIP's models with all that planning, measuring and drawing need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.loss import ClipLoss, SigLipLoss
+from open_clip.model import get_model_preprocess_cfg
+from torch import Tensor
+
+from elip_plugin.config import DEFAULT_PRESET, ElipConfig
+from elip_plugin.errors import DataError
+from elip_plugin.hosts.base import HostModel
+from elip_plugin.hosts.open_clip.export import CONFIG_KEY
+from elip_plugin.hosts.open_clip.models import describe
+from elip_plugin.hosts.open_clip.names import base_of
+from elip_plugin.patching.install import install
+from elip_plugin.patching.monkeypatch import silenced
+
+VOCABULARY, CONTEXT = 49408, 77
+"""What OpenCLIP's text configs leave out where they mean these."""
+
+
+@dataclass
+class OpenClipModel(HostModel):
+    """An OpenCLIP model with its own preprocessing, tokenizer and loss.
+
+    Attributes:
+        transform: OpenCLIP's evaluation transform.
+    """
+
+    transform: Any = None
+    _tokenizer: Any = field(default=None, repr=False)
+
+    def preprocess(self, picture: Any) -> Tensor:
+        """Turn a Pillow image into an image [3, height, width]."""
+        image: Tensor = self.transform(picture)
+        return image
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Turn texts into token ids [B, context]."""
+        if self._tokenizer is None:  # late: that of a Hugging Face text tower is downloaded
+            self._tokenizer = open_clip.get_tokenizer(self.name)
+        tokens: Tensor = self._tokenizer(list(texts))
+        return tokens
+
+    def example_batch(self, batch: int) -> tuple[Tensor, Tensor]:
+        """Return random images and token ids, on the model's device."""
+        model: Any = self.model
+        device = next(model.parameters()).device
+        size = model.visual.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        text = (open_clip.get_model_config(self.name) or {})["text_cfg"]
+        shape = batch, text.get("context_length", CONTEXT)
+        tokens = torch.randint(1, text.get("vocab_size", VOCABULARY), shape, device=device)
+        return torch.randn(batch, 3, height, width, device=device), tokens
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Encode images into features [B, E]."""
+        model: Any = self.model
+        return model.encode_image(images)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Encode token ids into features [B, E]."""
+        model: Any = self.model
+        return model.encode_text(tokens, normalize=True)
+
+    def loss(self, images: Tensor, tokens: Tensor) -> Tensor:
+        """Compute the contrastive loss of a batch."""
+        out = self.model(images, tokens)
+        given = [out["image_features"], out["text_features"], out["logit_scale"]]
+        if "logit_bias" in out:
+            return SigLipLoss()(*given, out["logit_bias"])
+        return ClipLoss()(*given)
+
+
+def create(
+    name: str,
+    *,
+    config: ElipConfig | None = None,
+    checkpoint: str = "",
+    image_size: int | None = None,
+    device: str = "cpu",
+) -> OpenClipModel:
+    """Build a pruned model; `checkpoint` is a file or a tag of OpenCLIP's. See `Host.create`."""
+    base = base_of(name)
+    options: dict[str, Any] = {} if image_size is None else {"force_image_size": image_size}
+    if config is None:
+        section = (open_clip.get_model_config(name) or {}).get(CONFIG_KEY, DEFAULT_PRESET)
+        config = ElipConfig.from_mapping(section)
+    torch.manual_seed(0)
+    try:
+        # Without a checkpoint the weights are random, which the caller says himself.
+        with nullcontext() if checkpoint else silenced(), torch.device(device):
+            made = open_clip.create_model_and_transforms(
+                base, pretrained=checkpoint or None, output_dict=True, device=device, **options
+            )
+    except Exception as error:  # a file that is none, a tag that is none, a download that fails
+        if not checkpoint:
+            raise
+        raise DataError(f"checkpoint {checkpoint!r} of {base} cannot be read: {error}") from error
+    model: Any = made[0].eval()
+    install(describe(model), config)
+    trunk = getattr(model.visual, "trunk", None)
+    grid = model.visual.grid_size if trunk is None else trunk.patch_embed.grid_size
+    normalization = get_model_preprocess_cfg(model)
+    return OpenClipModel(
+        base,
+        model,
+        (grid[0], grid[1]),
+        tuple(normalization["mean"]),
+        tuple(normalization["std"]),
+        checkpoint or "random weights",
+        transform=made[2],
+    )

@@ -1,0 +1,166 @@
+"""Variants of one model, unpruned and pruned, which share its weights; and passes over them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from elip_plugin.api import apply, find_handle
+from elip_plugin.config import PRESETS, ElipConfig
+from elip_plugin.errors import ConfigError
+from elip_plugin.hosts.base import HostModel
+from elip_plugin.hosts.registry import find_host
+from elip_plugin.patching.install import find_pruner
+from elip_plugin.reducers import reducers
+
+UNPRUNED = "full"
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A variant of a model, and a batch to run it on.
+
+    Attributes:
+        host_model: The variant; its weights belong to all variants.
+        images: Random images [B, 3, height, width].
+        tokens: Random texts, as the model takes them.
+        guided: Makes the context that sets the text guide, which is ready.
+        precision: A key of `PRECISIONS`.
+    """
+
+    host_model: HostModel
+    images: Tensor
+    tokens: Any
+    guided: Callable[[], AbstractContextManager[None]]
+    precision: str
+
+    def features(self) -> Tensor:
+        """Compute image features or tokens, guided by text where the model prunes by text."""
+        with self._autocast(), self.guided():
+            return self.host_model.encode_image(self.images)
+
+    def tower_loss(self) -> Tensor:
+        """Compute a loss of the image features alone."""
+        return self.features().float().square().mean()
+
+    def loss(self) -> Tensor:
+        """Compute the training loss."""
+        with self._autocast():
+            return self.host_model.loss(self.images, self.tokens)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        dtype = PRECISIONS[self.precision]
+        return nullcontext() if dtype is None else torch.autocast(self.images.device.type, dtype)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What is run of a variant.
+
+    Attributes:
+        forward: Computes features, or the loss of a training pass.
+        training: Whether it is run in training mode, with a backward pass.
+        updates: Whether the optimizer then updates the weights.
+    """
+
+    forward: Callable[[Variant], Tensor]
+    training: bool = True
+    updates: bool = False
+
+    def run(self, variant: Variant, optimizer: torch.optim.Optimizer) -> None:
+        """Run the pass once."""
+        if not self.training:
+            with torch.no_grad():
+                self.forward(variant)
+            return
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(self.forward(variant))
+        if self.updates:
+            optimizer.step()
+
+
+PASSES = {
+    "inference": Pass(Variant.features, training=False),
+    "tower": Pass(Variant.tower_loss),
+    "step": Pass(Variant.loss, updates=True),
+}
+"""Image features in evaluation, pruned without text; forward and backward of the vision tower;
+the whole training step."""
+
+
+def pruned_variants() -> dict[str, dict[str, Any]]:
+    """List the pruned variants: the presets, and the reducers besides ELIP."""
+    others = [name for name in reducers() if name != ElipConfig.reducer]
+    return {**{name: {"preset": name} for name in PRESETS}, **{n: {"reducer": n} for n in others}}
+
+
+def variant_names(host_model: HostModel) -> list[str]:
+    """List the variants of a model."""
+    return [UNPRUNED, *host_model.references, *pruned_variants()]
+
+
+def make_variants(
+    host_model: HostModel,
+    names: Iterable[str],
+    *,
+    batch: int,
+    precision: str = "fp32",
+    compiled: bool = False,
+) -> dict[str, Variant]:
+    """Make variants of a pruned model, and a random batch for all of them."""
+    known, names = variant_names(host_model), list(names)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigError(f"variants {unknown} are not known; choose from {known}")
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision must be one of {list(PRECISIONS)}, got {precision!r}")
+    if batch < 1:
+        raise ConfigError(f"batch must be 1 or more, got {batch}")
+    images, tokens = host_model.example_batch(batch)
+    text = None
+    if find_pruner(host_model.model).config.text_weight > 0:
+        with torch.no_grad():
+            text = host_model.encode_text(tokens)
+    made = {}
+    for name in names:
+        model = _make_model(host_model, name, by_text=text is not None, compiled=compiled)
+        guided: Callable[[], Any] = nullcontext
+        if text is not None and name in pruned_variants():
+            guided = _guided(model, text)
+        copied = replace(host_model, model=model.train())
+        if compiled:  # some passes call the tower alone
+            copied.encode_image = torch.compile(copied.encode_image)  # type: ignore[method-assign]
+        made[name] = Variant(copied, images, tokens, guided, precision)
+    return made
+
+
+def _guided(model: nn.Module, text: Tensor) -> Callable[[], AbstractContextManager[None]]:
+    pruner, guide = find_pruner(model), find_host(model).text_guide(model, text)
+    return lambda: pruner.guided(guide)
+
+
+def _make_model(host_model: HostModel, name: str, *, by_text: bool, compiled: bool) -> nn.Module:
+    model = _share_weights(host_model.model)
+    find_handle(model).remove()
+    if name in host_model.references:
+        host_model.references[name](model)
+    elif name != UNPRUNED:
+        weight = {} if by_text else {"text_weight": 0.0}
+        mapping = {**pruned_variants()[name], **weight, "eval_mode": "image"}
+        apply(model, ElipConfig.from_mapping(mapping))
+    if compiled:
+        model.compile()
+    return model
+
+
+def _share_weights(model: nn.Module) -> nn.Module:
+    """Copy a model's structure, but not its weights and buffers."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)

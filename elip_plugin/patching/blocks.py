@@ -1,0 +1,90 @@
+"""What a patched block and a patched stack of blocks have in common, whatever the host."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from elip_plugin.core.blocks import PackedAttention
+from elip_plugin.patching.swap import Patched
+
+if TYPE_CHECKING:
+    from elip_plugin.patching.pruner import Pruner
+
+
+class PrunableBlock(Patched):
+    """A block that can be called in another mode; a host's class comes after this in the bases.
+
+    The host's block has the parts of `elip_plugin.core.blocks.BlockParts`: `packed_attention` (or
+    the two methods below it, where its projections are apart), `attention_output`, `feed_forward`.
+    """
+
+    elip_scale: float | None = None
+    """Factor on the attention's logits; (A / H) ** -0.5 if None."""
+
+    def forward(self, x: Tensor, *args: Any, elip: Any = None, **options: Any) -> Any:
+        """Run the host's forward, or a mode.
+
+        Args:
+            x: Tokens [B, T, D].
+            *args: As in the host.
+            elip: None, or a mode: a function of the block and the tokens.
+            **options: As in the host, or as the mode takes them.
+
+        Returns:
+            What the host's forward or the mode returns.
+        """
+        if elip is not None:
+            return elip(self, x, **options)
+        return super().forward(x, *args, **options)  # type: ignore[misc]
+
+    def packed_attention(self) -> PackedAttention:
+        """Return the attention's projections, where they are one matrix."""
+        raise NotImplementedError(f"{type(self).__name__} has no packed_attention")
+
+    def query_and_keys(self, query: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalise and project a query token and the tokens; see `BlockParts`."""
+        norm, weight, bias, num_heads, query_norm, key_norm = self.packed_attention()
+        a = weight.shape[0] // 3
+        query_bias, key_bias = (None, None) if bias is None else (bias[:a], bias[a : 2 * a])
+        q = F.linear(norm(query), weight[:a], query_bias)
+        k = F.linear(norm(x), weight[a : 2 * a], key_bias)
+        q = q.view(*q.shape[:2], num_heads, -1).transpose(1, 2)
+        k = k.view(*k.shape[:2], num_heads, -1).transpose(1, 2)
+        return q if query_norm is None else query_norm(q), k if key_norm is None else key_norm(k)
+
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalise and project tokens; see `BlockParts`."""
+        norm, weight, bias, num_heads, query_norm, key_norm = self.packed_attention()
+        packed = F.linear(norm(x), weight, bias).view(*x.shape[:2], 3, num_heads, -1)
+        q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
+        q = q if query_norm is None else query_norm(q)
+        return q, k if key_norm is None else key_norm(k), v
+
+    def stochastic_depth(self, added: Tensor) -> Tensor:
+        """Return what is added to the tokens [B, T, D]; a host with stochastic depth applies it."""
+        return added
+
+
+class PrunableStack(Patched):
+    """What runs a tower's blocks, and carries the pruner."""
+
+    if TYPE_CHECKING:
+        elip: Pruner
+
+    def extra_repr(self) -> str:
+        """Show the plan where the model is printed."""
+        return f"elip: {self.elip.plan.summary()}"
+
+
+def call_block(block: Any, x: Tensor, mode: Any = None, **options: Any) -> Any:
+    """Call a block, in a mode if there is one."""
+    return block(x) if mode is None else block(x, elip=mode, **options)
+
+
+def call_checkpointed(block: Any, x: Tensor, mode: Any = None, **options: Any) -> Any:
+    """Call a block that is computed anew in the backward pass; see `call_block`."""
+    return checkpoint(call_block, block, x, mode, use_reentrant=False, **options)

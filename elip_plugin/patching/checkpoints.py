@@ -1,0 +1,52 @@
+"""Loading checkpoint files without running the code that they may contain."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch.serialization import load
+
+from elip_plugin.errors import DataError
+
+TRUST = "ELIP_TRUST_CHECKPOINT"
+"""Environment variable: paths of files that may be unpickled, separated by `os.pathsep`."""
+
+
+def load_checkpoint(path: str | Path, *, trusted: bool = False) -> Any:
+    """Load a file of `torch.save` onto the CPU.
+
+    Args:
+        path: The file.
+        trusted: Whether any Python object may be unpickled, which can run code. Without it,
+            only files named in the environment variable `ELIP_TRUST_CHECKPOINT` may do so.
+
+    Returns:
+        What was saved, usually a dict.
+
+    Raises:
+        DataError: If there is no such file, or it holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"checkpoint {str(path)!r} is no file")
+    trusted = trusted or _is_trusted(path)
+    try:
+        return load(path, map_location="cpu", weights_only=not trusted)
+    except Exception as error:  # of as many kinds as there are kinds of broken files
+        message = f"{path} cannot be read as weights ({_reason(error)})"
+        if not trusted:
+            message += f"; if you trust where it comes from, set {TRUST}={path} to load any object"
+        raise DataError(message) from error
+
+
+def _is_trusted(path: Path) -> bool:
+    names = filter(None, os.environ.get(TRUST, "").split(os.pathsep))
+    return path.resolve() in [Path(name).expanduser().resolve() for name in names]
+
+
+def _reason(error: Exception) -> str:
+    """Return the first sentence of an error, without torch's advice to use weights_only=False."""
+    text = str(error.__context__ or error).strip() or type(error).__name__
+    return text.splitlines()[0].partition(" Please use")[0]

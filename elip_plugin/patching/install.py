@@ -1,0 +1,118 @@
+"""Install a description's class swaps after all checks, and find the pruner again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from elip_plugin.config import ElipConfig
+from elip_plugin.errors import ConfigError, ElipError, UnsupportedModelError
+from elip_plugin.patching.progress import TrainingProgress
+from elip_plugin.patching.pruner import Pruner, TowerShape
+from elip_plugin.patching.swap import ATTRIBUTE, Swap, find_patched
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A vision tower that can be pruned.
+
+    Attributes:
+        shape: Its numbers.
+        stack: The swap of what runs its blocks.
+        blocks: The swaps of its blocks, in their order; only those of blocks that the reducer
+            calls in a mode are made.
+        others: Swaps of other parts of it.
+        random_blocks: Whether looking ahead may not call a block by itself, because it has
+            dropout or stochastic depth; the swaps of all blocks are made then.
+    """
+
+    shape: TowerShape
+    stack: Swap
+    blocks: tuple[Swap, ...]
+    others: tuple[Swap, ...] = ()
+    random_blocks: bool = False
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a host says of a model or tower; making it changes nothing.
+
+    Attributes:
+        module: The model, or a bare tower.
+        tower: Its vision tower.
+        others: Swaps besides the towers', the model's own included.
+        momentum: The tower of its momentum encoder, if it has one.
+        no_eval_by_text: Why evaluation may not prune by text; "" if it may.
+        no_text_guide: What to raise where a text shall guide; None if it can.
+    """
+
+    module: nn.Module
+    tower: Tower
+    others: tuple[Swap, ...] = ()
+    momentum: Tower | None = None
+    no_eval_by_text: str = ""
+    no_text_guide: ElipError | None = None
+
+
+def install(description: Description, config: ElipConfig) -> Pruner:
+    """Patch a described model in place.
+
+    Args:
+        description: What the host says of it.
+        config: What to prune.
+
+    Returns:
+        The pruner of its vision tower. On any error the model is as before.
+
+    Raises:
+        ConfigError: If the configuration does not suit this kind of model.
+    """
+    name, reason = type(description.module).__name__, description.no_eval_by_text
+    if config.eval_mode == "text" and config.guide_source == "caption" and reason:
+        raise ConfigError(f"eval_mode 'text' is refused for {name}: {reason}")
+    if config.prune_momentum and description.momentum is None:
+        raise ConfigError(
+            f"prune_momentum is for models with a momentum encoder (ALBEF and BLIP of LAVIS); "
+            f"{name} has none here: leave it out"
+        )
+    if config.text_weight > 0 and description.no_text_guide is not None:
+        raise description.no_text_guide
+    towers = [description.tower]
+    if config.prune_momentum and description.momentum is not None:
+        towers.append(description.momentum)
+    # A training command finds the progress by any weight of the model: a tower may be frozen.
+    progress = TrainingProgress(config, description.module)
+    pruners = [Pruner(config, tower.shape, progress, tower.random_blocks) for tower in towers]
+    for tower, pruner in zip(towers, pruners):
+        used = pruner.reducer.blocks_used(pruner.plan.stages, tower.shape.depth)
+        for i, block in enumerate(tower.blocks):
+            if tower.random_blocks or i in used:
+                block.make()
+        for other in tower.others:
+            other.make()
+        tower.stack.make(elip=pruner)
+    for other in description.others:
+        other.make(elip=pruners[0])
+    return pruners[0]
+
+
+def find_pruner(module: Any) -> Pruner:
+    """Return the pruner of a patched model (not its momentum encoder's) or tower."""
+    found = vars(module).get(ATTRIBUTE)
+    if isinstance(found, Pruner):
+        return found
+    for patched in find_patched(module):
+        found = vars(patched).get(ATTRIBUTE)
+        if isinstance(found, Pruner):
+            return found
+    raise UnsupportedModelError(
+        f"{type(module).__name__} is not pruned by ELIP; call elip_plugin.apply(model) first"
+    )
+
+
+def find_pruners(model: nn.Module) -> list[Pruner]:
+    """Return all pruners of a model: one for each of its towers that is pruned."""
+    found = (vars(module).get(ATTRIBUTE) for module in find_patched(model))
+    return list({id(pruner): pruner for pruner in found if isinstance(pruner, Pruner)}.values())

@@ -1,0 +1,88 @@
+"""Run pictures through a model, text by text, and record what each stage did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elip_plugin.api import find_handle
+from elip_plugin.config import ElipConfig
+from elip_plugin.core.trace import MERGED, StageTrace
+from elip_plugin.errors import ConfigError
+from elip_plugin.hosts.base import HostModel
+from elip_plugin.patching.install import find_pruner
+from elip_plugin.visualize.pictures import Picture
+from elip_plugin.visualize.views import Row, StageView, Visualization
+
+
+def visualize(
+    host_model: HostModel, pictures: Sequence[Picture], texts: Sequence[str]
+) -> Visualization:
+    """Run pictures through a model."""
+    handle = find_handle(host_model.model)
+    if texts and handle.config.text_weight == 0:
+        raise ConfigError(
+            f"{host_model.name} is pruned by the image alone (text_weight 0), so a text changes "
+            "nothing: leave --text out"
+        )
+    rows: list[Row] = []
+    shown = []
+    for place, picture in enumerate(pictures):
+        image = host_model.preprocess(picture.image).unsqueeze(0)
+        shown.append((picture.name, _as_seen(image[0], host_model)))
+        first: tuple[int, ...] | None = None
+        for text in _texts(picture, texts, handle.config):
+            stages = _run(host_model, image, text)
+            last = stages[-1].kept
+            differing = None if first is None else len(set(last) - set(first))
+            first = last if first is None else first
+            rows.append(Row(place, text, stages, differing))
+    return Visualization(
+        host_model.name,
+        host_model.weights,
+        handle.plan.summary(),
+        host_model.grid_size,
+        tuple(shown),
+        tuple(rows),
+    )
+
+
+def _texts(picture: Picture, texts: Sequence[str], config: ElipConfig) -> Iterable[str | None]:
+    if config.text_weight == 0:
+        return [None]
+    return texts or [picture.caption]
+
+
+def _run(host_model: HostModel, image: Tensor, text: str | None) -> tuple[StageView, ...]:
+    handle, pruner = find_handle(host_model.model), find_pruner(host_model.model)
+    with torch.no_grad(), ExitStack() as stack:
+        # By text too, in evaluation: nothing is scored here, so nothing leaks.
+        stack.enter_context(pruner.evaluated_by("image" if text is None else "text"))
+        if text is not None:
+            features = host_model.encode_text(host_model.tokenize([text]))
+            stack.enter_context(handle.guide(features))
+        trace = stack.enter_context(handle.trace())
+        host_model.encode_image(image)
+    return tuple(_view(stage) for stage in trace.stages)
+
+
+def _view(stage: StageTrace) -> StageView:
+    kept = tuple(i for i in stage.kept[0].tolist() if i != MERGED)
+    weights = [] if stage.merge_weights is None else stage.merge_weights[0].tolist()
+    merged = {i: weight for i, weight in enumerate(weights) if weight > 0}
+    present = set(stage.sources[0].sum(dim=0).nonzero().flatten().tolist())
+    earlier = present - set(kept) - set(merged)
+    gone = set(range(stage.sources.shape[2])) - present
+    return StageView(stage.block, kept, merged, tuple(sorted(earlier)), tuple(sorted(gone)))
+
+
+def _as_seen(image: Tensor, host_model: HostModel) -> Any:
+    from PIL import Image
+
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (host_model.mean, host_model.std))
+    pixels = (image.float() * std + mean).clamp(0, 1).mul(255).round().byte()
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())

@@ -1,0 +1,99 @@
+"""What is drawn, and its description in words: for titles, and for readers who do not see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StageView:
+    """What is left of a picture after one stage.
+
+    Attributes:
+        block: The block before which it pruned.
+        kept: Patches that are still tokens of their own.
+        merged: Weights of the patches in the token that this stage made, 0 to 1, by patch.
+        earlier: Patches in a token that an earlier stage made, and this one kept.
+        gone: Patches that were dropped.
+    """
+
+    block: int
+    kept: tuple[int, ...]
+    merged: dict[int, float]
+    earlier: tuple[int, ...]
+    gone: tuple[int, ...]
+
+    @property
+    def opacities(self) -> dict[int, float]:
+        """How strongly each merged patch is coloured: the more it weighs, the stronger."""
+        heaviest = max(self.merged.values(), default=1.0)
+        return {patch: 0.35 + 0.55 * weight / heaviest for patch, weight in self.merged.items()}
+
+    def describe(self) -> str:
+        """Describe what is left after the stage."""
+        counts = [len(part) for part in (self.kept, self.merged, self.earlier, self.gone)]
+        words = ("kept", "in one merged token", "in an earlier one", "dropped")
+        others = [f"{n} {word}" for n, word in zip(counts[1:], words[1:]) if n]
+        return ", ".join([f"{counts[0]} of {sum(counts)} patches kept", *others])
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture with one text.
+
+    Attributes:
+        picture: Its place in `Visualization.pictures`.
+        text: The text that guided; None for the image alone.
+        stages: What each stage left.
+        differing: Patches kept at the end that the picture's first row did not keep; None for
+            that first row itself.
+    """
+
+    picture: int
+    text: str | None
+    stages: tuple[StageView, ...]
+    differing: int | None
+
+
+@dataclass(frozen=True)
+class Visualization:
+    """All that is drawn.
+
+    Attributes:
+        model: The model's name.
+        weights: Where its weights come from.
+        plan: The plan in one line.
+        grid: Rows and columns of patches.
+        pictures: Names and pictures as the model sees them (Pillow images).
+        rows: What was done to them.
+    """
+
+    model: str
+    weights: str
+    plan: str
+    grid: tuple[int, int]
+    pictures: tuple[tuple[str, Any], ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def column_titles(self) -> list[str]:
+        """One title for the whole picture, then one per stage."""
+        stages = self.rows[0].stages if self.rows else ()
+        return ["as the model sees it", *(f"before block {stage.block}" for stage in stages)]
+
+    def row_title(self, row: Row) -> str:
+        """Build the title of a row."""
+        title = "the image alone" if row.text is None else f"“{row.text}”"
+        if len(self.pictures) > 1:
+            title = f"{self.pictures[row.picture][0]}: {title}"
+        if row.differing is not None:
+            patches = "patch" if row.differing == 1 else "patches"
+            title += f" ({row.differing} {patches} kept at the end that the first row lost)"
+        return title
+
+    def box(self, image: Any, patch: int) -> tuple[float, float, float, float]:
+        """Find a patch in a picture."""
+        rows, columns = self.grid
+        width, height = image.size[0] / columns, image.size[1] / rows
+        return patch % columns * width, patch // columns * height, width, height

@@ -1,0 +1,87 @@
+"""`elip doctor` finds what is wrong, and names the command that fixes it."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from elip_plugin.cli import environment
+from elip_plugin.cli.main import app
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What is installed, by a table that tests may change; nothing is imported."""
+    versions = {"torch": "2.13.0", "open_clip_torch": "3.3.0", "salesforce-lavis": "1.0.2"}
+    versions |= {"timm": "0.4.12", "transformers": "4.26.1"}
+
+    def version(name: str) -> str:
+        if name not in versions:
+            raise metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(environment.metadata, "version", version)
+    monkeypatch.setattr(environment, "_import_fault", lambda module: None)
+    monkeypatch.delenv("ELIP_AUTOLOAD", raising=False)
+    return versions
+
+
+def fixes() -> dict[str, str]:
+    return {f.about: f.fix for f in environment.check_environment() if f.fix}
+
+
+def test_all_is_well_here() -> None:
+    """In the environments that the tests run in, with the hosts really imported."""
+    assert fixes() == {}
+    result = CliRunner().invoke(app, ["doctor"])
+    assert result.exit_code == 0 and "autoload on" in " ".join(result.output.split())
+
+
+def test_what_is_missing_or_old(installed: dict[str, str]) -> None:
+    assert fixes() == {}
+    installed["open_clip_torch"] = "2.20.0"
+    installed["torch"] = "2.3.1+cu121"
+    del installed["salesforce-lavis"]  # no fault: a host is only needed by those who use it
+    assert fixes() == {
+        "torch": "pip install -U 'torch>=2.4'",
+        "open_clip": "pip install 'elip-plugin[open-clip]'",
+    }
+    assert CliRunner().invoke(app, ["doctor"]).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "fix"),
+    [
+        ({}, "pip install 'numpy<2'"),
+        ({"transformers": "5.1.0"}, "pip install 'transformers<5'"),
+        ({"timm": "1.0.31"}, "pip install 'elip-plugin[lavis]'"),
+    ],
+)
+def test_a_host_that_does_not_import(
+    change: dict[str, str], fix: str, installed: dict[str, str], monkeypatch: Any
+) -> None:
+    installed.update(change)
+    faults = {"lavis": "ImportError: numpy.core.multiarray failed to import"}
+    monkeypatch.setattr(environment, "_import_fault", faults.get)
+    assert fixes() == {"lavis": fix}
+    output = " ".join(CliRunner().invoke(app, ["doctor"]).output.split())
+    assert "does not import" in output and "multiarray" in output
+
+
+def test_a_crash_of_a_host_is_a_finding() -> None:
+    assert environment._import_fault("json") is None
+    fault = environment._import_fault("no_such_module_at_all")
+    assert fault is not None and "no_such_module_at_all" in fault
+
+
+def test_autoload_that_is_off(installed: dict[str, str], monkeypatch: Any, tmp_path: Any) -> None:
+    monkeypatch.setenv("ELIP_AUTOLOAD", "0")
+    assert fixes() == {"autoload": "unset ELIP_AUTOLOAD"}
+    monkeypatch.delenv("ELIP_AUTOLOAD")
+    monkeypatch.setattr(environment.sysconfig, "get_paths", lambda: {"purelib": str(tmp_path)})
+    assert "force-reinstall" in fixes()["autoload"]
+    (tmp_path / "elip.pth").write_text("... in ('open_clip',) ...")  # of an older version
+    assert "force-reinstall" in fixes()["autoload"]

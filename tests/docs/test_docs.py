@@ -1,0 +1,193 @@
+"""The docs say what the code says; their snippets run; the errors they name are real."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from entry_points import installed_package
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SNIPPETS = [
+    pytest.param(page, code, id=f"{page.stem}: {code.strip().splitlines()[0]}-{place}")
+    for page in PAGES
+    for place, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+]
+
+
+def load_make() -> Any:
+    spec = importlib.util.spec_from_file_location("docs_make", ROOT / "docs" / "make.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def package(page: Path, tmp_path: Path) -> Iterator[None]:
+    """Install the files that a page shows (`# name.py`), with their entry point."""
+    text = page.read_text()
+    for name, code in re.findall(r"```python\n# ([\w/]+\.py)\n(.*?)```", text, re.DOTALL):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(code)
+    entries = re.findall(r'```toml\n\[project.entry-points."(.*?)"\]\n(\w+) = "(.*?)"', text)
+    with ExitStack() as stack:
+        for group, name, place in entries:
+            stack.enter_context(installed_package(tmp_path, name, group, place))
+        yield
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("error:ELIP config:DeprecationWarning")
+@pytest.mark.parametrize(("page", "code"), SNIPPETS)
+def test_snippet(page: Path, code: str, package: None) -> None:
+    pytest.importorskip("open_clip")
+    exec(compile(code, page.name, "exec"), {"__name__": "snippet"})
+
+
+def test_there_are_snippets() -> None:
+    assert len(SNIPPETS) >= 8
+
+
+def test_the_configuration_reference_is_current() -> None:
+    """Write it anew with `python docs/make.py`."""
+    assert (ROOT / "docs" / "configuration.md").read_text() == load_make().configuration()
+
+
+def test_the_list_of_openclip_models_is_current() -> None:
+    open_clip = pytest.importorskip("open_clip")
+    written = (ROOT / "docs" / "open_clip_models.md").read_text()
+    if f"OpenCLIP {open_clip.__version__}'s" not in written:
+        pytest.skip("the list was written for another release of OpenCLIP")
+    assert written == load_make().open_clip_models()
+
+
+def test_every_page_is_in_the_menu_and_on_the_start_page() -> None:
+    pages = {page.stem for page in (ROOT / "docs").glob("*.md")} - {"README"}
+    assert pages == set(re.findall(r"^   (\w+)$", (ROOT / "docs" / "index.rst").read_text(), re.M))
+    assert pages <= set(re.findall(r"\((\w+)\.md\)", (ROOT / "docs" / "README.md").read_text()))
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The anchors that a git host, and MyST, give to a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_links_and_pictures_lead_somewhere() -> None:
+    for page in [*PAGES, ROOT / "examples" / "README.md"]:
+        text = page.read_text()
+        links = re.findall(r"\]\(([^)#\s]*)#?([\w-]*)\)", text)
+        links += [(source, "") for source in re.findall(r'<img src="([^"]+)"', text)]
+        for target, anchor in links:
+            if target.startswith("http"):
+                continue
+            path = page.parent / target if target else page
+            assert path.exists(), f"{page.name}: {target}"
+            assert not anchor or anchor in anchors_of(path), f"{page.name}: {target}#{anchor}"
+
+
+def test_the_errors_in_troubleshooting_are_the_codes_own() -> None:
+    sources = (path.read_text() for path in (ROOT / "elip_plugin").rglob("*.py"))
+    # Strings are split over lines: without quotes and line ends they are whole.
+    code = re.sub(r'["\s]+f?(?=")|["\n]', "", " ".join(sources))
+    code = re.sub(r"\s+", "", code.replace("'", ""))
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    named = [text for text in re.findall(r"^\*\*`(.+)`\*\*$", page, re.MULTILINE)]
+    assert len(named) >= 12
+    for text in named:
+        for part in re.split(r"\.\.\.|\d+|elip-plugin|open_clip|SGD|, ", text):
+            bare = re.sub(r"\s+", "", part.replace("'", ""))
+            if len(bare) > 12:
+                assert bare in code, f"{text!r}: {part!r}"
+
+
+def test_make_targets_exist() -> None:
+    targets = {line.split(":")[0] for line in (ROOT / "Makefile").read_text().splitlines()}
+    for page in PAGES:
+        named = set(re.findall(r"(?:^|`)make ([\w-]+)", page.read_text(), re.MULTILINE))
+        assert named <= targets, page.name
+
+
+def shell_lines(program: str) -> list[Any]:
+    """Commands of a program in the docs and in the headers of examples, joined over line ends."""
+    found = []
+    for page in [*PAGES, *sorted((ROOT / "lavis_configs").rglob("*.yaml"))]:
+        text = page.read_text()
+        if page.suffix == ".md":
+            text = "\n".join(re.findall(r"```\n(.*?)```", text, re.DOTALL))
+        for line in text.replace("\\\n", " ").splitlines():
+            line = line.removeprefix("# ").removeprefix("$ ").split("  #")[0].strip()
+            if re.match(rf"([A-Z_]+=\S+ )?{re.escape(program)} ", line):
+                found.append(pytest.param(line, id=f"{page.name}: {line[:60]}-{len(found)}"))
+    return found
+
+
+@pytest.mark.parametrize("line", shell_lines("elip"))
+def test_commands_of_ours_are_known_with_all_their_options(line: str) -> None:
+    import typer
+
+    from elip_plugin.cli.main import app
+
+    command: Any = typer.main.get_command(app)
+    words = shlex.split(line)[1:]
+    while words and hasattr(command, "commands"):
+        assert words[0] in command.commands, line
+        command = command.commands[words.pop(0)]
+    assert options_in(words) <= options_of(command), line
+
+
+def options_in(words: list[str]) -> set[str]:
+    return {word for word in words if word.startswith("-")}
+
+
+def options_of(command: Any) -> set[str]:
+    return {"--help", *(name for parameter in command.params for name in parameter.opts)}
+
+
+@pytest.mark.parametrize("line", shell_lines("python -m benchmarks.quality"))
+def test_commands_of_the_study_are_known_with_all_their_options(line: str) -> None:
+    import typer
+
+    if not (ROOT / "benchmarks").is_dir():
+        pytest.skip("benchmarks/ is in the repository only")
+    study = pytest.importorskip("benchmarks.quality.__main__")
+    assert options_in(shlex.split(line)) - {"-m"} <= options_of(typer.main.get_command(study.app))
+
+
+@pytest.mark.parametrize("line", shell_lines("python -m open_clip_train.main"))
+def test_commands_of_openclip_are_known_with_all_their_options(line: str) -> None:
+    params = pytest.importorskip("open_clip_train.params")
+    given = re.sub(r" \.\.\.$", "", line.split("open_clip_train.main")[1])
+    words = shlex.split(given.replace("...", "X"))
+    made = params.parse_args(words)
+    assert made.model in line
+
+
+def test_config_sections_in_the_docs_are_valid() -> None:
+    from elip_plugin import ElipConfig
+
+    sections = 0
+    for page in PAGES:
+        for kind, text in re.findall(r"```(json|yaml)\n(.*?)```", page.read_text(), re.DOTALL):
+            omegaconf = pytest.importorskip("omegaconf")
+            values = json.loads(text) if kind == "json" else omegaconf.OmegaConf.create(text)
+            section = values.get("elip", (values.get("model") or {}).get("elip"))
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", DeprecationWarning)
+                ElipConfig.from_mapping(section)
+            sections += 1
+    assert sections >= 2

@@ -1,0 +1,40 @@
+"""Every example runs and says what it should."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "examples"
+EXPECTED = {
+    "open_clip_training": (
+        "open_clip",
+        ["28% of 12 blocks' tokens", "step 9: loss", "fit the plain"],
+    ),
+    "lavis_finetuning": ("lavis", ["28% of 12 blocks' tokens", "step 2: loss"]),
+    "registry_lookup": ("open_clip", ["elip-ViT-B-32 prunes ViT-B-32 of open_clip", "cosine"]),
+    "image_only_inference": ("open_clip", ["of the operations", "are left as tokens", "cosine"]),
+    "comparing_reducers": ("open_clip", ["elip ", "evit ", "tome ", "random "]),
+}
+
+
+def test_every_example_is_here_and_in_the_readme() -> None:
+    files = {path.stem for path in FOLDER.glob("*.py")}
+    assert files == {*EXPECTED, "demo"}
+    readme = (FOLDER / "README.md").read_text()
+    assert all(f"`{name}.py`" in readme for name in files)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(EXPECTED))
+def test_example(name: str) -> None:
+    host, expected = EXPECTED[name]
+    pytest.importorskip(host)
+    command = [sys.executable, str(FOLDER / f"{name}.py")]
+    made = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert made.returncode == 0, made.stderr
+    for text in expected:
+        assert text in made.stdout, made.stdout

@@ -1,0 +1,437 @@
+"""Building LAVIS' models offline: faults are named, local weights load, all seams are undone."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import pytest
+import torch
+
+pytest.importorskip("lavis")
+
+import transformers
+from lavis.models import med
+from lavis.models.base_model import BaseModel
+from lavis.models.blip_models.blip import BlipBase
+from lavis.models.clip_models import model as clip_model
+from lavis.models.vit import VisionTransformerEncoder
+from lavis_family import (
+    ARCHS,
+    BERT,
+    CLIP,
+    STILL,
+    VIT,
+    assert_equal,
+    is_clip,
+    one_thread,  # noqa: F401
+    quiet,
+    run,
+    section,
+    stock,
+    twin,
+    vocabulary,
+)
+from omegaconf import OmegaConf
+from torch import nn
+
+from elip_plugin import find_handle
+from elip_plugin.errors import ConfigError, DataError, PlanError
+
+VISION_ONLY, TEXT_ONLY = {"vision": "random"}, {"text": "random"}
+
+FETCHING_TOWER = ["albef_pretrain", "albef_feature_extractor", "blip_pretrain"]
+FETCHING_BERT = ["albef_pretrain", "albef_feature_extractor", "albef_vqa", "albef_nlvr"]
+FETCHING_BERT += ["blip_pretrain"]
+LOADING = [a for a in ARCHS if not is_clip(a) and not a.endswith("_pretrain")]
+"""Archs that load whole checkpoints; LAVIS' pre-training models do not."""
+STRAIGHT = ["albef_feature_extractor", "blip_feature_extractor", "blip_classification"]
+"""Those that load `pretrained` whatever `load_finetuned` says."""
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What LAVIS fetches with, as it fails without a network."""
+
+    def refuse(error: type[OSError]) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            raise error("no route to host\nsecond line")
+
+        return call
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse(URLError))
+    for module in ("albef_models", "albef_models.albef_vqa", "blip_models.blip", "base_model"):
+        monkeypatch.setattr(f"lavis.models.{module}.download_cached_file", refuse(URLError))
+    monkeypatch.setattr(clip_model, "download_pretrained", refuse(URLError))
+    for module in ("tokenization_utils_base", "modeling_utils"):
+        read = getattr(transformers, module).cached_file
+
+        def local_only(name: Any, *args: Any, read: Any = read, **options: Any) -> Any:
+            if Path(str(name)).exists():
+                return read(name, *args, **options)
+            raise OSError("no route to host\nsecond line")
+
+        monkeypatch.setattr(f"transformers.{module}.cached_file", local_only)
+
+
+def refused(match: str, arch: str = "albef_vqa", error: Any = ConfigError, **changes: Any) -> str:
+    with pytest.raises(error, match=match) as caught:
+        twin(arch, **changes)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arch, changes, match",
+    [
+        ("albef_vqa", {"tokeniser": "x"}, "'tokeniser' is not known: did you mean .'tokenizer'"),
+        ("albef_vqa", {"elpi": "paper"}, "'elpi' is not known: did you mean .'elip'"),
+        ("clip", {"elpi": "paper"}, "'elpi' is not known: did you mean .'elip'"),
+        ("albef_vqa", {"clip": CLIP}, "'clip' does not suit this arch"),
+        ("clip", {"vit": VIT}, "'vit' does not suit this arch"),
+        ("albef_vqa", {"elip": {"stage": []}}, "key 'stage' is not known"),
+        ("albef_vqa", {"elip": "papper"}, "preset 'papper' is not known"),
+        ("albef_vqa", {"vit": {"widht": 32}}, "vit: key 'widht' is not known"),
+        ("albef_vqa", {"vit": 32}, "vit must be a mapping, got 32"),
+        ("albef_vqa", {"vit": {**VIT, "depth": 0}}, "vit: depth must be an integer from 1 up"),
+        ("albef_vqa", {"vit": {**VIT, "heads": 5}}, "width 32 is not a multiple of heads 5"),
+        ("albef_vqa", {"init": {"image": "random"}}, "init: key 'image' is not known"),
+        ("albef_vqa", {"init": {"vision": "nowhere.pt"}}, "init: vision is 'nowhere.pt'.*file"),
+        ("albef_vqa", {"init": {"text": "nowhere"}}, "init: text is 'nowhere'.*folder"),
+        ("albef_vqa", {"tokenizer": "nowhere/vocab.txt"}, "'nowhere/vocab.txt' does not exist"),
+        ("albef_vqa", {"bert": {"hidden_sise": 32}}, r"bert: \['hidden_sise'\] not known"),
+        ("clip", {"clip": {**CLIP, "heads": 2}}, "clip: key 'heads' is not known"),
+        ("clip", {"clip": {"embed_dim": 32}}, r"clip: \['vision_cfg', 'text_cfg'\] missing"),
+        ("clip", {"pretrained": "nowhere.pt"}, "pretrained is 'nowhere.pt', which is no file"),
+    ],
+)
+def test_faults_are_named(arch: str, changes: dict[str, Any], match: str) -> None:
+    refused(match, arch, **changes)
+
+
+def test_all_faults_of_the_section_are_named_at_once() -> None:
+    text = refused("3 faults", tokeniser="x", clip={}, vit={"widht": 1})
+    assert all(word in text for word in ("'tokeniser'", "'clip'", "'widht'"))
+
+
+def test_keys_of_lavis_pass() -> None:
+    """LAVIS' own keys may lie near ours; none of any shipped config is called a slip."""
+    from lavis.common.utils import get_abs_path
+
+    from elip_plugin.hosts.lavis.runtime.settings import read_settings
+
+    for arch, cls in ARCHS.items():
+        for path in cls.replaces.PRETRAINED_MODEL_CONFIG_DICT.values():
+            read_settings(cls, OmegaConf.load(get_abs_path(path)).model)
+        read_settings(cls, section(arch))
+
+
+@pytest.mark.parametrize("arch", FETCHING_TOWER)
+def test_own_sizes_of_a_tower_need_its_first_weights(arch: str) -> None:
+    refused("vit gives the tower its own sizes", arch, init=TEXT_ONLY)
+
+
+def test_a_plan_that_does_not_fit_is_refused() -> None:
+    refused("lookahead", error=PlanError, elip={"stages": [dict(block=11, lookahead=2, keep=0.5)]})
+    refused("16", error=PlanError, elip={"stages": [dict(block=2, lookahead=1, keep=40)]})
+
+
+@pytest.mark.parametrize("arch", [a for a in LOADING if a not in STRAIGHT])
+def test_a_checkpoint_that_is_wanted_must_be_named(arch: str) -> None:
+    refused(
+        "load_finetuned is true, but finetuned names no", arch, load_finetuned=True, finetuned=None
+    )
+    refused("finetuned is 'no.pt', which is no file", arch, load_finetuned=True, finetuned="no.pt")
+
+
+@pytest.mark.parametrize("arch", LOADING)
+def test_a_checkpoint_that_is_missing_is_named(arch: str) -> None:
+    refused("pretrained is 'no.pt', which is no file", arch, pretrained="no.pt")
+
+
+def test_no_checkpoint_at_all_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "elip_plugin")
+    twin("albef_vqa")
+    assert "No weights are loaded" in caplog.text
+    assert "ELIP prunes the vision tower by the question" in caplog.text
+    caplog.clear()
+    twin("albef_vqa", elip={"text_weight": 0.0})
+    assert "by the image alone" in caplog.text
+
+
+@pytest.mark.parametrize("arch", FETCHING_BERT)
+def test_without_a_network_the_text_encoder_is_named(arch: str) -> None:
+    text = refused("text encoder's initial weights, 'bert-base-uncased'", arch, init=VISION_ONLY)
+    assert "no route to host" in text and "second line" not in text and "init: {text" in text
+
+
+def test_without_a_network_the_other_parts_are_named() -> None:
+    refused("tokenizer 'bert-base-uncased' could not be fetched .no route", tokenizer=None)
+    url = "https://host.invalid/model.pth"
+    for arch in LOADING:
+        if arch not in ("blip_nlvr", "albef_nlvr"):
+            refused(f"the checkpoint {url} could not be fetched", arch, pretrained=url)
+    refused(f"the checkpoint {url} could", load_finetuned=True, finetuned=url)
+    refused(
+        "the checkpoint https?://.* could not be fetched .*no route",
+        "clip",
+        clip=None,
+        model_type="ViT-B-32",
+        pretrained="openai",
+    )
+
+
+def test_without_a_network_a_tower_of_lavis_size_is_named() -> None:
+    refused(
+        "weights of the base vision tower could not be fetched",
+        "albef_pretrain",
+        init=TEXT_ONLY,
+        vit=None,
+        bert={**BERT, "encoder_width": 768},
+    )
+
+
+def test_local_weights_of_a_tower(tmp_path: Path) -> None:
+    given = stock("albef_retrieval", seed=5)
+    tower = given.visual_encoder.state_dict()
+    files = {"bare.pt": tower, "model.pt": {"model": tower}, "whole.pt": given.state_dict()}
+    for name, content in files.items():
+        torch.save(content, tmp_path / name)
+        # Not only where LAVIS would fetch them; a whole checkpoint comes later and wins.
+        for arch in (*FETCHING_TOWER, "albef_nlvr", "blip_caption"):
+            model = twin(arch, init={"vision": str(tmp_path / name), "text": "random"})
+            assert_equal(dict(model.visual_encoder.state_dict()), dict(tower))
+            if hasattr(model, "visual_encoder_m"):
+                assert_equal(dict(model.visual_encoder_m.state_dict()), dict(tower))
+
+
+def test_local_weights_of_a_tower_at_another_resolution(tmp_path: Path) -> None:
+    larger = stock("albef_retrieval", seed=5, image_size=96).visual_encoder.state_dict()
+    torch.save(larger, tmp_path / "larger.pt")
+    init = {"vision": str(tmp_path / "larger.pt"), "text": "random"}
+    model = twin("albef_pretrain", init=init)
+    assert torch.equal(model.visual_encoder.pos_embed[:, 0], larger["pos_embed"][:, 0])
+    assert model.visual_encoder.pos_embed.shape[1] == 17
+    assert torch.equal(model.visual_encoder.cls_token, larger["cls_token"])
+
+
+def test_weights_that_do_not_suit_the_tower_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "tower.pt"
+    init = {"vision": str(path), "text": "random"}
+    path.write_bytes(b"no weights")
+    refused("tower.pt cannot be read as weights", "albef_pretrain", init=init)
+    tower = stock("albef_retrieval").visual_encoder.state_dict()
+    torch.save({k: v for k, v in tower.items() if "blocks.3." not in k}, path)
+    refused("tower.pt lacks 12 of the tower's weights", "albef_pretrain", init=init)
+    torch.save({**tower, "norm.weight": torch.ones(48)}, path)
+    refused(r"(?s)tower\.pt does not fit the tower: .*norm\.weight", "albef_pretrain", init=init)
+
+
+def test_initial_weights_of_a_text_encoder_nobody_takes_are_refused(tmp_path: Path) -> None:
+    init = {"text": str(tmp_path)}
+    for arch in set(ARCHS) - set(FETCHING_BERT):
+        if not is_clip(arch):
+            refused(r"init: \['text'\] given, but \w+ takes these weights", arch, init=init)
+
+
+@pytest.fixture(scope="module")
+def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain masked-language model with its tokenizer, as transformers saves them."""
+    folder = tmp_path_factory.mktemp("bert")
+    tokenizer = transformers.BertTokenizer(vocabulary())
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(11)
+    sizes = {k: v for k, v in BERT.items() if k != "initializer_range"}
+    config = transformers.BertConfig(vocab_size=len(tokenizer), num_hidden_layers=12, **sizes)
+    transformers.BertForMaskedLM(config).save_pretrained(folder, safe_serialization=False)
+    return folder
+
+
+@pytest.mark.parametrize("arch", FETCHING_BERT)
+def test_local_weights_of_a_text_encoder(arch: str, bert_folder: Path) -> None:
+    """One folder serves as tokenizer and as initial weights, also where BLIP adds tokens."""
+    saved = transformers.BertForMaskedLM.from_pretrained(bert_folder).bert.state_dict()
+    init = {"vision": "random", "text": str(bert_folder)}
+    model = twin(arch, init=init, tokenizer=str(bert_folder))
+    # ALBEF's VQA takes its decoder from there, and its encoder from the checkpoint.
+    encoder = model.text_decoder if arch == "albef_vqa" else model.text_encoder
+    bert = getattr(encoder, "bert", encoder).state_dict()
+    name = "encoder.layer.3.output.dense.weight"
+    assert torch.equal(bert[name], saved[name])
+    words = saved["embeddings.word_embeddings.weight"]
+    assert torch.equal(bert["embeddings.word_embeddings.weight"][: len(words)], words)
+    assert len(bert["embeddings.word_embeddings.weight"]) == len(model.tokenizer)
+    if arch != "albef_feature_extractor":
+        assert run(arch, model)["loss"].isfinite()
+
+
+@pytest.mark.parametrize("arch", LOADING)
+def test_a_whole_checkpoint(arch: str, tmp_path: Path) -> None:
+    """`finetuned` must hold the model; `pretrained` goes through each arch's own renaming."""
+    path = str(tmp_path / "whole.pt")
+    given = stock(arch, seed=5).state_dict()
+    torch.save({"model": given}, path)
+    if arch not in STRAIGHT:
+        loaded = twin(arch, load_finetuned=True, finetuned=path).state_dict()
+        assert_equal(
+            {k: v for k, v in loaded.items() if k != "queue_ptr"},
+            {k: v for k, v in given.items() if k != "queue_ptr"},
+        )
+    if arch in ("albef_classification", "blip_retrieval", "blip_image_text_matching"):
+        return  # LAVIS' loading is slow, and theirs is that of others
+    if arch == "albef_vqa":  # takes the checkpoint of a pre-training model
+        given = stock("albef_pretrain", seed=5).state_dict()
+        torch.save({"model": given}, path)
+    loaded = twin(arch, pretrained=path).state_dict()
+    tower = [key for key in given if key.startswith("visual_encoder.")]
+    assert_equal({k: loaded[k] for k in tower}, {k: given[k] for k in tower})
+    if arch == "albef_vqa":
+        ours = loaded["text_decoder.bert.encoder.layer.0.output.dense.weight"]
+        assert torch.equal(ours, given["text_encoder.bert.encoder.layer.6.output.dense.weight"])
+
+
+def test_nlvr_copies_what_it_loads_into_its_momentum_twin(tmp_path: Path) -> None:
+    """LAVIS' own method fails after the weights are in, before they are copied."""
+    given = stock("albef_nlvr", seed=5)
+    state = {k: v for k, v in given.state_dict().items() if "_m." not in k}
+    torch.save({"model": state}, tmp_path / "nlvr.pt")
+    with pytest.raises(AttributeError), quiet():
+        given.load_from_pretrained(str(tmp_path / "nlvr.pt"))
+    for distill in (True, False):
+        model = twin("albef_nlvr", pretrained=str(tmp_path / "nlvr.pt"), use_distill=distill)
+        loaded = model.state_dict()
+        assert_equal({k: loaded[k] for k in state}, state)
+        for key in state:
+            momentum = key.replace("visual_encoder.", "visual_encoder_m.")
+            if distill and momentum != key:
+                assert torch.equal(loaded[momentum], state[key]), key
+
+
+def test_checkpoints_of_a_clip_with_its_own_sizes(tmp_path: Path) -> None:
+    path = tmp_path / "clip.pt"
+    given = stock("clip", seed=5).state_dict()
+    for content in ({"model": given}, given):
+        torch.save(content, path)
+        assert_equal(dict(twin("clip", pretrained=str(path)).state_dict()), dict(given))
+    twin("clip", pretrained="")
+    torch.save({"state_dict": given}, path)
+    refused("clip.pt lacks .* of the model's weights", "clip", pretrained=str(path))
+
+
+class Opaque:
+    """What no checkpoint needs."""
+
+
+@pytest.mark.parametrize("key", ["pretrained", "finetuned"])
+def test_a_checkpoint_of_other_objects_must_be_trusted(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "whole.pt")
+    torch.save({"model": stock("albef_retrieval").state_dict(), "more": Opaque()}, path)
+    load = {"load_finetuned": key == "finetuned", key: path}
+    refused(r"Opaque.*ELIP_TRUST_CHECKPOINT=", "albef_retrieval", error=DataError, **load)
+    monkeypatch.setenv("ELIP_TRUST_CHECKPOINT", path)
+    twin("albef_retrieval", **load)
+
+
+def seam_state(arch: str) -> list[Any]:
+    base = ARCHS[arch].replaces
+    owners = [
+        base,
+        BaseModel,
+        BlipBase,
+        VisionTransformerEncoder,
+        med.BertPreTrainedModel,
+        clip_model,
+        transformers.BertTokenizer,
+        transformers.BertConfig,
+    ]
+    return [*(dict(vars(owner)) for owner in owners), torch.load]
+
+
+@pytest.mark.parametrize("arch", ["albef_vqa", "albef_nlvr", "albef_pretrain", "blip_vqa", "clip"])
+def test_lavis_is_as_it_was_after_success_and_after_failure(arch: str) -> None:
+    # The first BERT of a process sets a class attribute of transformers' own.
+    twin(arch)
+    before = seam_state(arch)
+    twin(arch)
+    assert seam_state(arch) == before
+    if is_clip(arch):
+        refused("no file", arch, pretrained="nowhere.pt")
+    else:
+        refused("not known", arch, bert={"hidden_sise": 1})
+    assert seam_state(arch) == before
+
+
+def hand_built(arch: str) -> Any:
+    """A model from LAVIS' own parts, without any of our construction."""
+    cls, tokenizer = ARCHS[arch].replaces, twin(arch).tokenizer
+    sizes = {"encoder_width": 32, "add_cross_attention": True, "add_type_embeddings": False}
+    config = med.BertConfig(vocab_size=len(tokenizer), **sizes, **BERT, **STILL)
+    torch.manual_seed(3)
+    tower = VisionTransformerEncoder(img_size=64, embed_dim=32, depth=12, num_heads=2)
+    tower.vision_width = 32
+    if arch == "albef_pretrain":
+        config.fusion_layer = 6
+        text: Any = med.BertForMaskedLM(config)
+    else:
+        text = med.XBertEncoder(config, add_pooling_layer=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cls, "init_tokenizer", classmethod(lambda cls: tokenizer))
+        return cls(tower, text, 8, embed_dim=16)
+
+
+@pytest.mark.parametrize("arch", ["albef_pretrain", "blip_retrieval"])
+def test_random_weights_are_lavis_own_seed_for_seed(arch: str) -> None:
+    ours = twin(arch, seed=3)
+    assert_equal(dict(ours.state_dict()), dict(hand_built(arch).state_dict()))
+
+
+def test_lavis_own_construction_gives_the_same_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With a tower of LAVIS' own size, LAVIS' `from_config` needs nothing of ours."""
+    cls = ARCHS["blip_feature_extractor"].replaces
+    tokenizer = twin("blip_feature_extractor").tokenizer
+    config = med.BertConfig.from_json_file
+    sizes = {"encoder_width": 768, "add_cross_attention": True, "add_type_embeddings": False}
+    path = tmp_path / "bert.json"
+    med.BertConfig(vocab_size=len(tokenizer), **BERT, **STILL, **sizes).to_json_file(path)
+    plain = section(
+        "blip_feature_extractor",
+        med_config_path=str(path),
+        vit=None,
+        bert=None,
+        tokenizer=None,
+        init=None,
+    )
+    with quiet(), monkeypatch.context() as patch:
+        patch.setattr(cls, "init_tokenizer", classmethod(lambda cls: tokenizer))
+        torch.manual_seed(3)
+        theirs = cls.from_config(plain)
+    assert med.BertConfig.from_json_file == config
+    vit = {"width": 768, "heads": 12}
+    ours = twin("blip_feature_extractor", seed=3, vit=vit, bert={**BERT, **STILL})
+    assert_equal(dict(ours.state_dict()), dict(theirs.state_dict()))
+
+
+def test_the_tower_takes_lavis_own_options() -> None:
+    model = twin("blip_vqa", vit_drop_path_rate=0.25, vit_layer_norm_epsilon=1e-3)
+    blocks = model.visual_encoder.blocks
+    assert blocks[11].drop_path.drop_prob == pytest.approx(0.25)
+    assert {m.eps for m in model.visual_encoder.modules() if isinstance(m, nn.LayerNorm)} == {1e-3}
+    default = twin("blip_vqa", vit_drop_path_rate=0)
+    assert {m.eps for m in default.visual_encoder.modules() if isinstance(m, nn.LayerNorm)} == {
+        1e-6
+    }
+    assert find_handle(twin("blip_vqa", elip="fast")).config.stages[0].lookahead == 1
+
+
+def test_plain_mappings_will_do() -> None:
+    """A config may be a dict or OmegaConf's, and is not changed."""
+    given = OmegaConf.to_container(section("albef_vqa", vit_grad_ckpt=True, vit_ckpt_layer=2))
+    before = dict(given)
+    with quiet():
+        ARCHS["albef_vqa"].from_config(given)
+    assert given == before

@@ -1,0 +1,262 @@
+"""The local data sets for LAVIS: their samples, and the faults named before and while training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lavis")
+Image = pytest.importorskip("PIL.Image")
+ImageFile = pytest.importorskip("PIL.ImageFile")
+
+from lavis.common.registry import registry  # noqa: E402
+from omegaconf import OmegaConf  # noqa: E402
+from torch.utils.data import DataLoader  # noqa: E402
+
+from elip_plugin.errors import DataError  # noqa: E402
+from elip_plugin.hosts.lavis.runtime.datasets import (  # noqa: E402
+    PairsBuilder,
+    RetrievalBuilder,
+    register_builders,
+)
+
+BUILDERS = [PairsBuilder, RetrievalBuilder]
+SMALL = {
+    "vis_processor": {
+        "train": {"name": "blip_image_train", "image_size": 32},
+        "eval": {"name": "blip_image_eval", "image_size": 32},
+    }
+}
+
+
+def save(path: Path, rows: Any) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return str(path)
+
+
+def draw(path: Path, shade: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Noise, so that a file cut in half has a header and not all pixels.
+    Image.effect_noise((64, 48), 99).point(lambda value: max(value, shade)).save(path)
+
+
+def section(builder: Any, build_info: Any, **keys: Any) -> Any:
+    """What LAVIS makes of a project: our defaults, with the project's section over them."""
+    defaults = OmegaConf.load(builder.default_config_path()).datasets[builder.elip_name]
+    return OmegaConf.merge(defaults, SMALL, {"build_info": build_info, **keys})
+
+
+def splits(train: Any = None, test: Any = None, images: Any = None) -> dict[str, Any]:
+    lists = {"train": train, "test": test}
+    info: dict[str, Any] = {
+        "annotations": {split: {"storage": at} for split, at in lists.items() if at is not None}
+    }
+    return {**info, "images": {"storage": images}} if images else info
+
+
+@pytest.fixture
+def openmoji(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Files as `elip data openmoji` writes them, in the working directory."""
+    for i in range(4):
+        draw(tmp_path / "set" / "images" / f"{i}.png")
+    rows = [{"image": f"images/{i}.png", "caption": f"an emoji of É: {i}"} for i in range(4)]
+    save(tmp_path / "set" / "train.json", rows[:3])
+    save(tmp_path / "set" / "held_out.json", rows[3:])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def faults(builder: Any, build_info: Any, **keys: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        builder(section(builder, build_info, **keys)).build_datasets()
+    return str(caught.value)
+
+
+def test_builders_are_registered_once() -> None:
+    register_builders()
+    register_builders()
+    for builder in BUILDERS:
+        assert registry.get_builder_class(builder.elip_name) is builder
+
+
+def test_a_name_that_is_taken_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.mapping["builder_name_mapping"], "elip_pairs", RetrievalBuilder)
+    with pytest.raises(KeyError, match="elip_pairs"):
+        register_builders()
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_samples_of_openmoji(openmoji: Path, builder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = splits("set/train.json", "set/held_out.json")
+    made = builder(section(builder, info)).build_datasets()
+    monkeypatch.chdir("/")  # only the start looks at the working directory
+    assert {split: len(data) for split, data in made.items()} == {"train": 3, "test": 1}
+    sample = made["train"][1]
+    assert sample["image"].shape == (3, 32, 32)
+    assert sample["text_input"] == "an emoji of é 1"
+    if builder is RetrievalBuilder:
+        assert (sample["image_id"], sample["instance_id"]) == (1, "1")
+    else:
+        assert sample.keys() == {"image", "text_input"}
+    test = made["test"]
+    assert test.text == ["an emoji of é 3"]
+    assert (test.txt2img, test.img2txt) == ({0: 0}, {0: [0]})
+    assert test[0]["image"].shape == (3, 32, 32)
+    assert test[0]["index"] == 0
+
+
+def test_images_with_several_captions(openmoji: Path) -> None:
+    rows = [
+        {"image": "images/0.png", "caption": ["one", "!"]},
+        {"image": "images/1.png", "caption": "lone"},
+    ]
+    info = splits(test=save(openmoji / "set" / "test.json", rows))
+    test = RetrievalBuilder(section(RetrievalBuilder, info)).build_datasets()["test"]
+    assert test.text == ["one", "", "lone"]
+    assert test.img2txt == {0: [0, 1], 1: [2]}
+
+
+def test_an_image_id_is_the_given_one_or_else_the_path(openmoji: Path) -> None:
+    names = ["0", "1", "0", "2", "3"]
+    rows = [{"image": f"images/{name}.png", "caption": name} for name in names]
+    rows[3]["image_id"] = rows[4]["image_id"] = "same"
+    info = splits(save(openmoji / "set" / "train.json", rows))
+    train = RetrievalBuilder(section(RetrievalBuilder, info)).build_datasets()["train"]
+    assert [train[i]["image_id"] for i in range(5)] == [0, 1, 0, 2, 2]
+
+
+def test_each_list_finds_its_own_images(openmoji: Path) -> None:
+    draw(openmoji / "more" / "images" / "0.png", shade=255)
+    more = save(openmoji / "more" / "a.json", [{"image": "images/0.png", "caption": "white"}])
+    both = ["set/train.json", more]
+    made = RetrievalBuilder(section(RetrievalBuilder, splits(both, both))).build_datasets()
+    assert [made["train"][i]["image_id"] for i in (0, 3)] == [0, 3]
+    assert made["test"].text[3] == "white"
+    assert made["test"][3]["image"].min() > 1 > made["test"][0]["image"].min()
+    apart = RetrievalBuilder(section(RetrievalBuilder, splits(test=more, images="set")))
+    assert apart.build_datasets()["test"][0]["image"].min() < 1
+
+
+def test_all_faults_are_named_at_once(openmoji: Path) -> None:
+    (openmoji / "set" / "images" / "0.png").write_text("no picture")
+    (openmoji / "set" / "images" / "1.png").unlink()
+    rows: list[Any] = json.loads((openmoji / "set" / "train.json").read_text())
+    rows += [{"image": "images/2.png"}, {"caption": "a"}, "x", {"image": "", "caption": ["a"]}]
+    save(openmoji / "set" / "train.json", rows)
+    (openmoji / "text.json").write_text("{]")
+    save(openmoji / "map.json", {"a": 1})
+    save(openmoji / "empty.json", [])
+    lists = ["set/train.json", "none.json", "text.json", "map.json", "empty.json"]
+    found = faults(PairsBuilder, splits(lists, save(openmoji / "test.json", [{"caption": []}])))
+    here = str(openmoji)
+    expected = [
+        f'{here}/set/train.json: 3 of 7 entries have no "image" (a path): 4, 5, 6',
+        f'{here}/set/train.json: 3 of 7 entries have no "caption" (a string): 3, 5, 6',
+        f"{here}/set/train.json: 1 of 3 images in {here}/set are missing: images/1.png",
+        f"{here}/set/train.json: 1 of 3 images in {here}/set cannot be read by Pillow: "
+        "images/0.png",
+        f"{here}/none.json cannot be read (No such file or directory)",
+        f"{here}/text.json is not JSON (",
+        f"{here}/map.json holds dict, but a list of pairs is needed",
+        f"{here}/empty.json holds an empty list",
+        f'{here}/test.json: 1 of 1 entries have no "image" (a path): 0',
+        f'{here}/test.json: 1 of 1 entries have no "caption" (a string or a list of strings): 0',
+    ]
+    assert found.startswith(f"datasets.elip_pairs: {len(expected)} faults\n")
+    for line, fault in zip(found.splitlines()[1:], expected, strict=True):
+        assert line.split(". ", 1)[1].startswith(fault)
+
+
+def test_many_missing_images_are_counted(openmoji: Path) -> None:
+    rows = [{"image": f"{i}.png", "caption": "a"} for i in (9, 8, 7, 6, 5, 1)]
+    found = faults(PairsBuilder, splits(save(openmoji / "a.json", rows), images="set/images"))
+    missing = "missing: 5.png, 6.png, 7.png and 2 more"
+    assert found == (
+        f"datasets.elip_pairs: {openmoji}/a.json: 5 of 6 images in {openmoji}/set/images are "
+        f"{missing}"
+    )
+
+
+def test_images_are_not_opened_when_told_so(openmoji: Path) -> None:
+    (openmoji / "set" / "images" / "1.png").unlink()
+    config = section(PairsBuilder, splits("set/train.json"), check_images=False)
+    assert len(PairsBuilder(config).build_datasets()["train"]) == 3
+    assert "images/1.png" in faults(PairsBuilder, splits("set/train.json"))
+
+
+@pytest.mark.parametrize(
+    ("build_info", "keys", "fault"),
+    [
+        (None, {}, "no annotation file is given: set build_info.annotations.train.storage"),
+        (
+            {"annotations": {"train": {"storag": "a"}}},
+            {},
+            "build_info.annotations.train.storag is not known: did you mean ['storage']?",
+        ),
+        ({"annotations": {"trian": {"storage": "a"}}}, {}, "annotations.trian is not known: did "),
+        (
+            {"image": {"storage": "a"}},
+            {},
+            "build_info.image is not known: did you mean ['images']?",
+        ),
+        ({"annotations": "a.json"}, {}, "build_info.annotations must hold train, val, test, got"),
+        ({"annotations": {"train": {"storage": [3]}}}, {}, "train.storage must be a JSON file or"),
+        ({"annotations": {"train": None}}, {}, "train.storage must be a JSON file or a list"),
+        ({"images": {"storage": ["a"]}}, {}, "images.storage must be one folder, got ['a']"),
+        (None, {"check_image": False}, "check_image is not known: did you mean ['check_images']?"),
+        (None, {"check_images": "no"}, "check_images must be true, false or full, got 'no'"),
+        (None, {"data_type": "videos"}, "data_type must be images, got 'videos'"),
+        (
+            None,
+            {"vis_processor": {"train": {"name": "blip_imag"}}},
+            "vis_processor.train.name: LAVIS has no processor 'blip_imag'",
+        ),
+        (None, {"text_processor": {"evl": {"name": "blip_caption"}}}, "text_processor.evl is not"),
+    ],
+)
+def test_slips_in_the_config(build_info: Any, keys: dict[str, Any], fault: str) -> None:
+    for builder in BUILDERS:
+        assert fault in faults(builder, build_info, **keys)
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_breaks_while_training_is_named(
+    openmoji: Path, builder: Any, workers: int
+) -> None:
+    """With half a file the header is sound, so the check at the start lets it pass."""
+    broken = openmoji / "set" / "images" / "2.png"
+    whole = broken.read_bytes()
+    info = splits("set/train.json", "set/train.json")
+    made = builder(section(builder, info)).build_datasets()
+    for content, fault in ((whole[:-400], "OSError: "), (b"no", "UnidentifiedImageError: ")):
+        broken.write_bytes(content)
+        for data in made.values():
+            with pytest.raises(DataError) as caught:
+                list(DataLoader(data, 3, num_workers=workers, collate_fn=data.collater))
+            message = str(caught.value)
+            assert message.startswith(f"{broken} cannot be decoded ({fault}")
+            assert f"or take its entry out of {openmoji}/set/train.json" in message
+            assert "\n" not in message
+            assert ImageFile.LOAD_TRUNCATED_IMAGES  # as LAVIS left it
+    found = faults(builder, info, check_images="full")
+    assert f"1 of 3 images in {openmoji}/set cannot be read by Pillow: images/2.png" in found
+
+
+def test_other_errors_stay_what_they_are(openmoji: Path) -> None:
+    train = PairsBuilder(section(PairsBuilder, splits("set/train.json"))).build_datasets()["train"]
+    train.vis_processor = lambda image: image.no_such_method()
+    with pytest.raises(AttributeError, match="no_such_method"):
+        train[0]
+    with pytest.raises(IndexError):
+        train[3]
+
+
+def test_an_empty_caption_is_fine(openmoji: Path) -> None:
+    info = splits(save(openmoji / "set" / "a.json", [{"image": "images/0.png", "caption": "!"}]))
+    train = PairsBuilder(section(PairsBuilder, info)).build_datasets()["train"]
+    assert train[0]["text_input"] == ""

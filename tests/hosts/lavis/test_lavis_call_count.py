@@ -1,0 +1,18 @@
+"""How many Python functions of this package a training forward of LAVIS' models calls."""
+
+from __future__ import annotations
+
+import pytest
+from test_call_count import own_calls
+
+pytest.importorskip("lavis")
+
+from lavis_family import one_thread, pruned, run  # noqa: F401
+
+
+# LAVIS' CLIP runs sequence first, so each of its blocks is called by a function of ours.
+@pytest.mark.parametrize(("arch", "most"), [("albef_pretrain", 90), ("clip", 120)])
+def test_training_forward(arch: str, most: int) -> None:
+    model = pruned(arch)
+    counts = own_calls(lambda: run(arch, model))
+    assert 0 < sum(counts.values()) <= most, counts

@@ -1,0 +1,147 @@
+"""`elip plan` and `elip models`: what is offered and what a plan does, without any weights."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from entry_points import elip
+
+import elip_plugin
+from elip_plugin import ElipConfig
+from elip_plugin.errors import ConfigError, PlanError, UnknownModelError, UnsupportedModelError
+from elip_plugin.measure.preview import make_config, preview
+
+TOKENS = (197, 197, 178, 178, 129, 129, 129, 129, 129, 129, 80, 80)
+
+
+def test_a_plan_is_that_of_the_model_built() -> None:
+    pytest.importorskip("open_clip")
+    assert preview("elip-ViT-B-16").plan.tokens == TOKENS
+    assert preview("elip-fast-ViT-B-16").plan.stages[0].lookahead == 1
+    built = elip_plugin.find_handle(elip_plugin.get("elip-ViT-tiny").create())
+    assert preview("elip-ViT-tiny").plan == built.plan
+    assert preview("elip-ViT-tiny", image_size=128).plan.num_patches == 256
+
+
+def test_the_command_shows_each_block_and_the_saving() -> None:
+    pytest.importorskip("open_clip")
+    out = elip("plan --model elip-ViT-B-16")
+    assert "197 tokens of width 768" in out
+    assert "keep 78, look ahead 2" in out
+    assert "forward 1.23, training step 0.88 (1.13 times as fast)" in out
+    assert "slower than no pruning" in out
+    assert "5.06 GiB at batch 256 in fp32" in elip(
+        "plan --model elip-ViT-B-32 --batch 256 --preset fast"
+    )
+    assert "slower than no pruning" not in elip("plan --model elip-fast-ViT-B-16")
+
+
+def test_a_target_is_reached_and_written(tmp_path: Path) -> None:
+    pytest.importorskip("open_clip")
+    for target in (1.2, 1.4, 2.0):
+        made = preview("elip-fast-ViT-B-16", target_speedup=target)
+        assert target <= 1 / made.plan.train_cost(768) <= 1.03 * target
+    file = tmp_path / "plan.yaml"
+    elip(f"plan --model elip-fast-ViT-B-16 --target-speedup 1.5 -o {file}")
+    config = ElipConfig.from_mapping(json.loads(file.read_text())["elip"])
+    assert 1 / preview("ViT-B-16", config).plan.train_cost(768) >= 1.5
+    with pytest.raises(PlanError, match=r"no keep ratios .* speed-up of 9"):
+        preview("elip-ViT-B-16", target_speedup=9)
+
+
+def test_own_keep_ratios() -> None:
+    config = make_config("fast", "0.8,0.5,100")
+    assert config is not None
+    assert [stage.keep for stage in config.stages] == [0.8, 0.5, 100]
+    assert make_config("", "") is None
+    for keep, message in (("0.8", "1 values, but .* 3 stages"), ("a,b,c", "write ratios")):
+        with pytest.raises(ConfigError, match=message):
+            make_config("", keep)
+
+
+@pytest.mark.parametrize(
+    ("name", "patches", "weight"),
+    [
+        ("elip_albef_pretrain", 196, 0.2),
+        ("albef_pretrain", 196, 0.2),
+        ("clip", 49, 0.2),
+        ("elip_blip_vqa", 900, 0.2),
+        ("elip_blip_vqa:vqav2", 900, 0.2),
+        ("elip_blip_caption", 576, 0.0),
+        ("elip_clip:ViT-B-16", 196, 0.2),
+        ("elip_clip:openmoji", 64, 0.2),
+        ("elip_albef_pretrain:openmoji", 64, 0.2),
+    ],
+)
+def test_lavis_archs(name: str, patches: int, weight: float) -> None:
+    pytest.importorskip("lavis")
+    made = preview(name)
+    assert made.plan.num_patches == patches
+    assert made.config.text_weight == weight
+
+
+@pytest.mark.parametrize(
+    ("host", "name", "error", "message"),
+    [
+        ("open_clip", "elip-ViT-Z-16", UnknownModelError, r"hosts \[.*'open_clip'.*ViT-"),
+        ("open_clip", "elip-RN50", UnsupportedModelError, "RN50 cannot be pruned"),
+        ("lavis", "elip_blip2_opt", Exception, "blip2_opt"),
+        ("lavis", "elip_blip_vqa:coco", UnknownModelError, "coco.*vqav2"),
+    ],
+)
+def test_models_that_no_host_prunes(
+    host: str, name: str, error: type[Exception], message: str
+) -> None:
+    pytest.importorskip(host)
+    with pytest.raises(error, match=message):
+        preview(name)
+
+
+def test_models_lists_hosts_and_names() -> None:
+    pytest.importorskip("open_clip")
+    out = elip("models --host open_clip")
+    assert re.search(r"open_clip \d+\.\d+\.\d+: \d+ models", out)
+    assert "elip-ViT-B-16" in out and "elip-fast-ViT-B-16" in out
+
+
+def test_models_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("open_clip")
+    modules: Any = sys.modules
+    monkeypatch.setitem(modules, "lavis", None)
+    assert "lavis is not installed; run: pip install 'elip-plugin[lavis]'" in elip("models")
+
+
+@pytest.mark.parametrize("preset", ["paper", "fast"])
+def test_the_estimated_memory_is_what_autograd_keeps(preset: str) -> None:
+    open_clip = pytest.importorskip("open_clip")
+    import torch
+
+    from elip_plugin import apply
+    from elip_plugin.measure.counts import saved_bytes
+
+    model = open_clip.create_model("ViT-B-32").train()
+    handle = apply(model, preset)
+    images, texts = torch.randn(2, 3, 224, 224), torch.randn(2, 512)
+    with handle.guide(texts):
+        kept = saved_bytes(lambda: model.encode_image(images).sum(), model.parameters())
+    assert kept == pytest.approx(handle.plan.activation_bytes(768, 2), rel=0.1)
+
+
+def test_each_name_says_its_plan() -> None:
+    pytest.importorskip("open_clip")
+    assert elip_plugin.get("elip-ViT-B-32").preset == "paper"
+    assert elip_plugin.get("elip-fast-ViT-B-32").preset == "fast"
+
+
+def test_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("open_clip")
+    import logging
+
+    before = logging.root.manager.disable
+    preview("elip-ViT-tiny")
+    assert not caplog.records and logging.root.manager.disable == before

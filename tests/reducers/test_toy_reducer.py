@@ -1,0 +1,76 @@
+"""A reducer of another package, found by its entry point: plan, cost, trace, bench."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from entry_points import elip, installed_package
+from torch import Tensor
+
+import elip_plugin
+from elip_plugin.core.score import score
+from elip_plugin.core.select import Selection, select
+from elip_plugin.errors import ConfigError
+from elip_plugin.measure.counts import count_flops
+from elip_plugin.reducers import PlannedStage, Reducer, StageContext, reducers
+
+CONFIG: dict[str, Any] = {"preset": "paper", "reducer": "lowest", "text_weight": 0.0}
+
+
+class Lowest(Reducer):
+    """Keep what the class token attends to least."""
+
+    name = "lowest"
+    looks_ahead = True
+
+    def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
+        blocks = context.blocks[stage.block : stage.block + stage.lookahead]
+        scores = score(x, blocks, context.query, random_blocks=context.random_blocks)
+        return select(1 - scores, stage.keep)
+
+
+@pytest.fixture(autouse=True)
+def _installed(tmp_path: Path) -> Iterator[None]:
+    group = "elip_plugin.reducers"
+    with installed_package(tmp_path, "lowest", group, f"{__name__}:Lowest"):
+        yield
+
+
+def test_its_plan_counts_the_lookahead() -> None:
+    config = elip_plugin.ElipConfig.from_mapping(CONFIG)
+    ours, elips = (
+        elip_plugin.plan(c, num_patches=64, depth=12)
+        for c in (config, elip_plugin.ElipConfig.preset("paper"))
+    )
+    assert ours.tokens == elips.tokens
+    assert ours.forward_cost(32) == elips.forward_cost(32) > 1
+
+
+def test_it_prunes_is_traced_and_costs_what_is_counted(tiny_clip: Any) -> None:
+    model = tiny_clip().eval()
+    images = torch.randn(2, 3, 64, 64)
+    full = count_flops(lambda: model.encode_image(images))
+    handle = elip_plugin.apply(model, {**CONFIG, "eval_mode": "image"})
+    assert count_flops(lambda: model.encode_image(images)) / full == pytest.approx(
+        handle.plan.forward_cost(32), abs=0.05
+    )
+    with handle.trace() as trace:
+        model.encode_image(images)
+    assert [s.kept.shape[1] for s in trace.stages] == [s.keep for s in handle.plan.stages]
+
+
+def test_it_is_measured_beside_the_others() -> None:
+    pytest.importorskip("open_clip")
+    command = "bench speed --model ViT-tiny --batch 2 --rounds 1 --passes tower --device cpu"
+    assert "lowest" in elip(command)
+
+
+def test_a_name_that_is_taken_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lowest, "name", "evit")
+    reducers.cache_clear()
+    with pytest.raises(ConfigError, match=r"takes a name that .*evit has"):
+        reducers()

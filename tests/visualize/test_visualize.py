@@ -1,0 +1,361 @@
+"""`elip show`: pictures in, a page or a sheet out, and what they show."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from elip_plugin import ElipConfig, create, find_handle
+from elip_plugin.cli.main import app
+from elip_plugin.errors import ConfigError, DataError
+from elip_plugin.patching.install import find_pruner
+from elip_plugin.visualize.html import to_html
+from elip_plugin.visualize.pictures import Picture, find_pictures
+from elip_plugin.visualize.png import CELL, GAP, HEAD, LEFT, write_png
+from elip_plugin.visualize.stages import visualize
+from elip_plugin.visualize.views import Row, StageView, Visualization
+
+TINY = "elip-ViT-tiny"
+NASTY = '<script>alert("x")</script> & "cats"'
+
+
+def picture(colour: str = "red", size: tuple[int, int] = (40, 30)) -> Image.Image:
+    return Image.new("RGB", size, colour)
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "pictures"
+    made.mkdir()
+    picture("red").save(made / "b.png")
+    picture("blue").save(made / "a.jpg")
+    (made / "b.txt").write_text("a red field\n")
+    (made / "notes.md").write_text("no picture")
+    return made
+
+
+# -- pictures
+
+
+def test_a_folder_gives_its_images_by_name_with_captions_beside_them(folder: Path) -> None:
+    found = find_pictures([folder], most=9)
+    assert [(p.name, p.caption) for p in found] == [("a.jpg", None), ("b.png", "a red field")]
+    assert [p.name for p in find_pictures([folder / "b.png", folder], most=2)] == ["b.png", "a.jpg"]
+
+
+def test_a_shard_gives_its_images_with_their_captions(tmp_path: Path) -> None:
+    shard = tmp_path / "00000.tar"
+    parts = {
+        "x.png": png(picture()), "x.txt": b" an x ",
+        "y.jpg": png(picture()), "y.json": json.dumps({"caption": "a y"}).encode(),
+        "z.PNG": png(picture()), "z.json": b'{"url": "none"}',
+    }  # fmt: skip
+    with tarfile.open(shard, "w") as file:
+        for name, raw in parts.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(raw)
+            file.addfile(info, io.BytesIO(raw))
+    found = [(p.name, p.caption) for p in find_pictures([shard], most=9)]
+    assert found == [("x.png", "an x"), ("y.jpg", "a y"), ("z.PNG", None)]
+
+
+def test_faults_of_pictures(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "no.tar").write_text("none")
+    (folder / "bad.png").write_bytes(b"none")
+    for path, message in (
+        (tmp_path / "none.png", "does not exist"),
+        (tmp_path / "empty", "holds no image"),
+        (tmp_path / "no.tar", "is not a webdataset shard"),
+        (folder / "bad.png", "bad.png cannot be read as an image"),
+    ):
+        with pytest.raises(DataError, match=message):
+            find_pictures([path], most=9)
+
+
+# -- running
+
+
+def tiny(**config: Any) -> Any:
+    pytest.importorskip("open_clip")
+    return create(TINY, ElipConfig.from_mapping(config) if config else None)
+
+
+def test_what_is_shown_is_what_the_model_does() -> None:
+    shown = tiny(preset="fast", text_weight=1.0)
+    handle = find_handle(shown.model)
+    before = handle.config
+    noise = Image.fromarray(torch.randint(0, 255, (64, 64, 3), dtype=torch.uint8).numpy())
+    made = visualize(shown, [Picture("n", noise)], ["a cat", "two sofas", "a cat"])
+    assert handle.config is before and find_pruner(shown.model).eval_mode == "full"
+    one, two, again = made.rows
+    assert one.stages == again.stages and again.differing == 0
+    assert one.stages != two.stages
+    assert two.differing == len(set(two.stages[-1].kept) - set(one.stages[-1].kept))
+    for stage, planned in zip(one.stages, handle.plan.stages):
+        everywhere = [*stage.kept, *stage.merged, *stage.earlier, *stage.gone]
+        assert sorted(everywhere) == list(range(64))
+        assert planned.keep - 2 <= len(stage.kept) <= planned.keep  # less earlier merged tokens
+        assert not stage.gone  # merged, never lost
+        assert sum(stage.merged.values()) == pytest.approx(1, abs=1e-3)
+    # What is kept is what the model keeps when it trains by the same text.
+    image = shown.preprocess(noise).unsqueeze(0)
+    text = shown.encode_text(shown.tokenize(["two sofas"]))
+    shown.model.train()
+    with torch.no_grad(), handle.guide(text), handle.trace() as trace:
+        shown.model.encode_image(image)
+    kept = [i for i in trace.stages[-1].kept[0].tolist() if i >= 0]
+    assert tuple(kept) == two.stages[-1].kept
+
+
+def test_the_image_alone_and_texts_that_would_change_nothing() -> None:
+    shown = tiny(preset="fast", text_weight=0.0, merge=False)
+    made = visualize(shown, [Picture("n", picture(), "ignored")], [])
+    (row,) = made.rows
+    assert row.text is None and not row.stages[0].merged and row.stages[0].gone
+    with pytest.raises(ConfigError, match="leave --text out"):
+        visualize(shown, [Picture("n", picture())], ["a cat"])
+    rows = visualize(tiny(), [Picture("a", picture(), "its own"), Picture("b", picture())], []).rows
+    assert [row.text for row in rows] == ["its own", None]
+
+
+# -- drawing
+
+
+def example(grid: tuple[int, int] = (2, 3), text: str = NASTY) -> Visualization:
+    rows, columns = grid
+    stage = StageView(4, kept=(0, 1), merged={2: 0.25, 3: 0.75}, earlier=(4,), gone=(5,))
+    image = picture("lime", (columns * 8, rows * 10))
+    shown = Row(0, text, (stage,), None), Row(0, None, (stage,), 1)
+    pictures = (("a<b.png", image),)
+    return Visualization("elip-X", "random weights", "6 tokens -> 3", grid, pictures, shown)
+
+
+class Page(HTMLParser):
+    """Collects tags with their attributes, and the text outside of style sheets."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_the_page_is_one_file_escaped_and_described_in_words() -> None:
+    text = to_html(example())
+    page = Page(text)
+    assert not page.all("script") and not page.all("link")
+    assert not re.search(r"https?://", text)
+    assert all(str(i["href"]).startswith("data:image/png;base64,") for i in page.all("image"))
+    assert NASTY in page.text  # shown as it was given
+    drawings = [svg for svg in page.all("svg") if svg.get("role") == "img"]
+    assert [svg["aria-label"] for svg in drawings] == [
+        "a<b.png, all 6 patches",
+        "2 of 6 patches kept, 2 in one merged token, 1 in an earlier one, 1 dropped",
+    ] * 2
+    assert [th["scope"] for th in page.all("th")] == ["col"] * 3 + ["row"] * 2
+    assert page.all("html")[0]["lang"] == "en" and len(page.all("h1")) == 1
+    (region,) = [div for div in page.all("div") if div.get("role") == "region"]
+    assert region["tabindex"] == "0" and region["aria-label"]
+    assert "prefers-color-scheme: dark" in text
+    assert "1 patch kept at the end that the first row lost" in page.text
+    # Patch 5 of a grid of 2 rows and 3 columns: the last one of the second row.
+    assert "M16 10h8v10h-8z" in text
+    shades = [float(str(path["opacity"])) for path in page.all("path") if "opacity" in path]
+    assert shades == [0.53, 0.9] * 2  # by weight
+
+
+def test_the_sheet_fades_and_colours_the_right_patches(tmp_path: Path) -> None:
+    write_png(example(), tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        x, y = LEFT + CELL + GAP, HEAD
+        side = CELL // 3
+
+        def at(column: int, row: int) -> Any:
+            return sheet.getpixel((x + column * side + side // 2, y + row * side + side // 2))
+
+        lime = at(0, 0)
+        assert lime == at(1, 0) == (0, 255, 0)
+        assert at(0, 1)[0] > at(2, 0)[0] > 40  # the heavier, the more orange
+        assert min(at(1, 1)) == min(at(2, 1)) > 200  # nearly paper
+
+
+# -- the command
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["show", *arguments])
+
+
+@pytest.mark.parametrize("name", ["page.html", "sheet.png"])
+def test_the_command(name: str, folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("open_clip")
+    out = tmp_path / name
+    made = run("--model", TINY, "--image", str(folder), "--text", "a cat", "--text", "a dog",
+               "--preset", "fast", "-o", str(out))  # fmt: skip
+    assert made.exit_code == 0, made.output
+    assert f"2 pictures, 4 rows: {out}" in made.output
+    assert "weights: random weights; give --checkpoint" in made.output
+    assert out.stat().st_size > 1000
+
+
+def test_a_checkpoint_is_shown_as_trained(folder: Path, tmp_path: Path) -> None:
+    open_clip = pytest.importorskip("open_clip")
+    torch.manual_seed(9)
+    model = open_clip.create_model("ViT-tiny")
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "epoch_1.pt")
+    shown = create(TINY, checkpoint=str(tmp_path / "epoch_1.pt"))
+    assert torch.equal(shown.model.visual.conv1.weight, model.visual.conv1.weight)
+    (tmp_path / "bad.pt").write_text("none")
+    with pytest.raises(DataError, match=r"bad.pt' of ViT-tiny cannot be read"):
+        create(TINY, checkpoint=str(tmp_path / "bad.pt"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "sheet.gif"], "must end in .html or .png"),
+        (["-o", "none/page.html"], "the folder 'none' does not exist"),
+        (["-o", "page.html", "--most", "0"], "--most must be 1 or more"),
+        (
+            ["-o", "page.html", "--model", "elip-ViT-none"],
+            "'elip-ViT-none' is not known to the hosts",
+        ),
+    ],
+)
+def test_faults_are_one_line(arguments: list[str], message: str, folder: Path) -> None:
+    pytest.importorskip("open_clip")
+    given = [] if "--model" in arguments else ["--model", TINY]
+    command = [sys.executable, "-m", "elip_plugin", "show", "--image", str(folder)]
+    made = subprocess.run([*command, *given, *arguments], capture_output=True, text=True)
+    assert made.returncode == 1 and message in made.stderr.splitlines()[-1]
+    assert "Traceback" not in made.stderr
+
+
+NARROW = {"embed_dim": 32, "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 32,
+          "heads": 2, "layers": 1}}  # fmt: skip
+OTHERS = {
+    "ViT-shown-wide": (
+        {"image_size": [32, 64], "patch_size": 8, "width": 32, "layers": 12, "head_width": 16},
+        (4, 8),
+    ),
+    "ViT-shown-timm": (
+        {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "avg", "timm_proj": "linear",
+         "image_size": 224},
+        (14, 14),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(OTHERS))
+def test_non_square_images_and_timm_towers(name: str, tmp_path: Path) -> None:
+    open_clip = pytest.importorskip("open_clip")
+    vision, grid = OTHERS[name]
+    if "timm_model_name" in vision:
+        pytest.importorskip("timm.layers")
+    (tmp_path / f"{name}.json").write_text(json.dumps({**NARROW, "vision_cfg": vision}))
+    open_clip.add_model_config(tmp_path)
+    made = visualize(create(name), [Picture("n", picture())], ["a cat"])
+    assert made.grid == grid
+    side = 224 if "timm_model_name" in vision else 64
+    assert made.pictures[0][1].size == (side, side * grid[0] // grid[1])
+    kept = made.rows[0].stages[0]
+    assert sorted([*kept.kept, *kept.merged]) == list(range(grid[0] * grid[1]))
+    assert "svg viewBox" in to_html(made)
+
+
+@pytest.mark.parametrize("arch", ["elip_albef_pretrain", "elip_clip"])
+def test_lavis_models_are_shown_from_a_runs_checkpoint(arch: str, tmp_path: Path) -> None:
+    pytest.importorskip("lavis")
+    import lavis_family as family
+    from omegaconf import OmegaConf
+
+    base = arch.removeprefix("elip_")
+    model = family.twin(base)
+    section = OmegaConf.to_container(OmegaConf.create(family.section(base)))
+    state = {"model": model.state_dict(), "config": {"model": section}}
+    torch.save(state, tmp_path / "checkpoint_0.pth")
+    shown = create(arch, checkpoint=str(tmp_path / "checkpoint_0.pth"))
+    for name, weight in shown.model.state_dict().items():
+        assert torch.equal(weight, state["model"][name])
+    made = visualize(shown, [Picture("n", picture())], ["a red cat", "two dog runs"])
+    assert made.grid == (4, 4) and [s.block for s in made.rows[0].stages] == [2, 4, 10]
+    # LAVIS' own checkpoints lack the momentum encoder; any other gap is a fault.
+    student = {k: v for k, v in state["model"].items() if "_m." not in k}
+    torch.save({**state, "model": student}, tmp_path / "student.pth")
+    create(arch, checkpoint=str(tmp_path / "student.pth"))
+    broken = {k: v for k, v in student.items() if "blocks.3." not in k}
+    assert len(broken) < len(student)
+    torch.save({**state, "model": broken}, tmp_path / "broken.pth")
+    with pytest.raises(DataError, match="weights missing"):
+        create(arch, checkpoint=str(tmp_path / "broken.pth"))
+
+
+# -- in a browser
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+def in_browser(path: Path, scratch: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    profile = f"--user-data-dir={scratch / 'profile'}"
+    command = [str(CHROMIUM), *FLAGS, profile, *flags, path.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize("width", [1280, 500])
+def test_a_browser_draws_the_page(width: int, tmp_path: Path) -> None:
+    path, shot = tmp_path / "page.html", tmp_path / "shot.png"
+    path.write_text(to_html(example()), encoding="utf-8")
+    shots = {}
+    for theme, flag in (("light", "1"), ("dark", "0")):
+        in_browser(path, tmp_path, f"--screenshot={shot}", f"--window-size={width},700",
+                   f"--blink-settings=preferredColorScheme={flag}")  # fmt: skip
+        with Image.open(shot) as image:
+            shots[theme] = image.convert("RGB")
+    for theme, image in shots.items():
+        assert image.size[0] == width
+        background = image.getpixel((2, 2))
+        assert sum(background) > 700 if theme == "light" else sum(background) < 120
+        colours = {colour for _, colour in image.getcolors(1 << 20) or []}
+        assert (0, 255, 0) in colours  # a patch that was kept, as it is
+    # The page itself does not scroll sideways: its table does, in a region of its own.
+    probe = tmp_path / "probe.html"
+    script = "<script>document.title = document.documentElement.scrollWidth <= innerWidth</script>"
+    probe.write_text(path.read_text(encoding="utf-8") + script, encoding="utf-8")
+    dom = in_browser(probe, tmp_path, "--dump-dom", f"--window-size={width},700").stdout
+    assert "<title>true</title>" in dom
+    assert "&lt;script&gt;alert" in dom and '<script>alert("x")' not in dom
