@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Iterator
 from importlib import metadata
 
@@ -51,7 +52,10 @@ def load_host(name: str) -> Host:
     if importlib.util.find_spec(host.module) is None:
         raise MissingHostError(f"{host.module} is not installed; run: {host.install}")
     host.prepare()  # where autoload is switched off, nobody else has
-    importlib.import_module(host.module)
+    with warnings.catch_warnings():  # what a host's own libraries say of each other
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        importlib.import_module(host.module)
     host.register()
     return host
 
