@@ -26,6 +26,7 @@ class Tower:
         others: Swaps of other parts of it.
         random_blocks: Whether looking ahead may not call a block by itself, because it has
             dropout or stochastic depth; the swaps of all blocks are made then.
+        module: The tower, where that is more than what runs its blocks.
     """
 
     shape: TowerShape
@@ -33,6 +34,7 @@ class Tower:
     blocks: tuple[Swap, ...]
     others: tuple[Swap, ...] = ()
     random_blocks: bool = False
+    module: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,8 @@ def install(description: Description, config: ElipConfig) -> Pruner:
     towers = [description.tower]
     if config.prune_momentum and description.momentum is not None:
         towers.append(description.momentum)
-    # A training command finds the progress by any weight of the model: a tower may be frozen.
-    progress = TrainingProgress(config, description.module)
+    # Shared: no optimizer trains a momentum encoder.
+    progress = TrainingProgress(config, towers[0].module or towers[0].stack.module)
     pruners = [Pruner(config, tower.shape, progress, tower.random_blocks) for tower in towers]
     for tower, pruner in zip(towers, pruners):
         used = pruner.reducer.blocks_used(pruner.plan.stages, tower.shape.depth)

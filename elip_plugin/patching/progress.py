@@ -54,11 +54,11 @@ def config_at(level: float, config: ElipConfig, num_patches: int) -> ElipConfig:
 
 
 class TrainingProgress:
-    """How far the training of one model is.
+    """How far the training of one tower is.
 
     Args:
         config: What to prune.
-        module: The model, by whose weights a training command finds it.
+        module: The tower, by whose weights a training command finds it.
     """
 
     def __init__(self, config: ElipConfig, module: nn.Module) -> None:

@@ -122,8 +122,8 @@ def test_a_command_finds_the_towers_by_what_it_trains(
     assert lengths_of(model, pairs) == PLANNED
     with pytest.warns(UserWarning, match="reports no progress"):
         assert lengths_of(other, pairs) == FULL
-    update_for([other.logit_scale], 5, TOTAL)  # the tower itself may be frozen
-    assert lengths_of(other, pairs) == PLANNED
+    update_for([other.logit_scale], 5, TOTAL)  # not of the tower
+    assert lengths_of(other, pairs) == FULL
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert lengths_of(copied, pairs) == PLANNED  # as far as the model was
         update_for([copied.visual.proj], 0, TOTAL)  # one weight is enough

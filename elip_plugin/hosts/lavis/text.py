@@ -154,6 +154,8 @@ class CachingTokenizer:
         return self.tokens
 
     def __getattr__(self, name: str) -> Any:
+        if name == "tokenizer":  # a copy that has no attributes yet
+            raise AttributeError(name)
         return getattr(self.tokenizer, name)
 
 

@@ -110,4 +110,5 @@ def describe(visual: Any) -> Tower:
         choose_all(trunk.blocks, {Block: ElipTimmBlock}, elip_scale=trunk.blocks[0].attn.scale),
         (Swap(visual, ElipTimmModel),),
         random_blocks=random_depth,
+        module=visual,
     )

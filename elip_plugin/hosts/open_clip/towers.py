@@ -116,4 +116,4 @@ def describe(visual: Any) -> Tower:
     blocks = choose_all(transformer.resblocks, BLOCKS)
     # All are patched: the host's own custom block refuses checkpointing, ours does not.
     custom = any(swap.patched is ElipCustomBlock for swap in blocks)
-    return Tower(shape, stack, blocks, random_blocks=custom)
+    return Tower(shape, stack, blocks, random_blocks=custom, module=visual)
