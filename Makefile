@@ -46,7 +46,7 @@ test-wheel: release
 	rm -rf .venv-wheel
 	$(PYTHON) -m venv .venv-wheel
 	.venv-wheel/bin/pip install -q "$$(ls dist/*.whl)[open-clip,demo]" 'pytest>=8' 'pytest-xdist>=3.5'
-	cd dist && ELIP_EXPECT_WHEEL=1 ../.venv-wheel/bin/python $(PYTEST) -c ../pyproject.toml \
+	cd dist && ELIP_EXPECT_WHEEL=1 ../.venv-wheel/bin/python $(PYTEST) -c ../pyproject.toml -o pythonpath=tests \
 	  -m "not slow" $(addprefix ../tests/,core test_golden.py test_plan.py hosts/open_clip/test_open_clip.py hosts/test_names.py measure/test_preview.py visualize)
 
 # The default suite alone: no training commands, no compiler.
