@@ -33,7 +33,15 @@ def hosts() -> dict[str, Host]:
     places |= {entry.value: entry.value for entry in metadata.entry_points(group=GROUP)}
     found: dict[str, Host] = {}
     for place in places:
-        host = autoload.load_object(place)
+        try:
+            host = autoload.load_object(place)
+        except ImportError as error:  # somebody's broken package must not take the others along
+            warnings.warn(
+                f"the host {place} could not be imported ({error}): install its package again, or "
+                "uninstall it",
+                stacklevel=2,
+            )
+            continue
         if not isinstance(host, Host):
             raise ConfigError(f"{place} of the entry-point group {GROUP} is no Host")
         if host.name in found:
