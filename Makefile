@@ -10,13 +10,13 @@ SHELL := /bin/bash
 
 .venv-openclip/ready: pyproject.toml elip.pth
 	$(PYTHON) -m venv .venv-openclip
-	.venv-openclip/bin/pip install -q -e '.[open-clip,demo,test]'
+	.venv-openclip/bin/pip install -q -e '.[open-clip,transformers,demo,test]'
 	touch $@
 
 # LAVIS beside libraries newer than its pins, which it is installed without.
 .venv-lavis-new/ready: pyproject.toml elip.pth
 	$(PYTHON) -m venv .venv-lavis-new
-	.venv-lavis-new/bin/pip install -q -e '.[lavis-new,demo,test]'
+	.venv-lavis-new/bin/pip install -q -e '.[lavis-new,transformers,demo,test]'
 	.venv-lavis-new/bin/pip install -q --no-deps salesforce-lavis==1.0.2
 	touch $@
 
@@ -34,7 +34,7 @@ test: lint test-wheel .venv/ready .venv-openclip/ready .venv-lavis-new/ready
 	@echo "== LAVIS' pins =="
 	.venv/bin/python $(PYTEST)
 	@echo "== LAVIS beside newer libraries =="
-	.venv-lavis-new/bin/python $(PYTEST) tests/hosts/lavis tests/patches
+	.venv-lavis-new/bin/python $(PYTEST) tests/hosts/lavis tests/hosts/transformers tests/patches
 
 # The released files: the wheel is built from the sdist, and tested without the checkout in reach.
 .PHONY: release test-wheel

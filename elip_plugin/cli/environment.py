@@ -82,7 +82,11 @@ def _check_hosts() -> Iterator[Finding]:
         if found is None:
             yield Finding(name, "not installed (only needed if you use it)")
         elif _numbers(found) < host.oldest:
-            yield Finding(name, f"{found} is too old", host.install)
+            text = f"{found} is too old"
+            if host.dependency:  # it may be here for another package only
+                yield Finding(name, f"{text} (only needed if you use it)")
+            else:
+                yield Finding(name, text, host.install)
         elif (fault := _import_fault(host.module)) is not None:
             yield Finding(name, f"{found} does not import: {fault}", host.import_advice())
         else:

@@ -111,6 +111,8 @@ class Host:
         install: The command that installs it.
         package: Our package for it.
         oldest: The oldest version that is supported.
+        dependency: Whether other packages depend on the library, so that an old version may be
+            there for them alone.
     """
 
     name: str
@@ -119,6 +121,7 @@ class Host:
     install: str
     package: str = ""
     oldest: tuple[int, ...] = ()
+    dependency: bool = False
 
     def prepare(self) -> None:
         """Prepare the host's libraries before it is imported; by default nothing is needed."""

@@ -103,7 +103,7 @@ def merging(
         A function from tokens [B, T, D] to merged tokens [B, T - r, D] and their sizes.
     """
     if remove == 0:
-        return lambda x: (x, sizes)
+        return lambda x: (x, sizes.detach())
     with torch.no_grad():
         metric = F.normalize(keys.detach()[:, prefix:], dim=-1)
         # The first set is the larger one where their number is odd.

@@ -1,0 +1,139 @@
+"""The models of transformers, with the text encoded first so that it can guide the image."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import nn
+from transformers import PreTrainedModel, VisionTextDualEncoderModel
+
+from elip_plugin.core.guide import project_to_vision_width
+from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.hosts.transformers import towers
+from elip_plugin.hosts.transformers.guide import linear_maps, text_features
+from elip_plugin.hosts.transformers.names import CONFIG_KEY
+from elip_plugin.patching.install import Description
+from elip_plugin.patching.monkeypatch import replaced
+from elip_plugin.patching.swap import Patched, choose
+
+if TYPE_CHECKING:
+    from elip_plugin.patching.pruner import Pruner
+
+LEAK = (
+    "an image pruned by its own caption leaks the answer into retrieval and zero-shot scores; use "
+    "'full' or 'image', or guide_source 'batch', which knows no pairs"
+)
+
+NOT_TEXT = ("pixel_values", "return_loss", "interpolate_pos_encoding", "return_dict")
+"""Arguments of a model's forward that do not concern its text."""
+
+
+class TextFirst(Patched):
+    """A contrastive model whose vision tower is guided by the text.
+
+    The host encodes the image first and the text second. Here the text is encoded before the
+    host's own forward, which then gets that result in place of its text model's.
+    """
+
+    elip_parameters: ClassVar[tuple[str, ...]]
+    """Names of the parameters of the host's forward, in order."""
+
+    elip_text_parameters: ClassVar[frozenset[str] | None]
+    """Names of the parameters of the host's `get_text_features`; None if it takes any."""
+
+    if TYPE_CHECKING:
+        elip: Pruner
+
+    def elip_forward(self, host: Any, args: Any, options: Any) -> Any:
+        """Encode text, then run the host's forward with the image guided by it."""
+        model: Any = self
+        pruner = self.elip
+        given = {**dict(zip(self.elip_parameters, args)), **options}
+        both = given.get("input_ids") is not None and given.get("pixel_values") is not None
+        if not both or pruner.guide is not None or not pruner.wants_guide(model.training):
+            return host(self, *args, **options)
+        text_model = model.text_model
+        encoded: list[Any] = []
+
+        def encode_once(*args: Any, return_dict: bool | None = None, **options: Any) -> Any:
+            if not encoded:
+                encoded.append(text_model(*args, **options))
+            # A copy: `get_text_features` overwrites a part of what it is given.
+            output = copy.copy(encoded[0])
+            as_tuple = return_dict is False and not isinstance(output, tuple)
+            return output.to_tuple() if as_tuple else output
+
+        model.__dict__["text_model"] = encode_once  # before the submodule of that name
+        try:
+            features = text_features(model, **self._text_options(given))
+            with pruner.guided(project_to_vision_width(features, linear_maps(model))):
+                return host(self, *args, **options)
+        finally:
+            del model.__dict__["text_model"]
+
+    def _text_options(self, given: dict[str, Any]) -> dict[str, Any]:
+        known = self.elip_text_parameters
+        return {
+            name: value
+            for name, value in given.items()
+            if name not in NOT_TEXT and value is not None and (known is None or name in known)
+        }
+
+    def save_pretrained(self, *args: Any, **options: Any) -> Any:
+        """Save as transformers does, with what the tower was pruned by in the config."""
+        host: Any = super()
+        model: Any = self
+        with replaced(model.config, CONFIG_KEY, self.elip.config.to_mapping()):
+            return host.save_pretrained(*args, **options)
+
+
+def _text_first(replaces: Any) -> Any:
+    """Make the patched class of a model; its forward has the signature of the host's."""
+    host, get_text = replaces.forward, inspect.signature(replaces.get_text_features)
+
+    @functools.wraps(host)
+    def forward(self: Any, *args: Any, **options: Any) -> Any:
+        return self.elip_forward(host, args, options)
+
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in get_text.parameters.values())
+    return towers.patched_class(
+        TextFirst,
+        replaces,
+        globals(),
+        forward=forward,
+        elip_parameters=tuple(inspect.signature(host).parameters)[1:],
+        elip_text_parameters=None if takes_any else frozenset(get_text.parameters),
+    )
+
+
+MODELS: dict[type, type[nn.Module]] = {
+    cls: _text_first(cls)
+    for cls in (
+        *(family.find_class(f"{family.prefix}Model") for family in towers.FAMILIES),
+        VisionTextDualEncoderModel,
+    )
+}
+
+TOWERS = frozenset(
+    family.find_class(family.prefix + kind)
+    for family in towers.FAMILIES
+    for kind in ("VisionModel", "VisionModelWithProjection", "VisionTransformer")
+)
+"""Vision towers without a text model, which are left as they are but for their encoder."""
+
+
+def describe(module: Any) -> Description:
+    """Describe a model or a bare vision tower; see `Host.describe`."""
+    if type(module) in TOWERS:
+        return Description(module, towers.describe(towers.find_tower(module)))
+    tower = towers.describe(towers.find_tower(module))
+    if type(module) not in MODELS and isinstance(module, PreTrainedModel):
+        raise UnsupportedModelError(
+            f"{type(module).__name__} has no text that could guide its tower: prune its "
+            "vision_model, or one of "
+            f"{sorted(cls.__name__ for cls in MODELS)}"
+        )
+    return Description(module, tower, (choose(module, MODELS),), no_eval_by_text=LEAK)

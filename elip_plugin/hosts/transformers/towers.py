@@ -1,0 +1,227 @@
+"""The vision encoders of transformers: their layers say their parts, the encoder prunes."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
+
+from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.patching.blocks import PrunableBlock, PrunableStack
+from elip_plugin.patching.install import Tower
+from elip_plugin.patching.pruner import TowerShape
+from elip_plugin.patching.swap import choose, choose_all
+
+RECORDED = ("output_attentions", "output_hidden_states")
+NOT_FOR_LAYERS = (*RECORDED, "return_dict", "attention_mask")
+"""Options of an encoder that a pruned forward does not hand to its layers."""
+
+
+class Family(NamedTuple):
+    """The names of a family's classes in transformers.
+
+    Attributes:
+        module: The family's folder.
+        prefix: What the names of its models begin with.
+        encoder: The vision encoder.
+        layer: The encoder's layers.
+    """
+
+    module: str
+    prefix: str
+    encoder: str
+    layer: str
+
+    def find_class(self, name: str) -> Any:
+        """Return a class of the family; None if this version of transformers has none."""
+        module = f"transformers.models.{self.module}.modeling_{self.module}"
+        return getattr(importlib.import_module(module), name, None)
+
+
+FAMILIES = (
+    Family("clip", "CLIP", "CLIPEncoder", "CLIPEncoderLayer"),
+    Family("siglip", "Siglip", "SiglipEncoder", "SiglipEncoderLayer"),
+    Family("metaclip_2", "MetaClip2", "MetaClip2Encoder", "MetaClip2EncoderLayer"),
+    Family("altclip", "AltCLIP", "AltCLIPEncoder", "AltCLIPEncoderLayer"),
+    Family("chinese_clip", "ChineseCLIP", "ChineseCLIPVisionEncoder", "ChineseCLIPVisionLayer"),
+)
+
+
+def patched_class(mixin: type, replaces: Any, place: dict[str, Any], **body: Any) -> Any:
+    """Make the patched class of a class of transformers.
+
+    Its `__name__` stays the host's, since `save_pretrained` writes it into a model's config and
+    FSDP's wrapping policies go by it; its `__qualname__`, by which it is pickled, is its own.
+
+    Args:
+        mixin: What is added in front of the host's class.
+        replaces: The host's class.
+        place: Globals of the module in which pickle finds the patched class.
+        **body: Further class attributes.
+
+    Returns:
+        The class.
+    """
+    qualname = f"Elip{replaces.__name__}"
+    body |= {"replaces": replaces, "__module__": place["__name__"], "__qualname__": qualname}
+    place[qualname] = type(replaces.__name__, (mixin, replaces), body)
+    return place[qualname]
+
+
+class ElipLayer(PrunableBlock):
+    """A layer with separate projections of queries, keys and values; it has no dropout."""
+
+    elip_masks: ClassVar[int]
+    """Attention masks that the host's layer must be given after the tokens; here all None."""
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        attn: Any = self.self_attn  # type: ignore[attr-defined]
+        return projected.view(*projected.shape[:2], -1, attn.head_dim).transpose(1, 2)
+
+    def query_and_keys(self, query: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalise and project a query token and the tokens; see `BlockParts`."""
+        layer: Any = self
+        q = layer.self_attn.q_proj(layer.layer_norm1(query))
+        return self._heads(q), self._heads(layer.self_attn.k_proj(layer.layer_norm1(x)))
+
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalise and project tokens; see `BlockParts`."""
+        layer: Any = self
+        x, attn = layer.layer_norm1(x), layer.self_attn
+        return self._heads(attn.q_proj(x)), self._heads(attn.k_proj(x)), self._heads(attn.v_proj(x))
+
+    def attention_output(self, mixed: Tensor) -> Tensor:
+        """Join the heads and project; see `BlockParts`."""
+        layer: Any = self
+        return layer.self_attn.out_proj(mixed.transpose(1, 2).flatten(2))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Run the MLP; see `BlockParts`."""
+        layer: Any = self
+        return layer.mlp(layer.layer_norm2(x))
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Call the layer; transformers 4 would checkpoint what has no gradient, with a warning."""
+        if torch.is_grad_enabled():
+            return super().__call__(*args, **options)  # type: ignore[misc]
+        return nn.Module.__call__(self, *args, **options)
+
+
+class ElipEncoder(PrunableStack):
+    """An encoder that prunes between its layers, outside any checkpointed region."""
+
+    def forward(self, inputs_embeds: Tensor, *args: Any, **options: Any) -> Any:
+        """Run the layers on tokens [B, P + N, D], with the plan's stages if pruning is active."""
+        encoder: Any = self
+        pruner, pruning = self.elip, None
+        if not args and options.get("attention_mask") is None:
+            num_patches = inputs_embeds.shape[1] - pruner.shape.prefix
+            pruning = pruner.begin(num_patches, encoder.training)
+        if pruning is None:
+            host: Any = super()
+            return host.forward(inputs_embeds, *args, **options)
+        _refuse_recording(encoder.config, options)
+        options = {k: v for k, v in options.items() if k not in NOT_FOR_LAYERS}
+        call = functools.partial(_run_layer, _options=options)
+        x = pruning.run_blocks(inputs_embeds, encoder.layers, call)
+        return BaseModelOutput(last_hidden_state=x)
+
+
+def _run_layer(
+    layer: Any, x: Tensor, mode: Any = None, *, _options: dict[str, Any], **mode_options: Any
+) -> Any:
+    """Run a layer, or a mode of it; `_options` are what the encoder hands to its layers."""
+    if mode is not None:
+        return layer(x, elip=functools.partial(_run_mode, mode=mode), **_detached(mode_options))
+    out = layer(x, *[None] * layer.elip_masks, **_options)
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _run_mode(layer: Any, x: Tensor, *, mode: Any, **options: Any) -> Any:
+    """Run a mode of which only the tokens have a gradient, not what it returns beside them.
+
+    Re-entrant checkpointing marks every tensor that it returns as having a gradient. A tensor that
+    also is an input of the next layer would run all the layers before it in each backward pass.
+    """
+    out = mode(layer, x, **options)
+    if isinstance(out, tuple):
+        beside = _detached(dict(enumerate(out[1:])))
+        return (out[0], *beside.values())
+    return out
+
+
+def _detached(values: dict[Any, Any]) -> dict[Any, Any]:
+    return {k: v.detach() if isinstance(v, Tensor) else v for k, v in values.items()}
+
+
+def _refuse_recording(config: Any, options: dict[str, Any]) -> None:
+    for name in RECORDED:
+        given = options.get(name)
+        if getattr(config, name, False) if given is None else given:
+            raise UnsupportedModelError(
+                f"{name} is not available from a pruned forward, whose layers have fewer and fewer "
+                "tokens and are also run to look ahead: run it inside `handle.disabled()`, or "
+                "record what was kept by `handle.trace()`"
+            )
+
+
+def _masks(layer: Any) -> int:
+    parameters = list(inspect.signature(layer.forward).parameters.values())[2:]
+    positional = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    return sum(p.default is p.empty for p in positional)
+
+
+LAYERS: dict[type, type[nn.Module]] = {}
+ENCODERS: dict[type, type[nn.Module]] = {}
+for _family in FAMILIES:
+    _layer, _encoder = _family.find_class(_family.layer), _family.find_class(_family.encoder)
+    LAYERS[_layer] = patched_class(ElipLayer, _layer, globals(), elip_masks=_masks(_layer))
+    ENCODERS[_encoder] = patched_class(ElipEncoder, _encoder, globals())
+
+
+def find_tower(module: Any) -> Any:
+    """Return the part of a model or tower that has the embeddings and the encoder.
+
+    Args:
+        module: A model or tower.
+
+    Returns:
+        The vision tower. UnsupportedModelError if there is none with an encoder that is known.
+    """
+    tower = module
+    while not hasattr(tower, "encoder") and hasattr(tower, "vision_model"):
+        tower = tower.vision_model
+    if type(getattr(tower, "encoder", None)) not in ENCODERS:
+        known = [family.prefix for family in FAMILIES]
+        raise UnsupportedModelError(
+            f"the vision tower {type(tower).__name__} of {type(module).__name__} cannot be pruned; "
+            f"those of {known} can (SigLIP 2 at a fixed size is SigLIP's; NaFlex, whose tokens "
+            "have masks, is not supported)"
+        )
+    return tower
+
+
+def describe(tower: Any) -> Tower:
+    """Describe a vision tower; see `Host.describe`."""
+    encoder, config = tower.encoder, tower.config
+    if config.attention_dropout > 0:
+        raise UnsupportedModelError(
+            f"a tower with attention_dropout {config.attention_dropout:g}: choosing tokens must be "
+            "deterministic; set it to 0 in the vision config"
+        )
+    prefix = 1 if hasattr(tower.embeddings, "class_embedding") else 0
+    shape = TowerShape(
+        num_patches=tower.embeddings.num_patches,
+        depth=len(encoder.layers),
+        width=config.hidden_size,
+        prefix=prefix,
+        class_query=prefix == 1,
+    )
+    # Looking ahead cannot call a layer by itself: some versions want masks and return tuples.
+    stack, blocks = choose(encoder, ENCODERS), choose_all(encoder.layers, LAYERS)
+    return Tower(shape, stack, blocks, random_blocks=True)

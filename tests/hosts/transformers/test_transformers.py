@@ -1,0 +1,273 @@
+"""The laws of a host for every family of transformers that shares CLIP's encoder."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import recorded_lengths
+
+import elip_plugin
+from elip_plugin.errors import ConfigError, GuideError, UnsupportedModelError
+
+hf = pytest.importorskip("transformers", minversion="4.57")
+
+from hosts.transformers.tiny import MODELS, VISION, inputs, make, tower_of  # noqa: E402
+
+FAMILIES = list(MODELS)
+REDUCERS = ("elip", "evit", "tome", "random")
+
+
+def config_of(reducer: str, **fields: Any) -> dict[str, Any]:
+    return {"preset": "fast", "reducer": reducer, **fields}
+
+
+def outputs_of(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+    with torch.no_grad():
+        out = model(**batch)
+    return out.loss, out.logits_per_image, out.image_embeds, out.text_embeds
+
+
+def same(first: tuple[torch.Tensor, ...], second: tuple[torch.Tensor, ...]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_disabled_evaluated_and_removed_are_the_base_model(family: str) -> None:
+    model, batch = make(family), inputs()
+    cls, keys = type(model), list(model.state_dict())
+    classes = {name: type(module) for name, module in model.named_modules()}
+    before = outputs_of(model.train(), batch)
+    handle = elip_plugin.apply(model, "fast")
+    assert type(model).__name__ == cls.__name__
+    assert list(model.state_dict()) == keys
+    pruned = outputs_of(model, batch)
+    assert not torch.equal(pruned[2], before[2])
+    assert torch.equal(pruned[3], before[3])  # the text is not pruned
+    with handle.disabled():
+        assert same(outputs_of(model, batch), before)
+    assert same(outputs_of(model.eval(), batch), before)
+    handle.remove()
+    assert same(outputs_of(model.train(), batch), before)
+    assert {name: type(module) for name, module in model.named_modules()} == classes
+    assert not [name for m in model.modules() for name in vars(m) if name.startswith("elip")]
+    assert not hasattr(model.config, "elip")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("reducer", REDUCERS)
+def test_each_layer_has_the_planned_tokens(family: str, reducer: str) -> None:
+    model = make(family).train()
+    handle = elip_plugin.apply(model, config_of(reducer))
+    encoder = tower_of(model).encoder
+    with recorded_lengths(encoder.layers) as lengths:
+        model(**inputs()).loss.backward()
+    assert lengths == list(handle.plan.tokens)
+    assert lengths[-1] < lengths[0] == 64 + (family != "siglip")
+    for name, parameter in model.named_parameters():
+        if "vision_model.encoder" in name and name.endswith("q_proj.weight"):
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_captions_change_the_choice_and_are_encoded_once(family: str) -> None:
+    model = make(family).train()
+    handle = elip_plugin.apply(model, config_of("elip", text_weight=0.9))
+    calls = []
+    hook = model.text_model.register_forward_hook(lambda *_: calls.append(1))
+    first, second = inputs(), inputs()
+    second["input_ids"] = second["input_ids"].flip(0)
+    with handle.trace() as trace:
+        out = model(**first)
+        kept = [stage.kept for stage in trace.stages]
+        model(**second)
+        other = [stage.kept for stage in trace.stages]
+    assert len(calls) == 2
+    assert any(not torch.equal(a, b) for a, b in zip(kept, other, strict=True))
+    assert "text_model" not in vars(model)
+    hook.remove()
+    with handle.guide(out.text_embeds):  # the same guide, given by hand
+        images = model.get_image_features(pixel_values=first["pixel_values"])
+    images = images if isinstance(images, torch.Tensor) else images.pooler_output
+    torch.testing.assert_close(torch.nn.functional.normalize(images, dim=-1), out.image_embeds)
+    with pytest.raises(GuideError, match="text features have shape"), handle.guide(images[:, :5]):
+        pass
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_forward_keeps_its_signature(family: str) -> None:
+    model = make(family).train()
+    before = inspect.signature(model.forward)
+    elip_plugin.apply(model, "fast")
+    assert inspect.signature(model.forward) == before
+    batch = inputs()
+    assert isinstance(model(**batch, return_dict=False), tuple)
+    ids, images, mask = batch["input_ids"], batch["pixel_values"], batch["attention_mask"]
+    torch.testing.assert_close(
+        model(ids, images, mask).image_embeds, model(**batch).image_embeds, rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("reducer", ["elip", "tome"])
+def test_checkpointing_gives_the_same_gradients(
+    family: str, reducer: str, reentrant: bool, recwarn: Any
+) -> None:
+    gradients = []
+    for checkpointed in (False, True):
+        model = make(family).train()
+        elip_plugin.apply(model, config_of(reducer))
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            recwarn.clear()
+            tower_of(model).embeddings.requires_grad_(True)
+        with recorded_lengths(tower_of(model).encoder.layers) as lengths:
+            model(**inputs()).loss.backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert not [w for w in recwarn if "requires_grad" in str(w.message)]
+    assert len(lengths) >= 12
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_attention_implementations_agree(family: str) -> None:
+    features = []
+    for implementation in ("eager", "sdpa"):
+        model = make(family).train()
+        model.set_attn_implementation(implementation)
+        elip_plugin.apply(model, "fast")
+        features.append(model(**inputs()).image_embeds)
+    torch.testing.assert_close(*features)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("flag", ["output_attentions", "output_hidden_states"])
+def test_recording_is_refused_while_pruning(family: str, flag: str) -> None:
+    model = make(family).train()
+    model.set_attn_implementation("eager")
+    key = flag.removeprefix("output_")
+    before = model(**inputs(), **{flag: True}).vision_model_output.get(key)
+    handle = elip_plugin.apply(model, "fast")
+    with pytest.raises(UnsupportedModelError, match=flag):
+        model(**inputs(), **{flag: True})
+    with handle.disabled():
+        after = model(**inputs(), **{flag: True}).vision_model_output.get(key)
+    if before is not None:  # 4.57's SigLIP records nothing of a whole model
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert model(**inputs()).loss.isfinite()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_copies_are_pruned_alike(family: str) -> None:
+    model = make(family).train()
+    elip_plugin.apply(model, "fast")
+    expected = outputs_of(model, inputs())
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert same(outputs_of(copied, inputs()), expected)
+        elip_plugin.find_handle(copied).remove()
+        assert type(copied) is type(model).replaces
+    assert same(outputs_of(model, inputs()), expected)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_bf16_autocast(family: str) -> None:
+    model = make(family).train()
+    handle = elip_plugin.apply(model, "fast")
+    with recorded_lengths(tower_of(model).encoder.layers) as lengths, torch.autocast("cpu"):
+        loss = model(**inputs()).loss
+    loss.backward()
+    assert lengths == list(handle.plan.tokens)
+    grad = tower_of(model).encoder.layers[0].self_attn.q_proj.weight.grad
+    assert grad is not None and grad.isfinite().all() and grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_compiled_as_eager(family: str) -> None:
+    model = make(family).train()
+    elip_plugin.apply(model, "fast")
+    expected = outputs_of(model, inputs())
+    compiled = torch.compile(model, backend="eager")
+    for got, want in zip(outputs_of(compiled, inputs()), expected, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("cls", ["CLIPVisionModel", "CLIPVisionModelWithProjection"])
+def test_clip_towers_alone(cls: str) -> None:
+    model = getattr(hf, cls)(hf.CLIPVisionConfig(**VISION, projection_dim=24)).train()
+    images = inputs()["pixel_values"]
+    before = model(pixel_values=images)[0]
+    handle = elip_plugin.apply(model, "fast")
+    width = 24 if cls.endswith("Projection") else 48
+    recorded = recorded_lengths(tower_of(model).encoder.layers)
+    with recorded as lengths, handle.guide(torch.randn(len(images), width)):
+        assert not torch.equal(model(pixel_values=images)[0], before)
+    assert lengths == list(handle.plan.tokens)
+    handle.remove()
+    assert torch.equal(model(pixel_values=images)[0], before)
+
+
+def test_siglip_tower_alone() -> None:
+    model = hf.SiglipVisionModel(hf.SiglipVisionConfig(**VISION)).train()
+    handle = elip_plugin.apply(model, {"preset": "fast", "text_weight": 0.0})
+    with recorded_lengths(tower_of(model).encoder.layers) as lengths:
+        model(pixel_values=inputs()["pixel_values"])
+    assert lengths == list(handle.plan.tokens)
+
+
+def test_interpolated_positions_get_their_own_plan() -> None:
+    model = make("clip").train()
+    handle = elip_plugin.apply(model, "fast")
+    batch = inputs()
+    batch["pixel_values"] = torch.randn(3, 3, 96, 96)
+    with recorded_lengths(tower_of(model).encoder.layers) as lengths:
+        model(**batch, interpolate_pos_encoding=True)
+    assert lengths[0] == 145 and lengths[-1] < 145 < 2 * handle.plan.tokens[0] + 16
+
+
+def test_refusals() -> None:
+    with pytest.raises(ConfigError, match="leaks the answer"):
+        elip_plugin.apply(make("clip"), {"preset": "fast", "eval_mode": "text"})
+    with pytest.raises(UnsupportedModelError, match="attention_dropout"):
+        elip_plugin.apply(make("clip", attention_dropout=0.1))
+    classifier = hf.CLIPForImageClassification(hf.CLIPConfig(vision_config=VISION))
+    with pytest.raises(UnsupportedModelError, match="has no text"):
+        elip_plugin.apply(classifier)
+    naflex = hf.Siglip2Model(hf.Siglip2Config(
+        text_config={"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 1,
+                     "vocab_size": 10},
+        vision_config={"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 1},
+    ))  # fmt: skip
+    with pytest.raises(UnsupportedModelError, match="NaFlex"):
+        elip_plugin.apply(naflex)
+    sizes = {k: v for k, v in VISION.items() if k != "projection_dim"}
+    dual = hf.VisionTextDualEncoderModel(
+        vision_model=hf.ViTModel(hf.ViTConfig(**sizes)),
+        text_model=hf.BertModel(hf.BertConfig(num_hidden_layers=1)),
+    )
+    with pytest.raises(UnsupportedModelError, match="ViTModel"):
+        elip_plugin.apply(dual)
+    assert type(dual) is hf.VisionTextDualEncoderModel
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip", "chinese_clip"])
+def test_saved_models_load_without_the_plugin(family: str, tmp_path: Path) -> None:
+    model = make(family).train()
+    handle = elip_plugin.apply(model, config_of("elip", text_weight=0.3))
+    model.save_pretrained(tmp_path)
+    assert not hasattr(model.config, "elip")
+    loaded = type(model).replaces.from_pretrained(tmp_path).train()
+    assert type(loaded) is type(model).replaces
+    assert loaded.config.architectures == [type(loaded).__name__]
+    with handle.disabled():
+        assert same(outputs_of(loaded, inputs()), outputs_of(model, inputs()))
+    again = elip_plugin.apply(loaded, loaded.config.elip)
+    assert again.config == handle.config
+    assert same(outputs_of(loaded, inputs()), outputs_of(model, inputs()))

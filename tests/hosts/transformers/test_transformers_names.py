@@ -1,0 +1,94 @@
+"""Names of transformers' models, and what planning and measuring need of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import elip_plugin
+from elip_plugin.errors import ConfigError, DataError, UnknownModelError, UnsupportedModelError
+
+hf = pytest.importorskip("transformers", minversion="4.57")
+
+from hosts.transformers.tiny import make  # noqa: E402
+
+from elip_plugin.hosts.transformers import names  # noqa: E402
+from elip_plugin.hosts.transformers.names import SHAPES  # noqa: E402
+
+BASE = "openai/clip-vit-base-patch16"
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_known_models_have_their_shapes(name: str) -> None:
+    made = elip_plugin.create(f"hf:{name}", device="meta")
+    plan = elip_plugin.find_handle(made.model).plan
+    shape = SHAPES[name]
+    assert plan.num_patches == (shape.image_size // shape.patch_size) ** 2
+    assert len(plan.tokens) == shape.vision.num_hidden_layers
+    assert made.grid_size[0] * made.grid_size[1] == plan.num_patches
+    listed = elip_plugin.get(f"hf:{name}")
+    assert (listed.host, listed.base, listed.preset) == ("transformers", name, "paper")
+
+
+def test_parameters_of_clip_are_those_of_the_published_model() -> None:
+    model = elip_plugin.create(f"hf:{BASE}", device="meta").model
+    assert sum(p.numel() for p in model.parameters()) == 149_620_737
+
+
+def test_another_image_size() -> None:
+    made = elip_plugin.create(f"hf:{BASE}", device="meta", image_size=448)
+    assert elip_plugin.find_handle(made.model).plan.num_patches == 784
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip", "altclip", "chinese_clip", "metaclip_2"])
+def test_a_local_folder(family: str, tmp_path: Path) -> None:
+    base = make(family)
+    elip_plugin.apply(base, {"preset": "fast", "text_weight": 0.3})
+    base.save_pretrained(tmp_path)
+    name = f"hf:{tmp_path}"
+    made = elip_plugin.create(name, checkpoint=str(tmp_path))
+    assert elip_plugin.find_handle(made.model).config.text_weight == 0.3
+    assert made.weights == str(tmp_path)
+    for key, value in base.state_dict().items():
+        assert torch.equal(made.model.state_dict()[key], value), key
+    images, tokens = made.example_batch(2)
+    features = made.encode_text(tokens)
+    made.model.train()
+    with elip_plugin.guide(made.model, features):
+        assert made.encode_image(images).shape == features.shape
+    made.loss(images, tokens).backward()
+    picture = made.preprocess(Image.new("RGB", (90, 70), (255, 0, 0)))
+    assert picture.shape == (3, 64, 64)
+    expected = [(c - m) / s for c, m, s in zip((1, 0, 0), made.mean, made.std)]
+    torch.testing.assert_close(picture[:, 5, 7], torch.tensor(expected))
+    with pytest.raises(DataError, match="no tokenizer"):
+        made.tokenize(["a cat"])
+    random: Any = elip_plugin.create(name)
+    first, second = random.tokenize(["a cat", "a dog"])["input_ids"]
+    assert not torch.equal(first, second)
+    with pytest.raises(ConfigError, match="image_size"):
+        elip_plugin.create(name, checkpoint=str(tmp_path), image_size=32)
+
+
+def test_faults(tmp_path: Path) -> None:
+    with pytest.raises(UnknownModelError, match="did you mean"):
+        elip_plugin.create("hf:openai/clip-vit-base-patch17")
+    with pytest.raises(DataError, match="is no folder"):
+        elip_plugin.create(f"hf:{BASE}", checkpoint=str(tmp_path / "none"))
+    (tmp_path / "config.json").write_text('{"model_type": "blip"}')
+    with pytest.raises(UnsupportedModelError, match="'blip'"):
+        elip_plugin.create(f"hf:{tmp_path}")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(DataError, match="no config"):
+        elip_plugin.create(f"hf:{tmp_path}")
+
+
+def test_an_older_version_has_no_names_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names.metadata, "version", lambda _: "4.26.1")
+    assert names.list_names.__wrapped__() == {}
+    with pytest.raises(UnsupportedModelError, match=r"4\.57 or later"):
+        elip_plugin.apply(make("clip"))
