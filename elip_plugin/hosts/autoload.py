@@ -1,4 +1,4 @@
-"""Step in when somebody imports a host: mend its libraries before, register after. Stdlib only.
+"""Act when somebody imports a host: prepare its libraries before, register after. Stdlib only.
 
 So that unmodified commands of the hosts know our models, `elip.pth` puts a stand-in finder of
 a few lines in place at interpreter start; it calls `first_import` when somebody imports a
