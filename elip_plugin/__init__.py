@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from elip_plugin.errors import ElipError
     from elip_plugin.hosts.base import HostModel, ModelName
     from elip_plugin.hosts.registry import create, get, list_models
+    from elip_plugin.hosts.transformers.trainer import TrainerCallback as TrainerCallback
     from elip_plugin.planning import Plan, plan
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULES = {
     "api": ("Handle", "apply", "find_handle", "guide", "update_progress"),
@@ -27,9 +28,11 @@ _MODULES = {
     "errors": ("ElipError",),
     "hosts.base": ("HostModel", "ModelName"),
     "hosts.registry": ("create", "get", "list_models"),
+    "hosts.transformers.trainer": ("TrainerCallback",),
     "planning": ("Plan", "plan"),
 }
 
+# Without TrainerCallback: `import *` works where transformers is not installed.
 __all__ = [
     "ElipConfig",
     "ElipError",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -31,6 +31,9 @@ DEFAULT_PRESET = "paper"
 NO_LOOKAHEAD_PRESET = "fast"
 """The default of reducers that do not look ahead."""
 
+INPUT_KEEP = 0.5
+"""The default of reducers whose one stage is at block 0."""
+
 _INCOMPLETE = object()  # holds the place of a stage whose fault is named already
 
 
@@ -44,11 +47,19 @@ class Stage:
             tokens; of the last one only the class token's attention row is computed.
         keep: A ratio in (0, 1) of the patches that enter block 0, 1.0 to skip the
             stage, or a count of tokens from 2 up.
+        until: The block before which the dropped tokens come back, in their places, with what
+            they were before the stage: they skip the blocks between, and are not merged. None
+            drops or merges them for good.
     """
 
     block: int
     lookahead: int
     keep: float
+    until: int | None = None
+
+
+REQUIRED = tuple(field.name for field in fields(Stage) if field.default is MISSING)
+"""Keys that a stage must have."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +71,16 @@ class ElipConfig:
         text_weight: Share t of the text guide in the probing class token
             t * guide + (1 - t) * class token (the paper's lambda is 1 - t); 0 chooses
             by the image alone and then needs no text.
-        merge: Whether the dropped tokens are merged into one extra token.
+        merge: Whether the dropped tokens are merged into one extra token; not where they come
+            back (`until`).
         eval_mode: What evaluation does: `"full"` runs all tokens, `"image"` prunes without
             text, `"text"` prunes by a guide where text is an input at test time.
         reference_depth: The depth for which `stages` are written; they are rescaled to
             the depth of the tower. None takes them as they stand.
         prune_momentum: Whether a momentum encoder (ALBEF, BLIP) is pruned as well; by default
             it sees all tokens, as in the paper's code.
-        reducer: `"elip"`, or a method to compare it with at the same token counts:
-            `"evit"` keeps by class attention and fuses the rest, `"tome"` merges similar
-            tokens in every block, `"random"` drops at random. Those read no text.
+        reducer: What decides; see the list of reducers. Those that read no text take no
+            `text_weight`.
         guide_source: `"caption"`, an image's own text; or `"batch"`, the mean of all the batch's
             texts weighted by their similarity to the image, so that no pairing is used.
         warmup: Share of the training, 0 to 1, over which pruning sets in, from all tokens to
@@ -115,7 +126,8 @@ class ElipConfig:
         """Return a named configuration, which fits towers of any depth.
 
         Args:
-            name: `"paper"` (the paper's stages) or `"fast"` (the same cuts, lookahead 1).
+            name: `"paper"` (the paper's stages), `"fast"` (the same cuts, lookahead 1) or `"half"`
+                (half of the patches at the input, at random, with an unpruned end).
 
         Returns:
             The configuration.
@@ -163,6 +175,8 @@ class ElipConfig:
                 default = NO_LOOKAHEAD_PRESET
             if not reducer.reads_text:
                 known.setdefault("text_weight", 0.0)
+            if reducer.at_input and "preset" not in values:
+                known.setdefault("stages", (Stage(0, 1, reducer.only_keep or INPUT_KEEP),))
         preset, base = values.get("preset", default), PRESETS[default]
         if preset in list(PRESETS):
             base = PRESETS[preset]
@@ -190,7 +204,8 @@ class ElipConfig:
         if self.total_steps is None:
             del mapping["total_steps"]
         mapping["stages"] = [
-            {name: getattr(stage, name) for name in _names(Stage)} for stage in self.stages
+            {name: value for name, value in vars(stage).items() if value is not None}
+            for stage in self.stages
         ]
         return mapping
 
@@ -232,7 +247,8 @@ def _names(cls: type) -> tuple[str, ...]:
 
 def _unknown_keys(values: Mapping[str, Any], known: Sequence[str], where: str) -> list[str]:
     unknown = [key for key in values if key not in known]
-    return [f"{where}key {key!r} is not known; keys are {list(known)}" for key in unknown]
+    all_keys = f"keys are {list(known)}"
+    return [f"{where}key {k!r} is not known; {nearest(k, known, all_keys)}" for k in unknown]
 
 
 def _stages(given: Any, faults: list[str]) -> Any:
@@ -245,12 +261,13 @@ def _stages(given: Any, faults: list[str]) -> Any:
             continue
         values = {str(key): item[key] for key in item}
         faults += _unknown_keys(values, _names(Stage), f"stage {i}: ")
-        missing = [name for name in _names(Stage) if name not in values]
+        missing = [name for name in REQUIRED if name not in values]
         if missing:
-            faults.append(f"stage {i}: {missing} missing; a stage has {list(_names(Stage))}")
+            faults.append(f"stage {i}: {missing} missing; a stage has {list(REQUIRED)}")
             stages.append(_INCOMPLETE)
         else:
-            stages.append(Stage(**{name: values[name] for name in _names(Stage)}))
+            known = {name: values[name] for name in _names(Stage) if name in values}
+            stages.append(Stage(**known))
     return tuple(stages)
 
 
@@ -268,6 +285,7 @@ def _faults(config: ElipConfig) -> list[str]:
         blocks = [s.block for s in config.stages if isinstance(s, Stage) and _is_int(s.block)]
         if any(later <= earlier for earlier, later in pairwise(blocks)):
             faults.append(f"blocks of the stages must increase, got {blocks}")
+        faults += _return_faults(config.stages)
     weight = config.text_weight
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
         faults.append(f"text_weight must be a number from 0 to 1, got {weight!r}")
@@ -284,6 +302,20 @@ def _faults(config: ElipConfig) -> list[str]:
     depth = config.reference_depth
     if depth is not None and (not _is_int(depth) or depth < 1):
         faults.append(f"reference_depth must be null or an integer from 1 up, got {depth!r}")
+    return faults
+
+
+def _return_faults(stages: tuple[Any, ...]) -> list[str]:
+    faults = []
+    for i, (earlier, later) in enumerate(pairwise(stages)):
+        if not (isinstance(earlier, Stage) and isinstance(later, Stage) and _is_int(later.block)):
+            continue
+        back: Any = earlier.until
+        if _is_int(back) and later.block < back:
+            faults.append(
+                f"stage {i + 1}: must not come before block {back}, where the tokens of stage {i} "
+                f"come back, got block {later.block}"
+            )
     return faults
 
 
@@ -316,6 +348,27 @@ def _reducer_faults(config: ElipConfig) -> list[str]:
         faults.append(
             f"reducer {config.reducer!r} does not look ahead: use preset 'fast' or lookahead 1"
         )
+    back = any(isinstance(s, Stage) and s.until is not None for s in stages)
+    if back and not reducer.traceable:
+        faults.append(
+            f"reducer {config.reducer!r} makes tokens of several others, which cannot come back: "
+            "leave until out"
+        )
+    blocks = [s.block for s in stages if isinstance(s, Stage)]
+    if reducer.at_input and blocks != [0]:
+        faults.append(
+            f"reducer {config.reducer!r} has one stage, at block 0, got stages at blocks {blocks}: "
+            "leave preset and stages out, or give that one"
+        )
+    only = reducer.only_keep
+    keeps = [s.keep for s in stages if isinstance(s, Stage)]
+    if only is not None and any(keep != only for keep in keeps):
+        faults.append(f"reducer {config.reducer!r} keeps {only} of the tokens, got keep {keeps}")
+    if only is not None and config.warmup:
+        faults.append(
+            f"reducer {config.reducer!r} has no keep ratio but {only}, so warmup has no steps in "
+            "between: leave it out; final_unpruned may stay"
+        )
     return faults
 
 
@@ -336,6 +389,9 @@ def _stage_faults(stage: Any) -> list[str]:
         faults.append(f"keep as a count must be 2 or more, got {keep}")
     elif not _is_int(keep) and not (isinstance(keep, float) and 0 < keep <= 1):
         faults.append(f"keep must be a ratio in (0, 1] or a count from 2 up, got {keep!r}")
+    until = stage.until
+    if until is not None and not (_is_int(until) and _is_int(stage.block) and until > stage.block):
+        faults.append(f"until must be null or a block after {stage.block!r}, got {until!r}")
     return faults
 
 
@@ -347,5 +403,13 @@ PRESETS = {
     ),
     "fast": ElipConfig(
         stages=(Stage(2, 1, 0.90), Stage(4, 1, 0.65), Stage(10, 1, 0.40)), reference_depth=12
+    ),
+    # FLIP's input half (Li et al., CVPR 2023), with an unpruned end, as it is measured.
+    "half": ElipConfig(
+        stages=(Stage(0, 1, 0.50),),
+        text_weight=0.0,
+        reference_depth=12,
+        reducer="random",
+        final_unpruned=0.15,
     ),
 }

@@ -73,20 +73,6 @@ class Plan:
         """
         return self._main(width, mlp_ratio) + self._lookahead(width, mlp_ratio) / 3
 
-    def activation_bytes(self, width: int, batch: int, mlp_ratio: float = 4.0) -> float:
-        """Estimate what the blocks keep for the backward pass, in float32.
-
-        Args:
-            width: Tower width D.
-            batch: Images per batch, B.
-            mlp_ratio: Hidden width of a block's MLP over D.
-
-        Returns:
-            Bytes: per token the inputs of both norms, the queries, keys and values, the inputs
-            of the three other projections and of the activation function.
-        """
-        return 4.0 * batch * sum(self.tokens) * width * (8 + 2 * mlp_ratio)
-
     def _full(self, width: int, mlp_ratio: float) -> float:
         return self.depth * block_cost(self.prefix + self.num_patches, width, mlp_ratio)
 
@@ -103,11 +89,14 @@ class Plan:
         """Describe the plan in one line.
 
         Returns:
-            Tokens at the input and after each stage, and the share removed.
+            Tokens at the input, after each stage and where they come back, and the share removed.
         """
-        start = self.prefix + self.num_patches
-        steps = "".join(f" -> {s.tokens_out} at block {s.block}" for s in self.stages)
-        return f"{start} tokens{steps}; {self.removed:.0%} of {self.depth} blocks' tokens removed"
+        text = f"{self.prefix + self.num_patches} tokens"
+        for stage in self.stages:
+            text += f" -> {stage.tokens_out} at block {stage.block}"
+            if stage.until is not None:
+                text += f" -> {stage.tokens_in} at block {stage.until}"
+        return f"{text}; {self.removed:.0%} of {self.depth} blocks' tokens removed"
 
 
 def plan(
@@ -130,7 +119,7 @@ def plan(
     """
     faults: list[str] = []
     stages: list[PlannedStage] = []
-    present, last_block = num_patches, -1
+    present, last_block, back = num_patches, -1, 0
     for i, given in enumerate(config.stages):
         stage = scale(given, config.reference_depth, depth)
         where = f"stage {i} (block {stage.block})"
@@ -144,23 +133,37 @@ def plan(
                 f"{where}: lookahead {stage.lookahead} passes the last block; "
                 f"at most {depth - stage.block} of {depth} blocks are left"
             )
-        last_block = stage.block
+        if last_block < stage.block < back:
+            faults.append(
+                f"{where}: must not come before block {back}, where the tokens of the stage before "
+                "come back"
+            )
+        until = stage.until
+        if until is not None and not stage.block < until < depth:
+            faults.append(
+                f"{where}: its tokens can come back before one of the blocks {stage.block + 1} to "
+                f"{depth - 1}, and until is {until}"
+            )
+        last_block, back = stage.block, until or 0
         if stage.keep == 1:  # 1.0: the integer is refused by the config
             continue
         keep = kept_count(stage.keep, num_patches)
-        left = keep + config.merge
+        merge = config.merge and until is None
+        left = keep + merge
         if skip_idle and left >= present:
             continue
         if keep < 1 or left >= present:
-            merged = " + 1 merged" if config.merge else ""
+            merged = " + 1 merged" if merge else ""
             faults.append(
                 f"{where}: keep {stage.keep} of {num_patches} patches gives {keep}{merged}, "
                 f"which must be at least 1 and below the {present} tokens present"
             )
             continue
         tokens_in, tokens_out = prefix + present, prefix + left
-        stages.append(PlannedStage(stage.block, stage.lookahead, keep, tokens_in, tokens_out))
-        present = left
+        stages.append(
+            PlannedStage(stage.block, stage.lookahead, keep, tokens_in, tokens_out, until)
+        )
+        present = left if until is None else present
     if faults:
         tower = f"ELIP plan for {num_patches} patches and {depth} blocks"
         raise PlanError(join_faults(tower, faults))
@@ -170,6 +173,8 @@ def plan(
     tokens = [prefix + num_patches] * depth
     for planned in done:
         tokens[planned.block :] = [planned.tokens_out] * (depth - planned.block)
+        if planned.until is not None:
+            tokens[planned.until :] = [planned.tokens_in] * (depth - planned.until)
     return Plan(num_patches, prefix, done, tuple(tokens), config.reducer)
 
 
@@ -189,7 +194,7 @@ def kept_count(keep: float, num_patches: int) -> int:
 
 
 def scale(stage: Stage, reference_depth: int | None, depth: int) -> Stage:
-    """Rescale a stage's block and lookahead to another depth, halves rounded up.
+    """Rescale a stage's block, lookahead and `until` to another depth, halves rounded up.
 
     Args:
         stage: A stage written for `reference_depth` blocks.
@@ -201,6 +206,11 @@ def scale(stage: Stage, reference_depth: int | None, depth: int) -> Stage:
     """
     if reference_depth is None or reference_depth == depth:
         return stage
-    block = math.floor(stage.block * depth / reference_depth + 0.5)
-    lookahead = math.floor(stage.lookahead * depth / reference_depth + 0.5)
-    return Stage(block, max(1, min(lookahead, depth - block)), stage.keep)
+    depths = (depth, reference_depth)
+    block, lookahead = _rescale(stage.block, *depths), _rescale(stage.lookahead, *depths)
+    until = None if stage.until is None else _rescale(stage.until, *depths)
+    return Stage(block, max(1, min(lookahead, depth - block)), stage.keep, until)
+
+
+def _rescale(blocks: int, depth: int, reference_depth: int) -> int:
+    return math.floor(blocks * depth / reference_depth + 0.5)

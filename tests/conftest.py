@@ -78,13 +78,13 @@ def is_scoring() -> bool:
 
 
 @contextmanager
-def recorded_lengths(modules: Iterable[Any]) -> Iterator[list[int]]:
+def recorded_lengths(modules: Iterable[Any], dim: int = 1) -> Iterator[list[int]]:
     """Record the sequence length of each call, but not of those that only look ahead."""
     lengths: list[int] = []
 
     def record(module: Any, args: Any) -> None:
         if not is_scoring():
-            lengths.append(args[0].shape[1])
+            lengths.append(args[0].shape[dim])
 
     hooks = [module.register_forward_pre_hook(record) for module in modules]
     try:

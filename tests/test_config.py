@@ -184,7 +184,7 @@ def test_every_fault_is_named_in_one_error() -> None:
     expected = [
         "key 'lambda' is not known; keys are ['preset', 'stages', 'text_weight', 'merge',",
         "key 'evaluate' is not known",
-        "stage 1: key 'ratio' is not known; keys are ['block', 'lookahead', 'keep']",
+        "stage 1: key 'ratio' is not known; keys are ['block', 'lookahead', 'keep', 'until']",
         "stage 0: block must be an integer from 0 up, got -4",
         "stage 0: lookahead must be an integer from 1 up, got 0",
         "stage 0: keep must be a ratio in (0, 1] or a count from 2 up, got 1.5",
@@ -208,7 +208,10 @@ def test_constructor_names_every_fault_in_one_error() -> None:
 def test_an_incomplete_stage_names_what_it_lacks_and_what_it_has() -> None:
     text = message(ElipConfig.from_mapping, {"stages": [{"block": 2, "layers": 3}]})
     assert "2 faults" in text
-    assert "stage 0: key 'layers' is not known; keys are ['block', 'lookahead', 'keep']" in text
+    assert (
+        "stage 0: key 'layers' is not known; keys are ['block', 'lookahead', 'keep', 'until']"
+        in text
+    )
     missing = "stage 0: ['lookahead', 'keep'] missing; a stage has ['block', 'lookahead', 'keep']"
     assert missing in text
 
@@ -224,7 +227,7 @@ def test_faults_after_an_incomplete_stage_keep_their_number() -> None:
 def test_an_unknown_preset_is_named_beside_other_faults() -> None:
     text = message(ElipConfig.from_mapping, {"preset": "quick", "eval_mode": "txt", "speed": 2})
     assert "3 faults" in text
-    assert "preset 'quick' is not known; known are ['fast', 'paper']" in text
+    assert "preset 'quick' is not known; known are ['fast', 'half', 'paper']" in text
     assert "eval_mode must be" in text
     assert "key 'speed'" in text
 
@@ -250,13 +253,13 @@ def test_fast_preset_is_the_paper_with_lookahead_1() -> None:
 @pytest.mark.parametrize("make", [ElipConfig.preset, ElipConfig.from_mapping])
 def test_an_unknown_preset_is_refused_with_the_choices(make: Any) -> None:
     text = message(make, "quick")
-    assert "preset 'quick' is not known; known are ['fast', 'paper']" in text
+    assert "preset 'quick' is not known; known are ['fast', 'half', 'paper']" in text
 
 
 @pytest.mark.parametrize("value", [["paper"], {"name": "paper"}, 3, None])
 def test_a_preset_that_is_no_name_is_a_config_error(value: Any) -> None:
     text = message(ElipConfig.from_mapping, {"preset": value})
-    assert_only_fault(text, f"preset {value!r} is not known; known are ['fast', 'paper']")
+    assert_only_fault(text, f"preset {value!r} is not known; known are ['fast', 'half', 'paper']")
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -402,3 +405,40 @@ def test_changing_a_returned_mapping_changes_nothing() -> None:
     mapping["stages"][0]["keep"] = 0.1
     mapping["stages"].clear()
     assert PRESETS["paper"].to_mapping()["stages"][0]["keep"] == 0.9
+
+
+# Stages with an end.
+
+
+@both_ways
+@pytest.mark.parametrize("value", [2, 1, -1, 5.0, True, "9"])
+def test_an_end_that_is_no_later_block_is_refused(make: Any, value: Any) -> None:
+    text = message(make, (Stage(2, 1, 0.5, value),))
+    assert_only_fault(text, "stage 0: until must be null or a block after 2", f"got {value!r}")
+
+
+@both_ways
+@pytest.mark.parametrize("reducer", ["tome", "pool"])
+def test_an_end_needs_a_reducer_that_keeps_tokens(make: Any, reducer: str) -> None:
+    keep = 0.25 if reducer == "pool" else 0.5
+    text = message(make, (Stage(0, 1, keep, 5),), reducer=reducer, text_weight=0.0)
+    assert_only_fault(
+        text, f"reducer '{reducer}' makes tokens of several others", "leave until out"
+    )
+
+
+@both_ways
+def test_the_next_stage_comes_where_tokens_are_back_or_later(make: Any) -> None:
+    text = message(make, (Stage(2, 1, 0.5, 6), Stage(5, 1, 0.5)))
+    assert_only_fault(text, "stage 1: must not come before block 6", "got block 5")
+    assert make((Stage(2, 1, 0.5, 6), Stage(6, 1, 0.5, 9))).stages[1].until == 9
+
+
+def test_an_end_goes_through_every_mapping() -> None:
+    config = ElipConfig((Stage(2, 1, 0.5, 6), Stage(6, 1, 0.25)))
+    mapping = json.loads(json.dumps(config.to_mapping()))
+    assert [*mapping["stages"][0]] == ["block", "lookahead", "keep", "until"]
+    assert [*mapping["stages"][1]] == ["block", "lookahead", "keep"]  # as before there were ends
+    assert ElipConfig.from_mapping(mapping) == config
+    mapping["stages"][1]["until"] = None
+    assert ElipConfig.from_mapping(mapping) == config

@@ -367,3 +367,56 @@ def test_a_plan_is_refused_or_shrinks_at_each_stage(seed: int) -> None:
         assert list(planned.tokens) == [prefix + length for length in lengths]
         assert_consistent(planned, patches, depth, prefix)
     assert min(outcomes.values()) > 100
+
+
+# Stages with an end.
+
+
+def with_ends(*stages: tuple[Any, ...], **fields: Any) -> ElipConfig:
+    return ElipConfig(stages=tuple(Stage(*stage) for stage in stages), **fields)
+
+
+def test_tokens_come_back_unmerged() -> None:
+    planned = plan(with_ends((2, 1, 0.5, 10), (11, 1, 0.25)), **B16)
+    assert list(planned.tokens) == [197] * 2 + [99] * 8 + [197] + [51]
+    assert [(s.tokens_in, s.tokens_out, s.until) for s in planned.stages] == [
+        (197, 99, 10),
+        (197, 51, None),
+    ]
+    assert planned.removed == pytest.approx((8 * 98 + 146) / (12 * 197))
+    assert planned.summary() == (
+        "197 tokens -> 99 at block 2 -> 197 at block 10 -> 51 at block 11; "
+        "39% of 12 blocks' tokens removed"
+    )
+    merged = plan(with_ends((2, 1, 0.5), (11, 1, 0.25)), **B16)
+    assert merged.forward_cost(768) < planned.forward_cost(768) < 1
+
+
+def test_an_end_at_the_next_stage() -> None:
+    planned = plan(with_ends((1, 1, 100, 4), (4, 1, 50, 8), (8, 1, 20, 9)), **B16)
+    assert list(planned.tokens) == [197] + [101] * 3 + [51] * 4 + [21] + [197] * 3
+
+
+def test_what_is_merged_earlier_comes_back_as_it_was() -> None:
+    planned = plan(with_ends((1, 1, 0.5), (3, 1, 0.25, 6)), **B16)
+    assert list(planned.tokens) == [197] + [100] * 2 + [50] * 3 + [100] * 6
+
+
+def test_an_end_is_rescaled() -> None:
+    config = with_ends((2, 1, 0.5, 10), reference_depth=12)
+    assert [plan(config, num_patches=196, depth=d).stages[0].until for d in (6, 12, 24)] == [
+        5, 10, 20,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stages", "depth", "message"),
+    [
+        (((2, 1, 0.5, 12),), 12, "before one of the blocks 3 to 11, and until is 12"),
+        (((5, 1, 0.5, 6),), 4, "before one of the blocks 3 to 3, and until is 2"),
+        (((2, 1, 196, 6),), 12, "keep 196 of 196 patches gives 196, which must be"),
+    ],
+)
+def test_an_end_that_cannot_hold_is_refused(stages: Any, depth: int, message: str) -> None:
+    config = with_ends(*stages, reference_depth=12)
+    assert message in refusal(config, depth=depth)

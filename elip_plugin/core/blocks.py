@@ -1,7 +1,8 @@
 """What a transformer block can be asked for besides its own forward, as functions of the block.
 
 A patched block is called as `block(x, elip=mode)`, so that wrappers around it (sharding,
-compilation) run as for any other call; see `elip_plugin.patching.blocks`.
+compilation) run as for any other call; see `elip_plugin.patching.blocks`. A mode gets what the block
+reads of positions, if it does, as `**positions`; see `elip_plugin.core.positions`.
 
 Shapes: B batch, T tokens, H heads, D width, A attention width.
 """
@@ -9,7 +10,7 @@ Shapes: B batch, T tokens, H heads, D width, A attention width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +23,17 @@ class BlockParts(Protocol):
     elip_scale: float | None
     """Factor on the attention's logits; (A / H) ** -0.5 if None."""
 
-    def query_and_keys(self, query: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalise and project a token [B, 1, D] and the tokens [B, T, D]: [B, H, ., A / H]."""
+    def query_and_keys(self, query: Tensor, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor]:
+        """Normalise and project a token [B, 1, D] and the tokens [B, T, D]: [B, H, ., A / H].
 
-    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        The token is one of the prefix, or has no position.
+        """
+
+    def queries_keys_values(self, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Normalise and project tokens [B, T, D]: three times [B, H, T, A / H]."""
+
+    def position_bias(self, **positions: Any) -> Tensor | None:
+        """Compute what is added to the attention's logits, [B or 1, H, T, T]; None for nothing."""
 
     def attention_output(self, mixed: Tensor) -> Tensor:
         """Turn the attention's result [B, H, T, A / H] into what is added to the tokens."""
@@ -38,40 +45,73 @@ class BlockParts(Protocol):
         """Apply the block's stochastic depth, if it has any, to what is added [B, T, D]."""
 
 
-def look_ahead(block: BlockParts, x: Tensor) -> Tensor:
+def look_ahead(block: BlockParts, x: Tensor, **positions: Any) -> Tensor:
     """Run a block without dropout or stochastic depth.
 
     Args:
         block: The block.
         x: Tokens [B, T, D].
+        **positions: Where the tokens are, if the block reads that.
 
     Returns:
         Tokens [B, T, D].
     """
-    q, k, v = block.queries_keys_values(x)
-    mixed = F.scaled_dot_product_attention(q, k, v, scale=block.elip_scale)
+    q, k, v = block.queries_keys_values(x, **positions)
+    bias = block.position_bias(**positions) if positions else None
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=block.elip_scale)
     x = x + block.attention_output(mixed)
     return x + block.feed_forward(x)
 
 
-def attention_row(block: BlockParts, x: Tensor, query: Tensor | None = None) -> Tensor:
+def attention_row(
+    block: BlockParts, x: Tensor, query: Tensor | None = None, **positions: Any
+) -> Tensor:
     """Compute one attention row of a block, averaged over its heads.
 
     Args:
         block: The block.
         x: Tokens [B, T, D].
-        query: The token whose row it is, [B, 1, D]; None for the class token.
+        query: The token whose row it is, [B, 1, D], which then has no position; None for the class
+            token.
+        **positions: Where the tokens are, if the block reads that.
 
     Returns:
         Attention [B, T], float32 or wider; rows sum to 1.
     """
     # The products of float32 tensors by hand: autocast would run a matmul in half precision.
-    query, keys = block.query_and_keys(x[:, :1] if query is None else query, x)
-    wide = torch.promote_types(query.dtype, torch.float32)
+    q, keys = block.query_and_keys(x[:, :1] if query is None else query, x, **positions)
+    wide = torch.promote_types(q.dtype, torch.float32)
     scale = block.elip_scale
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    logits = (query.to(wide) * keys.to(wide)).sum(dim=-1) * scale
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    logits = (q.to(wide) * keys.to(wide)).sum(dim=-1) * scale
+    if positions and query is None:
+        bias = block.position_bias(**positions)
+        logits = logits if bias is None else logits + bias[:, :, 0]
     return logits.softmax(dim=-1).mean(dim=1)
+
+
+def key_uniqueness(
+    block: BlockParts, x: Tensor, query: Tensor | None = None, *, prefix: int, **positions: Any
+) -> Tensor:
+    """Compute how little the key of each token is like those of the others.
+
+    Args:
+        block: The block; keys are the mean of its heads'.
+        x: Tokens [B, T, D].
+        query: Not used.
+        prefix: Prefix tokens P, which take no part.
+        **positions: Where the tokens are, if the block reads that.
+
+    Returns:
+        1 / (sum of the cosines of mean-free keys, negative ones left out) [B, T], float32 or
+        wider: 1 for a token that no other is like, 1 / n for one of n equal ones; 0 for the prefix.
+    """
+    keys = block.query_and_keys(x[:, :1], x, **positions)[1].mean(dim=1)[:, prefix:]
+    keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
+    keys = F.normalize(keys - keys.mean(dim=1, keepdim=True), dim=2)
+    with torch.autocast(keys.device.type, enabled=False):
+        alike = (keys @ keys.transpose(1, 2)).clamp_min(0).sum(dim=2)
+    return F.pad(alike.clamp_min(1).reciprocal(), (prefix, 0))
 
 
 class PackedAttention(NamedTuple):

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from elip_plugin.errors import GuideError
+
 TEMPERATURE = 0.07
 """Of the softmax over the texts of a batch; CLIP's own at the start of its training."""
 
@@ -21,7 +23,16 @@ def project_to_vision_width(features: Tensor, maps: Sequence[Tensor]) -> Tensor:
 
     Returns:
         L2-normalised features times the maps in turn [B, D], detached.
+
+    Raises:
+        GuideError: If the features are not [B, E].
     """
+    if features.ndim != 2 or (maps and features.shape[1] != maps[0].shape[0]):
+        expected = maps[0].shape[0] if maps else "embedding width"
+        raise GuideError(
+            f"text features have shape {tuple(features.shape)}, but this model guides by "
+            f"(batch, {expected}): pass the embeddings that it compares with images"
+        )
     with torch.no_grad():
         guide = F.normalize(features.detach(), dim=-1)
         for matrix in maps:

@@ -1,4 +1,4 @@
-"""Apply a selection: keep tokens, merge the others into one (paper, section 3).
+"""Apply a selection: keep tokens, merge the others into one (paper, section 3), or put them back.
 
 Shapes: B batch, P prefix tokens, T tokens, K kept, M = T - P - K dropped, D width.
 """
@@ -31,3 +31,20 @@ def keep_and_merge(x: Tensor, selection: Selection, prefix: int) -> Tensor:
     # A product and a sum, which autocast leaves in the weights' precision.
     merged = (dropped * selection.weights.unsqueeze(-1)).sum(dim=1, keepdim=True)
     return torch.cat([x[:, :prefix], kept, merged.to(x.dtype)], dim=1)
+
+
+def put_back(x: Tensor, before: Tensor, kept: Tensor, prefix: int) -> Tensor:
+    """Put the tokens that a stage set aside back between those that it kept.
+
+    Args:
+        x: Prefix and kept tokens [B, P + K, D], in the stage's order.
+        before: Tokens that entered the stage [B, T, D].
+        kept: Indices kept by the stage [B, K].
+        prefix: Prefix tokens P.
+
+    Returns:
+        Tokens [B, T, D]: prefix and kept ones from `x`, the others from `before`.
+    """
+    index = kept.unsqueeze(-1).expand(-1, -1, x.shape[-1])
+    rest = before[:, prefix:].to(x.dtype).scatter(1, index, x[:, prefix:])
+    return torch.cat([x[:, :prefix], rest], dim=1)

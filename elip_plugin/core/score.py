@@ -68,7 +68,12 @@ class Query(NamedTuple):
 
 
 def score(
-    x: Tensor, blocks: Sequence[Callable[..., Tensor]], query: Query, *, random_blocks: bool = True
+    x: Tensor,
+    blocks: Sequence[Callable[..., Tensor]],
+    query: Query,
+    *,
+    random_blocks: bool = True,
+    row: Callable[..., Tensor] = attention_row,
 ) -> Tensor:
     """Score the non-prefix tokens by looking ahead through `blocks`.
 
@@ -79,6 +84,7 @@ def score(
         query: Whose attention it is.
         random_blocks: Whether blocks may have dropout or stochastic depth, so that looking ahead
             needs the mode `look_ahead`; if not, they are called by themselves.
+        row: The mode of the last block that gives a number for each token.
 
     Returns:
         Scores [B, T - P], float32 or wider, without gradient.
@@ -96,7 +102,7 @@ def score(
             y = block(y, elip=look_ahead) if random_blocks else block(y)
         if not class_query:
             token = blend_class_token(query_token(y, prefix, False), guide, weight)
-        return blocks[-1](y, elip=attention_row, query=token)[:, prefix:]
+        return blocks[-1](y, elip=row, query=token)[:, prefix:]
 
 
 def _uncached_autocast(device_type: str) -> Any:

@@ -15,7 +15,7 @@ class Selection(NamedTuple):
 
     Attributes:
         kept: Indices kept [B, K], increasing.
-        dropped: Indices dropped [B, M], best score first.
+        dropped: Indices dropped [B, M], best first.
         weights: Merge weights of the dropped [B, M], float32 or wider; None drops them unmerged.
     """
 
@@ -24,17 +24,20 @@ class Selection(NamedTuple):
     weights: Tensor | None
 
 
-def select(scores: Tensor, keep: int) -> Selection:
+def select(scores: Tensor, keep: int, ranked_by: Tensor | None = None) -> Selection:
     """Select the tokens to keep; equal scores favour the earlier token.
 
     Args:
         scores: One score per non-prefix token [B, T - P].
         keep: How many to keep, K.
+        ranked_by: What decides in place of the scores [B, T - P], which then are the merge
+            weights only.
 
     Returns:
         The selection.
     """
-    best = scores.sort(dim=1, descending=True, stable=True)
+    ranks = scores if ranked_by is None else ranked_by
+    best = ranks.sort(dim=1, descending=True, stable=True)
     kept, dropped = best.indices[:, :keep].sort(dim=1).values, best.indices[:, keep:]
-    weights = best.values[:, keep:]
+    weights = best.values[:, keep:] if ranked_by is None else scores.gather(1, dropped)
     return Selection(kept, dropped, weights / (weights.sum(dim=1, keepdim=True) + WEIGHT_FLOOR))

@@ -27,12 +27,14 @@ class StageTrace:
         merge_weights: Weight of each original patch in the token that it made of the others
             [B, N], 0 for patches that are not in it; None where it dropped them.
         sources: Weight of each original patch in each non-prefix token after it [B, T, N].
+        until: The block before which the dropped tokens come back; None if they do not.
     """
 
     block: int
     kept: Tensor
     merge_weights: Tensor | None
     sources: Tensor
+    until: int | None = None
 
 
 @dataclass
@@ -42,24 +44,30 @@ class Trace:
     Attributes:
         prefix: Prefix tokens P.
         stages: What each did, in order; empty where nothing was pruned.
+        sources: Weight of each original patch in each non-prefix token at the end [B, T, N], all
+            that came back included; None where nothing was pruned.
     """
 
     prefix: int
     stages: list[StageTrace] = field(default_factory=list)
+    sources: Tensor | None = None
 
-    def record(self, block: int, selection: Selection, present: int) -> None:
+    def record(
+        self, block: int, selection: Selection, present: int, until: int | None = None
+    ) -> None:
         """Add a stage.
 
         Args:
             block: The block before which it prunes.
             selection: What it keeps, and drops or merges.
             present: Non-prefix tokens before it, T.
+            until: The block before which the dropped tokens come back, which is before any other
+                stage; None if they do not.
         """
         if self.stages and block <= self.stages[-1].block:  # the next forward
-            self.stages = []
-        if self.stages:
-            before = self.stages[-1].sources
-        else:
+            self.stages, self.sources = [], None
+        before = self.sources
+        if before is None:
             whole = torch.eye(present, device=selection.kept.device)
             before = whole.expand(len(selection.kept), -1, -1)
         kept = _rows(before, selection.kept)
@@ -71,13 +79,14 @@ class Trace:
             merged = (weights @ _rows(before, selection.dropped)).squeeze(1)
             sources = torch.cat([kept, merged.unsqueeze(1)], dim=1)
         indices = kept.argmax(dim=2).masked_fill(~single, MERGED)
-        self.stages.append(StageTrace(block, indices, merged, sources))
+        self.stages.append(StageTrace(block, indices, merged, sources, until))
+        self.sources = sources if until is None else before
 
     def unmerge(self, tokens: Tensor, fill: float = 0.0) -> Tensor:
         """Put the features of a pruned tower's tokens back on the full grid.
 
         Args:
-            tokens: Tokens of the same forward, after the last stage: [B, P + T, D], or
+            tokens: Tokens of the same forward, after the last block: [B, P + T, D], or
                 [B, T, D] without the prefix.
             fill: Value for patches that are in no token, because they were dropped unmerged.
 
@@ -88,12 +97,12 @@ class Trace:
         Raises:
             TraceError: If no stage is recorded, or the tokens are not of its shape.
         """
-        if not self.stages:
+        if self.sources is None:
             raise TraceError(
                 "there is nothing to unmerge: no forward was pruned inside this trace; "
                 "run the model in training, or with `eval: image`, inside `handle.trace()`"
             )
-        sources = self.stages[-1].sources
+        sources = self.sources
         batch, count, _ = sources.shape
         if tokens.ndim != 3 or tokens.shape[:2] not in (
             (batch, count),

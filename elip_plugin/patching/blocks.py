@@ -64,6 +64,10 @@ class PrunableBlock(Patched):
         q = q if query_norm is None else query_norm(q)
         return q, k if key_norm is None else key_norm(k), v
 
+    def position_bias(self, **positions: Any) -> Tensor | None:
+        """Return what is added to the attention's logits by the positions; by default nothing."""
+        return None
+
     def stochastic_depth(self, added: Tensor) -> Tensor:
         """Return what is added to the tokens [B, T, D]; a host with stochastic depth applies it."""
         return added
@@ -82,7 +86,7 @@ class PrunableStack(Patched):
 
 def call_block(block: Any, x: Tensor, mode: Any = None, **options: Any) -> Any:
     """Call a block, in a mode if there is one."""
-    return block(x) if mode is None else block(x, elip=mode, **options)
+    return block(x, **options) if mode is None else block(x, elip=mode, **options)
 
 
 def call_checkpointed(block: Any, x: Tensor, mode: Any = None, **options: Any) -> Any:

@@ -9,6 +9,7 @@ from torch import nn
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import ConfigError, ElipError, UnsupportedModelError
+from elip_plugin.patching.patch_embedding import swap_patch_embedding
 from elip_plugin.patching.progress import TrainingProgress
 from elip_plugin.patching.pruner import Pruner, TowerShape
 from elip_plugin.patching.swap import ATTRIBUTE, Swap, find_patched
@@ -27,6 +28,8 @@ class Tower:
         random_blocks: Whether looking ahead may not call a block by itself, because it has
             dropout or stochastic depth; the swaps of all blocks are made then.
         module: The tower, where that is more than what runs its blocks.
+        patch_embed: The convolution that makes each token of one patch, for reducers that read
+            pixels; None where there is no such module.
     """
 
     shape: TowerShape
@@ -35,6 +38,7 @@ class Tower:
     others: tuple[Swap, ...] = ()
     random_blocks: bool = False
     module: nn.Module | None = None
+    patch_embed: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ def install(description: Description, config: ElipConfig) -> Pruner:
 
     Raises:
         ConfigError: If the configuration does not suit this kind of model.
+        UnsupportedModelError: If its reducer reads pixels, and a tower does not embed patches
+            by one convolution.
     """
     name, reason = type(description.module).__name__, description.no_eval_by_text
     if config.eval_mode == "text" and config.guide_source == "caption" and reason:
@@ -87,6 +93,13 @@ def install(description: Description, config: ElipConfig) -> Pruner:
     # Shared: no optimizer trains a momentum encoder.
     progress = TrainingProgress(config, towers[0].module or towers[0].stack.module)
     pruners = [Pruner(config, tower.shape, progress, tower.random_blocks) for tower in towers]
+    embeddings = [
+        swap_patch_embedding(tower.patch_embed, config.reducer)
+        for tower in towers
+        if pruners[0].reducer.reads_pixels
+    ]
+    for embedding, pruner in zip(embeddings, pruners):
+        embedding.make(elip=pruner)
     for tower, pruner in zip(towers, pruners):
         used = pruner.reducer.blocks_used(pruner.plan.stages, tower.shape.depth)
         for i, block in enumerate(tower.blocks):

@@ -49,7 +49,7 @@ def config_at(level: float, config: ElipConfig, num_patches: int) -> ElipConfig:
             return round(num_patches - level * (num_patches - stage.keep))
         return 1 - level * (1 - stage.keep)
 
-    stages = (Stage(stage.block, stage.lookahead, keep(stage)) for stage in config.stages)
+    stages = (replace(stage, keep=keep(stage)) for stage in config.stages)
     return config if level == 1 else replace(config, stages=tuple(stages), total_steps=None)
 
 

@@ -6,12 +6,13 @@ import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from elip_plugin.config import ElipConfig
+from elip_plugin.core.positions import PositionOptions, Positions
 from elip_plugin.core.score import Query
 from elip_plugin.core.trace import Trace
 from elip_plugin.errors import GuideError, PlanError, UnsupportedModelError
@@ -51,15 +52,21 @@ class PruningPass:
         plan: Tokens in each block, and the stages.
         guide: Text guide, or None where the image alone decides.
         text_weight: Share of the guide in the query token.
+        training: Whether the tower is training.
     """
 
     pruner: Pruner
     plan: Plan
     guide: Guide | None
     text_weight: float
+    training: bool
 
     def run_blocks(
-        self, x: Tensor, blocks: Iterable[Any], call: Callable[..., Any] | None = None
+        self,
+        x: Tensor,
+        blocks: Iterable[Any],
+        call: Callable[..., Any] | None = None,
+        positions: PositionOptions | None = None,
     ) -> Tensor:
         """Run all blocks of the tower with the reducer's stages.
 
@@ -68,12 +75,15 @@ class PruningPass:
             blocks: The tower's blocks.
             call: Runs a main block, where calling it is not enough: `call(block, x)`, or
                 `call(block, x, mode, **options)`; see `elip_plugin.patching.blocks`.
+            positions: What the blocks are called with for given positions, where they read them at
+                every call.
 
         Returns:
             Tokens [B, T', D].
 
         Raises:
             GuideError: If the guide is not [B, D], or not [M, D] for `guide_source: batch`.
+            PlanError: If the reducer reads pixels, and they are not those of the tokens.
         """
         pruner, guide = self.pruner, self.guide
         shape, config = pruner.shape, pruner.config
@@ -84,8 +94,13 @@ class PruningPass:
         from_batch = config.guide_source == "batch"
         query = Query(shape.prefix, guide, self.text_weight, shape.class_query, from_batch)
         context = StageContext(
-            tuple(blocks), query, config.merge, pruner.random_blocks, pruner.trace
+            tuple(blocks), query, config.merge, pruner.random_blocks, pruner.trace, self.training
         )
+        if pruner.reducer.reads_pixels:
+            patches = pruner.take_patches(x.shape[1] - shape.prefix)
+            context = replace(context, patches=patches)
+        if positions is not None:
+            context = context.at(Positions(context.blocks, positions))
         return pruner.reducer.run(x, self.plan.by_block, context, call)
 
 
@@ -135,11 +150,12 @@ class Pruner:
         self.enabled = True
         self.guide: Guide | None = None
         self.trace: Trace | None = None
+        self.patches: Tensor | None = None
         self._warned = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out guide and trace: a copy or a pickle made during a forward starts clean."""
-        return {**self.__dict__, "guide": None, "trace": None}
+        """Leave out what belongs to a forward: a copy or a pickle made during one starts clean."""
+        return {**self.__dict__, "guide": None, "trace": None, "patches": None}
 
     def begin(self, num_patches: int, training: bool) -> PruningPass | None:
         """Resolve what a forward prunes; warn once where its guide is missing.
@@ -169,7 +185,30 @@ class Pruner:
         planned = self.plan
         if num_patches != planned.num_patches or level != 1:
             planned = self.plan_for(num_patches, level)
-        return PruningPass(self, planned, guide, weight)
+        return PruningPass(self, planned, guide, weight, training)
+
+    def is_active(self, training: bool) -> bool:
+        """Return whether a forward is pruned, if no guide is missing."""
+        if not self.enabled:
+            return False
+        return self.progress.level > 0 if training else self.eval_mode != "full"
+
+    def take_patches(self, present: int) -> Tensor:
+        """Return the pixels of the patches that this forward embedded, and forget them."""
+        patches, self.patches = self.patches, None
+        if patches is None:
+            raise PlanError(
+                f"reducer {self.reducer.name!r} needs the pixels of the patches, but this forward "
+                "did not pass the patch embedding that was there when ELIP was applied: run the "
+                "tower on images, and apply ELIP anew after changing its patch size"
+            )
+        rows, columns = patches.shape[2:4]
+        if rows * columns != present:
+            raise PlanError(
+                f"reducer {self.reducer.name!r} needs a token for each patch, but {present} of "
+                f"{rows} x {columns} are left: build the model without patch dropout"
+            )
+        return patches
 
     def wants_guide(self, training: bool) -> bool:
         """Return whether a text guide would be used, in training or in evaluation."""
@@ -222,8 +261,8 @@ class Pruner:
         """Record the stages of the forwards inside the context."""
         if not self.reducer.traceable:
             raise UnsupportedModelError(
-                f"reducer {self.reducer.name!r} merges inside every block and cannot be traced; "
-                "those that work between blocks can"
+                f"reducer {self.reducer.name!r} makes tokens of several others and cannot be "
+                "traced; those that choose tokens between blocks can"
             )
         with self._set("trace", Trace(self.shape.prefix)):
             assert self.trace is not None

@@ -6,12 +6,13 @@ Shapes: B batch, P prefix tokens, N patches, T tokens, K kept, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from elip_plugin.core.merge import keep_and_merge
+from elip_plugin.core.merge import keep_and_merge, put_back
+from elip_plugin.core.positions import Positions, positions_after
 from elip_plugin.core.score import Query
 from elip_plugin.core.select import Selection
 from elip_plugin.core.trace import Trace
@@ -31,6 +32,7 @@ class PlannedStage:
         keep: Tokens kept, K.
         tokens_in: Sequence length before the stage, prefix included.
         tokens_out: Sequence length after it, prefix and merged token included.
+        until: The block before which the dropped tokens come back; None if they do not.
     """
 
     block: int
@@ -38,6 +40,7 @@ class PlannedStage:
     keep: int
     tokens_in: int
     tokens_out: int
+    until: int | None = None
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,17 @@ class StageContext:
     """What a reducer may decide by, resolved once per forward.
 
     Attributes:
-        blocks: All blocks of the tower, as a tuple.
+        blocks: All blocks of the tower, as a tuple; where they read positions, what calls them
+            with those of the tokens as they are now.
         query: Whose attention scores the tokens, blended with the text guide if there is one.
         merge: Whether the dropped tokens are merged into one.
         random_blocks: Whether looking ahead may not call a block by itself; see `score`.
         trace: Records what each stage does, if anything shall.
+        training: Whether the tower is training.
+        patches: Pixels [B, C, rows, columns, patch height, patch width] of the patches that became
+            the tokens after the prefix, row by row, without gradient; None unless the reducer
+            reads pixels.
+        positions: Where the tokens are; None where the blocks do not read that.
     """
 
     blocks: tuple[Any, ...]
@@ -57,11 +66,25 @@ class StageContext:
     merge: bool
     random_blocks: bool
     trace: Trace | None
+    training: bool = False
+    patches: Tensor | None = None
+    positions: Positions | None = None
 
     @property
     def prefix(self) -> int:
         """Prefix tokens P, never pruned."""
         return self.query.prefix
+
+    def at(self, positions: Positions) -> StageContext:
+        """Return the context for tokens at other positions, which the blocks read.
+
+        Args:
+            positions: Where the tokens are, `self.positions.take(...)`.
+
+        Returns:
+            A context with blocks that are called with them.
+        """
+        return replace(self, positions=positions, blocks=positions.bound_blocks())
 
 
 class Reducer:
@@ -71,8 +94,14 @@ class Reducer:
         name: What a configuration asks for by `reducer`.
         reads_text: Whether the text guide takes part in the choice.
         looks_ahead: Whether a stage may have a lookahead above 1.
-        traceable: Whether each stage keeps or merges whole tokens, which a trace can record.
+        traceable: Whether each stage keeps or merges whole tokens, which a trace can record and
+            `Stage.until` can bring back.
         scores: Whether each stage computes an attention row, which the plan then counts.
+        reads_pixels: Whether `StageContext.patches` is needed.
+        at_input: Whether its one stage is at block 0.
+        only_keep: The only keep ratio that it can do; None if it can do any.
+        downscale: By how much the sides of the picture shrink before it is embedded; each embedding
+            then stands for as many patches per side. Needs `reads_pixels`.
     """
 
     name: str
@@ -80,6 +109,10 @@ class Reducer:
     looks_ahead: bool = False
     traceable: bool = True
     scores: bool = True
+    reads_pixels: bool = False
+    at_input: bool = False
+    only_keep: float | None = None
+    downscale: int = 1
 
     def tokens(
         self, stages: tuple[PlannedStage, ...], *, num_patches: int, depth: int, prefix: int
@@ -134,6 +167,8 @@ class Reducer:
     ) -> Tensor:
         """Run all blocks of a tower; before those that have a stage, decide and apply.
 
+        What a stage with `until` drops skips the blocks up to there, unmerged.
+
         Args:
             x: Tokens [B, P + N, D].
             stages: The stages by their block.
@@ -145,14 +180,24 @@ class Reducer:
             Tokens [B, T', D].
         """
         prefix = context.query.prefix
-        for i, block in enumerate(context.blocks):
+        # Until; tokens, what was kept of them, and their context.
+        aside: tuple[int, Tensor, Tensor, StageContext] | None = None
+        for i in range(len(context.blocks)):
+            if aside is not None and i == aside[0]:
+                x, context, aside = put_back(x, aside[1], aside[2], prefix), aside[3], None
             if i in stages:
+                until = stages[i].until
                 selection = self.decide(x, stages[i], context)
-                if not context.merge:
+                if not context.merge or until is not None:
                     selection = selection._replace(weights=None)
                 if context.trace is not None:
-                    context.trace.record(i, selection, x.shape[1] - prefix)
+                    context.trace.record(i, selection, x.shape[1] - prefix, until)
+                if until is not None:
+                    aside = until, x, selection.kept, context
                 x = keep_and_merge(x, selection, prefix)
+                if context.positions is not None:
+                    context = context.at(context.positions.take(positions_after(selection)))
+            block = context.blocks[i]
             x = block(x) if call is None else call(block, x)
         return x
 

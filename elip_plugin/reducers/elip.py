@@ -19,6 +19,5 @@ class Elip(Reducer):
     def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
         """Decide by the scores; see `Reducer.decide`."""
         blocks = context.blocks[stage.block : stage.block + stage.lookahead]
-        return select(
-            score(x, blocks, context.query, random_blocks=context.random_blocks), stage.keep
-        )
+        scores = score(x, blocks, context.query, random_blocks=context.random_blocks)
+        return select(scores, stage.keep)

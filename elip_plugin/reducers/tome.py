@@ -3,13 +3,15 @@
 Tokens are split into two alternating sets; each token of the first finds the most similar one of
 the second by the cosine of their keys, and the r most similar pairs are averaged, weighted by how
 many patches each token stands for. Attention counts a token as often as it stands for a patch
-(log size is added to its logits).
+(log size is added to its logits). Where blocks read positions, a pair has that of its token of the
+second set, and keys are compared as attention compares them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -54,20 +56,22 @@ class ToMe(Reducer):
     ) -> Tensor:
         """Run all blocks, merging inside; see `Reducer.run`."""
         sizes = x.new_ones(x.shape[:2])
-        for i, block in enumerate(context.blocks):
-            stage = stages.get(i + 1)
+        for i in range(len(context.blocks)):
+            block, stage = context.blocks[i], stages.get(i + 1)
             remove = 0 if stage is None else stage.tokens_in - stage.tokens_out
             options = {"sizes": sizes, "remove": remove, "prefix": context.prefix}
             if call is None:
-                x, sizes = block(x, elip=merge_inside, **options)
+                x, sizes, *left = block(x, elip=merge_inside, **options)
             else:
-                x, sizes = call(block, x, merge_inside, **options)
+                x, sizes, *left = call(block, x, merge_inside, **options)
+            if left and context.positions is not None:
+                context = context.at(context.positions.take(left[0]))
         return x
 
 
 def merge_inside(
-    block: BlockParts, x: Tensor, sizes: Tensor, remove: int, prefix: int
-) -> tuple[Tensor, Tensor]:
+    block: BlockParts, x: Tensor, sizes: Tensor, remove: int, prefix: int, **positions: Any
+) -> tuple[Tensor, ...]:
     """Run a block: attention in proportion to sizes, merging, MLP (a mode of patched blocks).
 
     Args:
@@ -76,52 +80,86 @@ def merge_inside(
         sizes: How many patches each token stands for [B, T].
         remove: How many tokens are merged away, r.
         prefix: Prefix tokens, which take no part.
+        **positions: Where the tokens are, if the block reads that.
 
     Returns:
-        Tokens [B, T - r, D] and their sizes [B, T - r].
+        Tokens [B, T - r, D] and their sizes [B, T - r]; with positions and r > 0 also whose position
+        each has, of the tokens after the prefix [B, T - P - r].
     """
-    q, k, v = block.queries_keys_values(x)
+    q, k, v = block.queries_keys_values(x, **positions)
     bias = sizes.log()[:, None, None].to(q.dtype)
+    shift = block.position_bias(**positions) if positions else None
+    bias = bias if shift is None else bias + shift
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=block.elip_scale)
-    merge = merging(k.mean(dim=1), sizes, remove, prefix)
-    x, sizes = merge(x + block.stochastic_depth(block.attention_output(mixed)))
-    return x + block.stochastic_depth(block.feed_forward(x)), sizes
+    x = x + block.stochastic_depth(block.attention_output(mixed))
+    pairs = match(k.mean(dim=1), remove, prefix) if remove else None
+    if pairs is not None:
+        x, sizes = merge_pairs(x, sizes, pairs, prefix)
+    x = x + block.stochastic_depth(block.feed_forward(x))
+    return (x, sizes, pairs.left()) if pairs is not None and positions else (x, sizes)
 
 
-def merging(
-    keys: Tensor, sizes: Tensor, remove: int, prefix: int = 1
-) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Match tokens by their keys.
+class Pairs(NamedTuple):
+    """Which tokens are merged, as indices in the two alternating sets of those after the prefix.
+
+    Attributes:
+        gone: Tokens of the first set that are merged [B, r].
+        stay: Tokens of the first set that are not [B, . - r], increasing.
+        into: The token of the second set that each merged one goes into [B, r].
+        second: Tokens of the second set, S.
+    """
+
+    gone: Tensor
+    stay: Tensor
+    into: Tensor
+    second: int
+
+    def left(self) -> Tensor:
+        """Return which tokens are left, as indices [B, T - P - r] of those after the prefix."""
+        second = torch.arange(self.second, device=self.stay.device).expand(len(self.stay), -1)
+        return torch.cat([2 * self.stay, 2 * second + 1], dim=1)
+
+
+def match(keys: Tensor, remove: int, prefix: int = 1) -> Pairs:
+    """Match tokens by their keys; without gradient.
 
     Args:
         keys: What to compare, the mean of the heads' keys [B, T, D / H].
-        sizes: How many patches each token stands for [B, T].
         remove: How many tokens go, r; at most half of those that are not prefix.
-        prefix: Prefix tokens, which take no part.
+        prefix: Prefix tokens P, which take no part.
 
     Returns:
-        A function from tokens [B, T, D] to merged tokens [B, T - r, D] and their sizes.
+        The most similar pairs.
     """
-    if remove == 0:
-        return lambda x: (x, sizes.detach())
     with torch.no_grad():
         metric = F.normalize(keys.detach()[:, prefix:], dim=-1)
         # The first set is the larger one where their number is odd.
-        similarity = metric[:, ::2] @ metric[:, 1::2].transpose(1, 2)
-        best, partner = similarity.max(dim=2)
+        first, second = metric[:, ::2], metric[:, 1::2]
+        best, partner = (first @ second.transpose(1, 2)).max(dim=2)
         order = best.argsort(dim=1, descending=True)
         gone, stay = order[:, :remove], order[:, remove:].sort(dim=1).values
-        into = partner.gather(1, gone)
+        return Pairs(gone, stay, partner.gather(1, gone), second.shape[1])
 
-    def merge(x: Tensor) -> tuple[Tensor, Tensor]:
-        weighted = torch.cat([x * sizes.unsqueeze(-1), sizes.unsqueeze(-1)], dim=-1)
-        head, rest = weighted[:, :prefix], weighted[:, prefix:]
-        first, second = rest[:, ::2], rest[:, 1::2]
-        second = second.scatter_add(1, _wide(into, second), first.gather(1, _wide(gone, first)))
-        out = torch.cat([head, first.gather(1, _wide(stay, first)), second], dim=1)
-        return out[..., :-1] / out[..., -1:], out[..., -1].detach()
 
-    return merge
+def merge_pairs(x: Tensor, sizes: Tensor, pairs: Pairs, prefix: int = 1) -> tuple[Tensor, Tensor]:
+    """Average the tokens of each pair by their sizes.
+
+    Args:
+        x: Tokens [B, T, D]; gradient flows through them.
+        sizes: How many patches each token stands for [B, T].
+        pairs: What is merged.
+        prefix: Prefix tokens P, which stay.
+
+    Returns:
+        Tokens [B, T - r, D], [prefix, first set, second set], and their sizes [B, T - r].
+    """
+    weighted = torch.cat([x * sizes.unsqueeze(-1), sizes.unsqueeze(-1)], dim=-1)
+    head, rest = weighted[:, :prefix], weighted[:, prefix:]
+    first, second = rest[:, ::2], rest[:, 1::2]
+    merged = first.gather(1, _wide(pairs.gone, first))
+    second = second.scatter_add(1, _wide(pairs.into, second), merged)
+    out = torch.cat([head, first.gather(1, _wide(pairs.stay, first)), second], dim=1)
+    return out[..., :-1] / out[..., -1:], out[..., -1].detach()
 
 
 def _wide(index: Tensor, like: Tensor) -> Tensor:

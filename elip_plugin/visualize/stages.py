@@ -77,7 +77,8 @@ def _view(stage: StageTrace) -> StageView:
     present = set(stage.sources[0].sum(dim=0).nonzero().flatten().tolist())
     earlier = present - set(kept) - set(merged)
     gone = set(range(stage.sources.shape[2])) - present
-    return StageView(stage.block, kept, merged, tuple(sorted(earlier)), tuple(sorted(gone)))
+    rest = tuple(sorted(earlier)), tuple(sorted(gone))
+    return StageView(stage.block, kept, merged, *rest, stage.until)
 
 
 def _as_seen(image: Tensor, host_model: HostModel) -> Any:

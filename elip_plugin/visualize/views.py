@@ -16,6 +16,7 @@ class StageView:
         merged: Weights of the patches in the token that this stage made, 0 to 1, by patch.
         earlier: Patches in a token that an earlier stage made, and this one kept.
         gone: Patches that were dropped.
+        until: The block before which those come back; None if they do not.
     """
 
     block: int
@@ -23,6 +24,7 @@ class StageView:
     merged: dict[int, float]
     earlier: tuple[int, ...]
     gone: tuple[int, ...]
+    until: int | None = None
 
     @property
     def opacities(self) -> dict[int, float]:
@@ -33,7 +35,8 @@ class StageView:
     def describe(self) -> str:
         """Describe what is left after the stage."""
         counts = [len(part) for part in (self.kept, self.merged, self.earlier, self.gone)]
-        words = ("kept", "in one merged token", "in an earlier one", "dropped")
+        away = "dropped" if self.until is None else f"set aside until block {self.until}"
+        words = ("kept", "in one merged token", "in an earlier one", away)
         others = [f"{n} {word}" for n, word in zip(counts[1:], words[1:]) if n]
         return ", ".join([f"{counts[0]} of {sum(counts)} patches kept", *others])
 
@@ -46,8 +49,8 @@ class Row:
         picture: Its place in `Visualization.pictures`.
         text: The text that guided; None for the image alone.
         stages: What each stage left.
-        differing: Patches kept at the end that the picture's first row did not keep; None for
-            that first row itself.
+        differing: Patches kept by the last stage that the picture's first row did not keep; None
+            for that first row itself.
     """
 
     picture: int
@@ -89,7 +92,7 @@ class Visualization:
             title = f"{self.pictures[row.picture][0]}: {title}"
         if row.differing is not None:
             patches = "patch" if row.differing == 1 else "patches"
-            title += f" ({row.differing} {patches} kept at the end that the first row lost)"
+            title += f" ({row.differing} {patches} kept by the last stage that the first row lost)"
         return title
 
     def box(self, image: Any, patch: int) -> tuple[float, float, float, float]:

@@ -16,7 +16,7 @@ from elip_plugin.core.merge import keep_and_merge
 from elip_plugin.core.score import Query
 from elip_plugin.errors import ConfigError
 from elip_plugin.reducers import PlannedStage, StageContext, find_reducer, reducers
-from elip_plugin.reducers.tome import merge_inside, merging
+from elip_plugin.reducers.tome import match, merge_inside, merge_pairs
 
 REDUCERS = ("elip", "evit", "tome", "random")
 GENERATOR = torch.Generator().manual_seed(0)
@@ -117,7 +117,7 @@ def test_tome_merges_the_most_similar_pair_by_size() -> None:
     keys = torch.tensor([[[9.0, 9.0], [1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [1.0, 0.1]]])
     sizes = torch.tensor([[1.0, 3.0, 1.0, 1.0, 1.0]])
     x = draw(1, 5, 2).float()
-    merged, counts = merging(keys, sizes, 1)(x)
+    merged, counts = merge_pairs(x, sizes, match(keys, 1))
     # Patches 0 and 2 look for partners among 1 and 3: 0 finds 3, the closest pair of all.
     expected = torch.stack([x[0, 0], x[0, 3], x[0, 2], (3 * x[0, 1] + x[0, 4]) / 4])
     torch.testing.assert_close(merged[0], expected)
@@ -126,7 +126,7 @@ def test_tome_merges_the_most_similar_pair_by_size() -> None:
 
 def test_tome_loses_no_patch() -> None:
     x, sizes = draw(3, 20, 4), torch.randint(1, 5, (3, 20), generator=GENERATOR).double()
-    merged, counts = merging(draw(3, 20, 4), sizes, 7)(x)
+    merged, counts = merge_pairs(x, sizes, match(draw(3, 20, 4), 7))
     assert merged.shape == (3, 13, 4)
     assert torch.equal(counts.sum(1), sizes.sum(1))
     weighted = (merged * counts.unsqueeze(-1)).sum(1)

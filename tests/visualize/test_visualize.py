@@ -186,7 +186,7 @@ def test_the_page_is_one_file_escaped_and_described_in_words() -> None:
     (region,) = [div for div in page.all("div") if div.get("role") == "region"]
     assert region["tabindex"] == "0" and region["aria-label"]
     assert "prefers-color-scheme: dark" in text
-    assert "1 patch kept at the end that the first row lost" in page.text
+    assert "1 patch kept by the last stage that the first row lost" in page.text
     # Patch 5 of a grid of 2 rows and 3 columns: the last one of the second row.
     assert "M16 10h8v10h-8z" in text
     shades = [float(str(path["opacity"])) for path in page.all("path") if "opacity" in path]

@@ -1,0 +1,72 @@
+"""Cluster masking (Wei et al., CVPR 2024; its kin CLIP-PGS, CVPR 2025): what looks alike leaves.
+
+Some patches are drawn as anchors; they and the patches that look like one of them leave first, then
+others at random, until as many are left as the stage keeps. In the first paper the number varies.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from elip_plugin.core.select import Selection
+from elip_plugin.reducers.base import PlannedStage, Reducer, StageContext
+from elip_plugin.reducers.random import draw
+
+ANCHORS = 0.05
+"""Share of the patches that are anchors; at least one is."""
+
+THRESHOLD = 0.5
+"""Cosine to an anchor above which a patch is alike."""
+
+
+class Cluster(Reducer):
+    """Drop patches that look like a few random ones first, then at random; merge nothing."""
+
+    name = "cluster"
+    scores = False
+    reads_pixels = True
+    at_input = True
+
+    def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
+        """Decide by the pixels; see `Reducer.decide`."""
+        assert context.patches is not None
+        looks = describe_patches(context.patches)
+        numbers = draw(len(x), looks.shape[1], x.device)
+        anchors = numbers.argsort(dim=1)[:, : max(1, round(ANCHORS * looks.shape[1]))]
+        # Those that look like none go after all others; each lot goes in the order of its numbers.
+        order = (numbers + ~look_alike(looks, anchors)).argsort(dim=1, descending=True)
+        keep = stage.tokens_out - context.prefix
+        return Selection(order[:, :keep].sort(dim=1).values, order[:, keep:], None)
+
+
+def describe_patches(patches: Tensor) -> Tensor:
+    """Compute what patches are compared by: their values less their mean, and their mean colour.
+
+    Args:
+        patches: Pixels [B, C, rows, columns, patch height, patch width].
+
+    Returns:
+        Vectors [B, N, C * pixels + C] of length 1; a mean colour counts as much as its pixels.
+    """
+    pixels = patches.flatten(4).flatten(2, 3).transpose(1, 2).float()  # [B, N, C, pixels]
+    colour = pixels.mean(dim=3) * pixels.shape[3] ** 0.5
+    shape = (pixels - pixels.mean(dim=(2, 3), keepdim=True)).flatten(2)
+    return F.normalize(torch.cat([shape, colour], dim=2), dim=2)
+
+
+def look_alike(looks: Tensor, anchors: Tensor) -> Tensor:
+    """Find the patches that look like an anchor.
+
+    Args:
+        looks: Vectors of length 1 [B, N, E].
+        anchors: Indices of anchors [B, A].
+
+    Returns:
+        Whether each is like one [B, N]; the anchors are.
+    """
+    chosen = looks.gather(1, anchors.unsqueeze(2).expand(-1, -1, looks.shape[2]))
+    with torch.autocast(looks.device.type, enabled=False):
+        alike = (looks @ chosen.transpose(1, 2)).amax(dim=2) > THRESHOLD
+    return alike.scatter(1, anchors, True)  # a black patch is not like itself

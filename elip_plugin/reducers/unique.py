@@ -1,0 +1,37 @@
+"""Keep the tokens that are least like the others, by the keys of the next block; no text.
+
+A density estimate, as in the literature on token merging (ToMe compares keys too): a token stands
+for as many tokens as are like it. The merged token weighs each dropped token by the inverse of that
+number, so that of a group of alike tokens all together count about once.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from torch import Tensor
+
+from elip_plugin.core.blocks import key_uniqueness
+from elip_plugin.core.score import Query, score
+from elip_plugin.core.select import Selection, select
+from elip_plugin.reducers.base import PlannedStage, Reducer, StageContext
+
+HEAD_WIDTH = 64
+"""Width of a head, for counting what the comparison costs; it is so in nearly all ViTs."""
+
+
+class Unique(Reducer):
+    """Keep the tokens whose keys are least like the others', merge the rest."""
+
+    name = "unique"
+
+    def cost(self, stage: PlannedStage, width: int, mlp_ratio: float) -> float:
+        """Count the key projection and the comparison of all pairs; see `Reducer.cost`."""
+        tokens = stage.tokens_in
+        return tokens * width**2 + tokens**2 * HEAD_WIDTH
+
+    def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
+        """Decide by the keys; see `Reducer.decide`."""
+        prefix, block = context.prefix, context.blocks[stage.block]
+        row = functools.partial(key_uniqueness, prefix=prefix)
+        return select(score(x, (block,), Query(prefix), row=row), stage.keep)

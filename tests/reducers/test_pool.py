@@ -1,0 +1,106 @@
+"""A quarter of the tokens: 2 x 2 neighbouring patches become one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import recorded_lengths
+from tensors import randn
+from torch import nn
+from towers import KINDS, make_tower
+
+from elip_plugin import ElipConfig, apply, plan
+from elip_plugin.errors import ConfigError, PlanError, UnsupportedModelError
+from elip_plugin.patching.patch_embedding import ElipPatchEmbedding
+from elip_plugin.reducers.pool import pool
+
+POOL = {"reducer": "pool", "final_unpruned": 0.2, "eval_mode": "image"}
+
+
+def test_neighbours_are_averaged() -> None:
+    x = randn(2, 2 + 4 * 6, 3)
+    out, grid = pool(x, 2, 4, 6), x[:, 2:].unflatten(1, (4, 6))
+    assert out.shape == (2, 2 + 6, 3) and torch.equal(out[:, :2], x[:, :2])
+    for row in range(2):
+        for column in range(3):
+            block = grid[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+            torch.testing.assert_close(out[:, 2 + 3 * row + column], block.mean(dim=(1, 2)))
+
+
+def test_the_plan_has_a_quarter_and_no_merged_token() -> None:
+    config = ElipConfig.from_mapping({"reducer": "pool"})
+    made = plan(config, num_patches=196, depth=12)
+    assert made.tokens == (50,) * 12 and made.stages[0].keep == 49
+    assert made.forward_cost(768) < 0.26
+    assert ElipConfig.from_mapping(config.to_mapping()) == config
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_host_is_pooled_at_its_input(kind: str) -> None:
+    tower = make_tower(kind)
+    model, images = tower.model.eval(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        before = tower.encode(model, images)
+    handle = apply(model, POOL)
+    (embedding,) = (m for m in model.modules() if isinstance(m, ElipPatchEmbedding))
+    with torch.no_grad():
+        pooled = tower.encode(model, images)
+        with handle.disabled():
+            assert torch.equal(tower.encode(model, images), before)
+        embedded = embedding(images)
+        half = nn.Conv2d.forward(embedding, F.avg_pool2d(images, 2))
+    side = 64 // tower.patch
+    assert embedded.shape[2:] == (side, side)
+    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):  # each stands for 2 x 2 patches
+        assert torch.equal(embedded[:, :, row::2, column::2], half)
+    assert not torch.equal(pooled, before)
+    model.train()
+    handle.update_progress(0, 10)
+    with recorded_lengths(tower.blocks(model), tower.dim) as lengths:
+        tower.encode(model, images).sum().backward()
+        handle.update_progress(8, 10)
+        tower.encode(model, images)
+    full = handle.plan.prefix + side**2
+    first, last = lengths[:12], lengths[12:]
+    assert first == list(handle.plan.tokens) and last == [full] * 12
+    assert all(p.grad is not None for m in tower.blocks(model) for p in m.parameters())
+    handle.remove()
+    with torch.no_grad():
+        assert torch.equal(tower.encode(model.eval(), images), before)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ({"preset": "fast"}, "one stage, at block 0"),
+        ({"stages": [{"block": 0, "lookahead": 1, "keep": 0.5}]}, r"keeps 0.25 of the tokens, got"),
+        ({"stages": [{"block": 0, "lookahead": 1, "keep": 16}]}, r"keeps 0.25 of the tokens, got"),
+        ({"warmup": 0.2}, "warmup has no steps in between"),
+        (
+            {"stages": [{"block": 0, "lookahead": 1, "keep": 0.25, "until": 4}]},
+            "cannot come back: leave until out",
+        ),
+    ],
+)
+def test_faults_of_a_config(mapping: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ElipConfig.from_mapping({"reducer": "pool", **mapping})
+
+
+def test_faults_of_a_grid(tiny_clip: Any) -> None:
+    with pytest.raises(PlanError, match="which 49 patches do not fill"):
+        plan(ElipConfig.from_mapping({"reducer": "pool"}), num_patches=49, depth=12)
+    model = tiny_clip(image_size=[24, 64])  # 3 x 8 patches
+    handle = apply(model, POOL)
+    with pytest.raises(PlanError, match="which a grid of 3 x 8 has not"):
+        model.encode_image(torch.randn(1, 3, 24, 64))
+    with pytest.raises(UnsupportedModelError, match="cannot be traced"), handle.trace():
+        pass
+    wide = tiny_clip(image_size=[16, 64])
+    apply(wide, POOL)
+    with recorded_lengths(wide.visual.transformer.resblocks) as lengths:
+        wide.encode_image(torch.randn(1, 3, 16, 64))
+    assert lengths == [5] * 12
