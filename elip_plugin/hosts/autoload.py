@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
+from pkgutil import resolve_name
 from types import ModuleType
 from typing import Any
 
@@ -71,20 +72,14 @@ def _add_steps(loader: Any, fullname: str) -> None:
 
 def _prepare(module: str) -> None:
     if module in HOSTS:
-        load_object(HOSTS[module]).prepare()
+        resolve_name(HOSTS[module]).prepare()
 
 
 def _register(module: str) -> None:
     if module in HOOKS:
         importlib.import_module(HOOKS[module]).install(sys.modules[module])
     else:
-        load_object(HOSTS[module]).register()
-
-
-def load_object(place: str) -> Any:
-    """Import an object by its entry-point value, such as "package.module:name"."""
-    module, _, name = place.partition(":")
-    return getattr(importlib.import_module(module), name)
+        resolve_name(HOSTS[module]).register()
 
 
 def _guarded(module: str, action: str, effect: str, do: Callable[[str], None]) -> None:

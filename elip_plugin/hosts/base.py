@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any
 
 from torch import Tensor, nn
 
 from elip_plugin.config import ElipConfig
+from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.patching.install import Description
 
 OWN_SECTION = "own"
@@ -60,6 +63,8 @@ class HostModel(ABC):
         mean: What `preprocess` subtracts per colour, in 0 to 1.
         std: What it then divides by.
         weights: Where the weights come from, for the reader.
+        has_text_tower: Whether `encode_text` is a tower of its own, which reads no image.
+        context_option: The option of the host's training command for the tokens of a text, if any.
         references: Other unpruned forms of the model to compare with, by name: functions that
             change a copy in place.
     """
@@ -70,6 +75,8 @@ class HostModel(ABC):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     weights: str = "random weights"
+    has_text_tower: bool = field(default=True, kw_only=True)
+    context_option: str = field(default="", kw_only=True)
     references: Mapping[str, Callable[[nn.Module], None]] = field(default_factory=dict)
 
     @abstractmethod
@@ -96,12 +103,27 @@ class HostModel(ABC):
     def loss(self, images: Tensor, tokens: Any) -> Tensor:
         """Compute the training loss of a batch."""
 
+    def checkpoint(self) -> None:
+        """Turn the host's own gradient checkpointing on; refused if there is none."""
+        raise UnsupportedModelError(
+            f"{self.name} has no gradient checkpointing: measure it without"
+        )
+
+
+def installed_version(distribution: str) -> tuple[int, ...]:
+    """Return the first two numbers of an installed version, without an import; () if none is."""
+    try:
+        version = metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ()
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
+
 
 class Host:
     """One host: plain facts, and what describes its models. Importing it imports no host library.
 
     By default a host is a package with a module for each task, imported when it is needed: `names`
-    (register, list_names), `models` (describe), `guide` (text_guide) and `factory` (create).
+    (register, list_names, find), `models` (describe), `guide` (text_guide) and `factory` (create).
     A host may as well override the methods.
 
     Attributes:
@@ -139,7 +161,7 @@ class Host:
         return self._load("names").list_names()
 
     def find(self, name: str) -> ModelName | None:
-        """Find a model by its own name or by that of its base.
+        """Find a model by its own name or by that of its base; by `find` in `names`, if there.
 
         Args:
             name: What a user gave.
@@ -148,6 +170,10 @@ class Host:
             The model; None if the host knows no such name. UnsupportedModelError if it does and
             cannot prune that model.
         """
+        find = getattr(self._load("names"), "find", None)
+        if find is not None:
+            found: ModelName | None = find(name)
+            return found
         names = self.names()
         return names.get(name) or next((m for m in names.values() if m.base == name), None)
 

@@ -8,6 +8,7 @@ import importlib.util
 import warnings
 from collections.abc import Iterator
 from importlib import metadata
+from pkgutil import resolve_name
 
 from torch import nn
 
@@ -34,7 +35,7 @@ def hosts() -> dict[str, Host]:
     found: dict[str, Host] = {}
     for place in places:
         try:
-            host = autoload.load_object(place)
+            host = resolve_name(place)
         except ImportError as error:  # somebody's broken package must not take the others along
             warnings.warn(
                 f"the host {place} could not be imported ({error}): install its package again, or "
@@ -55,7 +56,8 @@ def hosts() -> dict[str, Host]:
 def load_host(name: str) -> Host:
     """Import a host's library and register our models with it; `MissingHostError` without it."""
     if name not in hosts():
-        raise UnknownModelError(f"host {name!r} is not known; hosts are {sorted(hosts())}")
+        hint = nearest(name, hosts(), f"hosts are {sorted(hosts())}")
+        raise UnknownModelError(f"host {name!r} is not known; {hint}")
     host = hosts()[name]
     if importlib.util.find_spec(host.module) is None:
         raise MissingHostError(f"{host.module} is not installed; run: {host.install}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from elip_plugin.hosts.base import Host, ModelName
+from elip_plugin.hosts.base import Host, installed_version
 from elip_plugin.hosts.lavis.runtime import fixes
 
 
@@ -22,17 +22,11 @@ class LavisHost(Host):
 
     def import_advice(self) -> str:
         """Return the command to try where LAVIS is installed and does not import."""
-        if fixes.version_of("transformers") >= (5, 0):
+        if installed_version("transformers") >= (5, 0):
             return "pip install 'transformers<5'"
-        if fixes.version_of("timm") < (1, 0):
+        if installed_version("timm") < (1, 0):
             return "pip install 'numpy<2'"  # the opencv that LAVIS pins needs it
         return self.install
-
-    def find(self, name: str) -> ModelName | None:
-        """Find a model by arch, with a model type after a colon or without."""
-        from elip_plugin.hosts.lavis import names
-
-        return names.find(name)
 
 
 HOST = LavisHost()

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +18,6 @@ from lavis.models.clip_models.model import _MODEL_CONFIGS
 from lavis.processors.blip_processors import BlipImageEvalProcessor
 from omegaconf import OmegaConf
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.data.vocab import write_vocab
@@ -161,6 +161,13 @@ class LavisModel(HostModel):
             loss: Tensor = self.model(samples)["loss"]
         return loss
 
+    def checkpoint(self) -> None:
+        """Turn gradient checkpointing on, as `vit_grad_ckpt` does in all blocks."""
+        tower: Any = getattr(self.model, "visual_encoder", None)
+        if tower is None:
+            super().checkpoint()
+        _checkpoint(tower, len(tower.blocks))
+
 
 def create(
     name: str,
@@ -181,8 +188,9 @@ def create(
     if image_size is not None:
         section.image_size = image_size
     torch.manual_seed(0)
+    place = torch.device(device if device == "meta" else "cpu")
     # BLIP prints the name of each weight that it ties.
-    with TemporaryDirectory() as folder, _meta(device), redirect_stdout(StringIO()):
+    with TemporaryDirectory() as folder, _built_on(place), redirect_stdout(StringIO()):
         if checkpoint != PRETRAINED:
             section = _offline(section, patched, kind, folder if saved is None else "")
         model: Any = from_config(patched, section, config).eval()
@@ -205,6 +213,7 @@ def create(
         checkpoint or "random weights",
         {} if tower is None else {"fused": fuse_attention},
         processor,
+        has_text_tower=tower is None,  # CLIP's; that of the others reads images too
     )
 
 
@@ -236,25 +245,10 @@ def _offline(section: Any, patched: Any, kind: str, folder: str) -> Any:
     return OmegaConf.merge(section, ours)
 
 
-class _LinspaceOnCpu(TorchFunctionMode):
-    """LAVIS reads numbers from `torch.linspace` while it builds a tower, meta device or not."""
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """Call a function of torch."""
-        options = dict(kwargs or {})
-        if function is torch.linspace:
-            options["device"] = "cpu"
-        return function(*args, **options)
-
-
 @contextmanager
-def _meta(device: str) -> Iterator[None]:
-    if device == "meta":
-        with torch.device("meta"), _LinspaceOnCpu():
-            yield
-    else:
+def _built_on(device: torch.device) -> Iterator[None]:
+    # LAVIS reads numbers from `torch.linspace` while it builds a tower, whatever the device.
+    with device, replaced(torch, "linspace", partial(torch.linspace, device="cpu")):
         yield
 
 

@@ -36,9 +36,15 @@ from torch import Tensor
 
 from elip_plugin.errors import ConfigError, ElipError, UnsupportedModelError
 from elip_plugin.hosts.lavis import clip_towers, towers
-from elip_plugin.hosts.lavis.guide import guided_by_clip, guided_by_text
+from elip_plugin.hosts.lavis.guide import guided_by_text
 from elip_plugin.hosts.lavis.runtime.paths import configs_root
-from elip_plugin.hosts.lavis.text import TEXT_ENCODERS, TextCache, inner_bert, text_token
+from elip_plugin.hosts.lavis.text import (
+    TEXT_ENCODERS,
+    TextCache,
+    inner_bert,
+    text_pass,
+    text_token,
+)
 from elip_plugin.patching.install import Description
 from elip_plugin.patching.monkeypatch import replaced
 from elip_plugin.patching.swap import Patched, Swap, choose
@@ -49,11 +55,10 @@ SMALL = "openmoji"
 TEXTS_PER_BATCH = 256
 
 
-def _small(base: type[Any], family: str) -> dict[str, dict[str, str]]:
+def _small(base: type[Any], family: str) -> dict[str, str]:
     """Return the base's model types, and the small one."""
     path = configs_root() / "models" / f"{family}_openmoji.yaml"
-    types = {**base.PRETRAINED_MODEL_CONFIG_DICT, SMALL: str(path)}
-    return {"PRETRAINED_MODEL_CONFIG_DICT": types}
+    return {**base.PRETRAINED_MODEL_CONFIG_DICT, SMALL: str(path)}
 
 
 class PrunedModel(Patched):
@@ -80,6 +85,19 @@ class PrunedModel(Patched):
         from elip_plugin.hosts.lavis.factory import from_config  # needs these classes
 
         return from_config(cls, cfg)
+
+    def elip_encoder(self, suffix: str) -> Any:
+        """Return the text encoder, or with suffix "_m" that of the momentum encoder."""
+        return inner_bert(getattr(self, f"text_encoder{suffix}"))
+
+    def elip_encode(self: Any, tokenizer: Any, captions: Any, suffix: str) -> tuple[Any, Any, Any]:
+        """Encode captions: their token ids, the text pass, the features that guide."""
+        options = {**self.tokens, "return_tensors": "pt"}
+        if "truncation" in options:
+            options["max_length"] = self.max_txt_len
+        tokens = tokenizer(captions, **options).to(self.device)
+        output = text_pass(self.elip_encoder(suffix), tokens)
+        return tokens.input_ids, output, output.last_hidden_state[:, 0]
 
 
 class ByForward(PrunedModel):
@@ -157,25 +175,30 @@ class ElipBlipITM(ByForward, BlipITM):
         return super().forward(samples, match_head=match_head)
 
 
-class ElipClip(PrunedModel, CLIP):
+class ElipClip(ByForward, CLIP):
     """LAVIS' own CLIP."""
 
     replaces = CLIP
-    PRETRAINED_MODEL_CONFIG_DICT = next(iter(_small(CLIP, "clip").values()))
+    PRETRAINED_MODEL_CONFIG_DICT = _small(CLIP, "clip")
     own_text_pass = True
 
     if TYPE_CHECKING:
         elip_cache: TextCache
 
-    def forward(self, samples: dict[str, Any]) -> Any:
-        """Run LAVIS' forward with the tower guided by the samples' text."""
-        with guided_by_clip(self, samples):
-            return super().forward(samples)
-
     def extract_features(self, samples: dict[str, Any]) -> Any:
         """Extract features; those of the image depend on a text in training only."""
-        with guided_by_clip(self, samples):
+        with guided_by_text(self, samples):
             return super().extract_features(samples)
+
+    def elip_encoder(self, suffix: str) -> Any:
+        """Return what encodes texts: the model itself."""
+        return self
+
+    def elip_encode(self, tokenizer: Any, captions: Any, suffix: str) -> tuple[Any, Any, Any]:
+        """Encode captions; see `PrunedModel`."""
+        ids = tokenizer(captions)
+        features = self.encode_text(ids)
+        return ids, features, features
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Encode token ids, unless this forward has encoded them already."""
@@ -205,7 +228,9 @@ OWN = {"own_text_pass": True}
 PADDED: dict[str, Any] = {"tokens": {"padding": True}}
 
 ARCHS: dict[str, type[Any]] = {
-    "albef_pretrain": _pruned(AlbefPretrain, Scored, **_small(AlbefPretrain, "albef")),
+    "albef_pretrain": _pruned(
+        AlbefPretrain, Scored, PRETRAINED_MODEL_CONFIG_DICT=_small(AlbefPretrain, "albef")
+    ),
     "albef_retrieval": _pruned(AlbefRetrieval, ByForward, **OWN, tokens=Scored.tokens),
     "albef_vqa": _pruned(AlbefVQA, ByEncoder, **OWN, **QUESTION),
     "albef_nlvr": _pruned(AlbefNLVR, ByForward, **OWN, **SENTENCE, images_per_text=2),
@@ -213,7 +238,9 @@ ARCHS: dict[str, type[Any]] = {
     "albef_feature_extractor": _pruned(
         AlbefFeatureExtractor, ByFeatures, **OWN, **PADDED, text_at_test=True
     ),
-    "blip_pretrain": _pruned(BlipPretrain, Scored, **_small(BlipPretrain, "blip")),
+    "blip_pretrain": _pruned(
+        BlipPretrain, Scored, PRETRAINED_MODEL_CONFIG_DICT=_small(BlipPretrain, "blip")
+    ),
     "blip_retrieval": _pruned(BlipRetrieval, ByForward, **OWN, tokens=Scored.tokens),
     "blip_vqa": _pruned(BlipVQA, ByEncoder, **QUESTION),
     "blip_nlvr": _pruned(

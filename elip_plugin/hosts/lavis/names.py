@@ -12,6 +12,7 @@ from elip_plugin.config import DEFAULT_PRESET
 from elip_plugin.errors import UnknownModelError, nearest
 from elip_plugin.hosts.base import ModelName
 from elip_plugin.hosts.lavis.models import ARCHS
+from elip_plugin.hosts.lavis.refused import refuse, refused
 from elip_plugin.hosts.lavis.runtime import fixes
 from elip_plugin.hosts.lavis.runtime.datasets import register_builders
 from elip_plugin.hosts.lavis.runtime.runner import NAME, ElipRunner
@@ -27,6 +28,9 @@ def register() -> None:
         if registry.get_model_class(name) is None:
             registry.register_model(name)(patched)
             model_zoo.model_zoo[name] = list(patched.PRETRAINED_MODEL_CONFIG_DICT)
+    for base in [*registry.mapping["model_name_mapping"]]:
+        if not base.startswith(PREFIX) and registry.get_model_class(PREFIX + base) is None:
+            registry.register_model(PREFIX + base)(refused(base))
     if registry.get_runner_class(NAME) is None:
         registry.register_runner(NAME)(ElipRunner)
     register_builders()
@@ -44,7 +48,7 @@ def find(name: str) -> ModelName | None:
     arch, _, kind = name.partition(":")
     base = arch.removeprefix(PREFIX)
     if base not in ARCHS:
-        return None
+        return None if registry.get_model_class(base) is None else refuse(base)
     kinds = list(ARCHS[base].PRETRAINED_MODEL_CONFIG_DICT)
     if kind and kind not in kinds:
         raise UnknownModelError(f"{arch} has no model type {kind!r}; {nearest(kind, kinds)}")

@@ -139,4 +139,11 @@ def describe(tower: Any) -> Tower:
     attention = choose_all(
         (block.attn for block in tower.blocks), {Attention: FusedAttention}, elip_fused=fused
     )
-    return Tower(shape, stack, blocks, attention, random_blocks=not still)
+    return Tower(
+        shape,
+        stack,
+        blocks,
+        attention,
+        random_blocks=not still,
+        patch_embed=tower.patch_embed.proj,
+    )

@@ -1,8 +1,8 @@
-"""OpenCLIP: `elip-X` and `elip-fast-X` for every model X whose ViT can be pruned."""
+"""OpenCLIP: `elip-X`, `elip-fast-X` and `elip-half-X` for every model X whose ViT can be pruned."""
 
 from __future__ import annotations
 
-from elip_plugin.hosts.base import Host, ModelName
+from elip_plugin.hosts.base import Host
 
 
 class OpenClipHost(Host):
@@ -14,12 +14,6 @@ class OpenClipHost(Host):
     install = "pip install 'elip-plugin[open-clip]'"
     package = __name__
     oldest = (2, 32)
-
-    def find(self, name: str) -> ModelName | None:
-        """Find a model by name or base; refuse one that cannot be pruned with the reason."""
-        from elip_plugin.hosts.open_clip import names
-
-        return names.find(name)
 
 
 HOST = OpenClipHost()

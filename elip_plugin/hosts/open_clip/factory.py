@@ -78,6 +78,11 @@ class OpenClipModel(HostModel):
             return SigLipLoss()(*given, out["logit_bias"])
         return ClipLoss()(*given)
 
+    def checkpoint(self) -> None:
+        """Turn gradient checkpointing on."""
+        model: Any = self.model
+        model.set_grad_checkpointing(True)
+
 
 def create(
     name: str,
@@ -117,4 +122,5 @@ def create(
         tuple(normalization["std"]),
         checkpoint or "random weights",
         transform=made[2],
+        context_option="--force-context-length",
     )

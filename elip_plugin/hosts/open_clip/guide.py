@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from elip_plugin.core.guide import project_to_vision_width
-from elip_plugin.errors import GuideError, UnsupportedModelError
+from elip_plugin.errors import UnsupportedModelError
 
 
 def linear_maps(visual: Any) -> list[Tensor]:
@@ -41,7 +41,7 @@ def _timm_maps(visual: Any) -> list[Tensor]:
                 "could guide the tower; use timm_proj 'linear', or text_weight 0 to prune by the "
                 "image alone"
             )
-    pool = visual.trunk.attn_pool
+    pool = getattr(visual.trunk, "attn_pool", None)
     if pool is not None:
         maps += [pool.proj.weight] if isinstance(pool.proj, nn.Linear) else []
         maps.append(pool.kv.weight.chunk(2)[1])
@@ -53,11 +53,4 @@ def text_guide(module: Any, features: Tensor) -> Tensor:
     visual = getattr(module, "visual", None)
     if visual is None:
         return features.detach()
-    maps = linear_maps(visual)
-    if features.ndim != 2 or (maps and features.shape[1] != maps[0].shape[0]):
-        expected = maps[0].shape[0] if maps else "embedding width"
-        raise GuideError(
-            f"text features have shape {tuple(features.shape)}, but this model guides by "
-            f"(batch, {expected}): pass what encode_text returns"
-        )
-    return project_to_vision_width(features, maps)
+    return project_to_vision_width(features, linear_maps(visual))

@@ -85,13 +85,14 @@ class ElipCoCa(Patched, open_clip.CoCa):
 
     def forward(
         self,
-        image: Tensor | None,
+        image: Tensor | None = None,
         text: Tensor | None = None,
         image_latent: Tensor | None = None,
         image_embs: Tensor | None = None,
-        output_labels: bool = True,
+        *args: Any,
+        **options: Any,
     ) -> Any:
-        """Encode text, then the image guided by it, then decode."""
+        """Encode text, then the image guided by it, then decode; the rest is as in the host."""
         pruner = self.elip
         ready = image_latent is not None and image_embs is not None
         if (
@@ -100,14 +101,14 @@ class ElipCoCa(Patched, open_clip.CoCa):
             or pruner.guide is not None
             or not pruner.wants_guide(self.training)
         ):
-            return super().forward(image, text, image_latent, image_embs, output_labels)
+            return super().forward(image, text, image_latent, image_embs, *args, **options)
         encoded = self._encode_text(text)
         with pruner.guided(project_to_vision_width(encoded[0], linear_maps(self.visual))):
             image_latent, image_embs = self._encode_image(image)
         # The host encodes the text once more; for this call it gets what is there already.
         self.__dict__["_encode_text"] = lambda *_, **__: encoded
         try:
-            return super().forward(image, text, image_latent, image_embs, output_labels)
+            return super().forward(image, text, image_latent, image_embs, *args, **options)
         finally:
             del self.__dict__["_encode_text"]
 
@@ -123,6 +124,11 @@ MODELS: dict[type, type[nn.Module]] = {
 
 def describe(module: Any) -> Description:
     """Describe an OpenCLIP model or a bare vision tower; see `Host.describe`."""
+    if hasattr(module, "trainable_module"):
+        raise UnsupportedModelError(
+            f"{type(module).__name__} is a training task: apply ELIP to the model it is made from, "
+            "or call elip_plugin.apply(task.trainable_module) before it is sharded or wrapped"
+        )
     if not hasattr(module, "visual"):
         return Description(module, _describe_tower(module))
     model = choose(module, MODELS)

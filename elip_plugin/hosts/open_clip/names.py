@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import open_clip
 from open_clip import factory, pretrained
 
-from elip_plugin.config import ElipConfig
+from elip_plugin.config import DEFAULT_PRESET, PRESETS, ElipConfig
 from elip_plugin.errors import ConfigError, UnsupportedModelError
 from elip_plugin.hosts.base import OWN_SECTION, ModelName
 from elip_plugin.hosts.open_clip import export, models, schedulers
@@ -22,8 +22,11 @@ from elip_plugin.hosts.open_clip.export import CONFIG_KEY
 from elip_plugin.hosts.open_clip.support import SUPPORTED, why_not
 from elip_plugin.patching.install import install
 
-PREFIXES = {"elip-fast-": "fast", "elip-": "paper"}
-"""Presets by the prefix that asks for them; the longer prefix first."""
+PREFIXES = {
+    **{f"elip-{name}-": name for name in PRESETS if name != DEFAULT_PRESET},
+    "elip-": DEFAULT_PRESET,
+}
+"""Presets by the prefix that asks for them; the one that others begin with comes last."""
 
 CONFIGS_VARIABLE = "ELIP_MODEL_CONFIGS"
 """Environment variable: a folder (or file) of model configs, seen by unmodified commands."""

@@ -8,16 +8,12 @@ from typing import Any
 
 SUPPORTED = (
     "OpenCLIP's native ViT (class-token, average or attentional pooling) and timm's "
-    "VisionTransformer (token, average or map pooling) are supported"
+    "VisionTransformer, Eva (EVA01, EVA02, PE-Core) and VisionTransformerRelPos (token, average or "
+    "map pooling) are supported"
 )
 
-ROTARY = "has rotary position embeddings, not gathered with the kept tokens yet"
 CONVOLUTIONAL = "has no ViT blocks: its stages are convolutional or mixed, and their grids fixed"
 TIMM_REASONS = {
-    "eva02_": ROTARY,
-    "vit_pe_core_": ROTARY,
-    "eva_": "has EVA's own block, which is not handled yet",
-    "vit_relpos_": "has a relative position bias, which is not gathered with the kept tokens yet",
     "swin_": "attends within windows of a full grid, which pruning would break",
     "convnext_": CONVOLUTIONAL,
     "fastvit_": CONVOLUTIONAL,
@@ -27,7 +23,11 @@ TIMM_REASONS = {
 
 def why_not(config: Mapping[str, Any]) -> str | None:
     """Return why a model config cannot be pruned, as a clause about its tower; None if it can."""
-    vision = config["vision_cfg"]
+    vision = config.get("vision_cfg")
+    if vision is None:
+        return "is missing: the model reads sound"
+    if "genlip_cfg" in config:
+        return "is the text decoder itself, which reads patches and words in one sequence"
     name = vision.get("timm_model_name")
     if name:
         return _why_not_timm(name)
@@ -43,8 +43,8 @@ def _why_not_timm(name: str) -> str | None:
     for prefix, reason in TIMM_REASONS.items():
         if name.startswith(prefix):
             return reason
-    if not name.startswith("vit_"):
-        return "is a timm model other than VisionTransformer"
+    if not name.startswith(("vit_", "eva_", "eva02_")):
+        return "is a timm model other than VisionTransformer, Eva and VisionTransformerRelPos"
     if not _has_timm_layers():
         return "needs timm 1.0 or later, and this environment has an older one"
     return None

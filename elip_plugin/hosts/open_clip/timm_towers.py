@@ -1,18 +1,29 @@
-"""timm's VisionTransformer as OpenCLIP wraps it (SigLIP, MobileCLIP-B and -L, plain ViTs)."""
+"""timm's trunks as OpenCLIP wraps them; here its VisionTransformer (SigLIP, MobileCLIP-B and -L)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from open_clip.timm_model import TimmModel
+from timm.models.eva import Eva
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 
 from elip_plugin.core.blocks import PackedAttention
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.patching.blocks import PrunableBlock, PrunableStack, call_block, call_checkpointed
+from elip_plugin.hosts.open_clip import eva_towers, relpos_towers
+from elip_plugin.hosts.open_clip.timm_trunk import (
+    PrunableTrunk,
+    has_stochastic_depth,
+    patch_convolution,
+    refuse_dropout,
+    shape_of,
+)
+from elip_plugin.patching.blocks import PrunableBlock
 from elip_plugin.patching.install import Tower
-from elip_plugin.patching.pruner import TowerShape
 from elip_plugin.patching.swap import Patched, Swap, choose_all
 
 
@@ -41,25 +52,14 @@ class ElipTimmBlock(PrunableBlock, Block):
         return self.drop_path1(added)
 
 
-class ElipTimmTrunk(PrunableStack, VisionTransformer):
-    """A trunk that prunes between its blocks, outside any checkpointed region."""
+class ElipTimmTrunk(PrunableTrunk, VisionTransformer):
+    """timm's VisionTransformer, whose positions are in its tokens."""
 
     replaces = VisionTransformer
 
-    def forward_features(self, x: Tensor, *args: Any, **kw: Any) -> Tensor:
-        """Embed images [B, 3, height, width] and run the blocks; with a mask unpruned."""
-        pruner = self.elip
-        active = pruner.enabled and (self.training or pruner.eval_mode != "full")
-        if args or kw.get("attn_mask") is not None or not active:
-            return super().forward_features(x, *args, **kw)
-        embedded = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
-        pruning = pruner.begin(embedded.shape[1] - pruner.shape.prefix, self.training)
-        call = call_checkpointed if self.grad_checkpointing else call_block
-        if pruning is not None:
-            return self.norm(pruning.run_blocks(embedded, self.blocks, call))
-        for block in self.blocks:
-            embedded = call(block, embedded)
-        return self.norm(embedded)
+    def embed(self, x: Tensor) -> tuple[Tensor, None]:
+        """Return the tokens that enter the first block."""
+        return self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x)))), None
 
 
 class ElipTimmModel(Patched, TimmModel):
@@ -76,39 +76,34 @@ class ElipTimmModel(Patched, TimmModel):
 def describe(visual: Any) -> Tower:
     """Describe a wrapped timm tower; see `Host.describe`."""
     trunk = visual.trunk
-    if type(trunk) is not VisionTransformer:
+    describe_trunk = TRUNKS.get(type(trunk))
+    if describe_trunk is None:
+        allowed = sorted(cls.__name__ for cls in TRUNKS)
         raise UnsupportedModelError(
-            f"timm trunk {type(trunk).__name__} is not supported: only timm's VisionTransformer is"
+            f"timm trunk {type(trunk).__name__} is not supported: timm's {', '.join(allowed)} are"
         )
-    pooled = trunk.attn_pool is not None or trunk.global_pool in ("token", "avg")
-    if not pooled or (trunk.attn_pool is not None and trunk.global_pool != "map"):
-        raise UnsupportedModelError(
-            f"timm pooling {trunk.global_pool!r} is not supported: token, avg and map are"
-        )
+    return replace(describe_trunk(trunk), others=(Swap(visual, ElipTimmModel),), module=visual)
+
+
+def _describe_vit(trunk: Any) -> Tower:
+    shape = shape_of(trunk)
     for block in trunk.blocks:
         if type(block.attn) is not Attention:
             raise UnsupportedModelError(
                 f"attention {type(block.attn).__name__} is not supported: timm's Attention is"
             )
-        for module in block.modules():
-            if isinstance(module, nn.Dropout) and module.p > 0:
-                raise UnsupportedModelError(
-                    f"a timm trunk with dropout {module.p:g} in its blocks: choosing tokens must "
-                    "be deterministic; build it without (timm_drop_path may stay)"
-                )
-    shape = TowerShape(
-        num_patches=trunk.patch_embed.num_patches,
-        depth=len(trunk.blocks),
-        width=trunk.embed_dim,
-        prefix=trunk.num_prefix_tokens,
-        class_query=trunk.global_pool == "token" and trunk.cls_token is not None,
-    )
-    random_depth = any(getattr(block.drop_path1, "drop_prob", 0) for block in trunk.blocks)
+        refuse_dropout(block.modules())
     return Tower(
         shape,
         Swap(trunk, ElipTimmTrunk),
         choose_all(trunk.blocks, {Block: ElipTimmBlock}, elip_scale=trunk.blocks[0].attn.scale),
-        (Swap(visual, ElipTimmModel),),
-        random_blocks=random_depth,
-        module=visual,
+        random_blocks=has_stochastic_depth(trunk.blocks),
+        patch_embed=patch_convolution(trunk),
     )
+
+
+TRUNKS: dict[type, Callable[[Any], Tower]] = {
+    VisionTransformer: _describe_vit,
+    Eva: eva_towers.describe,
+    VisionTransformerRelPos: relpos_towers.describe,
+}

@@ -102,8 +102,10 @@ def describe(visual: Any) -> Tower:
             "'tok' and 'avg' are"
         )
     transformer = visual.transformer
-    if not transformer.batch_first:
+    if not getattr(transformer, "batch_first", True):  # OpenCLIP 4 has no other form
         raise UnsupportedModelError("a tower with sequence-first blocks: build it batch first")
+    if any(getattr(block.attn, "scaled_cosine", False) for block in transformer.resblocks):
+        raise UnsupportedModelError("scaled cosine attention is not supported: build it without")
     rows, columns = visual.grid_size
     shape = TowerShape(
         num_patches=rows * columns,
@@ -116,4 +118,6 @@ def describe(visual: Any) -> Tower:
     blocks = choose_all(transformer.resblocks, BLOCKS)
     # All are patched: the host's own custom block refuses checkpointing, ours does not.
     custom = any(swap.patched is ElipCustomBlock for swap in blocks)
-    return Tower(shape, stack, blocks, random_blocks=custom, module=visual)
+    return Tower(
+        shape, stack, blocks, random_blocks=custom, module=visual, patch_embed=visual.conv1
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from elip_plugin.hosts.base import Host, ModelName
+from elip_plugin.hosts.base import Host
 from elip_plugin.patching.install import Description
 
 
@@ -21,12 +21,6 @@ class TransformersHost(Host):
 
     def register(self) -> None:
         """Do nothing: transformers builds models from folders and configs, not by our names."""
-
-    def find(self, name: str) -> ModelName | None:
-        """Find a model of the table, or one in a local folder: `hf:PATH`."""
-        from elip_plugin.hosts.transformers import names
-
-        return names.find(name)
 
     def describe(self, module: nn.Module) -> Description:
         """Describe a model or vision tower; refuse all of an older transformers."""

@@ -97,6 +97,11 @@ class TransformersModel(HostModel):
         """Compute the contrastive loss of a batch."""
         return self.model(pixel_values=images, return_loss=True, **tokens).loss
 
+    def checkpoint(self) -> None:
+        """Turn gradient checkpointing on."""
+        model: Any = self.model
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+
 
 def _stand_in_tokens(texts: Sequence[str], config: Any) -> dict[str, Tensor]:
     """Make tokens from the bytes of texts, for models without weights."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from elip_plugin.core.guide import project_to_vision_width
-from elip_plugin.errors import GuideError
 
 
 def feature_of(output: Any) -> Tensor:
@@ -45,10 +45,20 @@ def text_features(model: Any, **inputs: Any) -> Tensor:
     return feature_of(model.get_text_features(**inputs))
 
 
+@torch.no_grad()
+def _weight(layer: Any) -> Tensor:
+    """Return a linear layer's weight [out, in], with what LoRA adapters of peft add to it."""
+    weight = layer.weight
+    if hasattr(layer, "lora_A") and not (layer.merged or layer.disable_adapters):
+        for adapter in set(layer.active_adapters) & set(layer.lora_A):
+            weight = weight + layer.get_delta_weight(adapter)
+    return weight
+
+
 def linear_maps(module: Any) -> list[Tensor]:
     """List the maps from a tower's width to the embedding, last one first: [E, .], ..., [., D]."""
     if hasattr(module, "visual_projection"):
-        return [module.visual_projection.weight]
+        return [_weight(module.visual_projection)]
     while not hasattr(module, "encoder"):
         module = module.vision_model
     if not hasattr(module, "head"):
@@ -60,12 +70,4 @@ def linear_maps(module: Any) -> list[Tensor]:
 def text_guide(module: Any, features: Tensor) -> Tensor:
     """Turn text features [B, E], or a ready guide [B, D], into a guide; see `Host`."""
     maps = linear_maps(module)
-    if not maps:
-        return features.detach()
-    width = maps[0].shape[0]
-    if features.ndim != 2 or features.shape[1] != width:
-        raise GuideError(
-            f"text features have shape {tuple(features.shape)}, but this model guides by "
-            f"(batch, {width}): pass the pooled output of get_text_features"
-        )
-    return project_to_vision_width(features, maps)
+    return project_to_vision_width(features, maps) if maps else features.detach()

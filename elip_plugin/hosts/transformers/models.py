@@ -31,7 +31,7 @@ NOT_TEXT = ("pixel_values", "return_loss", "interpolate_pos_encoding", "return_d
 """Arguments of a model's forward that do not concern its text."""
 
 
-class TextFirst(Patched):
+class TextFirst(towers.NamedAsReplaced, Patched):
     """A contrastive model whose vision tower is guided by the text.
 
     The host encodes the image first and the text second. Here the text is encoded before the
@@ -102,7 +102,6 @@ def _text_first(replaces: Any) -> Any:
     return towers.patched_class(
         TextFirst,
         replaces,
-        globals(),
         forward=forward,
         elip_parameters=tuple(inspect.signature(host).parameters)[1:],
         elip_text_parameters=None if takes_any else frozenset(get_text.parameters),
@@ -126,7 +125,9 @@ TOWERS = frozenset(
 
 
 def describe(module: Any) -> Description:
-    """Describe a model or a bare vision tower; see `Host.describe`."""
+    """Describe a model, also within a PeftModel, or a bare vision tower; see `Host.describe`."""
+    if hasattr(module, "get_base_model"):
+        module = module.get_base_model()
     if type(module) in TOWERS:
         return Description(module, towers.describe(towers.find_tower(module)))
     tower = towers.describe(towers.find_tower(module))

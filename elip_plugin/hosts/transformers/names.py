@@ -12,7 +12,7 @@ from torch import nn
 
 from elip_plugin.config import DEFAULT_PRESET
 from elip_plugin.errors import DataError, UnknownModelError, UnsupportedModelError, nearest
-from elip_plugin.hosts.base import OWN_SECTION, ModelName
+from elip_plugin.hosts.base import OWN_SECTION, ModelName, installed_version
 from elip_plugin.hosts.transformers import HOST
 
 PREFIX = "hf:"
@@ -99,8 +99,7 @@ MODEL_TYPES = ("clip", "siglip", "metaclip_2", "altclip", "chinese_clip")
 
 def is_supported() -> bool:
     """Return whether the installed transformers is not older than what this host is for."""
-    numbers = metadata.version("transformers").split(".")[:2]
-    return tuple(int(number) for number in numbers) >= HOST.oldest
+    return installed_version("transformers") >= HOST.oldest
 
 
 def check_version() -> None:

@@ -52,28 +52,51 @@ FAMILIES = (
 )
 
 
-def patched_class(mixin: type, replaces: Any, place: dict[str, Any], **body: Any) -> Any:
+PATCHED: dict[type, type[nn.Module]] = {}
+"""All patched classes, by the class of transformers that each replaces."""
+
+
+class NamedAsReplaced:
+    """A patched class with the module and the names of the class that it replaces.
+
+    They are written into files (`save_pretrained`, the adapters of peft), and code of the host goes
+    by them: FSDP's wrapping policies, the choice of an attention implementation. Pickle, which
+    would find the replaced class by them, is told the patched one.
+    """
+
+    replaces: ClassVar[type[nn.Module]]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle or copy by the replaced class."""
+        reduced: Any = super().__reduce_ex__(protocol)
+        return (_new, (self.replaces,), *reduced[2:])
+
+
+def _new(replaced: type) -> Any:
+    """Make an empty object of the patched class."""
+    importlib.import_module("elip_plugin.hosts.transformers.models")  # fills PATCHED
+    patched = PATCHED[replaced]
+    return patched.__new__(patched)
+
+
+def patched_class(mixin: type, replaces: Any, **body: Any) -> Any:
     """Make the patched class of a class of transformers.
 
-    Its `__name__` stays the host's, since `save_pretrained` writes it into a model's config and
-    FSDP's wrapping policies go by it; its `__qualname__`, by which it is pickled, is its own.
-
     Args:
-        mixin: What is added in front of the host's class.
+        mixin: What is added in front of the host's class; a `NamedAsReplaced`.
         replaces: The host's class.
-        place: Globals of the module in which pickle finds the patched class.
         **body: Further class attributes.
 
     Returns:
         The class.
     """
-    qualname = f"Elip{replaces.__name__}"
-    body |= {"replaces": replaces, "__module__": place["__name__"], "__qualname__": qualname}
-    place[qualname] = type(replaces.__name__, (mixin, replaces), body)
-    return place[qualname]
+    body |= {"__module__": replaces.__module__, "__qualname__": replaces.__qualname__}
+    patched = type(replaces.__name__, (mixin, replaces), {**body, "replaces": replaces})
+    PATCHED[replaces] = patched
+    return patched
 
 
-class ElipLayer(PrunableBlock):
+class ElipLayer(NamedAsReplaced, PrunableBlock):
     """A layer with separate projections of queries, keys and values; it has no dropout."""
 
     elip_masks: ClassVar[int]
@@ -112,7 +135,7 @@ class ElipLayer(PrunableBlock):
         return nn.Module.__call__(self, *args, **options)
 
 
-class ElipEncoder(PrunableStack):
+class ElipEncoder(NamedAsReplaced, PrunableStack):
     """An encoder that prunes between its layers, outside any checkpointed region."""
 
     def forward(self, inputs_embeds: Tensor, *args: Any, **options: Any) -> Any:
@@ -180,8 +203,8 @@ LAYERS: dict[type, type[nn.Module]] = {}
 ENCODERS: dict[type, type[nn.Module]] = {}
 for _family in FAMILIES:
     _layer, _encoder = _family.find_class(_family.layer), _family.find_class(_family.encoder)
-    LAYERS[_layer] = patched_class(ElipLayer, _layer, globals(), elip_masks=_masks(_layer))
-    ENCODERS[_encoder] = patched_class(ElipEncoder, _encoder, globals())
+    LAYERS[_layer] = patched_class(ElipLayer, _layer, elip_masks=_masks(_layer))
+    ENCODERS[_encoder] = patched_class(ElipEncoder, _encoder)
 
 
 def find_tower(module: Any) -> Any:
@@ -224,4 +247,5 @@ def describe(tower: Any) -> Tower:
     )
     # Looking ahead cannot call a layer by itself: some versions want masks and return tuples.
     stack, blocks = choose(encoder, ENCODERS), choose_all(encoder.layers, LAYERS)
-    return Tower(shape, stack, blocks, random_blocks=True)
+    embedding = tower.embeddings.patch_embedding
+    return Tower(shape, stack, blocks, random_blocks=True, patch_embed=embedding)

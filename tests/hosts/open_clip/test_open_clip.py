@@ -134,14 +134,11 @@ def test_an_outer_guide_wins_over_the_caption(tiny_clip: Make, pairs: Pairs) -> 
     assert not torch.equal(out["image_features"], model(image, text)["image_features"])
 
 
-def test_text_is_encoded_once(
-    tiny_clip: Make, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_text_is_encoded_once(tiny_clip: Make, pairs: Pairs) -> None:
     model = tiny_clip()
     apply(model)
     calls = []
-    encode = model.encode_text
-    monkeypatch.setattr(model, "encode_text", lambda *a, **k: calls.append(1) or encode(*a, **k))
+    model.transformer.register_forward_hook(lambda *_: calls.append(1))
     model(*pairs)
     assert len(calls) == 1
 
@@ -470,6 +467,15 @@ def test_unsupported_towers_are_refused_untouched(
     assert snapshot(model) == before
 
 
+def test_scaled_cosine_attention_is_refused(tiny_clip: Make) -> None:
+    try:
+        model = tiny_clip(scaled_cosine_attn=True)
+    except TypeError:
+        pytest.skip("this open_clip has no such block option")
+    with pytest.raises(UnsupportedModelError, match="scaled cosine attention"):
+        apply(model)
+
+
 def test_a_plan_that_does_not_fit_leaves_the_model_untouched(tiny_clip: Make) -> None:
     model = tiny_clip(layers=4)
     before = snapshot(model)
@@ -503,7 +509,8 @@ def test_torchscript_is_refused_clearly(tiny_clip: Make) -> None:
     with pytest.raises(UnsupportedModelError, match="train without --torchscript"):
         torch.jit.script(model)
     handle.remove()
-    torch.jit.script(model)
+    if not hasattr(open_clip, "create_task"):  # OpenCLIP 4 cannot be scripted at all
+        torch.jit.script(model)
 
 
 def test_compiles_to_one_graph_with_the_same_result(tiny_clip: Make, pairs: Pairs) -> None:

@@ -45,6 +45,11 @@ KINDS: dict[str, dict[str, Any]] = {
                    "timm_proj": None},
     "timm registers": {"timm_model_name": "vit_small_patch14_reg4_dinov2", "timm_pool": "token",
                        "timm_proj": "linear"},
+    "EVA01": {"timm_model_name": "eva_giant_patch14_224", "timm_pool": "token", "timm_proj": None},
+    "EVA02": {"timm_model_name": "eva02_base_patch16_clip_224", "timm_pool": "token",
+              "timm_proj": None},
+    "PE-Core": {"timm_model_name": "vit_pe_core_tiny_patch16_384", "timm_pool": "map",
+                "timm_proj": None},
 }  # fmt: skip
 CUSTOM = {"qk_norm": True, "scale_heads": True, "scale_attn_inner": True}
 TIMM_SIZE = 112  # for patches of 14 and 16
@@ -298,7 +303,6 @@ def test_the_matrix_misses_no_listed_model() -> None:
     ("name", "why"),
     [
         ("RN50", "is a ResNet, which has no tokens"),
-        ("EVA02-B-16", "rotary position embeddings"),
         ("convnext_base", "convolutional or mixed"),
         ("swin_base_patch4_window7_224", "windows"),
     ],

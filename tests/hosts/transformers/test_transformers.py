@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,17 +19,18 @@ from conftest import recorded_lengths
 
 import elip_plugin
 from elip_plugin.errors import ConfigError, GuideError, UnsupportedModelError
+from elip_plugin.reducers import reducers
 
 hf = pytest.importorskip("transformers", minversion="4.57")
 
 from hosts.transformers.tiny import MODELS, VISION, inputs, make, tower_of  # noqa: E402
 
 FAMILIES = list(MODELS)
-REDUCERS = ("elip", "evit", "tome", "random")
 
 
 def config_of(reducer: str, **fields: Any) -> dict[str, Any]:
-    return {"preset": "fast", "reducer": reducer, **fields}
+    preset = {} if reducers()[reducer].at_input else {"preset": "fast"}
+    return {**preset, "reducer": reducer, **fields}
 
 
 def outputs_of(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, ...]:
@@ -60,18 +66,21 @@ def test_disabled_evaluated_and_removed_are_the_base_model(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("reducer", REDUCERS)
+@pytest.mark.parametrize("reducer", list(reducers()))
 def test_each_layer_has_the_planned_tokens(family: str, reducer: str) -> None:
     model = make(family).train()
+    classes = [type(module) for module in model.modules()]
     handle = elip_plugin.apply(model, config_of(reducer))
     encoder = tower_of(model).encoder
     with recorded_lengths(encoder.layers) as lengths:
         model(**inputs()).loss.backward()
     assert lengths == list(handle.plan.tokens)
-    assert lengths[-1] < lengths[0] == 64 + (family != "siglip")
+    assert lengths[-1] < 64 + (family != "siglip")
     for name, parameter in model.named_parameters():
         if "vision_model.encoder" in name and name.endswith("q_proj.weight"):
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    handle.remove()
+    assert [type(module) for module in model.modules()] == classes
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -190,13 +199,69 @@ def test_bf16_autocast(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip"])
-def test_compiled_as_eager(family: str) -> None:
+def test_bf16_weights(family: str) -> None:
+    model = make(family).train().bfloat16()
+    handle = elip_plugin.apply(model, "fast")
+    batch = inputs()
+    batch["pixel_values"] = batch["pixel_values"].bfloat16()
+    with recorded_lengths(tower_of(model).encoder.layers) as lengths:
+        out = model(**batch)
+    out.loss.backward()
+    assert lengths == list(handle.plan.tokens)
+    assert out.image_embeds.dtype is torch.bfloat16
+    grad = tower_of(model).encoder.layers[0].self_attn.q_proj.weight.grad
+    assert grad.dtype is torch.bfloat16 and grad.isfinite().all() and grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_as_eager(family: str, backend: str) -> None:
+    model = make(family, num_hidden_layers=3).train()
+    stages = [{"block": 1, "lookahead": 2, "keep": 0.5}]
+    elip_plugin.apply(model, {"stages": stages, "text_weight": 0.5})
+    torch._dynamo.reset()
+    breaks = torch._dynamo.utils.counters["graph_break"]
+    breaks.clear()
+    found = []
+    for call in (model, torch.compile(model, backend=backend)):
+        model.zero_grad()
+        out = call(**inputs())
+        out.loss.backward()
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        found.append((out.image_embeds, out.loss, gradients))
+    torch.testing.assert_close(*found)
+    assert not breaks
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_the_attention_of_the_host_runs_on_the_kept_tokens(family: str) -> None:
+    attention, keys = hf.modeling_utils.ALL_ATTENTION_FUNCTIONS, []
+
+    def as_sdpa(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
+        if mask is None:
+            keys.append(key.shape[2])
+        return attention["sdpa"](module, query, key, value, mask, **options)
+
     model = make(family).train()
+    handle = elip_plugin.apply(model, "fast")
+    expected = outputs_of(model, inputs())
+    attention["of_the_test"] = as_sdpa
+    try:
+        model.vision_model.config._attn_implementation = "of_the_test"
+        assert same(outputs_of(model, inputs()), expected)
+    finally:
+        del attention["of_the_test"]
+    assert keys == list(handle.plan.tokens)
+
+
+@pytest.mark.skipif(hf.utils.is_flash_attn_2_available(), reason="flash-attn is installed")
+def test_flash_attention_without_its_package_is_the_hosts_error() -> None:
+    model = make("clip").train()
     elip_plugin.apply(model, "fast")
     expected = outputs_of(model, inputs())
-    compiled = torch.compile(model, backend="eager")
-    for got, want in zip(outputs_of(compiled, inputs()), expected, strict=True):
-        torch.testing.assert_close(got, want)
+    with pytest.raises((ImportError, ValueError), match=r"Flash ?Attention"):
+        model.set_attn_implementation("flash_attention_2")
+    assert same(outputs_of(model, inputs()), expected)
 
 
 @pytest.mark.parametrize("cls", ["CLIPVisionModel", "CLIPVisionModelWithProjection"])
@@ -271,3 +336,81 @@ def test_saved_models_load_without_the_plugin(family: str, tmp_path: Path) -> No
     again = elip_plugin.apply(loaded, loaded.config.elip)
     assert again.config == handle.config
     assert same(outputs_of(loaded, inputs()), outputs_of(model, inputs()))
+
+
+WITHOUT_THE_PLUGIN = """
+import sys
+sys.modules["elip_plugin"] = None  # importing it would raise
+import torch, transformers
+model = transformers.AutoModel.from_pretrained(sys.argv[1]).eval()
+batch = torch.load(sys.argv[2])
+torch.testing.assert_close(model(**batch["inputs"]).image_embeds, batch["expected"])
+model.save_pretrained(sys.argv[3])
+print(type(model).__module__)
+"""
+
+
+@pytest.mark.slow
+def test_others_load_it_without_the_plugin(tmp_path: Path) -> None:
+    model = make("clip").eval()
+    elip_plugin.apply(model, "fast")
+    model.save_pretrained(tmp_path / "model")
+    expected = outputs_of(model, inputs())[2]
+    torch.save({"inputs": inputs(), "expected": expected}, tmp_path / "batch.pt")
+    places = [str(tmp_path / name) for name in ("model", "batch.pt", "again")]
+    env = {**os.environ, "ELIP_AUTOLOAD": "0"}
+    command = [sys.executable, "-c", WITHOUT_THE_PLUGIN, *places]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == type(model).replaces.__module__
+    for folder in ("model", "again"):  # the key stays in what others save anew
+        config = json.loads((tmp_path / folder / "config.json").read_text())
+        assert config["elip"]["stages"] and config["architectures"] == ["CLIPModel"]
+        assert not {"auto_map", "custom_pipelines"} & config.keys()
+        files = {path.name for path in (tmp_path / folder).iterdir()}
+        assert files == {"config.json", "model.safetensors"}
+
+
+UNPICKLED = """
+import pickle, sys
+with open(sys.argv[1], "rb") as file:
+    model = pickle.load(file)
+import elip_plugin
+print(elip_plugin.find_handle(model).plan.tokens)
+"""
+
+
+@pytest.mark.slow
+def test_pickled_models_are_pruned_in_another_process(tmp_path: Path) -> None:
+    model = make("clip")
+    handle = elip_plugin.apply(model, "fast")
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps(model))
+    command = [sys.executable, "-c", UNPICKLED, str(tmp_path / "model.pkl")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == str(handle.plan.tokens)
+
+
+def test_what_is_pushed_needs_no_plugin(tmp_path: Path, monkeypatch: Any) -> None:
+    pushed: dict[str, str] = {}
+
+    def upload(self: Any, folder: str, *args: Any, **options: Any) -> None:
+        texts = (path for path in Path(folder).iterdir() if path.suffix in (".md", ".json"))
+        pushed.update({path.name: path.read_text() for path in texts})
+
+    def no_card(*args: Any, **options: Any) -> Any:
+        raise hf.utils.hub.EntryNotFoundError("no card")
+
+    model = make("clip")
+    elip_plugin.apply(model, "fast")
+    monkeypatch.setattr(hf.utils.hub.PushToHubMixin, "_upload_modified_files", upload)
+    monkeypatch.setattr(hf.utils.hub.ModelCard, "load", no_card)
+    repository = SimpleNamespace(repo_id="somebody/model")
+    monkeypatch.setattr(hf.utils.hub, "create_repo", lambda *_, **__: repository, raising=False)
+    if hasattr(hf.utils.hub, "hf_api"):  # transformers 5
+        api = SimpleNamespace(create_repo=lambda *_, **__: repository)
+        monkeypatch.setattr(hf.utils.hub, "hf_api", lambda: api)
+    monkeypatch.chdir(tmp_path)  # transformers 4 writes a folder of the repository's name
+    model.push_to_hub("somebody/model")
+    assert json.loads(pushed["config.json"])["architectures"] == ["CLIPModel"]
+    assert "elip" not in pushed["README.md"] and "elip_plugin" not in pushed["config.json"]

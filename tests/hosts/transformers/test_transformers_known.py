@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 import elip_plugin
+from elip_plugin.config import PRESETS
+from elip_plugin.reducers import reducers
 
 open_clip = pytest.importorskip("open_clip")
 hf = pytest.importorskip("transformers", minversion="4.57")
@@ -16,7 +19,20 @@ hf = pytest.importorskip("transformers", minversion="4.57")
 from family import TIMM, narrow_timm  # noqa: E402
 from hosts.transformers.tiny import TEXT, VISION, make  # noqa: E402
 
-CASES = [("paper", "elip"), *(("fast", name) for name in ("elip", "evit", "tome", "random"))]
+
+def cases() -> Iterator[tuple[str, str]]:
+    """Every reducer, with every preset that it can follow; "" is its own stages."""
+    yield "", ""
+    for name, reducer in reducers().items():
+        if reducer.at_input:
+            yield "", name
+            continue
+        for preset, config in PRESETS.items():
+            if reducer.looks_ahead or all(stage.lookahead == 1 for stage in config.stages):
+                yield preset, name
+
+
+CASES = list(cases())
 WIDTH, HEADS, LENGTH = VISION["hidden_size"], VISION["num_attention_heads"], 16
 
 
@@ -111,8 +127,10 @@ def siglips() -> tuple[Any, Any]:
 
 
 def config_of(preset: str, reducer: str) -> dict[str, Any]:
-    config: dict[str, Any] = {"preset": preset, "reducer": reducer}
-    return {**config, "text_weight": 0.5} if reducer == "elip" else config
+    config: dict[str, Any] = {"reducer": reducer, "eval_mode": "image"}
+    if preset:
+        config["preset"] = preset
+    return {**config, "text_weight": 0.5} if reducers()[reducer].reads_text else config
 
 
 def unit(features: Any) -> Tensor:
@@ -120,7 +138,8 @@ def unit(features: Any) -> Tensor:
     return torch.nn.functional.normalize(features, dim=-1)
 
 
-@pytest.mark.parametrize(("preset", "reducer"), [("", ""), *CASES])
+@pytest.mark.filterwarnings("ignore:eval_mode 'image' with this plan")
+@pytest.mark.parametrize(("preset", "reducer"), CASES)
 def test_clip_as_openclip(preset: str, reducer: str) -> None:
     base, model = clips()
     generator = torch.Generator().manual_seed(2)
@@ -128,18 +147,20 @@ def test_clip_as_openclip(preset: str, reducer: str) -> None:
     ids = torch.randint(2, 98, (4, LENGTH), generator=generator)
     ids[:, -1] = TEXT["eos_token_id"]
     for each in (base, model):
-        if preset:
+        if reducer:
             elip_plugin.apply(each, config_of(preset, reducer))
-    torch.manual_seed(3)
-    expected = base(images, ids)
-    torch.manual_seed(3)
-    out = model(input_ids=ids, pixel_values=images)
-    assert (out.image_embeds - expected["image_features"]).abs().max() < 1e-6
-    assert (out.text_embeds - expected["text_features"]).abs().max() < 1e-6
+    for training in (True, False):
+        torch.manual_seed(3)
+        expected = base.train(training)(images, ids)
+        torch.manual_seed(3)
+        out = model.train(training)(input_ids=ids, pixel_values=images)
+        assert (out.image_embeds - expected["image_features"]).abs().max() < 1e-6
+        assert (out.text_embeds - expected["text_features"]).abs().max() < 1e-6
 
 
 @pytest.mark.skipif(not TIMM, reason="this environment's timm is too old for OpenCLIP")
-@pytest.mark.parametrize(("preset", "reducer"), [("", ""), *CASES])
+@pytest.mark.filterwarnings("ignore:eval_mode 'image' with this plan")
+@pytest.mark.parametrize(("preset", "reducer"), CASES)
 def test_siglip_as_openclip(preset: str, reducer: str) -> None:
     base, model = siglips()
     generator = torch.Generator().manual_seed(2)
@@ -148,7 +169,7 @@ def test_siglip_as_openclip(preset: str, reducer: str) -> None:
     found = []
     for each, encode in ((base, base.encode_image), (model, model.get_image_features)):
         torch.manual_seed(3)
-        if not preset:
+        if not reducer:
             found.append(unit(encode(images)))
             continue
         handle = elip_plugin.apply(each, config_of(preset, reducer))

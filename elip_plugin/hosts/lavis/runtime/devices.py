@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from lavis.common.dist_utils import is_dist_avail_and_initialized
 from torch import distributed
+
+from elip_plugin.hosts.lavis.runtime.fixes import running
 
 
 def _barrier() -> None:
@@ -40,6 +43,21 @@ def iter_loader(theirs: Any, runner: Any) -> Any:
         return endless
 
     return start
+
+
+def evaluate(theirs: Any) -> Any:
+    """Return `RunnerBase.evaluate`, which `evaluate.py` calls whatever the config's runner."""
+
+    def evaluate_anywhere(runner: Any, *args: Any, **options: Any) -> Any:
+        with nullcontext() if runner.cuda_enabled else running(runner):
+            return theirs(runner, *args, **options)
+
+    return evaluate_anywhere
+
+
+def unwrapped(theirs: Any, runner: Any) -> property:
+    """Return `RunnerBase.model`, which is the model itself."""
+    return property(lambda runner: runner._model)
 
 
 def no_prefetching(theirs: Any, runner: Any) -> Any:

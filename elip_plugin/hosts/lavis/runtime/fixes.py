@@ -2,20 +2,22 @@
 
 LAVIS is unmaintained. Its last release pins timm 0.4.12, transformers below 4.27 and numpy 1, but
 works beside timm 1, transformers 4.40 to 4.57 and numpy 2 with equal losses. `FIXES` lists what is
-repaired, when, and why. This module imports neither LAVIS nor torch, and no fix changes a file;
-`patches/lavis-1.0.2` has the same repairs for other people's checkouts.
+repaired, when, and why. This module imports no host library, and no fix changes a file;
+`patches/lavis-1.0.2` has the same repairs for other people's checkouts. What is at fault in a model
+or a runner is repaired in our own class for it.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
+from pkgutil import resolve_name
 from typing import Any, Literal
 
 from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.hosts.base import installed_version
 from elip_plugin.patching.monkeypatch import replaced
 
 RUNTIME = "elip_plugin.hosts.lavis.runtime"
@@ -28,7 +30,7 @@ class Fix:
 
     Attributes:
         when: When the repair is in force: from before LAVIS' "import" or after it ("register")
-            until `undo`, while our runner runs ("run"), or in our own classes only ("ours").
+            until `undo`, or while our runner runs ("run").
         where: The attribute of LAVIS or its libraries that is at fault, as "module:name".
         by: What replaces or repairs it, as "module:name".
         versions: The versions that have the fault.
@@ -37,22 +39,13 @@ class Fix:
         wraps: Whether `by` makes the new value from LAVIS' own one, and the runner, if any.
     """
 
-    when: Literal["import", "register", "run", "ours"]
+    when: Literal["import", "register", "run"]
     where: str
     by: str
     versions: str
     breaks: str
     needed: Callable[[Any], bool] = lambda runner: True
     wraps: bool = False
-
-
-def version_of(package: str) -> tuple[int, int]:
-    """Return the version of a package without importing it; zeros if there is none."""
-    try:
-        major, minor = metadata.version(package).split(".")[:2]
-    except metadata.PackageNotFoundError:
-        return 0, 0
-    return int(major), int(minor)
 
 
 def _moved(where: str, by: str, versions: str, breaks: str) -> Fix:
@@ -96,7 +89,7 @@ FIXES = (
         f"{LAVIS} with transformers 4.27 and later",
         "captions and answers: transformers repeats the image tokens once more, changed its beam "
         "search, and from 4.50 on models do not inherit generate",
-        needed=lambda _: version_of("transformers") >= (4, 27),
+        needed=lambda _: installed_version("transformers") >= (4, 27),
     ),
     Fix(
         "register",
@@ -105,6 +98,14 @@ FIXES = (
         LAVIS,
         "pruning schedules: a model is not given the number of all steps, and the runners have no "
         "hook; they call the learning-rate schedule before each forward",
+        wraps=True,
+    ),
+    Fix(
+        "register",
+        "lavis.runners.runner_base:RunnerBase.evaluate",
+        f"{RUNTIME}.devices:evaluate",
+        LAVIS,
+        "evaluate.py on a CPU, which uses LAVIS' own runner whatever the config says",
         wraps=True,
     ),
     Fix(
@@ -130,6 +131,11 @@ FIXES = (
         wraps=True,
     ),
     _on_other_devices(
+        "lavis.runners.runner_base:RunnerBase.model",
+        "unwrapped",
+        "CPUs: runner_base.py:85 has no model where it need not be moved",
+    ),
+    _on_other_devices(
         "lavis.runners.runner_base:PrefetchLoader",
         "no_prefetching",
         "CPUs: dataloader_utils.py:56 opens a CUDA stream",
@@ -144,50 +150,6 @@ FIXES = (
         "no_cuda",
         "CPUs: base_task.py:80 moves the samples of an evaluation to CUDA",
     ),
-    Fix(
-        "ours",
-        "lavis.runners.runner_base:RunnerBase._save_checkpoint",
-        f"{RUNTIME}.runner:ElipRunner._save_checkpoint",
-        LAVIS,
-        "resuming: runner_base.py:575 leaves out the momentum encoder, and loading is strict",
-    ),
-    Fix(
-        "ours",
-        "lavis.models:AlbefNLVR.load_from_pretrained",
-        f"{RUNTIME}.offline:load_nlvr",
-        LAVIS,
-        "pre-trained weights: it unpacks two values of a method that returns one",
-    ),
-    Fix(
-        "ours",
-        "lavis.models.vit:VisionTransformer",
-        "elip_plugin.hosts.lavis.factory:from_config",
-        LAVIS,
-        "vit_grad_ckpt: fairscale's wrapper is a closure that a deepcopy shares, so that the "
-        "momentum encoder runs the online weights; we wrap after the copy",
-    ),
-    Fix(
-        "ours",
-        "lavis.models:AlbefPretrain.forward",
-        "elip_plugin.hosts.lavis.text:ElipBertModel",
-        LAVIS,
-        "a pruned tower beside an unpruned momentum encoder, whose tokens albef_pretrain.py:296 "
-        "pairs with the mask of the tower's",
-    ),
-    Fix(
-        "ours",
-        "lavis.models:BlipClassification.forward",
-        "elip_plugin.hosts.lavis.models:ElipBlipClassification.forward",
-        LAVIS,
-        "training: blip_classification.py:129 fills a field that only ALBEF's outputs have",
-    ),
-    Fix(
-        "ours",
-        "lavis.models:CLIP.loss",
-        "elip_plugin.hosts.lavis.models:ElipClip.loss",
-        LAVIS,
-        "one process: the loss takes a process group for granted",
-    ),
 )
 
 _applied: dict[Fix, ExitStack] = {}
@@ -198,7 +160,7 @@ def prepare() -> None:
 
     Nothing is done beside transformers 5, where LAVIS would import but compute other losses.
     """
-    if version_of("transformers") < (5, 0):
+    if installed_version("transformers") < (5, 0):
         _apply("import")
 
 
@@ -225,7 +187,7 @@ def running(runner: Any) -> Iterator[None]:
 
 def check_libraries() -> None:
     """Raise an `UnsupportedModelError` beside libraries with which LAVIS' models differ."""
-    if version_of("transformers") >= (5, 0):
+    if installed_version("transformers") >= (5, 0):
         raise UnsupportedModelError(
             f"transformers {metadata.version('transformers')} is installed, and LAVIS 1.0.2 gives "
             "different losses there: pip install 'transformers<5'"
@@ -235,11 +197,8 @@ def check_libraries() -> None:
 def find(reference: str) -> tuple[Any, str]:
     """Import the owner of what "module:name" refers to; return it and the last part of the name."""
     module, _, path = reference.partition(":")
-    *names, last = path.split(".")
-    owner: Any = importlib.import_module(module)
-    for name in names:
-        owner = getattr(owner, name)
-    return owner, last
+    owner, _, name = path.rpartition(".")
+    return resolve_name(f"{module}:{owner}"), name
 
 
 def _apply(when: str) -> None:
@@ -253,7 +212,7 @@ def _apply(when: str) -> None:
 @contextmanager
 def _in_force(fix: Fix, *runner: Any) -> Iterator[None]:
     owner, name = find(fix.where)
-    value = getattr(*find(fix.by))
+    value = resolve_name(fix.by)
     with replaced(owner, name, value(getattr(owner, name), *runner) if fix.wraps else value):
         yield
 

@@ -19,7 +19,7 @@ from lavis.models.albef_models import AlbefBase
 from lavis.models.base_model import BaseModel
 from lavis.models.clip_models import model as clip_model
 from lavis.models.vit import VisionTransformerEncoder, interpolate_pos_embed
-from torch import nn
+from omegaconf import OmegaConf
 from transformers import BertConfig, BertTokenizer
 
 from elip_plugin.errors import ConfigError, DataError
@@ -89,7 +89,7 @@ class _Sources:
                 "set init: {vision: random}, or to a local checkpoint",
                 lambda: theirs(cls, cfg, from_pretrained=True),
             )
-        tower = _small_tower(cls, cfg, sizes) if sizes else theirs(cls, cfg)
+        tower = _small_tower(theirs, cls, cfg, sizes) if sizes else theirs(cls, cfg)
         if init not in (None, RANDOM):
             self.used.add("vision")
             _load_tower(tower, str(init))
@@ -154,18 +154,12 @@ def _fetch(what: str, instead: str, get: Callable[[], Any]) -> Any:
         raise ConfigError(f"{what} could not be fetched ({first}); {instead}") from error
 
 
-def _small_tower(cls: Any, cfg: Any, sizes: Mapping[str, int]) -> Any:
-    """Build a tower that is not LAVIS' base or large, by our `vit` section."""
-    eps = cfg.get("vit_layer_norm_epsilon", -1)
-    tower = cls(
-        img_size=cfg.get("image_size", 384),
-        patch_size=sizes.get("patch_size", 16),
-        embed_dim=sizes.get("width", 768),
-        depth=sizes.get("depth", 12),
-        num_heads=sizes.get("heads", 12),
-        drop_path_rate=cfg.get("vit_drop_path_rate", 0),
-        norm_layer=None if eps == -1 else partial(nn.LayerNorm, eps=eps),
-    )
+def _small_tower(theirs: Any, cls: Any, cfg: Any, sizes: Mapping[str, int]) -> Any:
+    """Build LAVIS' base tower with the sizes of our `vit` section in place of its own."""
+    names = {"width": "embed_dim", "heads": "num_heads"}
+    ours = {names.get(key, key): value for key, value in sizes.items()}
+    base = OmegaConf.merge(cfg, {"vit_type": "base"})
+    tower = theirs(lambda **options: cls(**{**options, **ours}), base)
     tower.vision_width = tower.embed_dim
     return tower
 
@@ -231,7 +225,7 @@ def _load_weights(key: str, theirs: Any, model: Any, url_or_filename: Any, **opt
 
 
 def load_nlvr(model: Any, url_or_filename: Any, use_distill: bool = True) -> Any:
-    """Do what `AlbefNLVR.load_from_pretrained` is meant to."""
+    """Do what `AlbefNLVR.load_from_pretrained` is meant to; it unpacks one value into two."""
     loaded = AlbefBase.load_from_pretrained(model, url_or_filename)
     if use_distill and any("_m" in key for key in loaded.missing_keys):
         model.copy_params()

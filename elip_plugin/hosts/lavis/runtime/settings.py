@@ -90,7 +90,7 @@ def _section_faults(given: Mapping[str, Any]) -> list[str]:
             faults.append(f"{name} must be a mapping, got {section!r}")
             continue
         unknown = [key for key in section if keys is not None and key not in keys]
-        faults += [f"{name}: key {k!r} is not known; keys are {list(keys or ())}" for k in unknown]
+        faults += [f"{name}: key {k!r} is not known; {nearest(k, keys or ())}" for k in unknown]
     return faults
 
 

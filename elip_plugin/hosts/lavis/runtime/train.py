@@ -110,10 +110,6 @@ def _start_processes(run_cfg: Any) -> None:
     run_cfg.rank, run_cfg.gpu = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     run_cfg.world_size, run_cfg.distributed = int(os.environ["WORLD_SIZE"]), True
     run_cfg.dist_backend = "gloo"
-    dist.init_process_group(
-        "gloo",
-        init_method=run_cfg.get("dist_url", "env://"),
-        world_size=run_cfg.world_size,
-        rank=run_cfg.rank,
-    )
+    url, world = run_cfg.get("dist_url", "env://"), run_cfg.world_size
+    dist.init_process_group("gloo", init_method=url, world_size=world, rank=run_cfg.rank)
     setup_for_distributed(run_cfg.rank == 0)

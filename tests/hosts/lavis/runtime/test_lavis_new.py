@@ -388,7 +388,7 @@ def test_transformers_5_is_refused_and_left_alone(
     ) as e:
         fixes.check_libraries()
     assert "\n" not in str(e.value)
-    with mock.patch.object(fixes.importlib, "import_module") as touched:
+    with mock.patch("importlib.import_module") as touched:
         fixes.prepare()
     touched.assert_not_called()
 

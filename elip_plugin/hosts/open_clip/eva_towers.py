@@ -1,0 +1,206 @@
+"""timm's Eva: EVA01, EVA02 and the Perception Encoder (PE-Core), with and without rotary positions.
+
+The rotary table [N, 2 d] has a row of sines and cosines for each patch. Prefix tokens are not
+rotated, and neither is a query that is no token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import apply_rot_embed_cat
+from timm.models import eva
+from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
+from torch import Tensor, nn
+
+from elip_plugin.core.positions import PositionOptions
+from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.hosts.open_clip.timm_trunk import (
+    PrunableTrunk,
+    has_stochastic_depth,
+    patch_convolution,
+    refuse_dropout,
+    shape_of,
+)
+from elip_plugin.patching.blocks import PrunableBlock
+from elip_plugin.patching.install import Tower
+from elip_plugin.patching.swap import Swap, choose_all
+
+ATTENTIONS = (EvaAttention, getattr(eva, "AttentionRope", EvaAttention))  # the second is newer
+
+
+class EvaParts(PrunableBlock):
+    """The parts that are the same in both of timm's EVA blocks."""
+
+    if TYPE_CHECKING:
+        attn: Any
+        drop_path1: Any
+        mlp: Any
+        norm1: Any
+        norm2: Any
+
+    def attention_input(self, x: Tensor) -> Tensor:
+        """Return what is projected to queries, keys and values."""
+        return x
+
+    def query_and_keys(
+        self, query: Tensor, x: Tensor, rope: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Normalise and project a query token and the tokens; see `BlockParts`."""
+        attn, (queries, keys, _) = self.attn, projections(self.attn)
+        q = attn.q_norm(heads(attn, self.attention_input(query), *queries))
+        k = attn.k_norm(heads(attn, self.attention_input(x), *keys))
+        return q, rotate(attn, k, rope)
+
+    def queries_keys_values(
+        self, x: Tensor, rope: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalise and project tokens; see `BlockParts`."""
+        attn, x = self.attn, self.attention_input(x)
+        q, k, v = (heads(attn, x, *projection) for projection in projections(attn))
+        q, k = (rotate(attn, y, rope).type_as(v) for y in (attn.q_norm(q), attn.k_norm(k)))
+        return q, k, v
+
+    def attention_output(self, mixed: Tensor) -> Tensor:
+        """Join the heads, normalise and project; see `BlockParts`."""
+        attn = self.attn
+        joined = getattr(attn, "norm", nn.Identity())(mixed.transpose(1, 2).flatten(2))
+        projected: Tensor = attn.proj(joined)
+        return projected
+
+    def stochastic_depth(self, added: Tensor) -> Tensor:
+        """Apply stochastic depth; see `BlockParts`."""
+        kept: Tensor = self.drop_path1(added)
+        return kept
+
+
+class ElipEvaBlock(EvaParts, EvaBlock):
+    """timm's EVA block, which normalises what its parts read."""
+
+    replaces = EvaBlock
+
+    def attention_input(self, x: Tensor) -> Tensor:
+        """Return the normalised tokens."""
+        return self.norm1(x)
+
+    def attention_output(self, mixed: Tensor) -> Tensor:
+        """Join the heads, normalise, project and scale; see `BlockParts`."""
+        return _scaled(super().attention_output(mixed), self.gamma_1)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Run the MLP; see `BlockParts`."""
+        return _scaled(self.mlp(self.norm2(x)), self.gamma_2)
+
+
+class ElipEvaBlockPostNorm(EvaParts, EvaBlockPostNorm):
+    """timm's EVA block that normalises what its parts give (EVA02-E)."""
+
+    replaces = EvaBlockPostNorm
+
+    def attention_output(self, mixed: Tensor) -> Tensor:
+        """Join the heads, project and normalise; see `BlockParts`."""
+        return self.norm1(super().attention_output(mixed))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Run the MLP; see `BlockParts`."""
+        return self.norm2(self.mlp(x))
+
+
+class ElipEva(PrunableTrunk, Eva):
+    """A trunk whose rotary positions follow the tokens."""
+
+    replaces = Eva
+
+    def embed(self, x: Tensor) -> tuple[Tensor, PositionOptions | None]:
+        """Return the tokens that enter the first block, and their rotations."""
+        tokens, table = self._pos_embed(self.patch_embed(x))
+        norm = getattr(self, "norm_pre", None)  # not in every timm 1.0
+        tokens = tokens if norm is None else norm(tokens)
+        return tokens, None if table is None else rotations(table)
+
+
+BLOCKS: dict[type, type[nn.Module]] = {
+    EvaBlock: ElipEvaBlock,
+    EvaBlockPostNorm: ElipEvaBlockPostNorm,
+}
+
+
+def projections(attn: Any) -> list[tuple[Tensor, Tensor | None]]:
+    """Return weight and bias of the queries', keys' and values' projections."""
+    if attn.qkv is None:
+        return [(part.weight, part.bias) for part in (attn.q_proj, attn.k_proj, attn.v_proj)]
+    biases: Any = (None, None, None)
+    if attn.qkv.bias is not None:
+        biases = attn.qkv.bias.chunk(3)
+    elif getattr(attn, "q_bias", None) is not None:
+        biases = attn.q_bias, attn.k_bias, attn.v_bias
+    return list(zip(attn.qkv.weight.chunk(3), biases))
+
+
+def heads(attn: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Project tokens [B, T, D] into heads [B, H, T, A / H]."""
+    return F.linear(x, weight, bias).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
+
+
+def rotate(attn: Any, x: Tensor, rope: Tensor | None) -> Tensor:
+    """Rotate the heads' vectors [B, H, T, A / H] by their positions, the prefix left out."""
+    if rope is None:
+        return x
+    prefix = x.shape[2] - rope.shape[-2]
+    half = {"half": True} if getattr(attn, "rotate_half", False) else {}
+    rotated = apply_rot_embed_cat(x[:, :, prefix:], rope, **half)
+    return torch.cat([x[:, :, :prefix], rotated], dim=2)
+
+
+def rotations(table: Tensor) -> PositionOptions:
+    """Return what blocks are called with, for a table [N, 2 d] or [B, 1, N, 2 d]."""
+
+    def options(index: Tensor | None) -> Mapping[str, Any]:
+        if index is None:
+            return {"rope": table}
+        if table.ndim == 2:
+            return {"rope": table[index].unsqueeze(1)}
+        rows = index[:, None, :, None].expand(-1, -1, -1, table.shape[3])  # after patch dropout
+        return {"rope": table.gather(2, rows)}
+
+    return options
+
+
+def _scaled(added: Tensor, scale: Tensor | None) -> Tensor:
+    return added if scale is None else scale * added
+
+
+def describe(trunk: Any) -> Tower:
+    """Describe an Eva trunk; see `Host.describe`."""
+    shape = shape_of(trunk)
+    if trunk.cls_token is not None and trunk.global_pool == "map":
+        shape = replace(shape, class_query=True)  # this pooling reads the class token as well
+    if getattr(trunk, "rope_mixed", False):
+        raise UnsupportedModelError(
+            "a timm Eva trunk with rotary positions of its own in each block: those that all "
+            "blocks share are supported"
+        )
+    for block in trunk.blocks:
+        attn = block.attn
+        if type(attn) not in ATTENTIONS:
+            raise UnsupportedModelError(
+                f"attention {type(attn).__name__} is not supported: timm's EvaAttention and "
+                "AttentionRope are"
+            )
+        if getattr(attn, "gate", None) is not None or getattr(attn, "num_kv_groups", 1) > 1:
+            raise UnsupportedModelError(
+                "gated attention, and keys shared by several heads, are not supported in a timm "
+                "Eva trunk"
+            )
+        refuse_dropout(block.modules())
+    return Tower(
+        shape,
+        Swap(trunk, ElipEva),
+        choose_all(trunk.blocks, BLOCKS, elip_scale=trunk.blocks[0].attn.scale),
+        random_blocks=has_stochastic_depth(trunk.blocks),
+        patch_embed=patch_convolution(trunk),
+    )

@@ -1,0 +1,84 @@
+"""What timm's trunks have in common, whatever their blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from timm.layers import PatchEmbed
+from torch import Tensor, nn
+
+from elip_plugin.core.positions import PositionOptions
+from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.patching.blocks import PrunableStack, call_block, call_checkpointed
+from elip_plugin.patching.pruner import TowerShape
+
+
+class PrunableTrunk(PrunableStack):
+    """A trunk that prunes between its blocks, outside any checkpointed region."""
+
+    if TYPE_CHECKING:
+        blocks: Any
+        norm: Any
+        training: bool
+        grad_checkpointing: bool
+
+    def embed(self, x: Tensor) -> tuple[Tensor, PositionOptions | None]:
+        """Return the tokens that enter the first block, and what the blocks read of positions."""
+        raise NotImplementedError(f"{type(self).__name__} has no embed")
+
+    def forward_features(self, x: Tensor, *args: Any, **kw: Any) -> Tensor:
+        """Embed images [B, 3, height, width] and run the blocks; with a mask unpruned."""
+        pruner = self.elip
+        active = pruner.enabled and (self.training or pruner.eval_mode != "full")
+        if args or kw.get("attn_mask") is not None or kw.get("is_causal") or not active:
+            return super().forward_features(x, *args, **kw)  # type: ignore[misc,no-any-return]
+        tokens, positions = self.embed(x)
+        pruning = pruner.begin(tokens.shape[1] - pruner.shape.prefix, self.training)
+        call = call_checkpointed if self.grad_checkpointing else call_block
+        if pruning is not None:
+            tokens = pruning.run_blocks(tokens, self.blocks, call, positions)
+        else:
+            options = {} if positions is None else positions(None)
+            for block in self.blocks:
+                tokens = call(block, tokens, **options)
+        features: Tensor = self.norm(tokens)
+        return features
+
+
+def shape_of(trunk: Any) -> TowerShape:
+    """Return a trunk's numbers; refuse poolings without an image feature."""
+    attn_pool = getattr(trunk, "attn_pool", None)
+    pooled = attn_pool is not None or trunk.global_pool in ("token", "avg")
+    if not pooled or (attn_pool is not None and trunk.global_pool != "map"):
+        raise UnsupportedModelError(
+            f"timm pooling {trunk.global_pool!r} is not supported: token, avg and map are"
+        )
+    return TowerShape(
+        num_patches=trunk.patch_embed.num_patches,
+        depth=len(trunk.blocks),
+        width=trunk.embed_dim,
+        prefix=trunk.num_prefix_tokens,
+        class_query=trunk.global_pool == "token" and trunk.cls_token is not None,
+    )
+
+
+def refuse_dropout(modules: Iterable[nn.Module]) -> None:
+    """Refuse parts of blocks with dropout."""
+    for module in modules:
+        if isinstance(module, nn.Dropout) and module.p > 0:
+            raise UnsupportedModelError(
+                f"a timm trunk with dropout {module.p:g} in its blocks: choosing tokens must "
+                "be deterministic; build it without (timm_drop_path may stay)"
+            )
+
+
+def has_stochastic_depth(blocks: Iterable[Any]) -> bool:
+    """Whether blocks skip their parts at random."""
+    return any(getattr(block.drop_path1, "drop_prob", 0) for block in blocks)
+
+
+def patch_convolution(trunk: Any) -> nn.Module | None:
+    """Return the convolution that embeds patches; a stem of several makes no token of one."""
+    embed = trunk.patch_embed
+    return embed.proj if type(embed) is PatchEmbed else None

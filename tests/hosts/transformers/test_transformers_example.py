@@ -1,0 +1,68 @@
+"""The example that trains by `Trainer` runs, pruned and not, and writes comparable figures."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+hf = pytest.importorskip("transformers", minversion="4.57")
+pytest.importorskip("accelerate")
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "finetune_transformers.py"
+VOCABULARY = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "an",
+    "emoji",
+    "of",
+    "shade",
+    *"0123456",
+]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder as `elip data openmoji` writes it, with a few plain pictures."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    for split, count in (("train", 6), ("held_out", 3)):
+        pairs = []
+        for i in range(count):
+            name = f"images/{split}{i}.png"
+            Image.new("RGB", (64, 64), (40 * i, 0, 0)).save(tmp_path / name)
+            pairs.append({"image": name, "caption": f"an emoji of shade {i}"})
+        (tmp_path / f"{split}.json").write_text(json.dumps(pairs))
+    return tmp_path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    spec = importlib.util.spec_from_file_location("finetune_transformers", EXAMPLE)
+    assert spec is not None and spec.loader is not None
+    example: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    monkeypatch.setattr(sys, "argv", [EXAMPLE.name, *arguments])
+    example.main()
+
+
+def test_two_runs_side_by_side(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reports = []
+    for elip in ("none", '{"preset": "fast", "warmup": 0.5}'):
+        out = data / "out.json"
+        options = ["--data", str(data), "--batch", "3", "--steps", "10", "--out", str(out)]
+        run(monkeypatch, *options, "--elip", elip)
+        reports.append(json.loads(out.read_text()))
+    unpruned, pruned = reports
+    assert unpruned.keys() == pruned.keys()
+    assert (unpruned["tokens"], pruned["tokens"][:9]) == ("all", "65 tokens")
+    for report in reports:
+        assert report["steps"] == 10 and report["peak_MiB"] > 100 and len(report["losses"]) == 1
+        assert report["image_to_text_R@5"] == 100  # of three
