@@ -1,4 +1,4 @@
-"""Does pruning keep the quality? Small models trained from scratch on real pairs, side by side.
+"""Does pruning keep the quality? Small models trained on emojis, side by side.
 
-variants -> training (one of them) -> grid (all of them, in parallel) -> results_log -> report.
+variants -> training (one of them) -> grid (all, in parallel) -> results_log -> report -> page.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,91 +16,220 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
-from benchmarks.quality import chart, grid, report, results_log
-from benchmarks.quality.cost import read_ratios, time_phases
+from benchmarks.data.emojis import write_emojis
+from benchmarks.quality import grid, large, page, report, results_log
+from benchmarks.quality.cost import operations, time_phases
 from benchmarks.quality.pairs import read_pairs
-from benchmarks.quality.recipe import Recipe, make_recipe
-from benchmarks.quality.variants import SETS, VARIANTS
-from elip_plugin.data import write_openmoji
+from benchmarks.quality.questions import QUESTIONS
+from benchmarks.quality.recipe import RECIPES, Recipe, make_recipe
+from benchmarks.quality.training import POINTS
+from benchmarks.quality.variants import REFERENCE, VARIANTS
+from elip_plugin import ElipError
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Train small models with and without pruning, and compare their scores.",
+)
+Out = Annotated[
+    Path, typer.Option("--out", "-o", help="Folder of log and times; it goes on there.")
+]
+Data = Annotated[Path, typer.Option(help="Emojis; made there if the folder is not there.")]
+Cache = Annotated[Path, typer.Option(help="Folder of the npm package and of starting weights.")]
+DATA, CACHE, RESULTS = Path("data/emojis"), Path("data/cache"), page.RESULTS
+
+
+def _seeds(text: str) -> list[int]:
+    """Read "0-7", "3" or "0,2,5"."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if not first.isdecimal() or (last and not last.isdecimal()):
+            raise typer.BadParameter(f"seeds are {text!r}, but must be such as 0-7, 3 or 0,2,5.")
+        seeds += range(int(first), int(last or first) + 1)
+    return seeds
+
+
+def _budgets(text: str) -> list[str]:
+    """Read "steps,operations", or one of them."""
+    asked = [name.strip() for name in text.split(",")]
+    if not set(asked) <= set(grid.BUDGETS):
+        raise typer.BadParameter(f"budgets are {asked}, but must be of {list(grid.BUDGETS)}.")
+    return asked
 
 
 @app.command()
-def main(
+def train(
     variants: Annotated[
-        str, typer.Option(help="Comma-separated variants, or sets of them; --list shows both.")
-    ] = "main,leak,remedy,trade",
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds, from 0 on; intervals need two.")] = 3,
-    family: Annotated[str, typer.Option(help="clip (OpenCLIP), albef or blip (LAVIS).")] = "clip",
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder of results; a grid continues there.")
-    ] = Path("quality"),
-    data: Annotated[
-        Path, typer.Option(help="OpenMoji pairs; written there if the folder is not there.")
-    ] = Path("data/openmoji"),
+        str, typer.Option(help='Variants, joined by ";" ; see the command list.')
+    ] = "",
+    budgets: Annotated[
+        str, typer.Option(help="steps, operations, or both: as many as unpruned training.")
+    ] = "steps,operations",
+    regime: Annotated[str, typer.Option(help="scratch, or continued.")] = "scratch",
+    seeds: Annotated[str, typer.Option(help="Such as 0-7, 3 or 0,2,5.")] = "0-7",
+    questions: Annotated[
+        bool, typer.Option("--questions", help="All trainings that the questions need.")
+    ] = False,
+    out: Out = RESULTS,
+    data: Data = DATA,
+    cache: Cache = CACHE,
     jobs: Annotated[int, typer.Option(min=0, help="Trainings at a time; 0: one per core.")] = 0,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Few variants, pairs and epochs: minutes.")
-    ] = False,
-    rounds: Annotated[
-        int, typer.Option(min=0, help="Rounds for timing steps, before the trainings; 0: none.")
-    ] = 9,
-    show_list: Annotated[
-        bool, typer.Option("--list", help="List variants and sets, and stop.")
-    ] = False,
+    device: Annotated[str, typer.Option(help="cpu, or cuda.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="fp32, or bf16 for autocast.")] = "fp32",
+    quick: Annotated[bool, typer.Option("--quick", help="Few pairs and epochs: minutes.")] = False,
 ) -> None:
-    """Train small models on real pairs, pruned and not, and compare their scores.
+    """Train variants; every result is kept as soon as it is there, and an interrupted grid goes on.
 
-    Every training is kept as soon as it is done, so that an interrupted grid continues.
+    A row is trained anew from scratch if `--out` is a folder without a log.
     """
-    if show_list:
-        _print_list()
-        return
     try:
-        recipe = make_recipe(family, quick=quick)
-        names = grid.choose(["quick"] if quick else variants.split(","))
+        recipes = {name: make_recipe(name, quick=quick) for name in RECIPES}
+        own = Recipe(**{**asdict(make_recipe(regime, quick=quick)), "precision": precision})
+        chosen = grid.check([name.strip() for name in variants.split(";") if name.strip()])
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    if not (data / "train.json").exists():
-        typer.echo(f"writing the OpenMoji pairs to {data}", err=True)
-        write_openmoji(data)
-    log = out / "quality.jsonl"
-    trainings = grid.wanted(recipe, names, seeds)
-    missing = results_log.missing(trainings, results_log.read(log))
-    typer.echo(
-        f"{len(trainings)} trainings, {len(trainings) - len(missing)} of them done", err=True
-    )
-    stem = f"{family}{'-quick' if quick else ''}"
-    if rounds > 0:
-        _time(names, recipe, data, rounds, out / f"{stem}-steps.json")
-    _train(missing, data, log, jobs or os.cpu_count() or 1)
-    write_report(recipe, out, stem)
+    asked = _budgets(budgets)
+    rows = _needed(recipes) if questions else grid.wanted(own, chosen, asked, _seeds(seeds))
+    _make(data, cache)
+    log = out / page.LOG
+    missing = results_log.missing(rows, results_log.read(log))
+    typer.echo(f"{len(rows)} trainings, {len(rows) - len(missing)} of them done", err=True)
+    _train(missing, data, log, cache, jobs or os.cpu_count() or 1, device)
+    _print(out)
 
 
-def _print_list() -> None:
-    table = Table("variant", "what it is", "sets")
-    for name, variant in VARIANTS.items():
-        table.add_row(name, variant.about, ", ".join(variant.sets))
-    console = Console()
-    console.print(table)
-    for name, about in SETS.items():
-        console.print(f"{name}: {about}", highlight=False)
+def _needed(recipes: dict[str, Recipe]) -> list[dict[str, Any]]:
+    """List the trainings that the questions need, seed by seed."""
+    rows: list[dict[str, Any]] = []
+    for seed in range(max(question.seeds for question in QUESTIONS)):
+        for question in QUESTIONS:
+            for regime in question.regimes if seed < question.seeds else ():
+                for name, budget in (
+                    (question.other, question.other_budget),
+                    (question.variant, question.budget),
+                ):
+                    row = grid.training(recipes[regime], name, budget, seed)
+                    if row not in rows:
+                        rows.append(row)
+    return rows
 
 
-def _time(names: list[str], recipe: Recipe, data: Path, rounds: int, path: Path) -> None:
-    typer.echo(f"timing steps, {rounds} rounds in turn: nothing else should run", err=True)
-    steps = time_phases(names, recipe, read_pairs(data, "train", recipe.pairs), rounds)
+def _make(data: Path, cache: Path) -> None:
+    if not data.exists():
+        typer.echo(f"making the emojis in {data}", err=True)
+        write_emojis(data, cache, progress=typer.echo)
+
+
+def _train(
+    missing: list[dict[str, Any]], data: Path, log: Path, cache: Path, jobs: int, device: str
+) -> None:
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("parts of trainings", total=POINTS * len(missing))
+
+        def done(row: dict[str, Any]) -> None:
+            mrr = 100 * row["scores"]["all"]["mrr"]
+            regime, name, budget = row["recipe"]["regime"], row["variant"], row["budget"]
+            text = f"{regime}: {name}, equal {budget}, seed {row['seed']}: MRR {mrr:.1f}"
+            console.print(f"{text}, {row['seconds']:.0f} s", highlight=False)
+
+        grid.train_all(
+            missing, data, log, cache,
+            jobs=jobs, device=device, point=lambda: bar.advance(task), done=done,
+        )  # fmt: skip
+
+
+@app.command("large")
+def train_large(
+    train_data: Annotated[str, typer.Option(help="Shards, such as 'cc3m/{00000..00331}.tar'.")],
+    train_num_samples: Annotated[int, typer.Option(min=1, help="Pairs of an epoch.")],
+    val_data: Annotated[str, typer.Option(help="Shards of the retrieval test.")] = "",
+    imagenet_val: Annotated[str, typer.Option(help="Folder of the zero-shot test.")] = "",
+    model: Annotated[str, typer.Option(help="An unpruned OpenCLIP model.")] = "ViT-B-16",
+    variants: Annotated[str, typer.Option(help='Variants, joined by ";".')] = large.DEFAULT,
+    budgets: Annotated[str, typer.Option(help="steps, operations, or both.")] = "steps,operations",
+    seeds: Annotated[str, typer.Option(help="Such as 0-7, 3 or 0,2,5.")] = "0",
+    epochs: Annotated[int, typer.Option(min=1)] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pairs per process.")] = 512,
+    warmup: Annotated[
+        float, typer.Option(min=0, max=1, help="Share with a rising learning rate.")
+    ] = 0.1,
+    precision: Annotated[str, typer.Option(help="OpenCLIP's name of it.")] = "amp_bf16",
+    device: Annotated[str, typer.Option(help="cuda, or cpu.")] = "cuda",
+    processes: Annotated[int, typer.Option(min=1, help="GPUs, by torchrun if several.")] = 1,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the log.")] = Path("runs"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write the model configs, print the commands.")
+    ] = False,
+    flags: Annotated[
+        list[str] | None, typer.Argument(help="After --: more flags of OpenCLIP's command.")
+    ] = None,
+) -> None:
+    """Train at real size with OpenCLIP's own command; an interrupted grid goes on."""
+    log, more = out / large.LOG, tuple(flags or ())
+    try:
+        large.check_flags(more)
+        recipe = large.LargeRecipe(
+            model, large.base_config(model), train_data, train_num_samples, val_data, imagenet_val,
+            epochs, batch_size, warmup, precision, device, processes, more,
+        )  # fmt: skip
+        chosen = large.check([name.strip() for name in variants.split(";") if name.strip()])
+        rows = grid.wanted(recipe, chosen, _budgets(budgets), _seeds(seeds))
+        missing = results_log.missing(rows, results_log.read(log))
+        commands = [large.command(row, out) for row in missing]
+    except (ValueError, ElipError) as error:
+        raise typer.BadParameter(str(error)) from error
+    if not (val_data or imagenet_val):
+        raise typer.BadParameter("give --val-data or --imagenet-val: there would be no results.")
+    typer.echo(f"{len(rows)} trainings, {len(rows) - len(missing)} of them done", err=True)
+    for row, command in zip(missing, commands):
+        if dry_run:
+            configs = shlex.quote(str(large.write_config(row, out)))
+            typer.echo(f"ELIP_MODEL_CONFIGS={configs} {shlex.join(command)}")
+            continue
+        try:
+            results_log.append(log, large.run(row, out))
+        except RuntimeError as error:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(1) from error
+    done = results_log.read(log)
+    shown = [large.cells(row) for row in done if not results_log.missing([row], rows)]
+    table = Table(*dict.fromkeys(column for row in shown for column in row))
+    for row in shown:
+        table.add_row(*(row.get(str(column.header), "") for column in table.columns))
+    if shown:
+        Console().print(table)
+
+
+@app.command("time")
+def time_steps(
+    variants: Annotated[str, typer.Option(help='Variants, joined by ";"; "" for all.')] = "",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds that count.")] = 9,
+    out: Out = RESULTS,
+    data: Data = DATA,
+    cache: Cache = CACHE,
+) -> None:
+    """Time the training steps of variants in turn; nothing else should run."""
+    try:
+        names = grid.check([name.strip() for name in variants.split(";") if name.strip()])
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    _make(data, cache)
+    recipe = RECIPES["scratch"]
+    names = names if variants else list(VARIANTS)
+    steps = time_phases(names, recipe, read_pairs(data, "train"), rounds)
     made = {
         "device": _processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__.partition("+")[0],
         "rounds": rounds,
-        "recipe": asdict(recipe),
         "steps": steps,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(made, indent=1) + "\n")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / page.TIMES).write_text(json.dumps(made, indent=1) + "\n")
+    typer.echo(f"written: {out / page.TIMES}")
 
 
 def _processor() -> str:
@@ -110,49 +240,41 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def _train(missing: list[dict[str, Any]], data: Path, log: Path, jobs: int) -> None:
-    console = Console(stderr=True)
-    columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("epochs", total=sum(row["recipe"]["epochs"] for row in missing))
-        grid.train_all(
-            missing,
-            data,
-            log,
-            jobs=jobs,
-            epoch=lambda: bar.advance(task),
-            done=lambda name: console.print(f"done: {name}", highlight=False),
-        )
-
-
-def write_report(recipe: Recipe, out: Path, stem: str) -> None:
-    """Print the report of a results log and write its table and chart.
-
-    Args:
-        recipe: Whose results to report.
-        out: The folder of the log `quality.jsonl` and of the times `STEM-steps.json`.
-        stem: Name of the files to write, without ".md" and ".svg".
-    """
-    ratios = read_ratios(out / f"{stem}-steps.json")
-    results = report.select(results_log.read(out / "quality.jsonl"), recipe)
-    rows = report.make_report(results, recipe, ratios)
-    table = Table(*(report.HEADER[column] for column in report.SHORT))
-    for row in rows:
-        table.add_row(*(report.cells(row)[column] for column in report.SHORT))
+@app.command("list")
+def list_rows() -> None:
+    """List the variants with the counted operations of their training step, and the questions."""
+    table = Table("variant", "what it is", "operations of a step")
+    for name, variant in VARIANTS.items():
+        counted = operations(variant, RECIPES["scratch"])
+        table.add_row(name, variant.about, f"{counted:.2f}")
     console = Console()
     console.print(table)
-    (out / f"{stem}.md").write_text(report.markdown(rows))
-    best = report.best_trade(rows)
-    if rows[0].mrr < report.LEARNT:
-        console.print("Unpruned training has learnt too little here to compare anything with it.")
-    elif best is not None:
-        console.print(
-            f"cheapest within {100 * report.MARGIN:.0f} points of full's MRR: {best.variant}, "
-            f"{best.step:.2f} of its average step"
-        )
-    if ratios:
-        chart.draw(rows, out / f"{stem}.svg")
-    typer.echo(f"written: {out / stem}.md" + (f", {out / stem}.svg" if ratios else ""))
+    for question in QUESTIONS:
+        console.print(f"{question.text} ({question.seeds} seeds)", highlight=False)
+
+
+@app.command("report")
+def print_report(
+    out: Out = RESULTS,
+    write: Annotated[
+        bool, typer.Option("--write", help="Write docs/quality.md's tables and charts, too.")
+    ] = False,
+) -> None:
+    """Print the board and the answers from the log alone."""
+    _print(out)
+    if write:
+        page.write()
+
+
+def _print(out: Path) -> None:
+    console = Console()
+    for regime, results in page.read(out).items():
+        if (REFERENCE, "steps") in results:
+            table = Table(*(report.HEADER[column] for column in report.SHORT), title=regime)
+            for row in report.board(results, {}):
+                table.add_row(*(report.cells(row)[column] for column in report.SHORT))
+            console.print(table)
+    typer.echo(page.tables(out)["answers"])
 
 
 if __name__ == "__main__":

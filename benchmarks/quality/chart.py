@@ -1,79 +1,103 @@
-"""The Pareto chart: score against the average time of a training step."""
+"""Two charts: score against counted operations, and score along the training."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
-from benchmarks.quality.report import ReportRow
+from benchmarks.quality.report import BoardRow, Results
 from benchmarks.quality.variants import REFERENCE
 
-KINDS = (("random", "#888888"), ("evit", "#ee6677"), ("tome", "#aa3377"), ("coarse", "#b8a000"))
-OWN = "#4477aa"
-SEEDS = 3
-"""From how many seeds on a variant has its name and interval in the chart, if any has as many."""
 
-
-def front(timed: Sequence[tuple[float, ReportRow]]) -> list[tuple[float, ReportRow]]:
+def front(rows: Sequence[BoardRow]) -> list[BoardRow]:
     """Find the rows that no cheaper one equals in score.
 
     Args:
-        timed: Rows with the time of their step.
+        rows: Rows of one budget.
 
     Returns:
         Those on the Pareto front, from cheap to costly.
     """
     best, found = float("-inf"), []
-    for step, row in sorted(timed, key=lambda pair: (pair[0], -pair[1].mrr_gap.mean)):
-        if row.mrr_gap.mean > best:
-            best = row.mrr_gap.mean
-            found.append((step, row))
+    for row in sorted(rows, key=lambda row: (row.step, -row.gap.mean)):
+        if row.gap.mean > best:
+            best = row.gap.mean
+            found.append(row)
     return found
 
 
-def draw(rows: Sequence[ReportRow], path: Path) -> None:
-    """Draw the chart; variants that were not timed are left out.
-
-    Args:
-        rows: The rows of a report.
-        path: An .svg or .png file.
-    """
+def _pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "elip"  # the same bytes for the same rows
     from matplotlib import pyplot
 
-    timed = [(row.step, row) for row in rows if row.step is not None]
-    enough = min(SEEDS, max((row.mrr_gap.seeds for _, row in timed), default=0))
-    named = [(step, row) for step, row in timed if row.mrr_gap.seeds >= enough]
-    figure, axes = pyplot.subplots(figsize=(9, 6))
-    axes.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
-    for step, row in timed:
-        y, colour = 100 * row.mrr_gap.mean, _colour(row)
-        if (step, row) not in named:
-            axes.plot(step, y, "o", markersize=4, markeredgecolor=colour, markerfacecolor="none")
-            continue
-        axes.errorbar(step, y, yerr=100 * row.mrr_gap.half, fmt="o", color=colour, elinewidth=0.8)
-        text = f"{row.variant} ({row.mrr_gap.seeds})"
-        axes.annotate(text, (step, y), (5, 4), textcoords="offset points", fontsize=8, rotation=25)
-    edge = front(named)
-    ys = [100 * row.mrr_gap.mean for _, row in edge]
-    axes.plot([step for step, _ in edge], ys, "k--", linewidth=0.6)
-    means = [100 * row.mrr_gap.mean for _, row in timed]
-    axes.set_ylim(min(means) - 4, max(means) + 8)  # an interval of two seeds can span all
-    axes.set_xlabel("average training step over the run, of unpruned (measured)")
-    axes.set_ylabel("mean reciprocal rank less unpruned training's, points")
-    axes.set_title(
-        f"With name (seeds) and 95% interval: {enough} seeds or more. Hollow: fewer. Dashed: front",
-        fontsize=9,
-    )
+    return pyplot
+
+
+def _save(pyplot: Any, figure: Any, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     pyplot.close(figure)
 
 
-def _colour(row: ReportRow) -> str:
-    if row.variant == REFERENCE:
-        return "black"
-    return next((colour for kind, colour in KINDS if row.variant.startswith(kind)), OWN)
+def draw_front(rows: Sequence[BoardRow], path: Path) -> None:
+    """Draw each row's score against the operations of its step; one panel per budget.
+
+    Args:
+        rows: The rows of a board.
+        path: An .svg or .png file.
+    """
+    pyplot = _pyplot()
+    figure, panels = pyplot.subplots(1, 2, figsize=(13, 5.5), sharey=True)
+    for axes, budget in zip(panels, ("steps", "operations")):
+        own = [row for row in rows if row.budget == budget or row.variant == REFERENCE]
+        axes.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
+        for row in own:
+            y, half = 100 * row.gap.mean, 100 * row.gap.half
+            colour = "black" if row.variant == REFERENCE else "#4477aa"
+            bar = None if row.gap.seeds < 2 or row.variant == REFERENCE else half
+            axes.errorbar(row.step, y, yerr=bar, fmt="o", color=colour, elinewidth=0.8)
+            text = f"{row.variant} ({row.gap.seeds})"
+            axes.annotate(
+                text, (row.step, y), (5, 4), textcoords="offset points", fontsize=8, rotation=25
+            )
+        edge = front(own)
+        ys = [100 * row.gap.mean for row in edge]
+        axes.plot([row.step for row in edge], ys, "k--", linewidth=0.6)
+        axes.set_xlabel("counted operations of a training step, of unpruned")
+        axes.set_title(f"equal {budget}", fontsize=10)
+    panels[0].set_ylabel("MRR less unpruned training's, points")
+    figure.suptitle("Seeds in brackets, bars: 95% intervals, dashed: Pareto front", fontsize=9)
+    _save(pyplot, figure, path)
+
+
+def draw_curves(results: Results, path: Path) -> None:
+    """Draw MRR along the training, against counted operations; means over seeds.
+
+    Args:
+        results: From `benchmarks.quality.report.select`.
+        path: An .svg or .png file.
+    """
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(8, 5.5))
+    for (name, budget), seeds in results.items():
+        if name != REFERENCE and budget != "operations":
+            continue
+        rows = list(seeds.values())
+        points = range(len(rows[0]["curve"]))
+        xs = [
+            row["operations"] * row["curve"][i]["step"] / row["steps"]
+            for row in rows[:1]
+            for i in points
+        ]
+        ys = [100 * mean(row["curve"][i]["mrr"] for row in rows) for i in points]
+        style = {"color": "black", "linewidth": 2} if name == REFERENCE else {"linewidth": 1}
+        axes.plot(xs, ys, "o-", markersize=3, label=f"{name} ({len(rows)})", **style)
+    axes.set_xlabel("counted operations, of a whole unpruned training")
+    axes.set_ylabel("MRR with all tokens, %")
+    axes.legend(fontsize=8)
+    _save(pyplot, figure, path)

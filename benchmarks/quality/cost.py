@@ -1,4 +1,4 @@
-"""What a training step of each variant costs, on average over its whole training."""
+"""What a training costs: counted operations of both towers, and measured time of its steps."""
 
 from __future__ import annotations
 
@@ -8,100 +8,127 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 import elip_plugin
-from benchmarks.quality import models
+from benchmarks.quality.model import CONTEXT, StudyModel
 from benchmarks.quality.pairs import Pairs, batches
 from benchmarks.quality.recipe import Recipe
-from benchmarks.quality.results_log import renamed
 from benchmarks.quality.timing import StepTime, time_steps
 from benchmarks.quality.training import training_loss
 from benchmarks.quality.variants import REFERENCE, VARIANTS, Variant
 from elip_plugin import ElipConfig
+from elip_plugin.reducers import block_cost
 
-STEPS = 1000
+PARTS = 1000
 """Number of parts into which a training is cut to find its phases."""
 
-FULL, COARSE = "full", "coarse"
-"""Names of an unpruned step, and of one on smaller images."""
+FULL, SMALL = "full", "small"
+"""Names of an unpruned step, and of one on pictures of half the side."""
 
 SCHEDULES = ("warmup", "final_unpruned", "text_anneal")
 WARMUP_LEVELS = 4
 """Levels of pruning below the target that a warm-up passes, no pruning included."""
 
+MLP = 4.0
 
-def phases(name: str) -> dict[str, float]:
+
+class Tower(NamedTuple):
+    """Sizes of a tower: tokens, width, blocks, and the MLP's width over its own."""
+
+    tokens: int
+    width: int
+    depth: int
+    mlp: float = MLP
+
+    def operations(self) -> float:
+        """Count a forward with all tokens in every block, in multiply-adds."""
+        return self.depth * block_cost(self.tokens, self.width, self.mlp)
+
+
+def phases(variant: Variant) -> dict[str, float]:
     """Compute which steps a training consists of.
 
     Args:
-        name: A key of `VARIANTS`.
+        variant: How to train.
 
     Returns:
-        Shares of the training by the name of a step: "full", "coarse", or a config in JSON.
+        Shares of the training by the name of a step: `FULL`, `SMALL`, or a config in JSON.
     """
-    variant = VARIANTS[name]
     config = variant.config
-    found = Counter(_phase(variant, config, step / STEPS) for step in range(STEPS))
-    return {phase: count / STEPS for phase, count in found.items()}
+    found = Counter(_phase(variant, config, part / PARTS) for part in range(PARTS))
+    return {phase: count / PARTS for phase, count in found.items()}
 
 
-def _phase(variant: Variant, config: ElipConfig | None, share: float) -> str:
-    if share < variant.coarse:
-        return COARSE
-    level = 0.0 if config is None else level_at(share, config)
+def _phase(variant: Variant, config: ElipConfig | None, done: float) -> str:
+    if done < variant.small_until:
+        return SMALL
+    level = 0.0 if config is None else level_at(done, config)
     if level == 0:
         return FULL
     elip = {key: value for key, value in (variant.elip or {}).items() if key not in SCHEDULES}
-    return _phase_name(elip, level)
-
-
-def _phase_name(elip: Mapping[str, object] | None, level: float) -> str:
     return json.dumps({"elip": elip, "level": level}, sort_keys=True)
 
 
-def level_at(share: float, config: ElipConfig) -> float:
+def level_at(done: float, config: ElipConfig) -> float:
     """Compute how much of the pruning is in force.
 
     Args:
-        share: Share of the training that is done, 0 to 1.
+        done: Share of the training that is done, 0 to 1.
         config: A configuration with `warmup` and `final_unpruned`.
 
     Returns:
         0 for all tokens, 1 for the config's own counts.
     """
-    share += 1e-9  # 3 of 10 steps are 0.3 of a training, in binary too
-    if config.final_unpruned > 0 and share >= 1 - config.final_unpruned:
+    done += 1e-9  # 3 of 10 steps are 0.3 of a training, in binary too
+    if config.final_unpruned > 0 and done >= 1 - config.final_unpruned:
         return 0.0
-    if share >= config.warmup:
+    if done >= config.warmup:
         return 1.0
-    return int(WARMUP_LEVELS * share / config.warmup) / WARMUP_LEVELS
+    return int(WARMUP_LEVELS * done / config.warmup) / WARMUP_LEVELS
 
 
-def layers(name: str, recipe: Recipe) -> float:
-    """Compute which share of the token-layers a training runs through.
+def operations(variant: Variant, recipe: Recipe) -> float:
+    """Count the average training step of a variant, its text tower included.
 
     Args:
-        name: A key of `VARIANTS`.
+        variant: How to train.
         recipe: Sizes of the model.
 
     Returns:
-        The share, on average over the training.
+        Multiply-adds relative to those of an unpruned step.
     """
-    total, num_patches = 0.0, recipe.patches
-    for phase, share in phases(name).items():
+    vision = Tower(recipe.patches + 1, recipe.width, recipe.depth)
+    return count(variant, vision, Tower(CONTEXT, recipe.width, recipe.text_depth))
+
+
+def count(variant: Variant, vision: Tower, text: Tower) -> float:
+    """Count the average training step of a variant on towers of any size.
+
+    Args:
+        variant: How to train.
+        vision: The vision tower, with one class token.
+        text: The text tower.
+
+    Returns:
+        Multiply-adds of all blocks relative to those of an unpruned step.
+    """
+    full, texts = vision.operations(), text.operations()
+    patches, images = vision.tokens - 1, 0.0
+    for phase, share in phases(variant).items():
         if phase == FULL:
-            total += share
-        elif phase == COARSE:
-            total += share * (num_patches * 9 // 16 + 1) / (num_patches + 1)
+            images += share * full
+        elif phase == SMALL:
+            images += share * vision._replace(tokens=patches // 4 + 1).operations()
         else:
             plan = elip_plugin.plan(
-                _config(phase), num_patches=num_patches, depth=recipe.depth, skip_idle=True
+                _config(phase), num_patches=patches, depth=vision.depth, skip_idle=True
             )
-            total += share * (1 - plan.removed)
-    return total
+            images += share * full * plan.train_cost(vision.width, vision.mlp)
+    return (images + texts) / (full + texts)
 
 
 def _config(phase: str) -> ElipConfig:
@@ -110,6 +137,22 @@ def _config(phase: str) -> ElipConfig:
     config, level = ElipConfig.from_mapping(given["elip"]), given["level"]
     stages = tuple(replace(stage, keep=1 - level * (1 - stage.keep)) for stage in config.stages)
     return config if level == 1 else replace(config, stages=stages)
+
+
+def steps_of(variant: Variant, recipe: Recipe, budget: str, unpruned: int) -> int:
+    """Count the steps of a training.
+
+    Args:
+        variant: How to train.
+        recipe: Sizes of the model.
+        budget: "steps", as many as unpruned training; "operations", as many as fit into its
+            counted operations.
+        unpruned: Steps of unpruned training.
+
+    Returns:
+        The steps.
+    """
+    return unpruned if budget == "steps" else round(unpruned / operations(variant, recipe))
 
 
 def time_phases(
@@ -124,20 +167,21 @@ def time_phases(
         rounds: How many rounds count.
 
     Returns:
-        Times by the name of a step, relative to "full".
+        Times by the name of a step, relative to `FULL`.
     """
-    wanted = dict.fromkeys([FULL, *(phase for name in names for phase in phases(name))])
+    wanted = dict.fromkeys([FULL, *(phase for name in names for phase in phases(VARIANTS[name]))])
     images, which = next(batches(pairs, recipe.batch, 1, 0))
     steps: dict[str, Callable[[], None]] = {}
     for phase in wanted:
         torch.manual_seed(0)
-        model = models.create(recipe, pairs, pairs)
-        if phase not in (FULL, COARSE):
+        model = StudyModel(recipe, pairs.captions)
+        if phase not in (FULL, SMALL):
             elip_plugin.apply(model.model, _config(phase))
-        variant = replace(VARIANTS[REFERENCE], coarse=float(phase == COARSE))
+        variant = replace(VARIANTS[REFERENCE], small_until=float(phase == SMALL))
         optimizer = torch.optim.AdamW(model.model.parameters(), 1e-6)
         model.model.train()
-        loss = partial(training_loss, model, variant, images, which, 0.0)
+        tokens = model.tokenize([pairs.captions[row] for row in which.tolist()])
+        loss = partial(training_loss, model, variant, images, tokens, 0.0)
         steps[phase] = partial(_step, loss, optimizer)
     return time_steps(steps, rounds)
 
@@ -155,30 +199,24 @@ def read_ratios(path: Path) -> dict[str, float]:
         path: The JSON file; it need not exist.
 
     Returns:
-        Times over that of an unpruned step, by the name of a step in `phases`.
+        Median ratios to an unpruned step, by the name of the step.
     """
     if not path.exists():
         return {}
-    ratios = {}
-    for name, time in json.loads(path.read_text(encoding="utf-8"))["steps"].items():
-        if name not in (FULL, COARSE):  # older files have older config keys
-            given = json.loads(name)
-            name = _phase_name(renamed(given["elip"]), given["level"])
-        ratios[name] = time["ratio"]
-    return ratios
+    return {name: time["ratio"] for name, time in json.loads(path.read_text())["steps"].items()}
 
 
-def average(name: str, ratios: Mapping[str, float]) -> float | None:
-    """Compute a variant's average step over its training.
+def average(variant: Variant, ratios: Mapping[str, float]) -> float | None:
+    """Compute the measured time of a variant's average step.
 
     Args:
-        name: A key of `VARIANTS`.
-        ratios: Time of each step over that of an unpruned one.
+        variant: How to train.
+        ratios: From `read_ratios`.
 
     Returns:
-        The average ratio; None if a step of it was not timed.
+        Relative to unpruned training; None if a phase of it was not timed.
     """
-    found = phases(name)
-    if any(phase not in ratios for phase in found):
+    shares = phases(variant)
+    if not shares.keys() <= ratios.keys():
         return None
-    return sum(share * ratios[phase] for phase, share in found.items())
+    return sum(share * ratios[phase] for phase, share in shares.items())

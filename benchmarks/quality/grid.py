@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import warnings
@@ -11,119 +13,166 @@ from dataclasses import asdict
 from functools import cache
 from multiprocessing import Manager, get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from benchmarks.quality import results_log
+from benchmarks.quality.cost import operations, steps_of
 from benchmarks.quality.pairs import Pairs, read_pairs
-from benchmarks.quality.recipe import Recipe
-from benchmarks.quality.training import run
-from benchmarks.quality.variants import REFERENCE, SETS, VARIANTS
+from benchmarks.quality.recipe import BASE, Recipe
+from benchmarks.quality.training import run, train_base
+from benchmarks.quality.variants import REFERENCE, VARIANTS
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+BUDGETS = ("steps", "operations")
 
 
-def choose(names: Sequence[str]) -> list[str]:
-    """Return the variants that names of variants and of sets stand for.
+def check(names: Sequence[str]) -> list[str]:
+    """Return names of variants, each once, if all are known.
 
     Args:
-        names: Keys of `VARIANTS` and of `SETS`.
+        names: Keys of `VARIANTS`.
 
     Returns:
-        The variants, each once, in the order of the table; the reference is always among them.
+        The variants in the order of the table; the reference is always among them.
 
     Raises:
         ValueError: If a name is not known.
     """
-    unknown = [name for name in names if name not in VARIANTS and name not in SETS]
+    unknown = [name for name in names if name not in VARIANTS]
     if unknown:
-        raise ValueError(
-            f"variants {unknown} are not known; choose from the sets {list(SETS)} or from "
-            f"{list(VARIANTS)}"
-        )
-    chosen = {REFERENCE, *names}
-    return [name for name, v in VARIANTS.items() if name in chosen or chosen & set(v.sets)]
+        raise ValueError(f"variants {unknown} are not known; choose from {list(VARIANTS)}")
+    return [name for name in VARIANTS if name in {REFERENCE, *names}]
 
 
-def wanted(recipe: Recipe, variants: Sequence[str], seeds: int) -> list[dict[str, Any]]:
+def training(recipe: DataclassInstance, name: str, budget: str, seed: int) -> dict[str, Any]:
+    """Return what distinguishes a training; see `benchmarks.quality.results_log.KEY`.
+
+    Args:
+        recipe: How to train.
+        name: A key of `VARIANTS`.
+        budget: One of `BUDGETS`; unpruned training has "steps" in either case.
+        seed: The seed.
+
+    Returns:
+        A mapping with the keys of `KEY`.
+    """
+    return {
+        "recipe": asdict(recipe),
+        "variant": name,
+        "definition": VARIANTS[name].definition,
+        "budget": "steps" if name == REFERENCE else budget,
+        "seed": seed,
+    }
+
+
+def wanted(
+    recipe: DataclassInstance,
+    variants: Sequence[str],
+    budgets: Sequence[str],
+    seeds: Sequence[int],
+) -> list[dict[str, Any]]:
     """List the trainings of a grid, seed by seed, so that a part of it is a smaller grid.
 
     Args:
         recipe: How to train.
         variants: Names of `VARIANTS`.
-        seeds: How many seeds, from 0 on.
+        budgets: Some of `BUDGETS`.
+        seeds: The seeds.
 
     Returns:
-        Mappings with the keys of `benchmarks.quality.results_log.KEY`.
+        Trainings, each once; see `training`.
     """
-    return [
-        {
-            "recipe": asdict(recipe),
-            "variant": name,
-            "definition": VARIANTS[name].definition,
-            "seed": seed,
-        }
-        for seed in range(seeds)
+    rows = [
+        training(recipe, name, budget, seed)
+        for seed in seeds
+        for budget in budgets
         for name in variants
     ]
+    return [row for i, row in enumerate(rows) if row not in rows[:i]]
 
 
 def train_all(
     trainings: Sequence[dict[str, Any]],
     data: Path,
     out: Path,
+    cache_folder: Path,
     *,
     jobs: int,
-    epoch: Callable[[], None] = lambda: None,
-    done: Callable[[str], None] = lambda _: None,
+    device: str = "cpu",
+    point: Callable[[], None] = lambda: None,
+    done: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> None:
     """Run trainings and append each result.
 
     Args:
         trainings: From `wanted`.
-        data: A folder that `write_openmoji` wrote.
+        data: A folder that `benchmarks.data emojis` wrote.
         out: The JSON lines file.
+        cache_folder: Where the weights are kept from which continued trainings start.
         jobs: How many run at a time; they share the processor's threads evenly.
-        epoch: Called after each epoch of any training.
-        done: Called with the name of each training that is done.
+        device: Where to train.
+        point: Called after each scored part of any training.
+        done: Called with each result.
     """
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with Manager() as manager:
         ticks = manager.Queue()
         pool = ProcessPoolExecutor(jobs, get_context("spawn"), _start, (threads, ticks))
-        futures = {pool.submit(_one, training, data) for training in trainings}
+        futures = {pool.submit(_one, row, data, cache_folder, device) for row in trainings}
         try:
             while futures:
                 ready, futures = wait(futures, timeout=1, return_when=FIRST_COMPLETED)
                 while not ticks.empty():
                     ticks.get()
-                    epoch()
+                    point()
                 for future in ready:
                     row = future.result()
                     results_log.append(out, row)
-                    done(f"{row['variant']}, seed {row['seed']}")
+                    done(row)
         finally:
             pool.shutdown(wait=not futures, cancel_futures=True)
 
 
-_ticks: Any = None  # in a child: the queue in which it counts epochs
+_ticks: Any = None  # in a child: the queue in which it counts scored parts
 
 
 def _start(threads: int, ticks: Any) -> None:
     global _ticks
     _ticks = ticks
     torch.set_num_threads(threads)  # with more threads than cores all of them crawl
-    warnings.simplefilter("ignore", FutureWarning)  # of LAVIS' libraries
+    torch.set_flush_denormal(True)
+    warnings.simplefilter("ignore", FutureWarning)  # of timm
 
 
-def _one(training: dict[str, Any], data: Path) -> dict[str, Any]:
-    recipe = Recipe(**training["recipe"])
-    train, held_out = _pairs(data, recipe.pairs)
-    variant, seed = VARIANTS[training["variant"]], training["seed"]
-    result = run(variant, recipe, train, held_out, seed, lambda: _ticks.put(None))
-    made = {"machine": platform.machine(), "torch": torch.__version__.partition("+")[0]}
-    return {**training, **result, **made}
+def _one(row: dict[str, Any], data: Path, cache_folder: Path, device: str) -> dict[str, Any]:
+    recipe, seed = Recipe(**row["recipe"]), row["seed"]
+    variant = VARIANTS[row["variant"]]
+    train, held_out = _pairs(data, "train", recipe.styles, recipe.pairs), _pairs(data, "held_out")
+    weights = None
+    if recipe.regime == "continued":
+        key = json.dumps(asdict(BASE), sort_keys=True).encode()
+        weights = cache_folder / f"base-{hashlib.sha256(key).hexdigest()[:12]}-{seed}.pt"
+        if not weights.exists():
+            own = _pairs(data, "train", BASE.styles)
+            train_base(weights, _pairs(data, "train"), held_out, own, seed)
+    steps = steps_of(variant, recipe, row["budget"], recipe.steps(len(train)))
+    result = run(
+        variant, recipe, steps, train, held_out, seed,
+        weights=weights, device=device, progress=lambda: _ticks.put(None),
+    )  # fmt: skip
+    made = {
+        "steps": steps,
+        "operations": round(steps * operations(variant, recipe) / recipe.steps(len(train)), 4),
+        "device": device if device != "cpu" else platform.machine(),
+        "torch": torch.__version__.partition("+")[0],
+    }
+    return {**row, **made, **result}
 
 
 @cache
-def _pairs(data: Path, most: int | None) -> tuple[Pairs, Pairs]:
-    return read_pairs(data, "train", most), read_pairs(data, "held_out")
+def _pairs(data: Path, split: str, styles: str = "", most: int | None = None) -> Pairs:
+    return read_pairs(data, split, styles, most)

@@ -1,7 +1,4 @@
-"""`python -m benchmarks.quality.page`: write the tables of docs/quality.md and the chart.
-
-All are made anew from the committed results log.
-"""
+"""Writes the tables and charts of docs/quality.md anew from the committed results log."""
 
 from __future__ import annotations
 
@@ -9,69 +6,64 @@ from pathlib import Path
 
 from benchmarks.quality import chart, report, results_log
 from benchmarks.quality.cost import read_ratios
+from benchmarks.quality.questions import QUESTIONS
 from benchmarks.quality.recipe import RECIPES
-from benchmarks.quality.report import ReportRow, compare, signed
-from benchmarks.quality.stats import difference
+from benchmarks.quality.variants import REFERENCE
 
 DOCS = Path(__file__).parents[2] / "docs"
 RESULTS = DOCS / "results"
-
-COMPARED = (
-    ("fast", "random"),
-    ("paper", "random"),
-    ("fast 0.51 + finish", "random 0.51 + finish"),
-    ("fast 0.51 warm + finish", "random 0.51 warm + finish"),
-    ("fast 0.51 warm + finish", "fast 0.51 t=0 warm + finish"),
-    ("paper", "paper shuffled"),
-    ("fast", "fast shuffled"),
-    ("random by caption", "random"),
-    ("paper + finish", "paper"),
-    ("random + finish", "random"),
-)
-"""What the page compares besides each variant with unpruned training."""
+LOG = "board.jsonl"
+TIMES = "steps.json"
 
 
-def rows_of(family: str) -> list[ReportRow]:
-    """Build a family's report from the committed results.
+def read(folder: Path) -> dict[str, report.Results]:
+    """Read the results of a folder.
 
     Args:
-        family: A key of `RECIPES`.
+        folder: Where the log lies.
 
     Returns:
-        Its rows; none without results.
+        Results by regime.
     """
-    recipe = RECIPES[family]
-    results = report.select(results_log.read(RESULTS / "quality.jsonl"), recipe)
-    ratios = read_ratios(RESULTS / f"{family}-steps.json")
-    return report.make_report(results, recipe, ratios) if results else []
+    rows = results_log.read(folder / LOG)
+    return {regime: report.select(rows, recipe) for regime, recipe in RECIPES.items()}
 
 
-def comparisons() -> str:
-    """Write the comparisons of `COMPARED` as a table in Markdown."""
-    results = report.select(results_log.read(RESULTS / "quality.jsonl"), RECIPES["clip"])
-    rows = ["| variant | less | seeds | MRR, points | validation loss | training loss |\n",
-            "|---|---|---|---|---|---|\n"]  # fmt: skip
-    for one, two in COMPARED:
-        ranks, loss = (compare(results, one, two, score) for score in ("mrr", "loss"))
-        trained = [{seed: r["losses"][-1] for seed, r in results[n].items()} for n in (one, two)]
-        rows.append(
-            f"| {one} | {two} | {ranks.seeds} | {signed(ranks, 100, 1)} | "
-            f"{signed(loss)} | {signed(difference(*trained))} |\n"
-        )
-    return "".join(rows)
+def tables(folder: Path) -> dict[str, str]:
+    """Write all tables of a folder's results.
+
+    Args:
+        folder: Where log and times lie.
+
+    Returns:
+        Tables in Markdown: "answers", and one per regime that has results.
+    """
+    found = read(folder)
+    ratios = read_ratios(folder / TIMES)
+    made = {"answers": report.answers(found, QUESTIONS)}
+    for regime, results in found.items():
+        if (REFERENCE, "steps") in results:
+            rows = (report.cells(row) for row in report.board(results, ratios))
+            deviation = 100 * report.seed_deviation(results)
+            made[regime] = (
+                report.markdown(report.HEADER, rows)
+                + f"\nStandard deviation of unpruned training's MRR from seed to seed: "
+                f"{deviation:.2f} points.\n"
+            )
+    return made
 
 
-def fill(text: str) -> str:
-    """Replace the tables of the page, between their marks.
+def fill(text: str, made: dict[str, str]) -> str:
+    """Replace the tables of a page, between their marks.
 
     Args:
         text: The page.
+        made: Tables by the name of their mark.
 
     Returns:
-        The page with the tables of the committed results.
+        The page.
     """
-    tables = {"pairs": comparisons(), **{f: report.markdown(rows_of(f)) for f in RECIPES}}
-    for name, table in tables.items():
+    for name, table in made.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
         if begin in text:
             head, rest = text.split(begin)
@@ -79,16 +71,12 @@ def fill(text: str) -> str:
     return text
 
 
-def main() -> None:
-    """Write the page, the tables beside the log and the chart."""
+def write() -> None:
+    """Write the tables of the page, and the charts."""
     page = DOCS / "quality.md"
-    page.write_text(fill(page.read_text()))
-    for family in RECIPES:
-        rows = rows_of(family)
-        (RESULTS / f"{family}.md").write_text(report.markdown(rows))
-        if (RESULTS / f"{family}-steps.json").exists():
-            chart.draw(rows, RESULTS / f"{family}.svg")
-
-
-if __name__ == "__main__":
-    main()
+    page.write_text(fill(page.read_text(), tables(RESULTS)))
+    ratios = read_ratios(RESULTS / TIMES)
+    for regime, results in read(RESULTS).items():
+        if (REFERENCE, "steps") in results:
+            chart.draw_front(report.board(results, ratios), RESULTS / f"{regime}.svg")
+            chart.draw_curves(results, RESULTS / f"{regime}-curves.svg")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.quality.recipe import SIDE
+from benchmarks.data.emojis import read_emojis
 
-MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+SCALE, ANGLE, SHIFT = (0.8, 1.05), 0.2, 0.1
+"""Ranges of the changes in training: of the size, in radians, and in shares of half a side."""
 
 
 @dataclass(frozen=True)
@@ -21,79 +21,78 @@ class Pairs:
     """Pictures with their captions.
 
     Attributes:
-        pictures: The pictures, as Pillow's images.
+        pictures: The pictures [N, 3, side, side], uint8, over white.
         captions: Their captions.
-        vocabulary: WordPiece vocabulary of the training captions, for BERT text towers.
     """
 
-    pictures: Sequence[Any]
+    pictures: Tensor
     captions: Sequence[str]
-    vocabulary: Path
 
     def __len__(self) -> int:
         """Count the pairs."""
         return len(self.captions)
 
 
-def read_pairs(folder: Path, split: str, most: int | None = None) -> Pairs:
-    """Read a split that `write_openmoji` wrote.
+def read_pairs(folder: Path, split: str, styles: str = "", most: int | None = None) -> Pairs:
+    """Read a split that `benchmarks.data emojis` wrote.
 
     Args:
         folder: Where it was written.
         split: "train" or "held_out".
+        styles: Sets to read, joined by commas; "" for all.
         most: Most pairs to read.
 
     Returns:
-        The pairs, decoded.
+        The pairs.
     """
-    from PIL import Image
-
-    rows = json.loads((folder / f"{split}.json").read_text(encoding="utf-8"))[:most]
-    pictures = []
-    for row in rows:
-        with Image.open(folder / row["image"]) as image:
-            pictures.append(image.convert("RGB"))
-    return Pairs(pictures, [row["caption"] for row in rows], folder / "vocab.txt")
+    emojis = read_emojis(folder, split)
+    wanted = styles.split(",") if styles else emojis.styles
+    rows = [row for row, style in enumerate(emojis.styles) if style in set(wanted)][:most]
+    pictures = torch.from_numpy(emojis.pictures)[rows].permute(0, 3, 1, 2).contiguous()
+    return Pairs(pictures, [emojis.captions[row] for row in rows])
 
 
-def whole(pairs: Pairs) -> Tensor:
-    """Stack all pictures as images, uncropped.
-
-    Args:
-        pairs: The pairs.
-
-    Returns:
-        Images [N, 3, 64, 64].
-    """
-    return torch.stack([_transform(train=False)(picture) for picture in pairs.pictures])
+def as_input(pictures: Tensor) -> Tensor:
+    """Convert pictures [B, 3, side, side], uint8, to float32 from -1 to 1."""
+    return pictures.float() / 127.5 - 1
 
 
-def batches(pairs: Pairs, size: int, epochs: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Iterate over the batches of a training; they depend on the seed alone.
+def batches(pairs: Pairs, size: int, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Iterate over the batches of a training; those of each step depend on the seed alone.
 
     Args:
         pairs: What to train on.
         size: Pairs per batch, B.
-        epochs: Passes over the pairs.
-        seed: Decides order and crops.
+        steps: How many batches.
+        seed: Decides order, size, angle and place.
 
     Yields:
-        Images [B, 3, 64, 64], slightly cropped, and which pairs they are [B].
+        Pictures [B, 3, side, side], slightly moved, and which pairs they are [B].
     """
-    transform = _transform(train=True)
-    for epoch in range(epochs):
-        own = torch.Generator().manual_seed(1000 * seed + epoch)
-        order = torch.randperm(len(pairs), generator=own)
-        for start in range(0, len(pairs) - size + 1, size):
-            which = order[start : start + size]
-            with torch.random.fork_rng(devices=[]):  # a variant may draw as well
-                torch.manual_seed(int(torch.randint(2**31, (), generator=own)))
-                images = torch.stack([transform(pairs.pictures[i]) for i in which.tolist()])
-            yield images, which
+    per_epoch = len(pairs) // size
+    for step in range(steps):
+        epoch, place = divmod(step, per_epoch)
+        if place == 0:
+            generator = torch.Generator().manual_seed(10_000 * seed + epoch)
+            order = torch.randperm(len(pairs), generator=generator)
+        which = order[place * size : (place + 1) * size]
+        yield move(as_input(pairs.pictures[which]), generator), which
 
 
-def _transform(train: bool) -> Any:
-    from torchvision import transforms
+def move(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Change each picture's size, angle and place at random; what comes in is white.
 
-    crop = [transforms.RandomResizedCrop(SIDE, scale=(0.8, 1.0), antialias=True)] if train else []
-    return transforms.Compose([*crop, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+    Args:
+        images: Pictures [B, 3, side, side], from -1 to 1.
+        generator: Draws the changes.
+
+    Returns:
+        The changed pictures.
+    """
+    drawn = torch.rand(4, len(images), generator=generator)
+    scale = SCALE[0] + (SCALE[1] - SCALE[0]) * drawn[0]
+    angle, (right, down) = ANGLE * (2 * drawn[1] - 1), SHIFT * (2 * drawn[2:] - 1)
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    matrices = torch.stack([cos, -sin, right, sin, cos, down], dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
+    return F.grid_sample(images - 1, grid, align_corners=False) + 1  # outside is 0: white

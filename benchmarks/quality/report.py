@@ -1,61 +1,26 @@
-"""The report: each variant's cost, losses and scores, beside unpruned training."""
+"""The board: each row's cost and scores beside unpruned training, and the answers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
-from benchmarks.quality import cost
+from benchmarks.quality.cost import average
+from benchmarks.quality.grid import BUDGETS
+from benchmarks.quality.questions import ALL, Question, verdict
 from benchmarks.quality.recipe import Recipe
+from benchmarks.quality.scores import TEST_PLANS
 from benchmarks.quality.stats import Difference, difference
 from benchmarks.quality.variants import REFERENCE, VARIANTS
 
-MARGIN = 0.02
-"""A score counts as equivalent if its interval ends above the reference less this."""
+Results = Mapping[tuple[str, str], Mapping[int, Mapping[str, Any]]]
+"""Rows of the results log by (variant, budget), then by seed."""
 
 
-@dataclass(frozen=True)
-class ReportRow:
-    """A variant's results, means over its seeds.
-
-    Attributes:
-        variant: Its name.
-        layers: Share of the token-layers that its training runs through.
-        step: Average time of its training step over an unpruned one; None if not timed.
-        training_loss: Mean of the last epoch.
-        loss: Contrastive loss of the held-out pairs, all tokens.
-        loss_gap: That, less the reference's.
-        mrr: Mean reciprocal rank of the held-out pairs, all tokens.
-        mrr_gap: That, less the reference's.
-        recalls: R@1 image to text and text to image, then R@5.
-        pruned_mrr: Mean reciprocal rank where the image alone prunes at test time.
-    """
-
-    variant: str
-    layers: float
-    step: float | None
-    training_loss: float
-    loss: float
-    loss_gap: Difference
-    mrr: float
-    mrr_gap: Difference
-    recalls: tuple[float, float, float, float]
-    pruned_mrr: float
-
-    @property
-    def equivalent(self) -> bool:
-        """Whether the score is the reference's within `MARGIN`."""
-        return self.mrr_gap.low > -MARGIN
-
-
-Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
-"""Rows of the results log by variant and seed."""
-
-
-def select(rows: Iterable[Mapping[str, Any]], recipe: Recipe) -> dict[str, dict[int, Any]]:
+def select(rows: Iterable[Mapping[str, Any]], recipe: Recipe) -> dict[tuple[str, str], Any]:
     """Find a recipe's results among the rows of the log.
 
     Args:
@@ -63,156 +28,185 @@ def select(rows: Iterable[Mapping[str, Any]], recipe: Recipe) -> dict[str, dict[
         recipe: The recipe.
 
     Returns:
-        Rows by variant, in the table's order, and seed; without those of a variant that meant
-        something else when it was trained.
+        Rows by variant and budget, in the table's order, then by seed; without those of a variant
+        that meant something else when it was trained.
     """
     own = [row for row in rows if row["recipe"] == asdict(recipe)]
-    found: dict[str, dict[int, Any]] = {}
-    for name in VARIANTS:
-        for row in own:
-            if row["variant"] == name and row["definition"] == VARIANTS[name].definition:
-                found.setdefault(name, {})[row["seed"]] = row
+    found: dict[tuple[str, str], Any] = {}
+    for name, variant in VARIANTS.items():
+        for budget in BUDGETS:
+            for row in own:
+                same = (row["variant"], row["budget"]) == (name, budget)
+                if same and row["definition"] == variant.definition:
+                    found.setdefault((name, budget), {})[row["seed"]] = row
     return found
 
 
-def compare(results: Results, variant: str, other: str, score: str) -> Difference:
-    """Compute the difference of two variants in a score of the held-out pairs, all tokens.
+def scores(results: Results, key: tuple[str, str], test: str = ALL) -> dict[int, float]:
+    """Return the MRR by seed of a row of the board.
 
     Args:
         results: From `select`.
-        variant: The one.
-        other: The one that it is compared with.
-        score: A key of the scores, such as "mrr".
+        key: Variant and budget.
+        test: `ALL`, or a plan at test time.
 
     Returns:
-        The difference.
+        MRR, 0 to 1; empty if the row was not trained.
     """
-    one, two = (
-        {seed: float(row["scores"]["full"][score]) for seed, row in results[name].items()}
-        for name in (variant, other)
-    )
-    return difference(one, two)
+    return {seed: row["scores"][test]["mrr"] for seed, row in results.get(key, {}).items()}
 
 
-def make_report(results: Results, recipe: Recipe, ratios: Mapping[str, float]) -> list[ReportRow]:
+def answer(results: Results, question: Question) -> Difference | None:
+    """Compute the answer to a question.
+
+    Args:
+        results: From `select`.
+        question: The question.
+
+    Returns:
+        The difference of MRR over the seeds that both rows have; None without any.
+    """
+    one = scores(results, (question.variant, question.budget), question.test)
+    two = scores(results, (question.other, question.other_budget), question.other_test)
+    return difference(one, two) if set(one) & set(two) else None
+
+
+def seed_deviation(results: Results) -> float:
+    """Compute the standard deviation of unpruned training's MRR from seed to seed."""
+    found = list(scores(results, (REFERENCE, "steps")).values())
+    return stdev(found) if len(found) > 1 else math.nan
+
+
+HEADER = (
+    "variant",
+    "what it is",
+    "step: counted",
+    "measured",
+    "budget",
+    "seeds",
+    "MRR %",
+    "less unpruned",
+    "loss",
+    "half at test: ToMe",
+    "attention",
+    "random",
+    "quarter: attention",
+    "random",
+)
+SHORT = (0, 2, 4, 5, 6, 7)
+"""Columns of `HEADER` that a terminal has room for."""
+
+TESTS = tuple(TEST_PLANS)
+
+
+@dataclass(frozen=True)
+class BoardRow:
+    """A variant's results at one budget, means over its seeds.
+
+    Attributes:
+        variant: Its name.
+        budget: "steps" or "operations".
+        step: Counted operations of its average step over those of an unpruned one.
+        measured: Measured time of its average step over an unpruned one's; None if not timed.
+        mrr: Mean reciprocal rank with all tokens.
+        gap: That, less unpruned training's.
+        loss: Cross-entropy of a picture's own name.
+        tests: MRR with each plan of `TESTS`.
+    """
+
+    variant: str
+    budget: str
+    step: float
+    measured: float | None
+    mrr: float
+    gap: Difference
+    loss: float
+    tests: tuple[float, ...]
+
+
+def board(results: Results, ratios: Mapping[str, float]) -> list[BoardRow]:
     """Build the table.
 
     Args:
         results: From `select`; the reference is among them.
-        recipe: Their recipe.
-        ratios: Times of steps over that of an unpruned one, by their name in `cost.phases`.
+        ratios: Measured times of steps; see `benchmarks.quality.cost.read_ratios`.
 
     Returns:
-        A row per variant.
+        A row per variant and budget.
     """
     rows = []
-    for name, seeds in results.items():
+    for (name, budget), seeds in results.items():
         found = list(seeds.values())
-
-        def over(key: str, found: list[Any] = found, mode: str = "full") -> float:
-            return float(mean(row["scores"][mode][key] for row in found))
-
+        unpruned = next(iter(results[REFERENCE, "steps"].values()))["steps"]
+        gap = difference(scores(results, (name, budget)), scores(results, (REFERENCE, "steps")))
         rows.append(
-            ReportRow(
-                variant=name,
-                layers=cost.layers(name, recipe),
-                step=cost.average(name, ratios),
-                training_loss=mean(row["losses"][-1] for row in found),
-                loss=over("loss"),
-                loss_gap=compare(results, name, REFERENCE, "loss"),
-                mrr=over("mrr"),
-                mrr_gap=compare(results, name, REFERENCE, "mrr"),
-                recalls=(over("i2t_r1"), over("t2i_r1"), over("i2t_r5"), over("t2i_r5")),
-                pruned_mrr=over("mrr", mode="pruned"),
+            BoardRow(
+                name,
+                budget,
+                found[0]["operations"] * unpruned / found[0]["steps"],
+                average(VARIANTS[name], ratios),
+                mean(scores(results, (name, budget)).values()),
+                gap,
+                mean(row["scores"][ALL]["loss"] for row in found),
+                tuple(mean(scores(results, (name, budget), test).values()) for test in TESTS),
             )
         )
     return rows
 
 
-LEARNT = 0.05
-"""Mean reciprocal rank from which on the reference has learnt enough for a comparison."""
-
-SHORT = (0, 3, 4, 5, 6, 7, 8)
-"""Columns of `HEADER` that a terminal has room for."""
-
-HEADER = (
-    "variant",
-    "what it is",
-    "token-layers",
-    "step",
-    "seeds",
-    "training loss",
-    "validation loss (- full)",
-    "MRR %",
-    "MRR - full",
-    "R@1 i2t / t2i",
-    "R@5 i2t / t2i",
-    "MRR, image-pruned",
-)
-
-
-def cells(row: ReportRow) -> tuple[str, ...]:
-    """Write a row's cells.
-
-    Args:
-        row: The row.
-
-    Returns:
-        Texts under `HEADER`; percentages, losses in nats, differences with 95% intervals.
-    """
-    r1, r2, r5, r6 = (100 * value for value in row.recalls)
+def cells(row: BoardRow) -> tuple[str, ...]:
+    """Write a row's cells under `HEADER`; MRR in percent, differences with 95% intervals."""
     return (
         row.variant,
         VARIANTS[row.variant].about,
-        f"{row.layers:.2f}",
-        "-" if row.step is None else f"{row.step:.2f}",
-        str(row.mrr_gap.seeds),
-        f"{row.training_loss:.2f}",
-        f"{row.loss:.2f} ({signed(row.loss_gap)})",
+        f"{row.step:.2f}",
+        "-" if row.measured is None else f"{row.measured:.2f}",
+        f"equal {row.budget}" if row.variant != REFERENCE else "-",
+        str(row.gap.seeds),
         f"{100 * row.mrr:.1f}",
-        signed(row.mrr_gap, 100, 1),
-        f"{r1:.1f} / {r2:.1f}",
-        f"{r5:.1f} / {r6:.1f}",
-        f"{100 * row.pruned_mrr:.1f}",
+        "-" if row.variant == REFERENCE else signed(row.gap),
+        f"{row.loss:.2f}",
+        *(f"{100 * test:.1f}" for test in row.tests),
     )
 
 
-def signed(found: Difference, factor: float = 1.0, digits: int = 2) -> str:
-    """Write a difference with its interval.
+def signed(found: Difference) -> str:
+    """Write a difference of MRR in points with its 95% interval, such as "-1.2 ± 0.9"."""
+    text = f"{100 * found.mean:+.1f}"
+    return text if math.isnan(found.half) else f"{text} ± {100 * found.half:.1f}"
+
+
+def markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Write a table in Markdown.
 
     Args:
-        found: The difference.
-        factor: 100 for percentages.
-        digits: Digits after the point.
-
-    Returns:
-        Such as "-1.2 ± 0.9".
-    """
-    text = f"{factor * found.mean:+.{digits}f}"
-    return text if math.isnan(found.half) else f"{text} ± {factor * found.half:.{digits}f}"
-
-
-def markdown(rows: Iterable[ReportRow]) -> str:
-    """Write the table in Markdown.
-
-    Args:
-        rows: The rows.
+        header: Names of the columns.
+        rows: Their cells.
 
     Returns:
         The table.
     """
-    texts = [HEADER, tuple("---" for _ in HEADER), *(cells(row) for row in rows)]
+    header = tuple(header)
+    texts = [header, tuple("---" for _ in header), *rows]
     return "".join(f"| {' | '.join(text)} |\n" for text in texts)
 
 
-def best_trade(rows: Iterable[ReportRow]) -> ReportRow | None:
-    """Find the cheapest training that is as good as unpruned training.
+def answers(results: Mapping[str, Results], questions: Iterable[Question]) -> str:
+    """Write the questions with their answers as a table in Markdown.
 
     Args:
-        rows: The rows.
+        results: From `select`, by regime.
+        questions: The questions.
 
     Returns:
-        The equivalent row with the lowest average step; None if none was timed.
+        The table: a row per question and regime that has a result.
     """
-    good = [row for row in rows if row.step is not None and row.equivalent]
-    return min(good, key=lambda row: row.step or 0.0, default=None)
+    rows = []
+    for question in questions:
+        for regime in question.regimes:
+            found = answer(results[regime], question)
+            if found is not None:
+                seeds = f"{found.seeds} of {question.seeds}"
+                rows.append((question.text, regime, verdict(found), signed(found), seeds))
+    header = ("question", "regime", "answer", "MRR, points", "seeds")
+    return markdown(header, rows)

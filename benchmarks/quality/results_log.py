@@ -7,14 +7,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-KEY = ("recipe", "variant", "definition", "seed")
+KEY = ("recipe", "variant", "definition", "budget", "seed")
 """What distinguishes one training from another."""
-
-_RENAMED = {"guide": "guide_source", "warm_in": "warmup", "full_finish": "final_unpruned"}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Read all results; config keys of older logs get their present names.
+    """Read all results.
 
     Args:
         path: The file; it need not exist yet.
@@ -36,21 +34,8 @@ def read(path: Path) -> list[dict[str, Any]]:
                 f"{path}, line {number}: not a line of results ({error}); remove it, and the "
                 "training it stood for runs again"
             ) from error
-        row["definition"]["elip"] = renamed(row["definition"]["elip"])
         rows.append(row)
     return rows
-
-
-def renamed(elip: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return an ELIP section with the present names of its keys.
-
-    Args:
-        elip: A section from a log; None for no pruning.
-
-    Returns:
-        The section.
-    """
-    return None if elip is None else {_RENAMED.get(key, key): value for key, value in elip.items()}
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:

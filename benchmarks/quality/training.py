@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -14,26 +14,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import elip_plugin
-from benchmarks.quality import models
-from benchmarks.quality.models import StudyModel
-from benchmarks.quality.pairs import Pairs, batches, whole
-from benchmarks.quality.recipe import Recipe
-from benchmarks.quality.scores import contrastive_loss, retrieval
-from benchmarks.quality.variants import FAST, Variant
+from benchmarks.quality.model import MOST_SCALE, StudyModel
+from benchmarks.quality.pairs import Pairs, batches
+from benchmarks.quality.recipe import BASE, Recipe
+from benchmarks.quality.scores import TEST_PLANS, score
+from benchmarks.quality.variants import REFERENCE, VARIANTS, Variant
+from elip_plugin.reducers import Selection, find_reducer
 
-COARSE = 0.75
-"""Share of the image size in the coarse part of a training."""
-
-CHUNK = 250
-"""Pairs encoded at a time for the scores."""
+POINTS = 6
+"""How many times a training is scored with all tokens, at even distances, the end included."""
 
 
 def run(
     variant: Variant,
     recipe: Recipe,
+    steps: int,
     train: Pairs,
     held_out: Pairs,
     seed: int,
+    *,
+    weights: Path | None = None,
+    device: str = "cpu",
     progress: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Train a variant and score it on the held-out pairs.
@@ -41,40 +42,70 @@ def run(
     Args:
         variant: What to train.
         recipe: How; the same for all variants.
+        steps: Optimizer steps.
         train: Pairs to train on.
         held_out: Pairs to score on.
-        seed: Decides the initial weights, the order and the crops.
-        progress: Called after each epoch.
+        seed: Decides the initial weights, the order and the changes of the pictures.
+        weights: File of the weights to start from; None for random ones.
+        device: Where to train.
+        progress: Called after each part of the training that is scored.
 
     Returns:
-        Mean losses per epoch, and the scores with all tokens and pruned by the image alone.
+        The curve (step, mean training loss since the last point, MRR), and the scores with all
+        tokens and with each plan of `TEST_PLANS`.
     """
     start = time.perf_counter()
-    torch.manual_seed(seed)
-    model = models.create(recipe, train, held_out)
+    model = build(recipe, train, held_out, seed, weights)
+    model.model.to(device)
     handle = None if variant.config is None else elip_plugin.apply(model.model, variant.config)
     torch.manual_seed(seed)  # whatever the making drew
-    losses = _train(model, handle, variant, recipe, train, seed, progress)
+    curve = _train(model, handle, variant, recipe, steps, train, held_out, seed, progress)
     if handle is not None:
         handle.remove()
-    scores = {"full": _score(model, held_out)}
-    pruned = dict(variant.elip or FAST)  # a model that was never pruned has no plan of its own
-    with warnings.catch_warnings():  # that the paper's plan saves nothing at test time
-        warnings.simplefilter("ignore")
-        elip_plugin.apply(model.model, _by_image(pruned))
-    scores["pruned"] = _score(model, held_out)
-    return {
-        "losses": losses,
-        "scores": scores,
-        "seconds": round(time.perf_counter() - start, 1),
-    }
+    scores = {"all": score(model, held_out)}
+    scores.update({name: score(model, held_out, plan) for name, plan in TEST_PLANS.items()})
+    return {"curve": curve, "scores": scores, "seconds": round(time.perf_counter() - start, 1)}
 
 
-def _by_image(elip: dict[str, Any]) -> dict[str, Any]:
-    """Return a variant's plan for evaluation: no text, no schedule."""
-    kept = ("preset", "stages", "reference_depth", "reducer", "merge")
-    plan = {key: elip[key] for key in kept if key in elip}
-    return {**plan, "text_weight": 0.0, "eval_mode": "image"}
+def build(
+    recipe: Recipe, train: Pairs, held_out: Pairs, seed: int, weights: Path | None = None
+) -> StudyModel:
+    """Build the model of a seed.
+
+    Args:
+        recipe: Its sizes.
+        train: Pairs to train on.
+        held_out: Pairs to score on.
+        seed: Decides the initial weights.
+        weights: File of weights; None for random ones.
+
+    Returns:
+        The model, unpruned.
+    """
+    torch.manual_seed(seed)
+    model = StudyModel(recipe, sorted({*train.captions, *held_out.captions}))
+    if weights is not None:
+        model.model.load_state_dict(torch.load(weights, weights_only=True))
+    return model
+
+
+def train_base(path: Path, train: Pairs, held_out: Pairs, own: Pairs, seed: int) -> None:
+    """Train what continued trainings start from, and write its weights.
+
+    Args:
+        path: The file to write.
+        train: All training pairs, whose captions the model must know.
+        held_out: Pairs to score on.
+        own: Pairs to train on: those of `BASE`'s styles.
+        seed: The seed.
+    """
+    model = build(BASE, train, held_out, seed)
+    reference = VARIANTS[REFERENCE]
+    _train(model, None, reference, BASE, BASE.steps(len(own)), own, held_out, seed, lambda: None)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    torch.save(model.model.state_dict(), partial)
+    partial.rename(path)  # a killed run leaves no half a file
 
 
 def _train(
@@ -82,79 +113,89 @@ def _train(
     handle: elip_plugin.Handle | None,
     variant: Variant,
     recipe: Recipe,
-    pairs: Pairs,
+    steps: int,
+    train: Pairs,
+    held_out: Pairs,
     seed: int,
     progress: Callable[[], None],
-) -> list[float]:
+) -> list[dict[str, float]]:
+    tokens = model.tokenize(train.captions)
+    weights = list(model.model.parameters())
     optimizer = torch.optim.AdamW(
-        model.model.parameters(),
+        [
+            {"params": [w for w in weights if w.ndim >= 2], "weight_decay": recipe.weight_decay},
+            {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
+        ],
         recipe.learning_rate,
         (0.9, 0.98),
-        weight_decay=recipe.weight_decay,
     )
+    device = weights[0].device
+    points = {round(steps * (i + 1) / POINTS) for i in range(POINTS)}
+    curve, losses = [], []
     model.model.train()
-    steps = recipe.steps(len(pairs))
-    per_epoch = steps // recipe.epochs
-    losses, total = [], 0.0
-    for step, (images, which) in enumerate(batches(pairs, recipe.batch, recipe.epochs, seed)):
+    for step, (images, which) in enumerate(batches(train, recipe.batch, steps, seed)):
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step, steps)
         if handle is not None:
             handle.update_progress(step, steps)
-        loss = training_loss(model, variant, images, which, step / steps)
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            loss = training_loss(
+                model, variant, images.to(device), tokens[which].to(device), step / steps
+            )
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(weights, recipe.clip)
         optimizer.step()
-        total += loss.item()
-        if (step + 1) % per_epoch == 0:
-            losses.append(round(total / per_epoch, 5))
-            total = 0.0
+        with torch.no_grad():
+            model.model.logit_scale.clamp_(0, MOST_SCALE)
+        losses.append(loss.item())
+        if step + 1 in points:
+            disabled = nullcontext() if handle is None else handle.disabled()
+            with disabled, torch.random.fork_rng(devices=[]):
+                mrr = score(model, held_out)["mrr"]
+            curve.append(
+                {"step": step + 1, "loss": round(sum(losses) / len(losses), 5), "mrr": mrr}
+            )
+            losses = []
             progress()
-    return losses
+    return curve
 
 
 def training_loss(
-    model: StudyModel, variant: Variant, images: Tensor, which: Tensor, done: float
+    model: StudyModel, variant: Variant, images: Tensor, tokens: Tensor, done: float
 ) -> Tensor:
     """Run a variant's training forward.
 
     Args:
         model: The model.
-        variant: What may change its input or its guide.
-        images: Images [B, 3, side, side].
-        which: Indices of the pairs in the training split [B].
+        variant: What may change its input, its guide or its choice.
+        images: Pictures [B, 3, side, side].
+        tokens: Tokens of their captions [B, T].
         done: Share of the training that is done.
 
     Returns:
         The loss.
     """
-    if done < variant.coarse:
-        images = F.interpolate(images, scale_factor=COARSE, mode="bicubic", antialias=True)
-    with _control(model, variant, which):
-        return model.loss(images, which, done)
+    if done < variant.small_until:
+        images = F.interpolate(images, scale_factor=0.5, mode="bilinear", antialias=True)
+    with _control(model, variant, tokens):
+        return model.loss(images, tokens)
 
 
-def _control(model: StudyModel, variant: Variant, which: Tensor) -> AbstractContextManager[Any]:
-    if variant.control == "shuffled":
-        return elip_plugin.guide(model.model, model.guide(which).roll(1, 0))
-    if variant.control == "by caption":
+def _control(model: StudyModel, variant: Variant, tokens: Tensor) -> AbstractContextManager[Any]:
+    if variant.control == "shuffled text":
+        return elip_plugin.guide(model.model, model.guide(tokens).roll(1, 0))
+    if variant.control == "sign turned":
+        return elip_plugin.guide(model.model, -model.guide(tokens))
+    if variant.control == "another picture's choice":
+        assert variant.config is not None
+        reducer = find_reducer(variant.config.reducer)
+        decide = reducer.decide
 
-        def rand(batch: int, tokens: int, *, device: torch.device) -> Tensor:
-            own = [torch.Generator().manual_seed(pair) for pair in which.tolist()]
-            return torch.stack([draw(tokens, generator=g) for g in own]).to(device)
+        def rolled(*args: Any, **options: Any) -> Selection:
+            kept, dropped, weights = decide(*args, **options)
+            weights = None if weights is None else weights.roll(1, 0)
+            return Selection(kept.roll(1, 0), dropped.roll(1, 0), weights)
 
-        draw = torch.rand  # with which the reducer "random" decides what stays
-        return mock.patch.object(torch, "rand", rand)
+        return mock.patch.object(reducer, "decide", rolled)
     return nullcontext()
-
-
-def _score(model: StudyModel, pairs: Pairs) -> dict[str, float]:
-    images, captions = whole(pairs), list(pairs.captions)
-    parts = [
-        model.features(images[i : i + CHUNK], captions[i : i + CHUNK])
-        for i in range(0, len(pairs), CHUNK)
-    ]
-    image = torch.cat([part[0] for part in parts]).float()
-    text = torch.cat([part[1] for part in parts]).float()
-    loss = contrastive_loss(image, text, model.scale())
-    return {k: round(v, 5) for k, v in {"loss": loss, **retrieval(image, text)}.items()}

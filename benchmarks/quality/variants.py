@@ -1,4 +1,4 @@
-"""What is compared: plans, reducers, controls that show what the text does, and schedules."""
+"""What is compared: plans, reducers, schedules, and controls that show what the text does."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 from elip_plugin import ElipConfig
 
+CONTROLS = ("", "shuffled text", "sign turned", "another picture's choice")
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -16,17 +18,15 @@ class Variant:
     Attributes:
         about: What it is, for the table.
         elip: An ELIP config; None for no pruning.
-        control: "shuffled" guides each image by another one's caption, "by caption" drops at
-            random, the same tokens for the same caption; "" for neither.
-        coarse: Share of the training, at its start, at three quarters of the image size.
-        sets: The sets that it belongs to, of `SETS`.
+        control: One of `CONTROLS`: guide each picture by another's caption, or by its own with
+            the sign turned round; or keep what was chosen for another picture.
+        small_until: Share of the training, at its start, with pictures of half the side.
     """
 
     about: str
     elip: Mapping[str, Any] | None = None
     control: str = ""
-    coarse: float = 0.0
-    sets: tuple[str, ...] = ()
+    small_until: float = 0.0
 
     @property
     def config(self) -> ElipConfig | None:
@@ -37,126 +37,107 @@ class Variant:
     def definition(self) -> dict[str, Any]:
         """What the variant is, in plain values, as the results log stores it."""
         elip = None if self.elip is None else dict(self.elip)
-        return {"elip": elip, "control": self.control, "coarse": self.coarse}
+        return {"elip": elip, "control": self.control, "small_until": self.small_until}
 
 
-def _stages(*stages: tuple[int, float]) -> list[dict[str, Any]]:
-    return [{"block": block, "lookahead": 1, "keep": keep} for block, keep in stages]
+def _stages(*stages: tuple[int, float]) -> dict[str, Any]:
+    listed = [{"block": block, "lookahead": 1, "keep": keep} for block, keep in stages]
+    return {"stages": listed, "reference_depth": 12}
 
 
-# Token-layers left, at depth 12 and 64 patches: 0.90, 0.51, 0.42, 0.36; the presets leave 0.72.
-MILD = {"stages": _stages((2, 0.97), (4, 0.88), (10, 0.75)), "reference_depth": 12}
-HALF = {"stages": _stages((2, 0.60), (4, 0.38), (10, 0.25)), "reference_depth": 12}
-LESS = {"stages": _stages((2, 0.45), (4, 0.27), (10, 0.20)), "reference_depth": 12}
-THIRD = {"stages": _stages((1, 0.40), (4, 0.27), (8, 0.20)), "reference_depth": 12}
 FAST: Mapping[str, Any] = {"preset": "fast"}
-FINISH = {"final_unpruned": 0.2}
+PAPER: Mapping[str, Any] = {"preset": "paper"}
+# Token-layers left of 64 patches, on average over the blocks: 0.51, as the input's half.
+STAGED_HALF = _stages((2, 0.60), (4, 0.38), (10, 0.25))
+INPUT = {keep: _stages((0, keep)) for keep in (0.7, 0.5, 0.35, 0.25)}
+SKIP = {
+    "stages": [{"block": 2, "lookahead": 1, "keep": 0.25, "until": 10}],
+    "reference_depth": 12,
+}
+END = {"final_unpruned": 0.15}
 WARM = {"warmup": 0.3}
 RANDOM = {"reducer": "random"}
-BATCH = {"guide_source": "batch"}
+NO_TEXT = {"text_weight": 0.0}
 
-SETS = {
-    "main": "presets and the other reducers at the same token-layers",
-    "text": "how much the text weighs, and whether dropped tokens are merged",
-    "budget": "how many token-layers are left",
-    "leak": "controls that show what the text does",
-    "remedy": "what keeps the choice from carrying the caption",
-    "trade": "the cheapest training that is as good",
-    "lavis": "the smaller board of ALBEF and BLIP",
-    "quick": "a few, in minutes",
-}
-
-REFERENCE = "full"
+REFERENCE = "unpruned"
 """What all others are compared with."""
 
 VARIANTS = {
-    REFERENCE: Variant("no pruning", sets=tuple(SETS)),
-    "paper": Variant("the paper's plan", {"preset": "paper"}, sets=("main", "leak", "lavis")),
-    "fast": Variant("lookahead 1", FAST, sets=("main", "text", "budget", "leak", "lavis", "quick")),
-    "evit": Variant("EViT", {"reducer": "evit"}, sets=("main",)),
-    "tome": Variant("ToMe", {"reducer": "tome"}, sets=("main",)),
-    "random": Variant("random dropping", RANDOM, sets=("main", "budget", "leak", "lavis", "quick")),
-    "fast t=0": Variant(
-        "image alone", {**FAST, "text_weight": 0.0}, sets=("text", "leak", "lavis")
+    REFERENCE: Variant("all tokens"),
+    "paper": Variant("the paper's plan", PAPER),
+    "paper, end": Variant("the same, unpruned end", {**PAPER, **END}),
+    "fast": Variant("lookahead 1", FAST),
+    "fast, end": Variant("the same, unpruned end", {**FAST, **END}),
+    "fast, warm, end": Variant("the same, setting in slowly", {**FAST, **WARM, **END}),
+    "random 0.5": Variant("random half at the input", {**INPUT[0.5], **RANDOM}),
+    **{
+        f"random {keep}, end": Variant(
+            f"{keep} of the patches at the input, at random, unpruned end",
+            {**INPUT[keep], **RANDOM, **END},
+        )
+        for keep in INPUT
+    },
+    "random staged, end": Variant(
+        "half of the token-layers, at random, unpruned end",
+        {**STAGED_HALF, **RANDOM, **END},
     ),
-    "fast t=0.5": Variant("more text", {**FAST, "text_weight": 0.5}, sets=("text",)),
-    "fast unmerged": Variant("dropped, not merged", {**FAST, "merge": False}, sets=("text",)),
-    "fast 0.90": Variant("mild cuts", MILD, sets=("budget",)),
-    "fast 0.51": Variant("bold cuts", HALF, sets=("budget",)),
-    "fast 0.36": Variant("bolder cuts", THIRD, sets=("budget",)),
-    "random 0.51": Variant("bold cuts at random", {**HALF, **RANDOM}, sets=("budget",)),
-    "paper shuffled": Variant(
-        "guided by another's caption", {"preset": "paper"}, "shuffled", sets=("leak",)
+    "attention staged, end": Variant(
+        "half of the token-layers, by the class token's attention, unpruned end",
+        {**STAGED_HALF, **NO_TEXT, **END},
     ),
-    "paper t=0": Variant(
-        "paper's plan, image alone", {"preset": "paper", "text_weight": 0.0}, sets=("leak",)
+    **{
+        f"text {weight} staged, end": Variant(
+            f"the same, text weight {weight}", {**STAGED_HALF, "text_weight": weight, **END}
+        )
+        for weight in (0.2, 0.5, 0.8)
+    },
+    "text 0.5 shuffled": Variant(
+        "text weight 0.5, but another picture's caption",
+        {**STAGED_HALF, "text_weight": 0.5, **END},
+        "shuffled text",
     ),
-    "fast shuffled": Variant("guided by another's caption", FAST, "shuffled", sets=("leak",)),
-    "random by caption": Variant(
-        "the same tokens for the same caption", RANDOM, "by caption", sets=("leak",)
+    "text 0.5 turned": Variant(
+        "text weight 0.5, the text's sign turned round",
+        {**STAGED_HALF, "text_weight": 0.5, **END},
+        "sign turned",
     ),
-    "fast + finish": Variant(
-        "last fifth unpruned", {**FAST, **FINISH}, sets=("remedy", "trade", "lavis", "quick")
+    "attention of another": Variant(
+        "what attention chose for another picture",
+        {**STAGED_HALF, **NO_TEXT, **END},
+        "another picture's choice",
     ),
-    "fast + anneal": Variant(
-        "text weight falls to 0 over the training", {**FAST, "text_anneal": 1.0}, sets=("remedy",)
+    "evit staged, end": Variant(
+        "half of the token-layers by EViT, unpruned end",
+        {**STAGED_HALF, "reducer": "evit", **END},
     ),
-    "fast by batch": Variant("guided by all texts", {**FAST, **BATCH}, sets=("remedy",)),
-    "fast t=0.5 + finish": Variant(
-        "more text, last fifth unpruned",
-        {**FAST, **FINISH, "text_weight": 0.5},
-        sets=("remedy", "trade"),
+    "tome, end": Variant(
+        "half of the token-layers by ToMe, unpruned end",
+        {**STAGED_HALF, "reducer": "tome", **END},
     ),
-    "fast warm + finish": Variant(
-        "setting in over three tenths, last fifth unpruned",
-        {**FAST, **FINISH, **WARM},
-        sets=("remedy", "trade"),
+    "unique staged, end": Variant(
+        "half of the token-layers by uniqueness of keys, unpruned end",
+        {**STAGED_HALF, "reducer": "unique", **END},
     ),
-    "paper + finish": Variant(
-        "last fifth unpruned", {"preset": "paper", **FINISH}, sets=("remedy", "trade")
+    "gumbel staged, end": Variant(
+        "half of the token-layers, drawn in proportion to attention, unpruned end",
+        {**STAGED_HALF, "reducer": "gumbel", **NO_TEXT, **END},
     ),
-    "random + finish": Variant(
-        "last fifth unpruned", {**RANDOM, **FINISH}, sets=("remedy", "trade")
+    "gumbel text 0.5 staged, end": Variant(
+        "the same, text weight 0.5",
+        {**STAGED_HALF, "reducer": "gumbel", "text_weight": 0.5, **END},
     ),
-    "fast 0.51 + finish": Variant("bold, last fifth unpruned", {**HALF, **FINISH}, sets=("trade",)),
-    "fast 0.51 t=0.5 + finish": Variant(
-        "bold, more text", {**HALF, **FINISH, "text_weight": 0.5}, sets=("trade",)
+    "cluster 0.5, end": Variant(
+        "half of the patches at the input, alike ones leave first, unpruned end",
+        {**INPUT[0.5], "reducer": "cluster", **END},
     ),
-    "fast 0.51 warm + finish": Variant(
-        "bold, setting in over three tenths", {**HALF, **FINISH, **WARM}, sets=("trade",)
+    "random skip, end": Variant(
+        "three quarters of the tokens, at random, skip the middle blocks, unpruned end",
+        {**SKIP, **RANDOM, **END},
     ),
-    "fast 0.51 t=0 warm + finish": Variant(
-        "the same, image alone", {**HALF, **FINISH, **WARM, "text_weight": 0.0}, sets=("trade",)
+    "pool, end": Variant(
+        "2 x 2 patches averaged into one at the input, unpruned end",
+        {**INPUT[0.25], "reducer": "pool", **END},
     ),
-    "random 0.51 warm + finish": Variant(
-        "the same, at random", {**HALF, **RANDOM, **FINISH, **WARM}, sets=("trade",)
-    ),
-    "fast 0.51 t=0 + finish": Variant(
-        "bold, image alone", {**HALF, **FINISH, "text_weight": 0.0}, sets=("trade",)
-    ),
-    "random 0.51 + finish": Variant(
-        "bold, at random", {**HALF, **RANDOM, **FINISH}, sets=("trade",)
-    ),
-    "fast 0.42 + short finish": Variant(
-        "bolder, last 0.15 unpruned", {**LESS, "final_unpruned": 0.15}, sets=("trade",)
-    ),
-    "random 0.42 + short finish": Variant(
-        "bolder, at random", {**LESS, **RANDOM, "final_unpruned": 0.15}, sets=("trade",)
-    ),
-    "fast 0.36 + finish": Variant("bolder", {**THIRD, **FINISH}, sets=("trade",)),
-    "fast 0.36 by batch + finish": Variant(
-        "bolder, guided by all texts", {**THIRD, **FINISH, **BATCH}, sets=("trade",)
-    ),
-    "random 0.36 + finish": Variant(
-        "bolder, at random", {**THIRD, **RANDOM, **FINISH}, sets=("trade",)
-    ),
-    "fast 0.36 warm + finish": Variant(
-        "bolder, setting in over the first fifth",
-        {**THIRD, **FINISH, "warmup": 0.2},
-        sets=("trade",),
-    ),
-    "coarse + finish": Variant(
-        "three quarters of the image size, last fifth whole", coarse=0.8, sets=("trade",)
-    ),
+    "small, end": Variant("pictures of half the side, whole at the end", small_until=0.85),
 }
 """By name, in the order of the table."""

@@ -1,8 +1,7 @@
-"""The quality study trains: equal batches, controls, every family, the command."""
+"""The quality study trains: equal batches, controls, every regime, the command."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,23 +10,23 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
 pytest.importorskip("scipy")
-pytest.importorskip("rich")
+pytest.importorskip("open_clip")
 
 import elip_plugin
-from benchmarks.quality import cost, models, report, training
+from benchmarks.quality import cost, grid, page, results_log, training
 from benchmarks.quality.__main__ import app
-from benchmarks.quality.pairs import Pairs, batches, read_pairs
+from benchmarks.quality.model import StudyModel
+from benchmarks.quality.pairs import Pairs, as_input, batches, move
 from benchmarks.quality.recipe import RECIPES, Recipe
-from benchmarks.quality.variants import VARIANTS, Variant
-from elip_plugin.data.vocab import write_vocab
+from benchmarks.quality.scores import TEST_PLANS, score
+from benchmarks.quality.variants import REFERENCE, VARIANTS, Variant
 
-SMALL = Recipe(epochs=2, batch=4, width=32, depth=12, text_depth=1, pairs=10)
-Splits = tuple[Pairs, Pairs]
+SMALL = Recipe(epochs=3, batch=4, width=32, depth=12, text_depth=1)
+HALF = "random 0.5, end"
 
 
 @pytest.fixture(autouse=True)
@@ -39,52 +38,50 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as `write_openmoji` writes it: 10 pairs to train on, 6 held out."""
-    out = tmp_path_factory.mktemp("pairs")
-    for split, places in (("train", range(10)), ("held_out", range(10, 16))):
-        rows = []
-        for i in places:
-            colour = (17 * i % 256, 31 * i % 256, 101 * i % 256)
-            Image.new("RGB", (64, 64), colour).save(out / f"{i}.png")
-            rows.append({"image": f"{i}.png", "caption": f"colour {i}"})
-        (out / f"{split}.json").write_text(json.dumps(rows))
-    write_vocab([f"colour {i}" for i in range(10)], out / "vocab.txt")
-    return out
+def make(names: range, each: int) -> Pairs:
+    """Pictures of noise in their names' colours; each name has several."""
+    generator = torch.Generator().manual_seed(names.start)
+    captions = [f"colour {i}" for i in names for _ in range(each)]
+    pictures = torch.randint(256, (len(captions), 3, 64, 64), generator=generator)
+    return Pairs(pictures.to(torch.uint8), captions)
 
 
-@pytest.fixture
-def splits(folder: Path) -> Splits:
-    return read_pairs(folder, "train"), read_pairs(folder, "held_out")
+TRAIN, HELD_OUT = make(range(5), 2), make(range(5, 8), 2)
 
 
-def test_pairs_are_read(folder: Path) -> None:
-    found = read_pairs(folder, "train", most=7)
-    assert list(found.captions) == [f"colour {i}" for i in range(7)]
-    assert found.pictures[3].getpixel((5, 5)) == (51, 93, 47)
+def run(name: str, seed: int = 3, **changed: Any) -> dict[str, Any]:
+    return training.run(VARIANTS[name], replace(SMALL, **changed), 6, TRAIN, HELD_OUT, seed)
 
 
-def test_batches_depend_on_the_seed_alone(splits: Splits) -> None:
-    train, _ = splits
+# -- batches
+
+
+def test_batches_depend_on_seed_and_step_alone() -> None:
     torch.manual_seed(1)
-    one = list(batches(train, 4, 2, seed=5))
+    one = list(batches(TRAIN, 4, 6, seed=5))
     torch.manual_seed(2)
     two = []
-    for images, which in batches(train, 4, 2, seed=5):
+    for images, which in batches(TRAIN, 4, 4, seed=5):
         torch.rand(3)  # a variant that draws
         two.append((images, which))
-    other = list(batches(train, 4, 2, seed=6))
-    assert len(one) == 4 == SMALL.steps(len(train))
+    other = list(batches(TRAIN, 4, 4, seed=6))
     for (a, i), (b, j) in zip(one, two):
         assert torch.equal(a, b) and torch.equal(i, j)
     assert any(not torch.equal(i, j) for (_, i), (_, j) in zip(one, other))
+    assert sorted(torch.cat([one[0][1], one[1][1]]).tolist())[:2] != [0, 0]  # none twice an epoch
     assert not torch.equal(one[0][1], one[2][1])  # the epochs differ
-    torch.manual_seed(1)
-    drawn = torch.rand(3)
-    torch.manual_seed(1)
-    next(batches(train, 4, 2, seed=5))
-    assert torch.equal(torch.rand(3), drawn)  # a variant's own stream goes on undisturbed
+
+
+def test_moving_leaves_white_white_and_keeps_the_size() -> None:
+    generator = torch.Generator().manual_seed(0)
+    assert move(torch.ones(2, 3, 64, 64), generator) == pytest.approx(torch.ones(2, 3, 64, 64))
+    black = move(-torch.ones(2, 3, 64, 64), generator)
+    assert black.shape == (2, 3, 64, 64) and black[:, :, 32, 32].eq(-1).all()
+    assert black.max() == 1  # a corner that came in
+    assert as_input(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1, 1]
+
+
+# -- what a variant changes
 
 
 class Recorder:
@@ -93,143 +90,186 @@ class Recorder:
     def __init__(self) -> None:
         self.model: Any = nn.Linear(1, 1)
 
-    def loss(self, images: Tensor, which: Tensor, done: float) -> Tensor:
+    def loss(self, images: Tensor, tokens: Tensor) -> Tensor:
         return torch.tensor(images.shape[-1])
 
 
-def test_the_coarse_phase_shows_smaller_images() -> None:
+def test_the_first_part_shows_smaller_pictures() -> None:
     model: Any = Recorder()
-    images, which = torch.randn(2, 3, 64, 64), torch.tensor([0, 1])
+    images, tokens = torch.randn(2, 3, 64, 64), torch.zeros(2, 16)
     sides = [
-        training.training_loss(model, Variant("", coarse=0.5), images, which, done).item()
+        training.training_loss(model, Variant("", small_until=0.5), images, tokens, done).item()
         for done in (0.0, 0.49, 0.5, 0.9)
     ]
-    assert sides == [48, 48, 64, 64]
+    assert sides == [32, 32, 64, 64]
 
 
 @pytest.fixture
-def clip(splits: Splits) -> models.StudyModel:
-    pytest.importorskip("open_clip")
-    torch.manual_seed(0)
-    return models.create(SMALL, *splits)
+def model() -> StudyModel:
+    return training.build(SMALL, TRAIN, HELD_OUT, 0)
 
 
-def test_dropping_by_caption_keeps_the_same_for_the_same_pair(clip: models.StudyModel) -> None:
-    variant = VARIANTS["random by caption"]
-    assert variant.config is not None
-    handle = elip_plugin.apply(clip.model, variant.config)
-    images, before = torch.randn(3, 3, 64, 64), torch.rand
-
-    def kept(*which: int) -> Tensor:
-        with handle.trace() as trace:
-            training.training_loss(clip, variant, images, torch.tensor(which), 0.0)
-        return trace.stages[0].kept
-
-    one, two = kept(4, 5, 6), kept(6, 4, 7)
-    assert torch.equal(one[0], two[1]) and torch.equal(one[2], two[0])
-    assert not torch.equal(one[0], one[1])
-    assert torch.rand is before
-    with pytest.raises(RuntimeError), training._control(clip, variant, torch.tensor([1])):
-        raise RuntimeError
-    assert torch.rand is before
-
-
-def test_a_shuffled_guide_is_anothers_caption(
-    clip: models.StudyModel, splits: Splits, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    elip_plugin.apply(clip.model, "fast")
-    given: list[Tensor] = []
-    real: Callable[..., Any] = elip_plugin.guide
-    monkeypatch.setattr(elip_plugin, "guide", lambda m, f: (given.append(f), real(m, f))[1])
-    images, which = next(batches(splits[0], 4, 1, 0))
-    shuffled = training.training_loss(clip, VARIANTS["fast shuffled"], images, which, 0.0)
-    assert torch.equal(given[0], clip.guide(which).roll(1, 0))
-    assert shuffled != training.training_loss(clip, VARIANTS["fast"], images, which, 0.0)
+@pytest.fixture
+def batch(model: StudyModel) -> tuple[Tensor, Tensor]:
+    images, which = next(batches(TRAIN, 4, 1, 0))
+    return images, model.tokenize([TRAIN.captions[row] for row in which.tolist()])
 
 
 @pytest.mark.parametrize(
-    "name", ["full", "fast", "random by caption", "fast by batch", "tome",
-             "fast 0.36 warm + finish", "coarse + finish", "fast + anneal"]
-)  # fmt: skip
-def test_a_clip_trains_and_is_scored(name: str, splits: Splits) -> None:
-    pytest.importorskip("open_clip")
-    epochs: list[int] = []
-    made = training.run(VARIANTS[name], SMALL, *splits, 3, lambda: epochs.append(1))
-    assert len(made["losses"]) == len(epochs) == 2
-    assert all(math.isfinite(loss) for loss in made["losses"])
-    for scores in made["scores"].values():
-        assert set(scores) == {"loss", "mrr", "i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5"}
-    assert made["scores"]["full"]["loss"] != made["scores"]["pruned"]["loss"]
+    ("name", "change"),
+    [
+        ("text 0.5 shuffled", lambda guide: guide.roll(1, 0)),
+        ("text 0.5 turned", lambda guide: -guide),
+    ],
+)
+def test_controls_change_the_guide(
+    name: str, change: Callable[[Tensor], Tensor], model: StudyModel,
+    batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    elip_plugin.apply(model.model, VARIANTS[name].config)
+    given: list[Tensor] = []
+    real: Callable[..., Any] = elip_plugin.guide
+    monkeypatch.setattr(elip_plugin, "guide", lambda m, f: (given.append(f), real(m, f))[1])
+    changed = training.training_loss(model, VARIANTS[name], *batch, 0.0)
+    assert torch.equal(given[0], change(model.guide(batch[1])))
+    assert changed != training.training_loss(model, VARIANTS["text 0.5 staged, end"], *batch, 0.0)
 
 
-def test_equal_seeds_give_equal_trainings_and_variants_share_their_start(splits: Splits) -> None:
-    pytest.importorskip("open_clip")
-    one, two = (training.run(VARIANTS["random"], SMALL, *splits, 3) for _ in range(2))
-    assert one["losses"] == two["losses"] and one["scores"] == two["scores"]
-    other = training.run(VARIANTS["random"], SMALL, *splits, 4)
-    assert other["losses"] != one["losses"]
-    finish = replace(VARIANTS["random"], elip={"reducer": "random", "final_unpruned": 1.0})
-    full = training.run(VARIANTS["full"], SMALL, *splits, 3)
-    assert training.run(finish, SMALL, *splits, 3)["losses"] == full["losses"]
+def test_another_pictures_choice(model: StudyModel, batch: tuple[Tensor, Tensor]) -> None:
+    handle = elip_plugin.apply(model.model, VARIANTS["attention of another"].config)
+    kept = []
+    for name in ("attention staged, end", "attention of another"):
+        with handle.trace() as trace:
+            training.training_loss(model, VARIANTS[name], *batch, 0.0)
+        kept.append(trace.stages[0].kept)
+    assert torch.equal(kept[1], kept[0].roll(1, 0)) and not torch.equal(*kept)
+    with handle.trace() as trace:  # nothing of the control is left
+        training.training_loss(model, VARIANTS["attention staged, end"], *batch, 0.0)
+    assert torch.equal(trace.stages[0].kept, kept[0])
 
 
-@pytest.mark.parametrize("family", ["albef", "blip"])
-def test_lavis_families_train_and_are_scored(family: str, splits: Splits) -> None:
-    pytest.importorskip("lavis")
-    recipe = replace(SMALL, family=family, epochs=1)
-    losses = []
-    for name in ("full", "fast", "fast shuffled"):
-        made = training.run(VARIANTS[name], recipe, *splits, 0)
-        losses.append(made["losses"][0])
-        assert 0 < made["scores"]["full"]["mrr"] <= 1
-    assert len(set(losses)) == 3
-    with pytest.raises(ValueError, match="take one image size"):
-        training.run(VARIANTS["coarse + finish"], recipe, *splits, 0)
+# -- trainings
 
 
-def test_steps_are_timed_in_turn(splits: Splits) -> None:
-    pytest.importorskip("open_clip")
-    times = cost.time_phases(["full", "coarse + finish", "fast"], SMALL, splits[0], rounds=1)
+@pytest.mark.parametrize("name", [REFERENCE, "paper, end", "fast, warm, end", HALF, "tome, end",
+                                  "evit staged, end", "small, end"])  # fmt: skip
+def test_a_variant_trains_and_is_scored(name: str) -> None:
+    parts: list[int] = []
+    made = training.run(
+        VARIANTS[name], SMALL, 6, TRAIN, HELD_OUT, 3, progress=lambda: parts.append(1)
+    )
+    assert len(made["curve"]) == len(parts) == training.POINTS
+    assert all(math.isfinite(point["loss"]) for point in made["curve"])
+    assert set(made["scores"]) == {"all", *TEST_PLANS}
+    assert made["curve"][-1]["mrr"] == made["scores"]["all"]["mrr"]
+    losses = [scores["loss"] for scores in made["scores"].values()]
+    assert len(set(losses)) > 1  # the plans at test time do prune
+
+
+def test_equal_seeds_give_equal_trainings_and_variants_share_their_start() -> None:
+    one, two = (run("random 0.5") for _ in range(2))
+    assert one["curve"] == two["curve"] and one["scores"] == two["scores"]
+    assert run("random 0.5", 4)["curve"] != one["curve"]
+    unpruned = run(REFERENCE)
+    never = replace(VARIANTS[HALF], elip={**(VARIANTS[HALF].elip or {}), "final_unpruned": 1.0})
+    made = training.run(never, SMALL, 6, TRAIN, HELD_OUT, 3)
+    assert made["curve"] == unpruned["curve"] != one["curve"]
+
+
+def test_scoring_changes_neither_the_model_nor_what_is_drawn(model: StudyModel) -> None:
+    before = {name: value.clone() for name, value in model.model.state_dict().items()}
+    model.model.train()
+    first = score(model, HELD_OUT)
+    pruned = score(model, HELD_OUT, TEST_PLANS["quarter by random"])
+    assert score(model, HELD_OUT) == first != pruned
+    assert model.model.training and type(model.model.visual.transformer).__module__ == (
+        "open_clip.transformer"
+    )
+    assert all(torch.equal(before[name], v) for name, v in model.model.state_dict().items())
+
+
+def test_continued_trainings_start_from_their_seeds_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "BASE", SMALL)
+    path = tmp_path / "cache" / "base.pt"
+    training.train_base(path, TRAIN, HELD_OUT, TRAIN, 3)
+    trained = training.build(SMALL, TRAIN, HELD_OUT, 3, path).model.state_dict()
+    fresh = training.build(SMALL, TRAIN, HELD_OUT, 3).model.state_dict()
+    assert trained.keys() == fresh.keys()
+    assert not torch.equal(trained["visual.proj"], fresh["visual.proj"])
+    assert [file.name for file in path.parent.iterdir()] == ["base.pt"]
+
+
+def test_steps_are_timed_in_turn() -> None:
+    times = cost.time_phases([REFERENCE, "small, end", "fast"], SMALL, TRAIN, rounds=1)
     assert next(iter(times)) == "full" and times["full"]["ratio"] == 1
-    assert set(times) == {"full", cost.COARSE, *cost.phases("fast")}
+    assert set(times) == {"full", cost.SMALL, *cost.phases(VARIANTS["fast"])}
+
+
+# -- the command
 
 
 @pytest.mark.slow
-def test_the_command(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("open_clip")
-    monkeypatch.setitem(RECIPES, "clip", SMALL)
-    arguments = ["--variants", "full,fast", "--seeds", "2", "--rounds", "1",
-                 "--data", str(folder), "--out", str(tmp_path / "out"), "--jobs", "2"]  # fmt: skip
-    first = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert first.exit_code == 0, first.output
-    kept = (tmp_path / "out" / "quality.jsonl").read_text()
-    assert len(kept.splitlines()) == 4
-    assert "4 trainings, 0 of them done" in first.output
-    assert "has learnt too little" not in first.output
-    table = (tmp_path / "out" / "clip.md").read_text()
-    assert "| fast | lookahead 1 | 0.72 |" in table
-    assert json.loads((tmp_path / "out" / "clip-steps.json").read_text())["steps"]["full"]
-    monkeypatch.setattr(report, "LEARNT", 1.1)
-    again = CliRunner().invoke(app, [*arguments, "--rounds", "0"], catch_exceptions=False)
-    assert "4 trainings, 4 of them done" in again.output
-    assert "has learnt too little" in again.output
-    assert (tmp_path / "out" / "quality.jsonl").read_text() == kept
-    assert (tmp_path / "out" / "clip.md").read_text() == table
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grid, "_pairs", lambda *a: TRAIN if a[1] == "train" else HELD_OUT)
+    monkeypatch.setattr(grid, "ProcessPoolExecutor", _InThisProcess)
+    monkeypatch.setattr(grid, "BASE", SMALL)
+    monkeypatch.setattr(training, "BASE", SMALL)
+    for regime in RECIPES:
+        monkeypatch.setitem(RECIPES, regime, replace(SMALL, regime=regime, epochs=2))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    shared = ["--data", str(folder), "--cache", str(tmp_path), "--out", str(tmp_path / "out")]
+    for regime in RECIPES:
+        arguments = ["train", "--variants", HALF, "--seeds", "0-1", "--regime", regime,
+                     "--budgets", "operations", "--jobs", "1", *shared]  # fmt: skip
+        first = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert first.exit_code == 0, first.output
+        assert "4 trainings, 0 of them done" in first.output
+        again = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert "4 trainings, 4 of them done" in again.output
+    rows = results_log.read(tmp_path / "out" / page.LOG)
+    assert len(rows) == 8
+    steps = {(row["variant"], row["steps"], row["operations"]) for row in rows}
+    assert (REFERENCE, 4, 1.0) in steps
+    assert all(0.85 < share < 1.15 for _, _, share in steps)  # of so few steps
+    assert len(list(tmp_path.glob("base-*.pt"))) == 2
+    shown = CliRunner().invoke(app, ["report", "--out", str(tmp_path / "out")])
+    assert "too few seeds" in shown.output
+
+
+class _InThisProcess:
+    """A pool that runs each job when it is given, so that what a test replaces is seen."""
+
+    def __init__(self, jobs: int, context: Any, start: Callable[..., None], given: Any) -> None:
+        start(*given)
+
+    def submit(self, job: Callable[..., Any], *given: Any) -> Any:
+        from concurrent.futures import Future
+
+        future: Future[Any] = Future()
+        future.set_result(job(*given))
+        return future
+
+    def shutdown(self, **_: bool) -> None:
+        pass
 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--seeds", "-1"], "seeds"),
-        (["--family", "coca"], "coca"),
+        (["--seeds", "1-x"], "1-x"),
+        (["--regime", "coca"], "coca"),
         (["--variants", "fats"], "fats"),
+        (["--budgets", "epochs"], "epochs"),
     ],
 )
 def test_faults_of_the_command(arguments: list[str], named: str) -> None:
-    made = CliRunner().invoke(app, arguments)
+    made = CliRunner().invoke(app, ["train", *arguments])
     assert made.exit_code == 2 and named in made.output
 
 
 def test_the_list_names_all() -> None:
-    shown = CliRunner().invoke(app, ["--list"], catch_exceptions=False).output
-    assert "fast + finish" in shown and "leak: controls" in shown
+    shown = CliRunner().invoke(app, ["list"], catch_exceptions=False).output
+    assert "fast, end" in shown and "equal steps" in shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import open_clip
@@ -9,29 +10,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.quality.pairs import Pairs
 from benchmarks.quality.recipe import SIDE, Recipe
 
-CONTEXT = 24
+CONTEXT = 16
 HEAD = 32
+MOST_SCALE = 4.6052
+"""Upper bound of the logarithm of the factor on cosines: ln 100, as in CLIP's paper."""
 
 
-class ClipModel:
-    """A CLIP to train and score; see `benchmarks.quality.models.StudyModel`.
+class StudyModel:
+    """A CLIP to train and score.
 
     Args:
         recipe: Sizes of the model.
-        train: The training split.
-        held_out: The held-out split.
+        captions: All captions that it will meet.
     """
 
-    def __init__(self, recipe: Recipe, train: Pairs, held_out: Pairs) -> None:
-        self.tokenize = open_clip.get_tokenizer("ViT-B-32", context_length=CONTEXT)
-        raw = self.tokenize([*train.captions, *held_out.captions])
+    def __init__(self, recipe: Recipe, captions: Sequence[str]) -> None:
+        self.tokenizer = open_clip.get_tokenizer("ViT-B-32", context_length=CONTEXT)
         # Only the ids that occur: an embedding of all 49,408 would be most of the weights. The
         # end token stays the highest, by which the text tower finds it.
-        self.known = raw.unique()
-        self.tokens = torch.searchsorted(self.known, raw[: len(train)])
+        self.known = self.tokenizer(list(captions)).unique()
         self.model: Any = open_clip.CLIP(
             embed_dim=recipe.width,
             vision_cfg={
@@ -46,37 +45,39 @@ class ClipModel:
         )  # fmt: skip
         self.criterion = open_clip.ClipLoss()
 
-    def loss(self, images: Tensor, which: Tensor, done: float) -> Tensor:
-        """Compute the contrastive loss."""
+    def tokenize(self, captions: Sequence[str]) -> Tensor:
+        """Return the tokens [N, CONTEXT] of captions."""
+        return torch.searchsorted(self.known, self.tokenizer(list(captions)))
+
+    def loss(self, images: Tensor, tokens: Tensor) -> Tensor:
+        """Compute the contrastive loss.
+
+        Args:
+            images: Pictures [B, 3, side, side]; of a smaller side than the model's, positions are
+                interpolated.
+            tokens: Tokens of their captions [B, CONTEXT].
+
+        Returns:
+            The loss.
+        """
         changed = {}
         if images.shape[-1] != SIDE:
             positions = self.model.visual.positional_embedding
             name = "visual.positional_embedding"
             changed[name] = _resized(positions, images.shape[-1] / SIDE)
-        out = torch.func.functional_call(self.model, changed, (images, self.tokens[which]))
-        loss: Tensor = self.criterion(**out)
+        out = torch.func.functional_call(self.model, changed, (images, tokens))
+        loss: Tensor = self.criterion(**{key: value.float() for key, value in out.items()})
         return loss
 
     @torch.no_grad()
-    def guide(self, which: Tensor) -> Tensor:
-        """Encode captions of the training split."""
-        features: Tensor = self.model.encode_text(self.tokens[which], normalize=True)
+    def guide(self, tokens: Tensor) -> Tensor:
+        """Encode captions as `elip_plugin.guide` takes them, [B, E]."""
+        features: Tensor = self.model.encode_text(tokens, normalize=True)
         return features
-
-    @torch.no_grad()
-    def features(self, images: Tensor, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """Encode images and captions for retrieval."""
-        self.model.eval()
-        tokens = torch.searchsorted(self.known, self.tokenize(captions))
-        return self.model.encode_image(images), self.model.encode_text(tokens)
-
-    def scale(self) -> float:
-        """Return the model's factor on cosines."""
-        return float(self.model.logit_scale.detach().exp())
 
 
 def _resized(positions: Tensor, ratio: float) -> Tensor:
-    """Interpolate positions [1 + N, D] for images of another size; gradient flows."""
+    """Interpolate positions [1 + N, D] for pictures of another size; gradient flows."""
     side = round((len(positions) - 1) ** 0.5)
     grid = positions[1:].t().reshape(1, -1, side, side)
     grid = F.interpolate(grid, size=round(side * ratio), mode="bicubic", align_corners=False)

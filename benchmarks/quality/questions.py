@@ -1,0 +1,99 @@
+"""What the study asks. Questions, margins and seeds are written here before the trainings run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.quality.recipe import RECIPES
+from benchmarks.quality.stats import Difference
+from benchmarks.quality.variants import REFERENCE
+
+MARGIN = 0.01
+"""One point of MRR: what counts as equal."""
+
+ENOUGH = 5
+"""Seeds below which an answer proves nothing."""
+
+ALL = "all"
+"""The test with all tokens; the others are the keys of `benchmarks.quality.scores.TEST_PLANS`."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A comparison of two rows of the board.
+
+    Attributes:
+        text: The question.
+        variant: The row that it is about.
+        budget: Its budget, "steps" or "operations".
+        other: The row that it is compared with.
+        other_budget: That row's budget.
+        test: The test of the row that it is about; `ALL`, or a plan at test time.
+        other_test: The test of the other row.
+        regimes: Where it is asked.
+        seeds: Seeds, from 0 on.
+        written: Date on which question, margin and seeds were fixed.
+    """
+
+    text: str
+    variant: str
+    budget: str = "steps"
+    other: str = REFERENCE
+    other_budget: str = "steps"
+    test: str = ALL
+    other_test: str = ALL
+    regimes: Sequence[str] = tuple(RECIPES)
+    seeds: int = 8
+    written: str = "2026-11-25"
+
+
+def verdict(found: Difference) -> str:
+    """Decide what a difference of MRR says.
+
+    Args:
+        found: The variant's MRR minus the other's, with its 95% interval.
+
+    Returns:
+        "better" or "worse" where the interval leaves out 0; "equal within 1 point" where it lies
+        within the margin; "not worse by 1 point", "not better by 1 point" where one end does;
+        "open" otherwise, and "too few seeds" below `ENOUGH`.
+    """
+    if found.seeds < ENOUGH:
+        return "too few seeds"
+    if found.low > 0:
+        return "better"
+    if found.high < 0:
+        return "worse"
+    if found.low > -MARGIN and found.high < MARGIN:
+        return "equal within 1 point"
+    if found.low > -MARGIN:
+        return "not worse by 1 point"
+    if found.high < MARGIN:
+        return "not better by 1 point"
+    return "open"
+
+
+HALF = "random 0.5, end"
+
+QUESTIONS = (
+    Question("Half of the patches at the input, at random, with an unpruned end: as good as "
+             "unpruned training at equal steps?", HALF),
+    Question("The same, better at equal operations?", HALF, "operations"),
+    Question("Does the class token's attention choose better than chance, at the same stages?",
+             "attention staged, end", other="random staged, end", regimes=("scratch",)),
+    Question("Does the text choose better than chance, at the same stages?",
+             "text 0.5 staged, end", other="random staged, end", regimes=("scratch",)),
+    Question("Does the text choose better than the picture alone?",
+             "text 0.5 staged, end", other="attention staged, end", regimes=("scratch",)),
+    Question("Dropping at once at the input or in stages, both at random?",
+             HALF, other="random staged, end", regimes=("scratch",)),
+    Question("Trained with half of the patches: do half of the token-layers at test time, by ToMe, "
+             "score as all tokens?", HALF, "operations", HALF, "operations", "half by tome"),
+    Question("The same for unpruned training: half by ToMe at test time, as all tokens?",
+             REFERENCE, test="half by tome"),
+    Question("Does training with half of the patches make half by attention at test time better "
+             "than it is after unpruned training?",
+             HALF, "operations", test="half by attention", other_test="half by attention"),
+)  # fmt: skip
+"""In the order of the page."""
