@@ -22,6 +22,7 @@ from typing import Any
 
 from elip_plugin.config import PRESETS, RENAMED, ElipConfig, Stage
 from elip_plugin.planning import plan
+from elip_plugin.reducers import OWN, Reducer
 
 DOCS = Path(__file__).parent
 SCREENS = DOCS / "screens"
@@ -54,6 +55,16 @@ ViT-B/16, counted, of an unpruned tower.
 |---|---|---|---|---|
 %(presets_table)s
 
+## Reducers
+
+Those that take all stages remove as many token-layers as `elip` from the same stages (ToMe spreads
+them over the blocks). [What they do](method.md#other-choices), and
+[a reducer of your own](writing_a_reducer.md).
+
+| `reducer` | what it does | reads text | looks ahead | stages |
+|---|---|---|---|---|
+%(reducers)s
+
 ## Renamed keys
 
 The old keys are still read, with a `DeprecationWarning`.
@@ -83,6 +94,17 @@ def default_of(field: Field[Any]) -> str:
     return f"`{json.dumps(field.default)}`".replace('"', "")
 
 
+def reducer_row(cls: type[Reducer]) -> str:
+    """Return a reducer's row of the table of reducers."""
+    meaning = (inspect.getdoc(cls) or "").partition("\n")[0]
+    keep = cls.only_keep or "any"
+    stages = f"one, at block 0, keep {keep}" if cls.at_input else "any"
+    if not cls.traceable:
+        stages += ", no `until`"
+    answers = ("yes" if answer else "no" for answer in (cls.reads_text, cls.looks_ahead))
+    return f"| `{cls.name}` | {meaning} | {' | '.join(answers)} | {stages} |"
+
+
 def configuration() -> str:
     """Return the page `configuration.md`."""
     meanings, stage = attributes(ElipConfig), attributes(Stage)
@@ -91,7 +113,10 @@ def configuration() -> str:
         for f in fields(ElipConfig)
         if f.name not in DEPRECATED
     ]
-    stages = [f"| `{f.name}` | {f.type} | {stage[f.name]} |" for f in fields(Stage)]
+    stages = [
+        f"| `{f.name}` | {str(f.type).replace('|', 'or')} | {stage[f.name]} |"
+        for f in fields(Stage)
+    ]
     presets = []
     for name, config in PRESETS.items():
         made = plan(config, num_patches=196, depth=12)
@@ -105,6 +130,7 @@ def configuration() -> str:
         "config": "\n".join(rows),
         "stage": "\n".join(stages),
         "presets_table": "\n".join(presets),
+        "reducers": "\n".join(map(reducer_row, OWN)),
         "renamed": "\n".join(f"| `{old}` | `{new}` |" for old, new in RENAMED.items()),
     }
 
@@ -113,6 +139,7 @@ def open_clip_models() -> str:
     """Return the page `open_clip_models.md`, for the installed OpenCLIP."""
     import open_clip
 
+    from elip_plugin.hosts.open_clip.names import PREFIXES
     from elip_plugin.hosts.open_clip.support import why_not
 
     own = {path.stem for path in (Path(open_clip.__file__).parent / "model_configs").glob("*.json")}
@@ -121,7 +148,8 @@ def open_clip_models() -> str:
         if name not in own:
             continue
         reason = why_not(open_clip.get_model_config(name))
-        answer = f"`elip-{name}`, `elip-fast-{name}`" if reason is None else f"no: it {reason}"
+        pruned = ", ".join(f"`{prefix}{name}`" for prefix in reversed(PREFIXES))
+        answer = pruned if reason is None else f"no: it {reason}"
         rows.append(f"| `{name}` | {answer} |\n")
     return (
         "# OpenCLIP's models\n\n"

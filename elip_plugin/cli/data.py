@@ -7,10 +7,24 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Make data sets that need no download hub.", no_args_is_help=True)
+from elip_plugin.cli.help import examples
+
+app = typer.Typer(
+    help="Make data sets that need no download hub.",
+    epilog=examples(
+        "elip data openmoji --out data/openmoji",
+        "elip data vocab --json train.json -o vocab.txt",
+    ),
+    no_args_is_help=True,
+)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "elip data openmoji --out data/openmoji",
+        "elip data openmoji --out data/openmoji --size 224 --seed 1 --overwrite",
+    )
+)
 def openmoji(
     out: Annotated[Path, typer.Option(help="Folder to write to; new or empty.")],
     size: Annotated[int, typer.Option(help="Width and height of the pictures, pixels.")] = 64,
@@ -32,11 +46,18 @@ def openmoji(
         f"--train-num-samples {made.train}\n"
         f"LAVIS: {made.out / 'train.json'}, {made.out / 'held_out.json'}; "
         f"tokenizer: {made.out / 'vocab.txt'}\n"
+        f"CLIP_benchmark: clip_benchmark eval --dataset wds/openmoji --dataset_root '{made.out}' "
+        "--task zeroshot_retrieval --model MODEL --pretrained CHECKPOINT\n"
         f"{made.attribution}"
     )
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "elip data vocab --json train.json -o vocab.txt",
+        "elip data vocab --json coco.json --json vg.json -o vocab.txt --overwrite",
+    )
+)
 def vocab(
     json: Annotated[list[Path], typer.Option(help="JSON list of pairs; may be given repeatedly.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write, such as vocab.txt.")],

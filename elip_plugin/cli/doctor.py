@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import typer
 
+from elip_plugin.cli.help import examples
+
+EXAMPLES = examples("elip doctor", "python -m elip_plugin doctor")
+
 
 def doctor() -> None:
     """Check what is installed, what does not fit, and print the command that fixes it."""

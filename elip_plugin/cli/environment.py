@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from elip_plugin.hosts import autoload
+from elip_plugin.hosts.base import installed_version
 from elip_plugin.hosts.registry import hosts
 
 OLDEST_TORCH = (2, 4)
@@ -53,7 +54,7 @@ def _check_torch() -> Iterator[Finding]:
     if found is None:
         yield Finding("torch", "not installed", "pip install 'torch>=2.4'")
         return
-    old = _numbers(found) < OLDEST_TORCH
+    old = installed_version("torch") < OLDEST_TORCH
     yield Finding("torch", found, "pip install -U 'torch>=2.4'" if old else "")
     import torch
 
@@ -81,7 +82,7 @@ def _check_hosts() -> Iterator[Finding]:
         found = version_of(host.distribution)
         if found is None:
             yield Finding(name, "not installed (only needed if you use it)")
-        elif _numbers(found) < host.oldest:
+        elif installed_version(host.distribution) < host.oldest:
             text = f"{found} is too old"
             if host.dependency:  # it may be here for another package only
                 yield Finding(name, f"{text} (only needed if you use it)")
@@ -101,8 +102,3 @@ def _import_fault(module: str) -> str | None:
         return None
     lines = done.stderr.strip().splitlines()
     return lines[-1] if lines else f"exit code {done.returncode}"
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    parts = version.partition("+")[0].split(".")[:2]
-    return tuple(int(part) for part in parts if part.isdigit())

@@ -7,7 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(help="Run LAVIS, from its wheel alone.", no_args_is_help=True)
+from elip_plugin.cli.help import examples
+
+app = typer.Typer(
+    help="Run LAVIS, from its wheel alone.",
+    epilog=examples("elip lavis configs", "elip lavis train --cfg-path run.yaml"),
+    no_args_is_help=True,
+)
 
 CfgPath = Annotated[Path, typer.Option("--cfg-path", help="A LAVIS run config.")]
 Options = Annotated[
@@ -16,7 +22,12 @@ Options = Annotated[
 MoreOptions = Annotated[list[str] | None, typer.Argument(help="More overrides.", metavar="K=V")]
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "elip lavis train --cfg-path run.yaml",
+        "elip lavis train --cfg-path run.yaml run.max_epoch=1 model.elip.preset=fast",
+    )
+)
 def train(cfg_path: CfgPath, options: Options = None, more: MoreOptions = None) -> None:
     """Train a model, and evaluate it on the config's splits."""
     from elip_plugin.hosts.lavis.runtime.train import run
@@ -24,7 +35,12 @@ def train(cfg_path: CfgPath, options: Options = None, more: MoreOptions = None) 
     _print_scores(run(cfg_path, [*(options or []), *(more or [])], evaluate=False))
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "elip lavis evaluate --cfg-path run.yaml",
+        "elip lavis evaluate --cfg-path run.yaml --checkpoint checkpoint_19.pth",
+    )
+)
 def evaluate(
     cfg_path: CfgPath,
     checkpoint: Annotated[
@@ -40,7 +56,9 @@ def evaluate(
     _print_scores(run(cfg_path, overrides, evaluate=True, checkpoint=checkpoint))
 
 
-@app.command()
+@app.command(
+    epilog=examples("elip lavis configs", 'cp "$(elip lavis configs | grep albef/vqa)" run.yaml')
+)
 def configs() -> None:
     """List the run configs that come with this package."""
     from elip_plugin.hosts.lavis.runtime.paths import configs_root

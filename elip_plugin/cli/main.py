@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
+from typing import Annotated
 
 import typer
 
 from elip_plugin.cli import bench, data, doctor, lavis, plan, show
+from elip_plugin.cli.help import examples
 from elip_plugin.errors import ElipError
 
-app = typer.Typer(help="ELIP: prune and merge vision tokens.", no_args_is_help=True)
-app.command()(plan.models)
-app.command()(plan.plan)
-app.command()(show.show)
-app.command()(doctor.doctor)
+app = typer.Typer(no_args_is_help=True)
+app.command(epilog=plan.MODELS_EXAMPLES)(plan.models)
+app.command(epilog=plan.PLAN_EXAMPLES)(plan.plan)
+app.command(epilog=show.EXAMPLES)(show.show)
+app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
 app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")
 app.add_typer(lavis.app, name="lavis")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        # The package itself, which has the version and else only what its modules have.
+        typer.echo(f"elip-plugin {import_module('elip_plugin').__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog=examples("elip models", "elip plan --model elip-ViT-B-16"))
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    """ELIP: prune and merge vision tokens."""
 
 
 def main() -> None:

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from elip_plugin.cli.completion import complete_model
+from elip_plugin.cli.help import examples
+
 if TYPE_CHECKING:
     from elip_plugin.patching.pruner import Pruner
+    from elip_plugin.planning import Plan
 
 BAR = 28
+SMALL_SPEEDUP = 1.1
+MODELS_EXAMPLES = examples("elip models", "elip models --host open_clip")
+PLAN_EXAMPLES = examples(
+    "elip plan --model elip-ViT-B-16 --preset fast",
+    "elip plan --model elip-ViT-L-14 --target-speedup 1.4 -o plan.yaml",
+    "elip plan --model elip-ViT-L-14 --memory 24GiB --batch 64",
+)
 
 
 def models(
@@ -42,8 +57,15 @@ def models(
 
 
 def plan(
-    model: Annotated[str, typer.Option(help="Such as elip-ViT-B-16, or elip_blip_vqa:vqav2.")],
-    preset: Annotated[str, typer.Option(help="paper or fast; by default the model's own.")] = "",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Such as elip-ViT-B-16, or elip_blip_vqa:vqav2.", autocompletion=complete_model
+        ),
+    ],
+    preset: Annotated[
+        str, typer.Option(help="paper, fast or half; by default the model's own.")
+    ] = "",
     keep: Annotated[
         str, typer.Option(help="Keep ratios of the preset's stages, such as 0.9,0.65,0.4.")
     ] = "",
@@ -51,27 +73,55 @@ def plan(
         float | None, typer.Option(help="Solve for a counted speed-up of the training step.")
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels of a side.")] = None,
-    batch: Annotated[int, typer.Option(help="Images per batch, for the memory.")] = 128,
+    memory: Annotated[
+        str, typer.Option(help="Count which batch fits a memory, such as 24GiB.")
+    ] = "",
+    batch: Annotated[
+        int | None,
+        typer.Option(help="Count the memory of this batch; with --memory, what makes it fit."),
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="Of fp32, bf16 (autocast) and pure_bf16, for the memory.")
+    ] = "fp32,bf16,pure_bf16",
+    reserve: Annotated[
+        str, typer.Option(help="Memory to leave for what cannot be counted.")
+    ] = "1GiB",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write the config, for any host.")
     ] = None,
 ) -> None:
     """Show the tokens in each block, and what the plan saves, without any weights."""
+    from elip_plugin.cli.memory import print_memory
     from elip_plugin.errors import ConfigError
-    from elip_plugin.measure.preview import make_config, preview
+    from elip_plugin.measure.preview import make_config, preview_model
+    from elip_plugin.measure.shares import count_text_share, describe_text_share
+    from elip_plugin.patching.install import find_pruner
 
-    if batch < 1:
+    if batch is not None and batch < 1:
         raise ConfigError(f"batch must be 1 or more, got {batch}")
     config = make_config(preset, keep)
-    pruner = preview(model, config, image_size=image_size, target_speedup=target_speedup)
-    _print_plan(model, pruner, batch)
+    with warnings.catch_warnings():  # said below, with what would win
+        warnings.filterwarnings("ignore", "(this plan|eval_mode 'image' with this plan) is counted")
+        made = preview_model(model, config, image_size=image_size, target_speedup=target_speedup)
+    pruner = find_pruner(made.model)
+    _print_plan(model, pruner, keep)
+    tower, counted = pruner.plan.train_cost(pruner.shape.width), count_text_share(made)
+    if counted is None:
+        typer.echo(
+            "The text side of this model reads the images too, so the step beyond the vision "
+            "tower depends on the plan as well: elip bench speed counts it."
+        )
+    else:
+        typer.echo(describe_text_share(counted, tower, made.context_option))
+    if memory or batch is not None:
+        print_memory(made, precision.split(","), memory, reserve, batch)
     if out is not None:
         # The `elip` section of a model config of either host: JSON is YAML too.
         out.write_text(json.dumps({"elip": pruner.config.to_mapping()}, indent=2) + "\n")
         typer.echo(f"written to {out}")
 
 
-def _print_plan(name: str, pruner: Pruner, batch: int) -> None:
+def _print_plan(name: str, pruner: Pruner, keep: str) -> None:
     """Print a plan as a table with bars."""
     from rich.console import Console
     from rich.table import Table
@@ -82,18 +132,57 @@ def _print_plan(name: str, pruner: Pruner, batch: int) -> None:
     for block, tokens in enumerate(plan.tokens):
         stage = plan.by_block.get(block)
         about = "" if stage is None else f"keep {stage.keep}, look ahead {stage.lookahead}"
+        if stage is not None and stage.until is not None:
+            about += f", the others back at block {stage.until}"
         table.add_row(str(block), str(tokens), "█" * round(BAR * tokens / full), about)
     console.print(table)
     forward, step = plan.forward_cost(width), plan.train_cost(width)
     console.print(
         f"{plan.removed:.0%} of the token-layers removed. Of the unpruned tower, counted: forward "
         f"{forward:.2f}, training step {step:.2f} ({1 / step:.2f} times as fast), memory kept for "
-        f"backward about {1 - plan.removed:.2f}: "
-        f"{plan.activation_bytes(width, batch) / 2**30:.2f} GiB at batch {batch} in fp32.",
+        f"backward about {1 - plan.removed:.2f}.",
         highlight=False,
     )
+    why = "choosing costs more than it saves"
+    if step >= 1:
+        others = _what_wins(pruner, keep, lambda plan: plan.train_cost(width))
+        console.print(f"Training by this plan is slower than no pruning: {why}. {others}")
     if forward >= 1:
+        others = _what_wins(pruner, keep, lambda plan: plan.forward_cost(width))
         console.print(
-            "With eval_mode 'image' this plan would be slower than no pruning: its lookahead costs "
-            "more than it saves in a forward alone."
+            f"With eval_mode 'image' this plan is slower than no pruning: {why} in a forward "
+            f"alone. {others}"
         )
+
+
+def _what_wins(pruner: Pruner, keep: str, cost: Callable[[Plan], float]) -> str:
+    """Return the options of `elip plan` whose plans cost less than no pruning, as a sentence."""
+    costs = {options: cost(other) for options, other in _other_plans(pruner, keep)}
+    faster = [f"{options} ({value:.2f})" for options, value in costs.items() if value < 0.995]
+    return f"Faster, as counted: {', '.join(faster[:3])}." if faster else "No preset is faster."
+
+
+def _other_plans(pruner: Pruner, keep: str) -> Iterator[tuple[str, Plan]]:
+    """Yield other plans for a tower by their options, those with the same keep ratios first."""
+    from elip_plugin import planning
+    from elip_plugin.config import PRESETS
+    from elip_plugin.errors import ConfigError, PlanError
+    from elip_plugin.measure.preview import make_config, solve
+
+    makers: dict[str, Callable[[], Any]] = {
+        f"--preset {name}" + (f" --keep {ratios}" if ratios else ""): partial(
+            make_config, name, ratios
+        )
+        for ratios in dict.fromkeys((keep, ""))
+        for name in PRESETS
+    }
+    makers[f"--target-speedup {SMALL_SPEEDUP}"] = partial(solve, pruner, SMALL_SPEEDUP)
+    shape = pruner.shape
+    for options, make in makers.items():
+        with suppress(ConfigError, PlanError):  # raised by plans that do not fit this tower
+            yield (
+                options,
+                planning.plan(
+                    make(), num_patches=shape.num_patches, depth=shape.depth, prefix=shape.prefix
+                ),
+            )

@@ -7,9 +7,22 @@ from typing import Annotated
 
 import typer
 
+from elip_plugin.cli.completion import complete_model
+from elip_plugin.cli.help import examples
+
+EXAMPLES = examples(
+    "elip show --model elip-ViT-B-32 --checkpoint openai --image cat.jpg -o a.html",
+    'elip show --model elip_albef_pretrain --image cats --text "a cat" -o a.png',
+)
+
 
 def show(
-    model: Annotated[str, typer.Option(help="Such as elip-ViT-B-16 or elip_albef_pretrain.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Such as elip-ViT-B-16 or elip_albef_pretrain.", autocompletion=complete_model
+        ),
+    ],
     image: Annotated[
         list[Path], typer.Option(help="An image, a folder of them, or a .tar shard; repeatable.")
     ],
@@ -19,9 +32,15 @@ def show(
         typer.Option(help="A text to guide by, a row each; by default the pictures' captions."),
     ] = None,
     checkpoint: Annotated[
-        str, typer.Option(help="Weights: a file, or a tag of OpenCLIP's; by default random.")
+        str,
+        typer.Option(
+            help="Weights: a file, a tag of OpenCLIP's, or a folder of save_pretrained; by default "
+            "random."
+        ),
     ] = "",
-    preset: Annotated[str, typer.Option(help="paper or fast; by default the model's own.")] = "",
+    preset: Annotated[
+        str, typer.Option(help="paper, fast or half; by default the model's own.")
+    ] = "",
     keep: Annotated[str, typer.Option(help="Keep ratios of the preset's stages.")] = "",
     most: Annotated[int, typer.Option(help="Most pictures to show.")] = 12,
 ) -> None:

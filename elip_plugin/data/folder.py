@@ -17,7 +17,7 @@ _WRITER = "elip data openmoji"
 # A manifest is a file anyone can edit: only names of this form are ever replaced or removed.
 _OURS = re.compile(
     r"(train|held_out)/\d{5}\.tar|images/[0-9A-F-]+\.png|(train|held_out)\.json"
-    r"|(ATTRIBUTION|vocab)\.txt"
+    r"|test/(\d+\.tar|nshards\.txt)|(ATTRIBUTION|dataset_type|vocab)\.txt"
 )
 
 

@@ -10,7 +10,7 @@ import io
 import json
 import random
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
@@ -64,8 +64,9 @@ def write_openmoji(
 ) -> OpenMojiSet:
     """Render every named emoji and write it as webdataset shards, PNG files and JSON lists.
 
-    `vocab.txt` is a WordPiece vocabulary of the train captions, for BERT text towers. The same
-    packages and arguments give the same bytes; nothing is written before all is rendered.
+    The held-out pairs are written a second time as `test/`, in the layout that CLIP_benchmark
+    reads. `vocab.txt` is a WordPiece vocabulary of the train captions, for BERT text towers. The
+    same packages and arguments give the same bytes; nothing is written before all is rendered.
 
     Args:
         out: Folder to write to; new or empty unless `overwrite` is true.
@@ -94,12 +95,14 @@ def write_openmoji(
         pictures[emoji.key] = _render(emoji, size)
         if progress:
             progress(len(pictures), len(emojis))
+    held_out_shards = dict(_shards("held_out", held, pictures))
     files = {
         "ATTRIBUTION.txt": _attribution(size).encode(),
         "vocab.txt": vocab_bytes(emoji.caption for emoji in train),
         **{f"images/{key}.png": png for key, png in pictures.items()},
         **dict(_shards("train", train, pictures)),
-        **dict(_shards("held_out", held, pictures)),
+        **held_out_shards,
+        **_for_clip_benchmark(held_out_shards.values()),
         # The lists come last: a folder without them is not finished.
         "train.json": _list(train),
         "held_out.json": _list(held),
@@ -149,6 +152,12 @@ def _shards(
                     info.size = len(content)
                     tar.addfile(info, io.BytesIO(content))
         yield f"{name}/{number:05d}.tar", shard.getvalue()
+
+
+def _for_clip_benchmark(shards: Iterable[bytes]) -> dict[str, bytes]:
+    """Return the files of a retrieval set with one split, as CLIP_benchmark's `wds/` reads it."""
+    tars = {f"test/{number}.tar": shard for number, shard in enumerate(shards)}
+    return {"dataset_type.txt": b"retrieval\n", "test/nshards.txt": b"%d\n" % len(tars), **tars}
 
 
 def _list(emojis: Sequence[Emoji]) -> bytes:

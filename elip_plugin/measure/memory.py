@@ -1,4 +1,4 @@
-"""The largest batch that fits a memory: tried out on a GPU, predicted elsewhere."""
+"""The memory of a training step with AdamW: counted without a GPU, or tried out on one."""
 
 from __future__ import annotations
 
@@ -11,12 +11,119 @@ import torch
 
 from elip_plugin.errors import ConfigError
 from elip_plugin.hosts.base import HostModel
-from elip_plugin.measure.counts import saved_bytes
+from elip_plugin.measure.allocations import count_step, weight_bytes, without_memory
 from elip_plugin.measure.variants import PASSES, make_variants
 
 UNITS = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-STATES = 4
-"""Tensors per weight in a training step: itself, its gradient, AdamW's two moments."""
+PRECISIONS = ("fp32", "bf16", "pure_bf16")
+"""float32; the same weights with bfloat16 autocast; weights and states in bfloat16 too."""
+
+COUNTED = (4, 64)
+"""Batches that are counted; others lie on the lines through these two."""
+
+LARGEST = 2**20
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """What a training step takes at any batch.
+
+    Attributes:
+        weights: Bytes of weights and buffers.
+        trained: Bytes of those weights that are trained; so much for each set of gradients.
+        images: Bytes of an image.
+        updating: Bytes that AdamW takes for a while as it updates.
+        kept: Bytes kept from forward to backward, at each of `COUNTED`.
+        peaks: The most bytes in each section of the step, at each of `COUNTED`, with weights and
+            gradients and without AdamW's states.
+    """
+
+    weights: int
+    trained: int
+    images: int
+    updating: int
+    kept: tuple[int, int]
+    peaks: tuple[tuple[int, ...], tuple[int, ...]]
+
+    @property
+    def states(self) -> int:
+        """Bytes of AdamW's two moments."""
+        return 2 * self.trained
+
+    def kept_at(self, batch: int) -> int:
+        """Return the bytes kept from forward to backward at a batch."""
+        return _at(batch, *self.kept)
+
+    def peak_at(self, batch: int) -> int:
+        """Return the most bytes that a step holds at a batch."""
+        step = max(_at(batch, low, high) for low, high in zip(*self.peaks))
+        update = self.weights + self.trained + self.updating + batch * self.images
+        return self.states + max(step, update)
+
+    def largest(self, budget: int) -> int:
+        """Return the largest batch that fits; 0 if not even one pair does."""
+        low, high = 0, LARGEST
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.peak_at(middle) <= budget else (low, middle - 1)
+        return low
+
+
+def _at(batch: int, low: int, high: int) -> int:
+    """Return the value at a batch on the line through those at `COUNTED`."""
+    first, second = COUNTED
+    return low + (high - low) * (batch - first) // (second - first)
+
+
+def count_memory(
+    host_model: HostModel,
+    *,
+    variant: str = "",
+    precision: str = "fp32",
+    checkpointing: bool = False,
+    on_gpu: bool = True,
+) -> StepMemory:
+    """Count the memory of a training step, without any.
+
+    The step runs on tensors that have shapes and no memory, and every storage is followed from
+    its allocation to its end; attention is fused where the model calls torch's own. Not counted:
+    the device's context, workspaces of its kernels, what the allocator cannot use between blocks
+    (fragmentation), and copies that several processes need to exchange gradients.
+
+    Args:
+        host_model: The model, built on the device "meta".
+        variant: "" for the model as it is, or one of `make_variants`.
+        precision: One of `PRECISIONS`.
+        checkpointing: Whether the host's gradient checkpointing is on.
+        on_gpu: Whether autocast and AdamW follow torch's rules for a GPU, or for a CPU.
+
+    Returns:
+        The memory.
+
+    Raises:
+        ConfigError: If the precision is not known.
+        UnsupportedModelError: If the model has no gradient checkpointing.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision must be one of {list(PRECISIONS)}, got {precision!r}")
+    dtype = torch.bfloat16 if precision == "pure_bf16" else torch.float32
+    with without_memory(host_model, dtype) as copied:
+        if variant:
+            copied = make_variants(copied, [variant], batch=COUNTED[0])[variant].host_model
+        copied.model.train()
+        if checkpointing:
+            copied.checkpoint()
+        counts = [
+            count_step(copied, batch, autocast=precision == "bf16", on_gpu=on_gpu)
+            for batch in COUNTED
+        ]
+        weights, trained, largest = weight_bytes(copied.model)
+        images = copied.example_batch(1)[0].numel() * dtype.itemsize
+    (kept_low, low), (kept_high, high) = counts
+    # On a GPU AdamW handles all weights at once, elsewhere one after the other.
+    updating = trained if on_gpu else 2 * largest
+    kept, peaks = (kept_low, kept_high), (tuple(low), tuple(high))
+    return StepMemory(weights, trained, images, updating, kept, peaks)
 
 
 @dataclass(frozen=True)
@@ -29,6 +136,7 @@ class Fit:
         fixed: Bytes whatever the batch.
         per_pair: Bytes more for each pair.
         measured: Whether the batch was tried out.
+        predicted: The largest batch as counted, without trying.
     """
 
     variant: str
@@ -36,11 +144,12 @@ class Fit:
     fixed: int
     per_pair: int
     measured: bool
+    predicted: int
 
 
 def parse_bytes(text: str) -> int:
     """Read an amount of memory."""
-    found = re.fullmatch(r"\s*([\d.]+)\s*([KMG]i?B)\s*", text, re.IGNORECASE)
+    found = re.fullmatch(r"\s*(\d+\.?\d*)\s*([KMG]i?B)\s*", text, re.IGNORECASE)
     if found is None:
         raise ConfigError(f"{text!r} is no amount of memory: write such as 24GiB or 500MB")
     return int(float(found[1]) * UNITS[found[2].upper()])
@@ -49,26 +158,33 @@ def parse_bytes(text: str) -> int:
 def fit_batches(
     host_model: HostModel, budget: int, variants: Sequence[str], precision: str = "fp32"
 ) -> list[Fit]:
-    """Find the largest batch of a training step that fits."""
+    """Count the largest batch of a training step that fits; the model is on the device "meta"."""
+    fits = []
+    for variant in variants:
+        counted = count_memory(host_model, variant=variant, precision=precision)
+        per_pair = counted.kept_at(1) - counted.kept_at(0)
+        fixed, batch = counted.weights + 3 * counted.trained, counted.largest(budget)
+        fits.append(Fit(variant, batch, fixed, per_pair, measured=False, predicted=batch))
+    return fits
+
+
+def try_batches(
+    host_model: HostModel, budget: int, counted: Sequence[Fit], precision: str = "fp32"
+) -> list[Fit]:
+    """Find the largest batches by trying them out on a GPU; nothing is filled above the budget."""
     weights, step = list(host_model.model.parameters()), PASSES["step"]
-    on_gpu = weights[0].is_cuda
-    states = 0 if on_gpu else STATES * sum(p.numel() * p.element_size() for p in weights)
 
     def needed(variant: str, batch: int) -> int:
         made = make_variants(host_model, [variant], batch=batch, precision=precision)[variant]
-        if on_gpu:
-            return _peak(partial(step.run, made, torch.optim.AdamW(weights)))
-        return saved_bytes(partial(step.forward, made), weights)
+        return _peak(partial(step.run, made, torch.optim.AdamW(weights)))
 
     fits = []
-    for variant in variants:
-        small = needed(variant, 2)
-        per_pair = (needed(variant, 4) - small) // 2
-        fixed = small - 2 * per_pair + states
-        batch = max(0, (budget - fixed) // per_pair)
-        if on_gpu:
-            batch = _largest(lambda b, v=variant: needed(v, b) <= budget)  # type: ignore[misc]
-        fits.append(Fit(variant, batch, fixed, per_pair, on_gpu))
+    for fit in counted:
+        small = needed(fit.variant, 2)
+        per_pair = (needed(fit.variant, 4) - small) // 2
+        batch = _largest(lambda b, v=fit.variant: needed(v, b) <= budget)  # type: ignore[misc]
+        fixed = small - 2 * per_pair
+        fits.append(Fit(fit.variant, batch, fixed, per_pair, True, fit.predicted))
     return fits
 
 

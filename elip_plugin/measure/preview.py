@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from elip_plugin.api import apply, find_handle
-from elip_plugin.config import DEFAULT_PRESET, ElipConfig, Stage
+from elip_plugin.config import DEFAULT_PRESET, ElipConfig
 from elip_plugin.errors import ConfigError, PlanError
+from elip_plugin.hosts.base import HostModel
 from elip_plugin.hosts.registry import create
 from elip_plugin.patching.install import find_pruner
 from elip_plugin.patching.pruner import Pruner
-from elip_plugin.planning import plan
+from elip_plugin.planning import Plan, plan
 
 BISECTIONS = 24
 
@@ -31,7 +33,7 @@ def make_config(preset: str, keep: str) -> ElipConfig | None:
             f"keep has {len(values)} values, but the preset has {len(config.stages)} stages"
         )
     pairs = zip(config.stages, values)
-    return replace(config, stages=tuple(Stage(s.block, s.lookahead, v) for s, v in pairs))
+    return replace(config, stages=tuple(replace(s, keep=v) for s, v in pairs))
 
 
 def preview(
@@ -41,17 +43,41 @@ def preview(
     image_size: int | None = None,
     target_speedup: float | None = None,
 ) -> Pruner:
-    """Prune a model that has shapes but no weights."""
-    model = create(name, config, image_size=image_size, device="meta").model
+    """Return the pruner of a model that has shapes but no weights."""
+    made = preview_model(name, config, image_size=image_size, target_speedup=target_speedup)
+    return find_pruner(made.model)
+
+
+def preview_model(
+    name: str,
+    config: ElipConfig | None = None,
+    *,
+    image_size: int | None = None,
+    target_speedup: float | None = None,
+) -> HostModel:
+    """Build a pruned model that has shapes but no weights."""
+    made = create(name, config, image_size=image_size, device="meta")
     if target_speedup is not None:
-        solved = _solve(find_pruner(model), target_speedup)
-        find_handle(model).remove()
-        apply(model, solved)
-    return find_pruner(model)
+        solved = solve(find_pruner(made.model), target_speedup)
+        find_handle(made.model).remove()
+        apply(made.model, solved)
+    return made
 
 
-def _solve(pruner: Pruner, target_speedup: float) -> ElipConfig:
+def solve(pruner: Pruner, target_speedup: float) -> ElipConfig:
     """Return the weakest pruning by the same stages that reaches the speed-up."""
+    width = pruner.shape.width
+    try:
+        return weakest(pruner, lambda plan: plan.train_cost(width) * target_speedup <= 1)
+    except PlanError:
+        raise PlanError(
+            f"no keep ratios of these stages give a counted speed-up of {target_speedup:g}; "
+            f"the given ones give {1 / pruner.plan.train_cost(width):.2f}"
+        ) from None
+
+
+def weakest(pruner: Pruner, enough: Callable[[Plan], bool]) -> ElipConfig:
+    """Return the weakest pruning by the same stages that is enough; a `PlanError` if none is."""
     shape, low, high = pruner.shape, 0.0, 2.0
     best: ElipConfig | None = None
     for _ in range(BISECTIONS):
@@ -62,16 +88,13 @@ def _solve(pruner: Pruner, target_speedup: float) -> ElipConfig:
                 config, num_patches=shape.num_patches, depth=shape.depth, prefix=shape.prefix
             )
         except (ConfigError, PlanError):
-            faster = factor > 1  # too strong to leave a token, or too weak to remove one
+            reached = factor > 1  # too strong to leave a token, or too weak to remove one
         else:
-            faster = planned.train_cost(shape.width) * target_speedup <= 1
-            best = config if faster else best
-        low, high = (low, factor) if faster else (factor, high)
+            reached = enough(planned)
+            best = config if reached else best
+        low, high = (low, factor) if reached else (factor, high)
     if best is None:
-        raise PlanError(
-            f"no keep ratios of these stages give a counted speed-up of {target_speedup:g}; "
-            f"the given ones give {1 / pruner.plan.train_cost(shape.width):.2f}"
-        )
+        raise PlanError("no keep ratios of these stages remove enough tokens")
     return best
 
 
@@ -80,5 +103,5 @@ def _scaled(config: ElipConfig, factor: float) -> ElipConfig:
     stages = []
     for stage in config.stages:
         keep = max(0.02, min(0.999, 1 - factor * (1 - stage.keep)))
-        stages.append(Stage(stage.block, stage.lookahead, round(keep, 4)))
+        stages.append(replace(stage, keep=round(keep, 4)))
     return replace(config, stages=tuple(stages))

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from elip_plugin.measure.parts import Parts
 from elip_plugin.measure.speed import Row, Setting
 from elip_plugin.measure.variants import pruned_variants
 
@@ -45,11 +46,14 @@ def print_table(made: Setting, rows: Sequence[Row]) -> None:
         console.print(line)
 
 
-def write_files(folder: Path, made: Setting, rows: Sequence[Row]) -> None:
+def write_files(
+    folder: Path, made: Setting, rows: Sequence[Row], parts: Parts | None = None
+) -> None:
     """Write a run as speed.json, speed.csv and speed.svg."""
     folder.mkdir(parents=True, exist_ok=True)
     plain = [asdict(row) for row in rows]
-    text = json.dumps({"setting": asdict(made), "rows": plain}, indent=1)
+    about = {} if parts is None else {"parts": asdict(parts)}
+    text = json.dumps({"setting": asdict(made), "rows": plain, **about}, indent=1)
     (folder / "speed.json").write_text(text + "\n")
     with (folder / "speed.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)])
@@ -87,6 +91,7 @@ def _describe(made: Setting) -> str:
     """Describe in one line where and how a run was made."""
     threads = "" if made.on_gpu else f", {made.threads} threads"
     compiled = ", compiled" if made.compiled else ""
+    compiled += "" if made.attention == "fused" else ", plain attention"
     return (
         f"{made.model}, batch {made.batch}, {made.image_size} px, {made.precision}{compiled}; "
         f"{made.device}{threads}, torch {made.torch}; medians of {made.rounds} rounds in turn"

@@ -6,10 +6,13 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from elip_plugin.errors import ConfigError
 from elip_plugin.hosts.base import HostModel
@@ -18,6 +21,13 @@ from elip_plugin.measure.variants import PASSES, Pass, Variant, make_variants, v
 
 WARMUP = 2
 """Rounds that are not counted."""
+
+ATTENTION: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "fused": nullcontext,
+    "plain": partial(sdpa_kernel, SDPBackend.MATH),
+}
+"""What `torch.nn.functional.scaled_dot_product_attention` may run: torch's choice, or no fused
+kernel."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ class Setting:
     threads: int
     precision: str
     compiled: bool
+    attention: str
     rounds: int
     torch: str
     image_size: int
@@ -70,6 +81,7 @@ def measure_speed(
     precision: str = "fp32",
     rounds: int = 7,
     compiled: bool = False,
+    attention: str = "fused",
     progress: Callable[[str], None] = lambda text: None,
 ) -> tuple[Setting, list[Row]]:
     """Measure variants of a model in turn, round by round."""
@@ -78,6 +90,8 @@ def measure_speed(
         raise ConfigError(f"passes {unknown} are not known; choose from {list(PASSES)}")
     if rounds < 1:
         raise ConfigError(f"rounds must be 1 or more, got {rounds}")
+    if attention not in ATTENTION:
+        raise ConfigError(f"attention must be one of {list(ATTENTION)}, got {attention!r}")
     names = list(variants) or variant_names(host_model)
     made = make_variants(host_model, names, batch=batch, precision=precision, compiled=compiled)
     optimizer = torch.optim.AdamW(host_model.model.parameters(), lr=1e-6)
@@ -87,10 +101,13 @@ def measure_speed(
         steps = {}
         for variant, each in made.items():
             each.host_model.model.train(PASSES[name].training)
-            steps[variant] = _timed(partial(PASSES[name].run, each, optimizer))
-        times = _time_in_turn(steps, rounds)
+            steps[variant] = timed(partial(PASSES[name].run, each, optimizer))
+        with ATTENTION[attention]():
+            times = time_in_turn(steps, rounds)
         for variant, each in made.items():
-            flops, memory = _count(PASSES[name], each, steps[variant], compiled)
+            with ATTENTION[attention]():
+                memory = _count_memory(PASSES[name], each, steps[variant], compiled)
+            flops = 0 if compiled else _count_flops(PASSES[name], each, steps[variant])
             ratios = [a / b for a, b in zip(times[variant], times[names[0]], strict=True)]
             middle, ratio = statistics.median(times[variant]), statistics.median(ratios)
             low, high = min(ratios), max(ratios)
@@ -103,6 +120,7 @@ def measure_speed(
         threads=torch.get_num_threads(),
         precision=precision,
         compiled=compiled,
+        attention=attention,
         rounds=rounds,
         torch=torch.__version__.partition("+")[0],
         image_size=images.shape[2],
@@ -111,7 +129,7 @@ def measure_speed(
     return setting, rows
 
 
-def _time_in_turn(steps: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def time_in_turn(steps: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Time each step in each round, so that a drifting machine treats all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(WARMUP + rounds):
@@ -122,7 +140,7 @@ def _time_in_turn(steps: Mapping[str, Callable[[], object]], rounds: int) -> dic
     return {name: times[WARMUP:] for name, times in seconds.items()}
 
 
-def _timed(step: Callable[[], object]) -> Callable[[], object]:
+def timed(step: Callable[[], object]) -> Callable[[], object]:
     """Return a step that waits for a GPU."""
     if not torch.cuda.is_available():
         return step
@@ -134,20 +152,22 @@ def _timed(step: Callable[[], object]) -> Callable[[], object]:
     return waiting
 
 
-def _count(
-    measured: Pass, variant: Variant, step: Callable[[], object], compiled: bool
-) -> tuple[int, int]:
-    """Count operations, and bytes: the allocator's peak on a GPU, else what autograd keeps."""
-    forward = partial(measured.forward, variant)
+def _count_flops(measured: Pass, variant: Variant, step: Callable[[], object]) -> int:
     # The counter follows gradients, so inference is counted with them; its products are the same.
-    flops = 0 if compiled else count_flops(step if measured.training else forward)
+    return count_flops(step if measured.training else partial(measured.forward, variant))
+
+
+def _count_memory(
+    measured: Pass, variant: Variant, step: Callable[[], object], compiled: bool
+) -> int:
+    """Count bytes: the allocator's peak on a GPU, else what autograd keeps."""
     if variant.images.is_cuda:
         torch.cuda.reset_peak_memory_stats()
         step()
-        return flops, torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated()
     if compiled or not measured.training:
-        return flops, 0
-    return flops, saved_bytes(forward, variant.host_model.model.parameters())
+        return 0
+    return saved_bytes(partial(measured.forward, variant), variant.host_model.model.parameters())
 
 
 def _processor() -> str:

@@ -50,6 +50,12 @@ class Variant:
         """Compute a loss of the image features alone."""
         return self.features().float().square().mean()
 
+    def text_loss(self) -> Tensor:
+        """Compute a loss of the text features alone."""
+        with self._autocast():
+            features = self.host_model.encode_text(self.tokens)
+        return features.float().square().mean()
+
     def loss(self) -> Tensor:
         """Compute the training loss."""
         with self._autocast():
@@ -102,8 +108,10 @@ def pruned_variants() -> dict[str, dict[str, Any]]:
 
 
 def variant_names(host_model: HostModel) -> list[str]:
-    """List the variants of a model."""
-    return [UNPRUNED, *host_model.references, *pruned_variants()]
+    """List the variants of a model that remove the presets' token-layers, and the unpruned ones."""
+    known = reducers()
+    pruned = [n for n in pruned_variants() if n not in known or not known[n].at_input]
+    return [UNPRUNED, *host_model.references, *pruned]
 
 
 def make_variants(
@@ -115,7 +123,7 @@ def make_variants(
     compiled: bool = False,
 ) -> dict[str, Variant]:
     """Make variants of a pruned model, and a random batch for all of them."""
-    known, names = variant_names(host_model), list(names)
+    known, names = [UNPRUNED, *host_model.references, *pruned_variants()], list(names)
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ConfigError(f"variants {unknown} are not known; choose from {known}")

@@ -141,6 +141,26 @@ def test_shards_and_lists_hold_the_same_pairs(tmp_path: Path) -> None:
     assert len(set(captions)) == FEW
 
 
+def test_clip_benchmark_finds_the_held_out_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards `{0..N-1}.tar` of a split, N in a file, and the type of the set at the top."""
+    monkeypatch.setattr(openmoji, "PER_SHARD", 3)
+    made = write(tmp_path, held_out=7)
+    assert (tmp_path / "dataset_type.txt").read_text().strip() == "retrieval"
+    count = int((tmp_path / "test" / "nshards.txt").read_text())
+    assert count == made.held_out_shards == 3
+    assert {path.name for path in (tmp_path / "test").iterdir()} == {
+        "nshards.txt", *(f"{number}.tar" for number in range(count)),
+    }  # fmt: skip
+    members = list(tar_members(tmp_path / "test"))
+    captions = [content.decode().splitlines() for name, content in members if name.endswith(".txt")]
+    assert captions == [[row["caption"]] for row in rows(tmp_path, "held_out")]
+    pictures = [content for name, content in members if name.endswith(".png")]
+    listed = [(tmp_path / row["image"]).read_bytes() for row in rows(tmp_path, "held_out")]
+    assert pictures == listed
+
+
 @pytest.mark.parametrize("size", [8, 50])
 def test_pictures_have_the_size_and_a_white_background(tmp_path: Path, size: int) -> None:
     write(tmp_path, size=size)
@@ -328,6 +348,7 @@ def test_command_line(
     printed = capsys.readouterr().out
     assert f"{FEW} pairs in {tmp_path / 'set'}: {FEW - 4} train, 4 held out" in printed
     assert f"tokenizer: {tmp_path / 'set' / 'vocab.txt'}" in printed
+    assert f"--dataset wds/openmoji --dataset_root '{tmp_path / 'set'}'" in printed
     assert "OpenMoji" in printed
     assert "CC BY-SA 4.0" in printed
 

@@ -35,9 +35,7 @@ def test_the_command_shows_each_block_and_the_saving() -> None:
     assert "keep 78, look ahead 2" in out
     assert "forward 1.23, training step 0.88 (1.13 times as fast)" in out
     assert "slower than no pruning" in out
-    assert "5.06 GiB at batch 256 in fp32" in elip(
-        "plan --model elip-ViT-B-32 --batch 256 --preset fast"
-    )
+    assert "memory kept for backward about 0.71" in out
     assert "slower than no pruning" not in elip("plan --model elip-fast-ViT-B-16")
 
 
@@ -114,22 +112,6 @@ def test_models_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     modules: Any = sys.modules
     monkeypatch.setitem(modules, "lavis", None)
     assert "lavis is not installed; run: pip install 'elip-plugin[lavis]'" in elip("models")
-
-
-@pytest.mark.parametrize("preset", ["paper", "fast"])
-def test_the_estimated_memory_is_what_autograd_keeps(preset: str) -> None:
-    open_clip = pytest.importorskip("open_clip")
-    import torch
-
-    from elip_plugin import apply
-    from elip_plugin.measure.counts import saved_bytes
-
-    model = open_clip.create_model("ViT-B-32").train()
-    handle = apply(model, preset)
-    images, texts = torch.randn(2, 3, 224, 224), torch.randn(2, 512)
-    with handle.guide(texts):
-        kept = saved_bytes(lambda: model.encode_image(images).sum(), model.parameters())
-    assert kept == pytest.approx(handle.plan.activation_bytes(768, 2), rel=0.1)
 
 
 def test_each_name_says_its_plan() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from elip_plugin import ElipConfig, create, find_handle, plan
 from elip_plugin.errors import ConfigError
 from elip_plugin.measure.counts import count_flops, saved_bytes
-from elip_plugin.measure.speed import _time_in_turn, measure_speed
+from elip_plugin.measure.speed import measure_speed, time_in_turn
 from elip_plugin.measure.startup import measure_startup
 from elip_plugin.measure.variants import (
     PASSES,
@@ -127,7 +127,7 @@ def test_every_variant_runs_every_pass(host_model: Any) -> None:
     ("options", "message"),
     [
         ({"passes": ["sleep"]}, "passes .*'sleep'.* not known"),
-        ({"variants": ["full", "half"]}, "variants .*'half'.* not known"),
+        ({"variants": ["full", "halve"]}, "variants .*'halve'.* not known"),
         ({"precision": "fp8"}, "precision must be one of"),
         ({"batch": 0}, "batch must be 1 or more"),
         ({"rounds": 0}, "rounds must be 1 or more"),
@@ -140,7 +140,7 @@ def test_faults(host_model: Any, options: dict[str, Any], message: str) -> None:
 
 def test_steps_take_turns() -> None:
     order: list[str] = []
-    times = _time_in_turn({name: partial(order.append, name) for name in "ab"}, rounds=3)
+    times = time_in_turn({name: partial(order.append, name) for name in "ab"}, rounds=3)
     assert order == ["a", "b"] * 5  # two rounds do not count
     assert {name: len(seconds) for name, seconds in times.items()} == {"a": 3, "b": 3}
 
