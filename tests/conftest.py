@@ -7,9 +7,12 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+with suppress(ImportError):
+    import setuptools  # noqa: F401  # torch's compiler fails if distutils was imported first
 
 # Before torch: on tensors this small a second thread costs more than it brings, and two
 # processes at a time would wait for each other's.

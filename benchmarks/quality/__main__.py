@@ -102,9 +102,10 @@ def train(
 def _needed(recipes: dict[str, Recipe]) -> list[dict[str, Any]]:
     """List the trainings that the questions need, seed by seed."""
     rows: list[dict[str, Any]] = []
-    for seed in range(max(question.seeds for question in QUESTIONS)):
+    for place in range(max(question.seeds for question in QUESTIONS)):
         for question in QUESTIONS:
-            for regime in question.regimes if seed < question.seeds else ():
+            seed = question.first + place
+            for regime in question.regimes if place < question.seeds else ():
                 for name, budget in (
                     (question.other, question.other_budget),
                     (question.variant, question.budget),

@@ -24,7 +24,7 @@ from benchmarks.quality.cost import Tower, count
 from benchmarks.quality.results_log import KEY
 from benchmarks.quality.variants import VARIANTS
 
-DEFAULT = "unpruned; random 0.5, end; fast, end"
+DEFAULT = "unpruned; pool, long end; random 0.5, end"
 """Variants of the reduced grid."""
 
 LOG = "large.jsonl"

@@ -66,8 +66,15 @@ def answer(results: Results, question: Question) -> Difference | None:
     Returns:
         The difference of MRR over the seeds that both rows have; None without any.
     """
-    one = scores(results, (question.variant, question.budget), question.test)
-    two = scores(results, (question.other, question.other_budget), question.other_test)
+    seeds = range(question.first, question.first + question.seeds)
+    sides = (
+        (question.variant, question.budget, question.test),
+        (question.other, question.other_budget, question.other_test),
+    )
+    one, two = (
+        {seed: mrr for seed, mrr in scores(results, (name, budget), test).items() if seed in seeds}
+        for name, budget, test in sides
+    )
     return difference(one, two) if set(one) & set(two) else None
 
 

@@ -135,9 +135,15 @@ VARIANTS = {
         {**SKIP, **RANDOM, **END},
     ),
     "pool, end": Variant(
-        "2 x 2 patches averaged into one at the input, unpruned end",
+        "the picture at half its side, by the plan, unpruned end",
         {**INPUT[0.25], "reducer": "pool", **END},
     ),
-    "small, end": Variant("pictures of half the side, whole at the end", small_until=0.85),
+    "pool, long end": Variant(
+        "the picture at half its side, by the plan; last two fifths unpruned (the preset half)",
+        {**INPUT[0.25], "reducer": "pool", "final_unpruned": 0.4},
+    ),
+    "small, end": Variant(
+        "the picture at half its side, by the data, whole at the end", small_until=0.85
+    ),
 }
 """By name, in the order of the table."""

@@ -1,8 +1,8 @@
 """What a transformer block can be asked for besides its own forward, as functions of the block.
 
 A patched block is called as `block(x, elip=mode)`, so that wrappers around it (sharding,
-compilation) run as for any other call; see `elip_plugin.patching.blocks`. A mode gets what the block
-reads of positions, if it does, as `**positions`; see `elip_plugin.core.positions`.
+compilation) run as for any other call; see `elip_plugin.patching.blocks`. Where blocks read
+positions at every call, a mode gets them as `**positions`; see `elip_plugin.core.positions`.
 
 Shapes: B batch, T tokens, H heads, D width, A attention width.
 """

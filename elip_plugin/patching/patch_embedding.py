@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elip_plugin.core.patches import split_patches
-from elip_plugin.errors import PlanError, UnsupportedModelError
+from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.patching.swap import Patched, Swap
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class ElipPatchEmbedding(Patched, nn.Conv2d):
         kernel_size: tuple[int, int]
 
     def forward(self, input: Tensor) -> Tensor:
-        """Embed images [B, C, height, width]; PlanError if the reducer cannot shrink the grid."""
+        """Embed images [B, C, height, width]."""
         pruner = self.elip
         if not pruner.is_active(self.training):
             return super().forward(input)
@@ -33,16 +33,29 @@ class ElipPatchEmbedding(Patched, nn.Conv2d):
         downscale = pruner.reducer.downscale
         if downscale == 1:
             return super().forward(input)
-        rows, columns = pruner.patches.shape[2:4]
-        if rows % downscale or columns % downscale:
-            raise PlanError(
-                f"reducer {pruner.reducer.name!r} makes one token of {downscale} x {downscale} "
-                f"patches, which a grid of {rows} x {columns} has not: choose a resolution with "
-                f"rows and columns that {downscale} divides"
-            )
         # As many embeddings as the tower expects, so that what it adds to them fits.
-        small = super().forward(F.avg_pool2d(input, downscale))
-        return small.repeat_interleave(downscale, 2).repeat_interleave(downscale, 3)
+        rows, columns = pruner.patches.shape[2:4]
+        small = super().forward(shrink(input, downscale, (rows, columns), self.kernel_size))
+        repeated = small.repeat_interleave(downscale, 2).repeat_interleave(downscale, 3)
+        return repeated[:, :, :rows, :columns]
+
+
+def shrink(images: Tensor, downscale: int, grid: tuple[int, int], patch: tuple[int, int]) -> Tensor:
+    """Shrink pictures to whole patches, of which each stands for `downscale` per side.
+
+    Args:
+        images: Images [B, C, height, width].
+        downscale: By how much the sides shrink; by a little less where it does not divide the grid.
+        grid: Rows and columns of patches in the images.
+        patch: Height and width of a patch in pixels.
+
+    Returns:
+        Images of ceil(rows / downscale) x ceil(columns / downscale) patches, or a few pixels more.
+    """
+    if not any(count % downscale for count in grid):
+        return F.avg_pool2d(images, downscale)
+    height, width = (-(-count // downscale) * side for count, side in zip(grid, patch))
+    return F.interpolate(images, (height, width), mode="bilinear", antialias=True)
 
 
 def swap_patch_embedding(embedding: nn.Module | None, reducer: str) -> Swap:

@@ -8,10 +8,12 @@ the tower stay as they are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from elip_plugin.errors import PlanError
@@ -32,13 +34,18 @@ class Pool(Reducer):
     def tokens(
         self, stages: tuple[PlannedStage, ...], *, num_patches: int, depth: int, prefix: int
     ) -> tuple[PlannedStage, ...]:
-        """Leave a quarter and no merged token; see `Reducer.tokens`."""
-        if num_patches % 4:
+        """Leave a token per square, smaller ones at the edge too; see `Reducer.tokens`."""
+        side = math.isqrt(num_patches)
+        if side**2 == num_patches:
+            keep = (-(-side // 2)) ** 2
+        elif num_patches % 4 == 0:
+            keep = num_patches // 4
+        else:
             raise PlanError(
                 f"reducer 'pool' averages 2 x 2 patches, which {num_patches} patches do not fill: "
-                "choose a resolution or patch size with an even number of rows and columns"
+                "choose a square picture, or an even number of rows and columns"
             )
-        return tuple(replace(stage, tokens_out=prefix + stage.keep) for stage in stages)
+        return tuple(replace(s, keep=keep, tokens_out=prefix + keep) for s in stages)
 
     def run(
         self,
@@ -50,6 +57,11 @@ class Pool(Reducer):
         """Average, then run all blocks; see `Reducer.run`."""
         assert context.patches is not None
         rows, columns = context.patches.shape[2:4]
+        if rows != columns and (rows % 2 or columns % 2):
+            raise PlanError(
+                f"reducer 'pool' averages 2 x 2 patches, which a grid of {rows} x {columns} has "
+                "not: choose a square picture, or an even number of rows and columns"
+            )
         if context.positions is not None:
             context = context.at(
                 context.positions.take(upper_left(len(x), rows, columns, x.device))
@@ -58,19 +70,20 @@ class Pool(Reducer):
 
 
 def pool(x: Tensor, prefix: int, rows: int, columns: int) -> Tensor:
-    """Average the tokens of 2 x 2 neighbouring patches.
+    """Average the tokens of 2 x 2 neighbouring patches; at an odd edge, of those that are there.
 
     Args:
         x: Tokens [B, P + rows * columns, D], row by row.
         prefix: Prefix tokens P, which stay.
-        rows: Rows of patches, an even number.
-        columns: Columns of patches, an even number.
+        rows: Rows of patches.
+        columns: Columns of patches.
 
     Returns:
-        Tokens [B, P + rows * columns / 4, D], row by row.
+        Tokens [B, P + ceil(rows / 2) * ceil(columns / 2), D], row by row.
     """
-    grid = x[:, prefix:].reshape(len(x), rows // 2, 2, columns // 2, 2, -1)
-    return torch.cat([x[:, :prefix], grid.mean(dim=(2, 4)).flatten(1, 2)], dim=1)
+    grid = x[:, prefix:].transpose(1, 2).reshape(len(x), -1, rows, columns)
+    pooled = F.avg_pool2d(grid, 2, ceil_mode=True).flatten(2).transpose(1, 2)
+    return torch.cat([x[:, :prefix], pooled], dim=1)
 
 
 def upper_left(batch: int, rows: int, columns: int, device: torch.device) -> Tensor:
@@ -80,12 +93,12 @@ def upper_left(batch: int, rows: int, columns: int, device: torch.device) -> Ten
 
     Args:
         batch: Images, B.
-        rows: Rows of patches, an even number.
-        columns: Columns of patches, an even number.
+        rows: Rows of patches.
+        columns: Columns of patches.
         device: Where the tokens are.
 
     Returns:
-        Indices of patches [B, rows * columns / 4].
+        Indices of patches [B, ceil(rows / 2) * ceil(columns / 2)].
     """
     index = torch.arange(rows * columns, device=device).view(rows, columns)
     return index[::2, ::2].flatten().expand(batch, -1)

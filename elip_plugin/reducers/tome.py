@@ -83,8 +83,8 @@ def merge_inside(
         **positions: Where the tokens are, if the block reads that.
 
     Returns:
-        Tokens [B, T - r, D] and their sizes [B, T - r]; with positions and r > 0 also whose position
-        each has, of the tokens after the prefix [B, T - P - r].
+        Tokens [B, T - r, D] and their sizes [B, T - r]; with positions and r > 0 also which of the
+        tokens after the prefix each of them has its position from [B, T - P - r].
     """
     q, k, v = block.queries_keys_values(x, **positions)
     bias = sizes.log()[:, None, None].to(q.dtype)

@@ -14,8 +14,8 @@ from towers import KINDS, make_tower
 
 from elip_plugin import ElipConfig, apply, plan
 from elip_plugin.errors import ConfigError, PlanError, UnsupportedModelError
-from elip_plugin.patching.patch_embedding import ElipPatchEmbedding
-from elip_plugin.reducers.pool import pool
+from elip_plugin.patching.patch_embedding import ElipPatchEmbedding, shrink
+from elip_plugin.reducers.pool import pool, upper_left
 
 POOL = {"reducer": "pool", "final_unpruned": 0.2, "eval_mode": "image"}
 
@@ -90,9 +90,33 @@ def test_faults_of_a_config(mapping: dict[str, Any], message: str) -> None:
         ElipConfig.from_mapping({"reducer": "pool", **mapping})
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(3, 3), (7, 7), (4, 6)])
+def test_odd_edges_have_smaller_squares(rows: int, columns: int) -> None:
+    x = randn(2, 1 + rows * columns, 3)
+    out, grid = pool(x, 1, rows, columns), x[:, 1:].unflatten(1, (rows, columns))
+    corner = grid[:, 2 * ((rows - 1) // 2) :, 2 * ((columns - 1) // 2) :]
+    torch.testing.assert_close(out[:, -1], corner.mean(dim=(1, 2)))
+    assert upper_left(2, rows, columns, x.device).shape == (2, out.shape[1] - 1)
+
+
+def test_an_odd_grid_is_halved(tiny_clip: Any) -> None:
+    made = plan(ElipConfig.preset("half"), num_patches=49, depth=12)
+    assert made.tokens == (17,) * 12 and made.stages[0].keep == 16
+    model = tiny_clip(image_size=24)  # 3 x 3 patches
+    handle = apply(model, POOL)
+    images = torch.zeros(1, 3, 24, 24)
+    images[..., 16:, :] = 1  # the last row of patches
+    with recorded_lengths(model.visual.transformer.resblocks) as lengths:
+        model.encode_image(images)
+    assert lengths == [5] * 12 == list(handle.plan.tokens)
+    small = shrink(images, 2, (3, 3), (8, 8))
+    assert small.shape == (1, 3, 16, 16)
+    assert small[..., :8, :].mean() < 0.05 and small[..., 12:, :].mean() > 0.95
+
+
 def test_faults_of_a_grid(tiny_clip: Any) -> None:
-    with pytest.raises(PlanError, match="which 49 patches do not fill"):
-        plan(ElipConfig.from_mapping({"reducer": "pool"}), num_patches=49, depth=12)
+    with pytest.raises(PlanError, match="which 51 patches do not fill"):
+        plan(ElipConfig.from_mapping({"reducer": "pool"}), num_patches=51, depth=12)
     model = tiny_clip(image_size=[24, 64])  # 3 x 8 patches
     handle = apply(model, POOL)
     with pytest.raises(PlanError, match="which a grid of 3 x 8 has not"):

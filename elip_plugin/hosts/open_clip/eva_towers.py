@@ -184,6 +184,7 @@ def describe(trunk: Any) -> Tower:
             "a timm Eva trunk with rotary positions of its own in each block: those that all "
             "blocks share are supported"
         )
+    blocks = choose_all(trunk.blocks, BLOCKS)
     for block in trunk.blocks:
         attn = block.attn
         if type(attn) not in ATTENTIONS:
@@ -200,7 +201,7 @@ def describe(trunk: Any) -> Tower:
     return Tower(
         shape,
         Swap(trunk, ElipEva),
-        choose_all(trunk.blocks, BLOCKS, elip_scale=trunk.blocks[0].attn.scale),
+        blocks,
         random_blocks=has_stochastic_depth(trunk.blocks),
         patch_embed=patch_convolution(trunk),
     )

@@ -1,4 +1,4 @@
-"""timm's VisionTransformerRelPos: a bias of the attention by relative positions, shared or per block.
+"""timm's VisionTransformerRelPos: an attention bias by relative positions, shared or per block.
 
 Of a bias [1, H, P + N, P + N], the rows and columns of the tokens' positions are taken.
 """
@@ -64,13 +64,12 @@ class ElipRelPosBlock(PrunableBlock, RelPosBlock):
         """Normalise and project tokens; see `BlockParts`."""
         return super().queries_keys_values(x)
 
-    def position_bias(
-        self, places: Tensor | None = None, shared_rel_pos: Tensor | None = None
-    ) -> Tensor | None:
+    def position_bias(self, **positions: Any) -> Tensor | None:
         """Compute the bias of the attention's logits; see `BlockParts`."""
-        own = self.attn.rel_pos
+        own, places = self.attn.rel_pos, positions["places"]
         if own is None:
-            return shared_rel_pos
+            bias: Tensor = positions["shared_rel_pos"]
+            return bias
         # Tokens are chosen without gradient, and without the dropout that this bias may have.
         drawn = torch.is_grad_enabled() or not isinstance(own, RelPosMlp)
         bias = own.get_bias() if drawn else bias_without_dropout(own)
@@ -142,13 +141,14 @@ def bias_without_dropout(rel_pos: Any) -> Tensor:
 
 def describe(trunk: Any) -> Tower:
     """Describe a trunk with relative positions; see `Host.describe`."""
+    blocks = choose_all(trunk.blocks, {RelPosBlock: ElipRelPosBlock})
     for block in trunk.blocks:
         own = set() if block.attn.rel_pos is None else set(block.attn.rel_pos.modules())
         refuse_dropout(module for module in block.modules() if module not in own)
     return Tower(
         shape_of(trunk),
         Swap(trunk, ElipRelPosTrunk),
-        choose_all(trunk.blocks, {RelPosBlock: ElipRelPosBlock}),
+        blocks,
         # The host's own block cannot take rows and columns of its own bias: all are patched.
         random_blocks=trunk.shared_rel_pos is None or has_stochastic_depth(trunk.blocks),
         patch_embed=patch_convolution(trunk),

@@ -1,4 +1,4 @@
-"""timm's trunks as OpenCLIP wraps them; here its VisionTransformer (SigLIP, MobileCLIP-B and -L)."""
+"""timm's trunks as OpenCLIP wraps them; here VisionTransformer (SigLIP, MobileCLIP-B and -L)."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class PrunableTrunk(PrunableStack):
         pruner = self.elip
         active = pruner.enabled and (self.training or pruner.eval_mode != "full")
         if args or kw.get("attn_mask") is not None or kw.get("is_causal") or not active:
-            return super().forward_features(x, *args, **kw)  # type: ignore[misc,no-any-return]
+            return super().forward_features(x, *args, **kw)  # type: ignore[misc]
         tokens, positions = self.embed(x)
         pruning = pruner.begin(tokens.shape[1] - pruner.shape.prefix, self.training)
         call = call_checkpointed if self.grad_checkpointing else call_block

@@ -1,4 +1,4 @@
-"""Towers whose blocks read positions at every call: rotary ones, and biases by relative positions."""
+"""Towers whose blocks read positions at every call: rotary ones, and relative position biases."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import torch
 from conftest import recorded_lengths
 
 import elip_plugin
+from elip_plugin import ElipConfig, plan
 from elip_plugin.core.blocks import attention_row, look_ahead
 from elip_plugin.core.positions import Positions, positions_after
 from elip_plugin.core.select import Selection
 from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.patching.install import find_pruner
 from elip_plugin.reducers import find_reducer, reducers
 from elip_plugin.reducers.pool import upper_left
 from elip_plugin.reducers.tome import match, merge_inside, merge_pairs
@@ -35,9 +37,18 @@ NAMES = {
 KINDS = tuple(NAMES)
 PLACED = ("EVA02", "PE-Core", "relative", "relative, shared")
 MODELS = [
-    *("EVA01-g-14", "EVA01-g-14-plus"),
-    *(f"EVA02-{size}" for size in ("B-16", "E-14", "E-14-plus", "L-14", "L-14-336")),
-    *(f"PE-Core-{size}" for size in ("B-16", "bigG-14-448", "L-14-336", "S-16-384", "T-16-384")),
+    "EVA01-g-14",
+    "EVA01-g-14-plus",
+    "EVA02-B-16",
+    "EVA02-E-14",
+    "EVA02-E-14-plus",
+    "EVA02-L-14",
+    "EVA02-L-14-336",
+    "PE-Core-B-16",
+    "PE-Core-bigG-14-448",
+    "PE-Core-L-14-336",
+    "PE-Core-S-16-384",
+    "PE-Core-T-16-384",
     "vit_relpos_medium_patch16_cls_224",
 ]
 
@@ -80,8 +91,8 @@ def choosing(monkeypatch: pytest.MonkeyPatch, *made: Any) -> None:
 def config_of(*blocks: int, **more: Any) -> dict[str, Any]:
     stages = [{"block": b, "lookahead": 1, "keep": 0.9 - 0.2 * i} for i, b in enumerate(blocks)]
     return {
-        **{"reducer": "evit", "stages": stages, "reference_depth": None, "merge": False},
-        **{"eval_mode": "image", **more},
+        **{"reducer": "evit", "stages": stages, "merge": False, "eval_mode": "image"},
+        **more,
     }
 
 
@@ -208,10 +219,10 @@ def entering(model: Any, images: torch.Tensor, kept: torch.Tensor) -> tuple[torc
     x, positions = trunk.embed(images)
     index = kept.expand(len(x), -1)
     rest = x[:, prefix:].gather(1, index.unsqueeze(2).expand(-1, -1, x.shape[2]))
-    return torch.cat([x[:, :prefix], rest], dim=1), positions(index)
+    return torch.cat([x[:, :prefix], rest], dim=1), positions(index) if positions else {}
 
 
-@pytest.mark.parametrize("kind", PLACED)
+@pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_a_block_in_any_mode_computes_what_its_own_forward_does(
     kind: str, monkeypatch: pytest.MonkeyPatch
@@ -236,7 +247,7 @@ def test_a_block_in_any_mode_computes_what_its_own_forward_does(
     logits = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5
     rows = (logits if bias is None else logits + bias).softmax(dim=3).mean(dim=1)
     row = block(x, elip=attention_row, query=None, **options)
-    torch.testing.assert_close(row, rows[:, 0] if prefix else row, rtol=0, atol=1e-12)
+    torch.testing.assert_close(row, rows[:, 0], rtol=0, atol=1e-12)
     sizes = torch.ones(x.shape[:2], dtype=torch.float64)
     out, after = block(x, elip=merge_inside, sizes=sizes, remove=0, prefix=prefix, **options)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
@@ -244,7 +255,7 @@ def test_a_block_in_any_mode_computes_what_its_own_forward_does(
 
 
 @pytest.mark.parametrize("reducer", reducers())
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PLACED)
 def test_every_reducer_trains_a_step(kind: str, reducer: str) -> None:
     base, model = make(kind), make(kind)
     images, texts = inputs(model)
@@ -257,7 +268,7 @@ def test_every_reducer_trains_a_step(kind: str, reducer: str) -> None:
     with torch.no_grad():
         expected = encode(base.eval(), images)
         assert torch.equal(encode(model.eval(), images), expected)
-        with handle.evaluated_by("image"), recorded_lengths(stack_of(model)) as lengths:
+        with find_pruner(model).evaluated_by("image"), recorded_lengths(stack_of(model)) as lengths:
             encode(model, images)
         assert lengths == list(handle.plan.tokens)
         handle.remove()
@@ -293,14 +304,14 @@ def test_schedules_traces_and_other_resolutions(kind: str) -> None:
         counts.append(sum(lengths))
     assert counts[0] == counts[3] > counts[1] > counts[2]
     prefix = model.visual.trunk.num_prefix_tokens
-    with handle.evaluated_by("image"), handle.trace() as trace, torch.no_grad():
+    with find_pruner(model).evaluated_by("image"), handle.trace() as trace, torch.no_grad():
         tokens = model.eval().visual.trunk.forward_features(images)
     assert trace.unmerge(tokens).shape == (2, 16, 32)
     kept = trace.stages[-1].kept
     assert ((kept >= -1) & (kept < 16)).all() and tokens.shape[1] == handle.plan.tokens[-1]
     assert trace.sources is not None and tokens.shape[1] == prefix + trace.sources.shape[1]
     model.visual.set_input_size(model.visual.image_size[0] * 3 // 2)
-    with handle.evaluated_by("image"), recorded_lengths(stack_of(model)) as lengths:
+    with find_pruner(model).evaluated_by("image"), recorded_lengths(stack_of(model)) as lengths:
         encode(model, inputs(model)[0])
     assert handle.plan.num_patches == 36 and lengths == list(handle.plan.tokens)
 
@@ -346,11 +357,17 @@ def test_pooled_tokens_have_the_offsets_of_their_centres() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_offered_model_is_built_without_weights_and_planned(name: str) -> None:
-    for prefix, lowest in (("elip-", 0.2), ("elip-fast-", 0.2)):
-        made = elip_plugin.create(f"{prefix}{name}", device="meta")
-        plan = elip_plugin.find_handle(made.model).plan
-        rows, columns = made.grid_size
-        assert plan.num_patches == rows * columns and lowest < plan.removed < 0.35
+    made = elip_plugin.create(f"elip-{name}", device="meta")
+    rows, columns = made.grid_size
+    shape, paper = find_pruner(made.model).shape, find_pruner(made.model).plan
+    assert shape.num_patches == rows * columns and 0.2 < paper.removed < 0.35
+    fast = plan(
+        ElipConfig.preset("fast"),
+        num_patches=shape.num_patches,
+        depth=shape.depth,
+        prefix=shape.prefix,
+    )
+    assert 0.2 < fast.removed < 0.5
 
 
 @pytest.mark.parametrize(
@@ -381,7 +398,7 @@ def test_what_cannot_be_pruned_is_refused(kind: str, change: Any, message: str) 
 def test_compiles_to_one_graph(kind: str) -> None:
     model = make(kind, "fast").eval()
     images, texts = inputs(model)
-    with elip_plugin.find_handle(model).evaluated_by("image"):
+    with find_pruner(model).evaluated_by("image"):
         torch._dynamo.reset()
         compiled = torch.compile(model, fullgraph=True, backend="eager")
         torch.testing.assert_close(
