@@ -17,7 +17,7 @@ from elip_plugin.errors import ConfigError
 from elip_plugin.hosts.base import HostModel
 from elip_plugin.hosts.registry import find_host
 from elip_plugin.patching.install import find_pruner
-from elip_plugin.reducers import reducers
+from elip_plugin.reducers import find_reducer, reducers
 
 UNPRUNED = "full"
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
@@ -108,9 +108,9 @@ def pruned_variants() -> dict[str, dict[str, Any]]:
 
 
 def variant_names(host_model: HostModel) -> list[str]:
-    """List the variants of a model that remove the presets' token-layers, and the unpruned ones."""
-    known = reducers()
-    pruned = [n for n in pruned_variants() if n not in known or not known[n].at_input]
+    """List the variants of a model that every tower can do, the unpruned ones first."""
+    asked = {name: ElipConfig.from_mapping(v).reducer for name, v in pruned_variants().items()}
+    pruned = [name for name, reducer in asked.items() if not find_reducer(reducer).at_input]
     return [UNPRUNED, *host_model.references, *pruned]
 
 
