@@ -126,6 +126,8 @@ def _print_plan(name: str, pruner: Pruner, keep: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from elip_plugin.measure.preview import average_step
+
     plan, width = pruner.plan, pruner.shape.width
     console, full = Console(), plan.prefix + plan.num_patches
     table = Table("block", "tokens", "", "stage", title=f"{name}, {full} tokens of width {width}")
@@ -143,6 +145,12 @@ def _print_plan(name: str, pruner: Pruner, keep: str) -> None:
         f"backward about {1 - plan.removed:.2f}.",
         highlight=False,
     )
+    if pruner.config.warmup or pruner.config.final_unpruned:
+        console.print(
+            "Averaged over a training with its schedule (warmup, final_unpruned), the tower's step "
+            f"is {average_step(pruner):.2f} of the unpruned one.",
+            highlight=False,
+        )
     why = "choosing costs more than it saves"
     if step >= 1:
         others = _what_wins(pruner, keep, lambda plan: plan.train_cost(width))

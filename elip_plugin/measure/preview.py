@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,10 +12,13 @@ from elip_plugin.errors import ConfigError, PlanError
 from elip_plugin.hosts.base import HostModel
 from elip_plugin.hosts.registry import create
 from elip_plugin.patching.install import find_pruner
+from elip_plugin.patching.progress import level_at
 from elip_plugin.patching.pruner import Pruner
 from elip_plugin.planning import Plan, plan
 
 BISECTIONS = 24
+PARTS = 1000
+"""Into how many parts a training is cut to average its steps."""
 
 
 def make_config(preset: str, keep: str) -> ElipConfig | None:
@@ -105,3 +109,21 @@ def _scaled(config: ElipConfig, factor: float) -> ElipConfig:
         keep = max(0.02, min(0.999, 1 - factor * (1 - stage.keep)))
         stages.append(replace(stage, keep=round(keep, 4)))
     return replace(config, stages=tuple(stages))
+
+
+def average_step(pruner: Pruner) -> float:
+    """Count the average training step of a tower over a whole training, schedule included.
+
+    Args:
+        pruner: What prunes the tower.
+
+    Returns:
+        Multiply-adds over those of an unpruned step.
+    """
+    shape, total = pruner.shape, 0.0
+    for level, parts in Counter(level_at(i / PARTS, pruner.config) for i in range(PARTS)).items():
+        step = 1.0
+        if level > 0:
+            step = pruner.plan_for(shape.num_patches, level).train_cost(shape.width)
+        total += parts * step
+    return total / PARTS

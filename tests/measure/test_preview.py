@@ -14,7 +14,7 @@ from entry_points import elip
 import elip_plugin
 from elip_plugin import ElipConfig
 from elip_plugin.errors import ConfigError, PlanError, UnknownModelError, UnsupportedModelError
-from elip_plugin.measure.preview import make_config, preview
+from elip_plugin.measure.preview import average_step, make_config, preview
 
 TOKENS = (197, 197, 178, 178, 129, 129, 129, 129, 129, 129, 80, 80)
 
@@ -37,6 +37,18 @@ def test_the_command_shows_each_block_and_the_saving() -> None:
     assert "slower than no pruning" in out
     assert "memory kept for backward about 0.71" in out
     assert "slower than no pruning" not in elip("plan --model elip-fast-ViT-B-16")
+
+
+def test_a_schedule_counts_over_the_whole_training() -> None:
+    pytest.importorskip("open_clip")
+    out = elip("plan --model elip-half-ViT-B-16")
+    step = float(re.search(r"tower's step is (\d\.\d\d)", out)[1])  # type: ignore[index]
+    pruned = preview("elip-half-ViT-B-16").plan.train_cost(768)
+    assert step == pytest.approx(0.6 * pruned + 0.4, abs=0.006)
+    assert "Averaged over" not in elip("plan --model elip-fast-ViT-B-16")
+    warm = average_step(preview("elip-fast-ViT-B-16", ElipConfig.from_mapping(
+        {"preset": "fast", "warmup": 1.0})))  # fmt: skip
+    assert preview("elip-fast-ViT-B-16").plan.train_cost(768) < warm < 1
 
 
 def test_a_target_is_reached_and_written(tmp_path: Path) -> None:
