@@ -24,6 +24,8 @@ import elip_plugin
 from elip_plugin.errors import UnsupportedModelError
 from hosts.transformers.tiny import inputs, make, tower_of
 
+torch.set_default_dtype(torch.float64)  # in which transformers 4 makes its mask
+
 def pruned(family, reducer):
     # Double precision: products round differently for other batch sizes, which could turn a tie.
     model = make(family).double().train()
