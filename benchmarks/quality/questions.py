@@ -33,7 +33,7 @@ class Question:
         other_test: The test of the other row.
         regimes: Where it is asked.
         seeds: How many seeds.
-        first: The first of them; above those by which the row was chosen among others.
+        first: The first of them; above all that were seen when the row was chosen.
         written: Date on which question, margin and seeds were fixed.
     """
 
@@ -80,11 +80,13 @@ HALF, RANDOM = "pool, long end", "random 0.5, end"
 
 QUESTIONS = (
     Question("Half the side of the picture, with an unpruned end (the preset half): as good as "
-             "unpruned training at equal steps?", HALF, first=2),
-    Question("The same, better at equal operations?", HALF, "operations", first=2),
+             "unpruned training at equal steps?", HALF, first=5),
+    Question("Is the preset half better than unpruned training at equal operations?",
+             HALF, "operations", first=5),
     Question("Half of the patches at the input, at random, with an unpruned end: as good as "
              "unpruned training at equal steps?", RANDOM),
-    Question("The same, better at equal operations?", RANDOM, "operations"),
+    Question("Is random half at the input, with an unpruned end, better than unpruned training at "
+             "equal operations?", RANDOM, "operations"),
     Question("Does the class token's attention choose better than chance, at the same stages?",
              "attention staged, end", other="random staged, end", regimes=("scratch",)),
     Question("Does the text choose better than chance, at the same stages?",
@@ -95,8 +97,9 @@ QUESTIONS = (
              RANDOM, other="random staged, end", regimes=("scratch",)),
     Question("Trained by the preset half: does half of the token-layers at test time, by ToMe, "
              "score as all tokens?",
-             HALF, "operations", HALF, "operations", "half by tome", first=2),
-    Question("The same for unpruned training: half by ToMe at test time, as all tokens?",
+             HALF, "operations", HALF, "operations", "half by tome", first=5),
+    Question("After unpruned training: does half of the token-layers at test time, by ToMe, score "
+             "as all tokens?",
              REFERENCE, test="half by tome"),
 )  # fmt: skip
 """In the order of the page."""

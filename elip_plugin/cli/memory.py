@@ -54,6 +54,8 @@ def print_memory(
             row += [_gib(each.peak_at(batch)) for each in both]
         table.add_row(*row)
     console.print(table)
+    if not any(way.checkpointing for way in ways):
+        console.print(f"No rows with checkpointing: {host_model.name} has none.", highlight=False)
     if budget is not None and batch is not None:
         for line in _what_fits(host_model, ways, batch, budget):
             console.print(line, highlight=False)
