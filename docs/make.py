@@ -99,7 +99,7 @@ def reducer_row(cls: type[Reducer]) -> str:
     meaning = (inspect.getdoc(cls) or "").partition("\n")[0]
     keep = cls.only_keep or "any"
     stages = f"one, at block 0, keep {keep}" if cls.at_input else "any"
-    if not cls.traceable:
+    if not cls.returns:
         stages += ", no `until`"
     answers = ("yes" if answer else "no" for answer in (cls.reads_text, cls.looks_ahead))
     return f"| `{cls.name}` | {meaning} | {' | '.join(answers)} | {stages} |"

@@ -349,7 +349,7 @@ def _reducer_faults(config: ElipConfig) -> list[str]:
             f"reducer {config.reducer!r} does not look ahead: use preset 'fast' or lookahead 1"
         )
     back = any(isinstance(s, Stage) and s.until is not None for s in stages)
-    if back and not reducer.traceable:
+    if back and not reducer.returns:
         faults.append(
             f"reducer {config.reducer!r} makes tokens of several others, which cannot come back: "
             "leave until out"

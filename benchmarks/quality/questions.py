@@ -76,9 +76,17 @@ def verdict(found: Difference) -> str:
     return "open"
 
 
-HALF, RANDOM = "pool, long end", "random 0.5, end"
+HALF, RANDOM, TOME = "pool, long end", "random 0.5, end", "tome"
 
 QUESTIONS = (
+    Question("Alike tokens merged in every block by ToMe: as good as unpruned training at equal "
+             "steps?", TOME, first=2),
+    Question("Is training with ToMe better than unpruned training at equal operations?",
+             TOME, "operations", first=2),
+    Question("Trained with ToMe: does half of the token-layers at test time, by ToMe, score as all "
+             "tokens?", TOME, "operations", TOME, "operations", "half by tome", first=2),
+    Question("Does merging by ToMe choose better than chance, at the same operations and steps?",
+             TOME, other=RANDOM, regimes=("scratch",), first=2),
     Question("Half the side of the picture, with an unpruned end (the preset half): as good as "
              "unpruned training at equal steps?", HALF, first=5),
     Question("Is the preset half better than unpruned training at equal operations?",

@@ -110,6 +110,10 @@ VARIANTS = {
         "half of the token-layers by EViT, unpruned end",
         {**STAGED_HALF, "reducer": "evit", **END},
     ),
+    "tome": Variant(
+        "alike tokens merge in every block by ToMe, as many as can, in the whole training",
+        {**INPUT[0.5], "reducer": "tome"},
+    ),
     "tome, end": Variant(
         "half of the token-layers by ToMe, unpruned end",
         {**STAGED_HALF, "reducer": "tome", **END},

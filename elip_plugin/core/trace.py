@@ -25,9 +25,11 @@ class StageTrace:
         block: The block before which it pruned.
         kept: Original patch index of each token it kept [B, K], or `MERGED`.
         merge_weights: Weight of each original patch in the token that it made of the others
-            [B, N], 0 for patches that are not in it; None where it dropped them.
+            [B, N], 0 for patches that are not in it; None where it dropped them, or made several.
         sources: Weight of each original patch in each non-prefix token after it [B, T, N].
         until: The block before which the dropped tokens come back; None if they do not.
+        groups: The non-prefix token that each original patch is in after it [B, N], of a stage that
+            averages groups; None of one that chooses.
     """
 
     block: int
@@ -35,6 +37,7 @@ class StageTrace:
     merge_weights: Tensor | None
     sources: Tensor
     until: int | None = None
+    groups: Tensor | None = None
 
 
 @dataclass
@@ -64,23 +67,39 @@ class Trace:
             until: The block before which the dropped tokens come back, which is before any other
                 stage; None if they do not.
         """
-        if self.stages and block <= self.stages[-1].block:  # the next forward
-            self.stages, self.sources = [], None
-        before = self.sources
-        if before is None:
-            whole = torch.eye(present, device=selection.kept.device)
-            before = whole.expand(len(selection.kept), -1, -1)
+        before = self._before(block, selection.kept, present)
         kept = _rows(before, selection.kept)
-        single = kept.count_nonzero(dim=2) == 1
         merged = None
         sources = kept
         if selection.weights is not None:
             weights = selection.weights.to(before.dtype).unsqueeze(1)
             merged = (weights @ _rows(before, selection.dropped)).squeeze(1)
             sources = torch.cat([kept, merged.unsqueeze(1)], dim=1)
-        indices = kept.argmax(dim=2).masked_fill(~single, MERGED)
-        self.stages.append(StageTrace(block, indices, merged, sources, until))
+        self.stages.append(StageTrace(block, _single(kept), merged, sources, until))
         self.sources = sources if until is None else before
+
+    def record_groups(self, block: int, groups: Tensor, tokens: int) -> None:
+        """Add a stage that averages groups of tokens, each by the patches that it stands for.
+
+        Args:
+            block: The block before which it has happened.
+            groups: The token after it that each non-prefix token before it is in [B, T].
+            tokens: Non-prefix tokens after it.
+        """
+        before = self._before(block, groups, groups.shape[1])
+        member = torch.nn.functional.one_hot(groups, tokens).transpose(1, 2)
+        weights = (member * before.count_nonzero(dim=2).unsqueeze(1)).to(before.dtype)
+        self.sources = (weights / weights.sum(dim=2, keepdim=True)) @ before
+        kept, holder = _single(self.sources), self.sources.argmax(dim=1)
+        self.stages.append(StageTrace(block, kept, None, self.sources, groups=holder))
+
+    def _before(self, block: int, like: Tensor, present: int) -> Tensor:
+        """Return the sources of the tokens that enter a stage [B, T, N]."""
+        if self.stages and block <= self.stages[-1].block:  # the next forward
+            self.stages, self.sources = [], None
+        if self.sources is not None:
+            return self.sources
+        return torch.eye(present, device=like.device).expand(len(like), -1, -1)
 
     def unmerge(self, tokens: Tensor, fill: float = 0.0) -> Tensor:
         """Put the features of a pruned tower's tokens back on the full grid.
@@ -117,6 +136,11 @@ class Trace:
         features = _rows(tokens, holder)
         absent = (sources.sum(dim=1) == 0).unsqueeze(-1)
         return features.masked_fill(absent, fill)
+
+
+def _single(sources: Tensor) -> Tensor:
+    """Return the patch that each token is, or `MERGED` [B, T]."""
+    return sources.argmax(dim=2).masked_fill(sources.count_nonzero(dim=2) != 1, MERGED)
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:

@@ -92,6 +92,9 @@ class Pass:
             optimizer.step()
 
 
+NO_SCHEDULE = {"warmup": 0.0, "final_unpruned": 0.0, "text_anneal": 0.0}
+"""A measured step is one at the full level of pruning."""
+
 PASSES = {
     "inference": Pass(Variant.features, training=False),
     "tower": Pass(Variant.tower_loss),
@@ -161,7 +164,7 @@ def _make_model(host_model: HostModel, name: str, *, by_text: bool, compiled: bo
         host_model.references[name](model)
     elif name != UNPRUNED:
         weight = {} if by_text else {"text_weight": 0.0}
-        mapping = {**pruned_variants()[name], **weight, "eval_mode": "image"}
+        mapping = {**pruned_variants()[name], **weight, **NO_SCHEDULE, "eval_mode": "image"}
         apply(model, ElipConfig.from_mapping(mapping))
     if compiled:
         model.compile()

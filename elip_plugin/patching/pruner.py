@@ -261,8 +261,8 @@ class Pruner:
         """Record the stages of the forwards inside the context."""
         if not self.reducer.traceable:
             raise UnsupportedModelError(
-                f"reducer {self.reducer.name!r} makes tokens of several others and cannot be "
-                "traced; those that choose tokens between blocks can"
+                f"reducer {self.reducer.name!r} records nothing, so it cannot be traced; the "
+                "built-in reducers can"
             )
         with self._set("trace", Trace(self.shape.prefix)):
             assert self.trace is not None

@@ -94,8 +94,8 @@ class Reducer:
         name: What a configuration asks for by `reducer`.
         reads_text: Whether the text guide takes part in the choice.
         looks_ahead: Whether a stage may have a lookahead above 1.
-        traceable: Whether each stage keeps or merges whole tokens, which a trace can record and
-            `Stage.until` can bring back.
+        traceable: Whether it records its stages in `StageContext.trace`.
+        returns: Whether `Stage.until` can bring back what a stage drops.
         scores: Whether each stage computes an attention row, which the plan then counts.
         reads_pixels: Whether `StageContext.patches` is needed.
         at_input: Whether its one stage is at block 0.
@@ -108,6 +108,7 @@ class Reducer:
     reads_text: bool = False
     looks_ahead: bool = False
     traceable: bool = True
+    returns: bool = True
     scores: bool = True
     reads_pixels: bool = False
     at_input: bool = False

@@ -24,7 +24,7 @@ class Pool(Reducer):
     """Average the tokens of 2 x 2 neighbouring patches at the input."""
 
     name = "pool"
-    traceable = False
+    returns = False
     scores = False
     reads_pixels = True  # for the grid
     at_input = True
@@ -66,6 +66,9 @@ class Pool(Reducer):
             context = context.at(
                 context.positions.take(upper_left(len(x), rows, columns, x.device))
             )
+        if context.trace is not None:
+            groups, squares = squares_of(len(x), rows, columns, x.device)
+            context.trace.record_groups(0, groups, squares)
         return super().run(pool(x, context.prefix, rows, columns), {}, context, call)
 
 
@@ -102,3 +105,21 @@ def upper_left(batch: int, rows: int, columns: int, device: torch.device) -> Ten
     """
     index = torch.arange(rows * columns, device=device).view(rows, columns)
     return index[::2, ::2].flatten().expand(batch, -1)
+
+
+def squares_of(batch: int, rows: int, columns: int, device: torch.device) -> tuple[Tensor, int]:
+    """Return the square that each patch is in, row by row.
+
+    Args:
+        batch: Images, B.
+        rows: Rows of patches.
+        columns: Columns of patches.
+        device: Where the tokens are.
+
+    Returns:
+        Indices of squares [B, rows * columns], and how many squares there are.
+    """
+    down, across = torch.arange(rows, device=device) // 2, torch.arange(columns, device=device) // 2
+    wide = -(-columns // 2)
+    groups = (down[:, None] * wide + across).flatten().expand(batch, -1)
+    return groups, -(-rows // 2) * wide

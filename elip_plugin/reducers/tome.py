@@ -25,7 +25,7 @@ class ToMe(Reducer):
     """Merge similar tokens inside every block, as many token-layers as the stages remove."""
 
     name = "tome"
-    traceable = False
+    returns = False
     scores = False
 
     def tokens(
@@ -61,11 +61,17 @@ class ToMe(Reducer):
             remove = 0 if stage is None else stage.tokens_in - stage.tokens_out
             options = {"sizes": sizes, "remove": remove, "prefix": context.prefix}
             if call is None:
-                x, sizes, *left = block(x, elip=merge_inside, **options)
+                x, sizes, *merged = block(x, elip=merge_inside, **options)
             else:
-                x, sizes, *left = call(block, x, merge_inside, **options)
-            if left and context.positions is not None:
-                context = context.at(context.positions.take(left[0]))
+                x, sizes, *merged = call(block, x, merge_inside, **options)
+            if stage is None:
+                continue
+            gone, stay, into = merged
+            pairs = Pairs(gone, stay, into, (stage.tokens_in - context.prefix) // 2)
+            if context.trace is not None:
+                context.trace.record_groups(i + 1, pairs.groups(), x.shape[1] - context.prefix)
+            if context.positions is not None:
+                context = context.at(context.positions.take(pairs.left()))
         return x
 
 
@@ -83,8 +89,7 @@ def merge_inside(
         **positions: Where the tokens are, if the block reads that.
 
     Returns:
-        Tokens [B, T - r, D] and their sizes [B, T - r]; with positions and r > 0 also which of the
-        tokens after the prefix each of them has its position from [B, T - P - r].
+        Tokens [B, T - r, D] and their sizes [B, T - r]; with r > 0 also the tensors of `Pairs`.
     """
     q, k, v = block.queries_keys_values(x, **positions)
     bias = sizes.log()[:, None, None].to(q.dtype)
@@ -92,11 +97,13 @@ def merge_inside(
     bias = bias if shift is None else bias + shift
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=block.elip_scale)
     x = x + block.stochastic_depth(block.attention_output(mixed))
-    pairs = match(k.mean(dim=1), remove, prefix) if remove else None
-    if pairs is not None:
+    merged: tuple[Tensor, ...] = ()
+    if remove:
+        pairs = match(k.mean(dim=1), remove, prefix)
         x, sizes = merge_pairs(x, sizes, pairs, prefix)
+        merged = pairs[:3]
     x = x + block.stochastic_depth(block.feed_forward(x))
-    return (x, sizes, pairs.left()) if pairs is not None and positions else (x, sizes)
+    return (x, sizes, *merged)
 
 
 class Pairs(NamedTuple):
@@ -118,6 +125,17 @@ class Pairs(NamedTuple):
         """Return which tokens are left, as indices [B, T - P - r] of those after the prefix."""
         second = torch.arange(self.second, device=self.stay.device).expand(len(self.stay), -1)
         return torch.cat([2 * self.stay, 2 * second + 1], dim=1)
+
+    def groups(self) -> Tensor:
+        """Return the token after the merging that each one of those before it is in [B, T - P]."""
+        stayed = self.stay.shape[1]
+        numbers = torch.arange(stayed, device=self.stay.device).expand_as(self.stay)
+        first = self.stay.new_empty(len(self.stay), stayed + self.gone.shape[1])
+        first.scatter_(1, self.stay, numbers).scatter_(1, self.gone, stayed + self.into)
+        groups = self.stay.new_empty(len(self.stay), first.shape[1] + self.second)
+        groups[:, ::2] = first
+        groups[:, 1::2] = stayed + torch.arange(self.second, device=self.stay.device)
+        return groups
 
 
 def match(keys: Tensor, remove: int, prefix: int = 1) -> Pairs:

@@ -68,4 +68,22 @@ def _overlay(made: Visualization, image: Any, stage: StageView) -> str:
         f'<path d="{square(patch)}" opacity="{opacity:.2f}"/>'
         for patch, opacity in stage.opacities.items()
     )
-    return f'<path class="faded" d="{faded}"/><g class="merged">{merged}</g>'
+    made_groups = "".join(
+        f'<path d="{"".join(map(square, group))}" fill="rgb{colour}"/>'
+        for group, colour in made.fills(image, stage)
+    )
+    if stage.groups:
+        made_groups += f'<path class="borders" d="{_borders(made, image, stage)}"/>'
+    return f'<path class="faded" d="{faded}"/><g class="merged">{merged}</g>{made_groups}'
+
+
+def _borders(made: Visualization, image: Any, stage: StageView) -> str:
+    lines = []
+    for patch, side in made.borders(stage):
+        x, y, width, height = made.box(image, patch)
+        lines.append(
+            f"M{x + width:g} {y:g}v{height:g}"
+            if side == "right"
+            else f"M{x:g} {y + height:g}h{width:g}"
+        )
+    return "".join(lines)

@@ -10,6 +10,7 @@ from elip_plugin.visualize.views import StageView, Visualization
 
 CELL, GAP, LEFT, HEAD, FOOT = 208, 14, 190, 64, 36
 INK, SOFT, PAPER, MERGED = (28, 28, 30), (90, 90, 96), (255, 255, 255), (217, 72, 15)
+BORDER = (128, 128, 134)
 FADED = 0.86
 """How much of a patch that is no token of its own is paper."""
 
@@ -35,6 +36,8 @@ def write_png(made: Visualization, path: Path) -> None:
         for column, stage in enumerate(row.stages, 1):
             x = LEFT + column * (CELL + GAP)
             sheet.paste(_scaled(_drawn(made, image, stage)), (x, top))
+            if stage.groups:
+                _draw_borders(pen, made, image, stage, (x, top))
             words = "\n".join(textwrap.wrap(stage.describe(), 34))
             pen.text((x, top + height + 3), words, SOFT, font)
     sheet.save(path)
@@ -54,12 +57,31 @@ def _drawn(made: Visualization, image: Any, stage: StageView) -> Any:
     shades |= {patch: (MERGED, opacity) for patch, opacity in stage.opacities.items()}
     drawn = image.copy()
     for patch, (colour, share) in shades.items():
-        left, top, width, height = made.box(image, patch)
-        x, y = round(left), round(top)
-        box = (x, y, round(x + width), round(y + height))
+        box = _whole(made.box(image, patch))
         part = image.crop(box)
         drawn.paste(Image.blend(part, Image.new("RGB", part.size, colour), share), box)
+    for group, mean in made.fills(image, stage):
+        for patch in group:
+            drawn.paste(mean, _whole(made.box(image, patch)))
     return drawn
+
+
+def _whole(box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
+    x, y = round(box[0]), round(box[1])
+    return x, y, round(x + box[2]), round(y + box[3])
+
+
+def _draw_borders(pen: Any, made: Visualization, image: Any, stage: StageView, at: Any) -> None:
+    scale = CELL / image.size[0]
+    for patch, side in made.borders(stage):
+        left, top, width, height = (scale * value for value in made.box(image, patch))
+        x, y = at[0] + left, at[1] + top
+        ends = (
+            (x + width, y, x + width, y + height)
+            if side == "right"
+            else (x, y + height, x + width, y + height)
+        )
+        pen.line(ends, BORDER, 1)
 
 
 def _plain(text: str) -> str:

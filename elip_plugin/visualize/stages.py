@@ -18,6 +18,9 @@ from elip_plugin.patching.install import find_pruner
 from elip_plugin.visualize.pictures import Picture
 from elip_plugin.visualize.views import Row, StageView, Visualization
 
+MOST_STAGES = 4
+"""Stages drawn at most, the last one and others at even distances."""
+
 
 def visualize(
     host_model: HostModel, pictures: Sequence[Picture], texts: Sequence[str]
@@ -67,7 +70,9 @@ def _run(host_model: HostModel, image: Tensor, text: str | None) -> tuple[StageV
             stack.enter_context(handle.guide(features))
         trace = stack.enter_context(handle.trace())
         host_model.encode_image(image)
-    return tuple(_view(stage) for stage in trace.stages)
+    # A picture of all stages of a reducer that merges in every block would be too wide to read.
+    step = max(1, -(-len(trace.stages) // MOST_STAGES))
+    return tuple(_view(stage) for stage in trace.stages[::-1][::step][::-1])
 
 
 def _view(stage: StageTrace) -> StageView:
@@ -78,7 +83,11 @@ def _view(stage: StageTrace) -> StageView:
     earlier = present - set(kept) - set(merged)
     gone = set(range(stage.sources.shape[2])) - present
     rest = tuple(sorted(earlier)), tuple(sorted(gone))
-    return StageView(stage.block, kept, merged, *rest, stage.until)
+    groups: dict[int, list[int]] = {}
+    for patch, token in enumerate([] if stage.groups is None else stage.groups[0].tolist()):
+        groups.setdefault(token, []).append(patch)
+    several = tuple(tuple(group) for group in groups.values() if len(group) > 1)
+    return StageView(stage.block, kept, merged, *rest, stage.until, several)
 
 
 def _as_seen(image: Tensor, host_model: HostModel) -> Any:

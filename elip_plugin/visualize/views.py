@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+BOX = 4
+"""Pillow's filter that averages."""
+
 
 @dataclass(frozen=True)
 class StageView:
@@ -17,6 +20,7 @@ class StageView:
         earlier: Patches in a token that an earlier stage made, and this one kept.
         gone: Patches that were dropped.
         until: The block before which those come back; None if they do not.
+        groups: Patches of each token that stands for several, of a stage that averages groups.
     """
 
     block: int
@@ -25,6 +29,7 @@ class StageView:
     earlier: tuple[int, ...]
     gone: tuple[int, ...]
     until: int | None = None
+    groups: tuple[tuple[int, ...], ...] = ()
 
     @property
     def opacities(self) -> dict[int, float]:
@@ -34,6 +39,12 @@ class StageView:
 
     def describe(self) -> str:
         """Describe what is left after the stage."""
+        if self.groups:
+            patches, tokens = sum(map(len, self.groups)), len(self.groups)
+            return (
+                f"{len(self.kept) + tokens} tokens: {len(self.kept)} of one patch, {tokens} of "
+                f"{patches} alike ones"
+            )
         counts = [len(part) for part in (self.kept, self.merged, self.earlier, self.gone)]
         away = "dropped" if self.until is None else f"set aside until block {self.until}"
         words = ("kept", "in one merged token", "in an earlier one", away)
@@ -94,6 +105,40 @@ class Visualization:
             patches = "patch" if row.differing == 1 else "patches"
             title += f" ({row.differing} {patches} kept by the last stage that the first row lost)"
         return title
+
+    def fills(self, image: Any, stage: StageView) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Find the mean colour of each group's patches.
+
+        Args:
+            image: The picture.
+            stage: The stage whose groups are drawn.
+
+        Returns:
+            Patches, and red, green and blue from 0 to 255, per group.
+        """
+        rows, columns = self.grid
+        small = image.convert("RGB").resize((columns, rows), BOX)
+        found = []
+        for group in stage.groups:
+            colours = [small.getpixel((patch % columns, patch // columns)) for patch in group]
+            found.append((group, tuple(round(sum(part) / len(group)) for part in zip(*colours))))
+        return found
+
+    def borders(self, stage: StageView) -> list[tuple[int, str]]:
+        """Find the edges between tokens.
+
+        Args:
+            stage: The stage whose groups are drawn.
+
+        Returns:
+            A patch, and which of its edges: "right" or "lower".
+        """
+        rows, columns = self.grid
+        holder = {patch: number for number, group in enumerate(stage.groups) for patch in group}
+        token = [holder.get(patch, -1 - patch) for patch in range(rows * columns)]
+        right = [p for p in range(len(token)) if (p + 1) % columns and token[p] != token[p + 1]]
+        lower = [p for p in range(len(token) - columns) if token[p] != token[p + columns]]
+        return [*((p, "right") for p in right), *((p, "lower") for p in lower)]
 
     def box(self, image: Any, patch: int) -> tuple[float, float, float, float]:
         """Find a patch in a picture."""

@@ -15,8 +15,15 @@ from elip_plugin.core.merge import keep_and_merge
 from elip_plugin.core.select import select
 from elip_plugin.core.trace import MERGED, Trace
 from elip_plugin.errors import TraceError, UnsupportedModelError
+from elip_plugin.patching.install import find_pruner
+from elip_plugin.reducers.random import Random
+from elip_plugin.reducers.tome import match, merge_pairs
 
 BLOCKS = (2, 4, 10)
+
+
+class Silent(Random):
+    traceable = False
 
 
 def stage(trace: Trace, x: torch.Tensor, scores: list[float], keep: int, block: int) -> Any:
@@ -126,9 +133,51 @@ def test_errors(tiny_clip: Callable[..., Any]) -> None:
         model.encode_image(torch.randn(2, 3, 64, 64))
     with pytest.raises(TraceError, match=r"shape \(2, 30, 5\), but this trace ends with 1 \+ 26"):
         trace.unmerge(torch.randn(2, 30, 5))
-    _, merging = pruned(tiny_clip, reducer="tome")
-    with pytest.raises(UnsupportedModelError, match="cannot be traced"), merging.trace():
+    _, silent = pruned(tiny_clip)
+    find_pruner(silent.model).reducer = Silent()
+    with pytest.raises(UnsupportedModelError, match="cannot be traced"), silent.trace():
         pass
+
+
+def test_groups_by_hand() -> None:
+    trace, x = Trace(prefix=1), torch.randn(2, 9, 3)
+    sizes, y = torch.ones(2, 9), x
+    for block, remove in ((1, 3), (2, 2)):
+        second = (y.shape[1] - 1) // 2
+        pairs = match(y, remove)
+        merged, sizes = merge_pairs(y, sizes, pairs)
+        groups = pairs.groups()
+        assert groups[0, 1::2].tolist() == [len(pairs.stay[0]) + i for i in range(second)]
+        y = merged
+        trace.record_groups(block, groups, y.shape[1] - 1)
+    assert trace.sources is not None
+    torch.testing.assert_close(trace.sources @ x[:, 1:], y[:, 1:])
+    torch.testing.assert_close(trace.sources.count_nonzero(dim=2).float(), sizes[:, 1:])
+    stage, grid = trace.stages[-1], trace.unmerge(y)
+    assert stage.groups is not None
+    for patch, token in enumerate(stage.groups[1].tolist()):
+        assert torch.equal(grid[1, patch], y[1, 1 + token])
+        assert stage.kept[1, token] in (patch, MERGED)
+    assert stage.kept[1].eq(MERGED).sum() == (sizes[1] > 1).sum()
+
+
+@pytest.mark.parametrize("name", ["tome", "pool"])
+def test_a_tower_that_merges_groups_is_traced(tiny_clip: Callable[..., Any], name: str) -> None:
+    model = tiny_clip().eval()
+    handle = apply(model, {"reducer": name, "eval_mode": "image"})
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        plain = model.encode_image(images)
+        with handle.trace() as trace:
+            assert torch.equal(model.encode_image(images), plain)
+    assert [s.block for s in trace.stages] == [s.block for s in handle.plan.stages]
+    for stage, planned in zip(trace.stages, handle.plan.stages):
+        assert stage.sources.shape == (2, planned.tokens_out - 1, PATCHES)
+        torch.testing.assert_close(stage.sources.sum(dim=2), torch.ones(2, planned.tokens_out - 1))
+    last = trace.stages[-1].groups
+    assert last is not None
+    if name == "pool":
+        assert last[0].view(8, 8)[:3, :4].tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [4, 4, 5, 5]]
 
 
 @pytest.mark.parametrize("arch", ["albef_pretrain", "blip_vqa", "clip"])

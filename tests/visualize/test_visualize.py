@@ -24,8 +24,8 @@ from elip_plugin.errors import ConfigError, DataError
 from elip_plugin.patching.install import find_pruner
 from elip_plugin.visualize.html import to_html
 from elip_plugin.visualize.pictures import Picture, find_pictures
-from elip_plugin.visualize.png import CELL, GAP, HEAD, LEFT, write_png
-from elip_plugin.visualize.stages import visualize
+from elip_plugin.visualize.png import BORDER, CELL, GAP, HEAD, LEFT, write_png
+from elip_plugin.visualize.stages import MOST_STAGES, visualize
 from elip_plugin.visualize.views import Row, StageView, Visualization
 
 TINY = "elip-ViT-tiny"
@@ -206,6 +206,50 @@ def test_the_sheet_fades_and_colours_the_right_patches(tmp_path: Path) -> None:
         assert lime == at(1, 0) == (0, 255, 0)
         assert at(0, 1)[0] > at(2, 0)[0] > 40  # the heavier, the more orange
         assert min(at(1, 1)) == min(at(2, 1)) > 200  # nearly paper
+
+
+def grouped() -> Visualization:
+    """A picture of 2 x 3 patches: the left column and the upper right pair are averaged."""
+    stage = StageView(1, (4, 5), {}, (), (), None, ((0, 3), (1, 2)))
+    image = picture("black", (24, 20))
+    image.paste((200, 100, 0), (0, 0, 8, 10))
+    rows = (Row(0, None, (stage,), None),)
+    return Visualization("elip-X", "random weights", "6 -> 4", (2, 3), (("a", image),), rows)
+
+
+def test_groups_are_filled_with_their_mean_colour_and_bordered(tmp_path: Path) -> None:
+    made = grouped()
+    (stage,) = made.rows[0].stages
+    assert stage.describe() == "4 tokens: 2 of one patch, 2 of 4 alike ones"
+    assert made.borders(stage) == [
+        (0, "right"), (3, "right"), (4, "right"), (1, "lower"), (2, "lower")
+    ]  # fmt: skip
+    text = to_html(made)
+    assert '<path d="M0 0h8v10h-8zM0 10h8v10h-8z" fill="rgb(100, 50, 0)"/>' in text
+    assert '<path class="borders" d="M8 0v10M8 10v10M16 10v10M8 10h8M16 10h8"/>' in text
+    write_png(made, tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        side = CELL // 3
+        points = [(column * side + side // 2, side // 2) for column in range(3)]
+        seen = [sheet.getpixel((LEFT + CELL + GAP + x, HEAD + y)) for x, y in points]
+        assert seen == [(100, 50, 0), (0, 0, 0), (0, 0, 0)]
+        edge = LEFT + CELL + GAP + round(CELL / 3)
+        assert sheet.getpixel((edge, HEAD + side // 2)) == BORDER
+        assert sheet.getpixel((edge + side, HEAD + side // 2)) == (0, 0, 0)
+
+
+def test_reducers_that_merge_groups_are_shown() -> None:
+    noise = Image.fromarray(torch.randint(0, 255, (64, 64, 3), dtype=torch.uint8).numpy())
+    for name, stages in (("tome", MOST_STAGES), ("pool", 1)):
+        shown = tiny(reducer=name)
+        made = visualize(shown, [Picture("n", noise)], [])
+        drawn = made.rows[0].stages
+        planned = find_handle(shown.model).plan.stages
+        assert 0 < len(drawn) <= stages and drawn[-1].block == planned[-1].block
+        for stage in drawn:
+            tokens = next(s for s in planned if s.block == stage.block).tokens_out - 1
+            assert len(stage.kept) + len(stage.groups) == tokens
+            assert sorted([*stage.kept, *(p for g in stage.groups for p in g)]) == list(range(64))
 
 
 # -- the command
