@@ -147,8 +147,10 @@ def open_clip_models() -> str:
     for name in open_clip.list_models():
         if name not in own:
             continue
-        reason = why_not(open_clip.get_model_config(name))
-        pruned = ", ".join(f"`{prefix}{name}`" for prefix in reversed(PREFIXES))
+        config = open_clip.get_model_config(name)
+        reason = why_not(config)
+        able = [prefix for prefix, preset in PREFIXES.items() if why_not(config, preset) is None]
+        pruned = ", ".join(f"`{prefix}{name}`" for prefix in reversed(able))
         answer = pruned if reason is None else f"no: it {reason}"
         rows.append(f"| `{name}` | {answer} |\n")
     return (

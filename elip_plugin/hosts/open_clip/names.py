@@ -54,11 +54,14 @@ def find(name: str) -> ModelName | None:
     if name in known:
         return known[name]
     pruned = next((model for model in known.values() if model.base == base), None)
-    return pruned or _refuse(base)
+    return pruned if pruned and name == base else _refuse(name)
 
 
-def _refuse(base: str) -> NoReturn:
-    reason = why_not(factory._MODEL_CONFIGS[base]) or "asks for pruning in its own config"
+def _refuse(name: str) -> NoReturn:
+    base = base_of(name)
+    prefix = name.removesuffix(base)
+    reason = why_not(factory._MODEL_CONFIGS[base], PREFIXES.get(prefix, DEFAULT_PRESET))
+    reason = reason or "asks for pruning in its own config"
     raise UnsupportedModelError(f"{base} cannot be pruned: its vision tower {reason}; {SUPPORTED}")
 
 
@@ -112,7 +115,7 @@ def _explained(look_up: Callable[[str], Any]) -> Callable[[str], Any]:
         if config is None and base != model_name:
             base_config = look_up(base)
             if base_config is not None:
-                _refuse(base)
+                _refuse(model_name)
         return config
 
     return get_model_config
@@ -129,9 +132,9 @@ def _add_pruned() -> None:
     configs = factory._MODEL_CONFIGS
     plain = [name for name in configs if CONFIG_KEY not in configs[name]]
     for name in plain:
-        if why_not(configs[name]) is not None:
-            continue
         for prefix, preset in PREFIXES.items():
+            if why_not(configs[name], preset) is not None:
+                continue
             pruned = {**deepcopy(configs[name]), CONFIG_KEY: {"preset": preset}}
             configs.setdefault(prefix + name, pruned)
             if name in pretrained._PRETRAINED:

@@ -6,6 +6,9 @@ import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
+from elip_plugin.config import DEFAULT_PRESET, PRESETS
+from elip_plugin.reducers import find_reducer
+
 SUPPORTED = (
     "OpenCLIP's native ViT (class-token, average or attentional pooling) and timm's "
     "VisionTransformer, Eva (EVA01, EVA02, PE-Core) and VisionTransformerRelPos (token, average or "
@@ -21,8 +24,26 @@ TIMM_REASONS = {
 }
 
 
-def why_not(config: Mapping[str, Any]) -> str | None:
+CONVOLUTIONAL_STEMS = ("vit_base_mci_",)
+"""Beginnings of timm's names of plain ViTs that embed patches by several convolutions."""
+
+
+def why_not(config: Mapping[str, Any], preset: str = DEFAULT_PRESET) -> str | None:
     """Return why a model config cannot be pruned, as a clause about its tower; None if it can."""
+    return _why_not_at_all(config) or _why_not_by(preset, config["vision_cfg"])
+
+
+def _why_not_by(preset: str, vision: Mapping[str, Any]) -> str | None:
+    reads_pixels = find_reducer(PRESETS[preset].reducer).reads_pixels
+    if reads_pixels and str(vision.get("timm_model_name")).startswith(CONVOLUTIONAL_STEMS):
+        return (
+            f"embeds its patches by several convolutions, and preset {preset!r} needs one: use "
+            "another preset"
+        )
+    return None
+
+
+def _why_not_at_all(config: Mapping[str, Any]) -> str | None:
     vision = config.get("vision_cfg")
     if vision is None:
         return "is missing: the model reads sound"
