@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -86,7 +85,7 @@ class Training:
         from rich.progress import Progress
 
         if len(self.scores) >= self.epochs:
-            print(f"{self.model}: trained before, in {self.folder}")
+            print(f"{self.model}: trained before, in {self.folder} (remove it to begin anew)")
             return
         args = self.command(data)
         print("$ " + " ".join(["python", *args[1:]]), flush=True)
@@ -186,15 +185,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo"))
     parser.add_argument("--epochs", type=int, default=5, help="of the unpruned training")
-    parser.add_argument("--again", action="store_true", help="remove what an earlier demo trained")
     args = parser.parse_args()
     from elip_plugin.data import write_openmoji
 
     data = write_openmoji(args.out / "openmoji", overwrite=True)
     print(f"{data.pairs} pairs in {data.out}. {data.attribution}", flush=True)
     logs = args.out / "logs"
-    if args.again:
-        shutil.rmtree(logs, ignore_errors=True)
     trainings = [
         Training(BASE, args.epochs, logs / f"unpruned-{args.epochs}"),
         Training(PRUNED, int(args.epochs / SHARE), logs / f"pruned-{args.epochs}"),
