@@ -126,8 +126,9 @@ class ElipConfig:
         """Return a named configuration, which fits towers of any depth.
 
         Args:
-            name: `"paper"` (the paper's stages), `"fast"` (the same cuts, lookahead 1) or `"half"`
-                (the picture at half its side, with an unpruned end).
+            name: `"paper"` (the paper's stages), `"fast"` (the same cuts, lookahead 1), `"half"`
+                (alike tokens merge in every block) or `"lowres"` (the picture at half its side,
+                with an unpruned end).
 
         Returns:
             The configuration.
@@ -404,8 +405,12 @@ PRESETS = {
     "fast": ElipConfig(
         stages=(Stage(2, 1, 0.90), Stage(4, 1, 0.65), Stage(10, 1, 0.40)), reference_depth=12
     ),
-    # Low resolution first (RECLIP, CLIPF), with an unpruned end: the best of those measured.
+    # ToMe, in every block as many of the patches as there are blocks can spare.
     "half": ElipConfig(
+        stages=(Stage(0, 1, 0.5),), text_weight=0.0, reference_depth=12, reducer="tome"
+    ),
+    # Low resolution first (RECLIP, CLIPF), with an unpruned end.
+    "lowres": ElipConfig(
         stages=(Stage(0, 1, 0.25),),
         text_weight=0.0,
         reference_depth=12,

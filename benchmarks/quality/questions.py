@@ -57,16 +57,16 @@ def verdict(found: Difference) -> str:
         found: The variant's MRR minus the other's, with its 95% interval.
 
     Returns:
-        "better" or "worse" where the interval leaves out 0; "equal within 1 point" where it lies
-        within the margin; "not worse by 1 point", "not better by 1 point" where one end does;
-        "open" otherwise, and "too few seeds" below `ENOUGH`.
+        "better", "worse" or "worse by less than 1 point" where the interval leaves out 0; "equal
+        within 1 point" where it lies within the margin; "not worse by 1 point", "not better by 1
+        point" where one end does; "open" otherwise, and "too few seeds" below `ENOUGH`.
     """
     if found.seeds < ENOUGH:
         return "too few seeds"
     if found.low > 0:
         return "better"
     if found.high < 0:
-        return "worse"
+        return "worse by less than 1 point" if found.low > -MARGIN else "worse"
     if found.low > -MARGIN and found.high < MARGIN:
         return "equal within 1 point"
     if found.low > -MARGIN:
@@ -76,21 +76,21 @@ def verdict(found: Difference) -> str:
     return "open"
 
 
-HALF, RANDOM, TOME = "pool, long end", "random 0.5, end", "tome"
+LOWRES, RANDOM, TOME = "pool, long end", "random 0.5, end", "tome"
 
 QUESTIONS = (
-    Question("Alike tokens merged in every block by ToMe: as good as unpruned training at equal "
-             "steps?", TOME, first=2),
+    Question("Alike tokens merged in every block by ToMe (the preset half): as good as unpruned "
+             "training at equal steps?", TOME, first=2),
     Question("Is training with ToMe better than unpruned training at equal operations?",
              TOME, "operations", first=2),
     Question("Trained with ToMe: does half of the token-layers at test time, by ToMe, score as all "
              "tokens?", TOME, "operations", TOME, "operations", "half by tome", first=2),
     Question("Does merging by ToMe choose better than chance, at the same operations and steps?",
              TOME, other=RANDOM, regimes=("scratch",), first=2),
-    Question("Half the side of the picture, with an unpruned end (the preset half): as good as "
-             "unpruned training at equal steps?", HALF, first=5),
-    Question("Is the preset half better than unpruned training at equal operations?",
-             HALF, "operations", first=5),
+    Question("Half the side of the picture, with an unpruned end (the preset lowres): as good as "
+             "unpruned training at equal steps?", LOWRES, first=5),
+    Question("Is the preset lowres better than unpruned training at equal operations?",
+             LOWRES, "operations", first=5),
     Question("Half of the patches at the input, at random, with an unpruned end: as good as "
              "unpruned training at equal steps?", RANDOM),
     Question("Is random half at the input, with an unpruned end, better than unpruned training at "
@@ -103,9 +103,9 @@ QUESTIONS = (
              "text 0.5 staged, end", other="attention staged, end", regimes=("scratch",)),
     Question("Dropping at once at the input or in stages, both at random?",
              RANDOM, other="random staged, end", regimes=("scratch",)),
-    Question("Trained by the preset half: does half of the token-layers at test time, by ToMe, "
+    Question("Trained by the preset lowres: does half of the token-layers at test time, by ToMe, "
              "score as all tokens?",
-             HALF, "operations", HALF, "operations", "half by tome", first=5),
+             LOWRES, "operations", LOWRES, "operations", "half by tome", first=5),
     Question("After unpruned training: does half of the token-layers at test time, by ToMe, score "
              "as all tokens?",
              REFERENCE, test="half by tome"),

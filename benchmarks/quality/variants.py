@@ -111,7 +111,7 @@ VARIANTS = {
         {**STAGED_HALF, "reducer": "evit", **END},
     ),
     "tome": Variant(
-        "alike tokens merge in every block by ToMe, as many as can, in the whole training",
+        "alike tokens merge in every block by ToMe, in the whole training (the preset half)",
         {**INPUT[0.5], "reducer": "tome"},
     ),
     "tome, end": Variant(
@@ -143,7 +143,7 @@ VARIANTS = {
         {**INPUT[0.25], "reducer": "pool", **END},
     ),
     "pool, long end": Variant(
-        "the picture at half its side, by the plan; last two fifths unpruned (the preset half)",
+        "the picture at half its side, by the plan; last two fifths unpruned (the preset lowres)",
         {**INPUT[0.25], "reducer": "pool", "final_unpruned": 0.4},
     ),
     "small, end": Variant(

@@ -64,7 +64,7 @@ def plan(
         ),
     ],
     preset: Annotated[
-        str, typer.Option(help="paper, fast or half; by default the model's own.")
+        str, typer.Option(help="paper, fast, half or lowres; by default the model's own.")
     ] = "",
     keep: Annotated[
         str, typer.Option(help="Keep ratios of the preset's stages, such as 0.9,0.65,0.4.")
@@ -133,7 +133,9 @@ def _print_plan(name: str, pruner: Pruner, keep: str) -> None:
     table = Table("block", "tokens", "", "stage", title=f"{name}, {full} tokens of width {width}")
     for block, tokens in enumerate(plan.tokens):
         stage = plan.by_block.get(block)
-        about = "" if stage is None else f"keep {stage.keep}, look ahead {stage.lookahead}"
+        about = "" if stage is None else f"keep {stage.keep}"
+        if stage is not None and pruner.reducer.scores:
+            about += f", look ahead {stage.lookahead}"
         if stage is not None and stage.until is not None:
             about += f", the others back at block {stage.until}"
         table.add_row(str(block), str(tokens), "█" * round(BAR * tokens / full), about)

@@ -39,7 +39,7 @@ def show(
         ),
     ] = "",
     preset: Annotated[
-        str, typer.Option(help="paper, fast or half; by default the model's own.")
+        str, typer.Option(help="paper, fast, half or lowres; by default the model's own.")
     ] = "",
     keep: Annotated[str, typer.Option(help="Keep ratios of the preset's stages.")] = "",
     most: Annotated[int, typer.Option(help="Most pictures to show.")] = 12,

@@ -122,6 +122,7 @@ def test_one_seed_has_no_interval() -> None:
     [
         (0.02, 0.015, "better"),
         (-0.02, 0.015, "worse"),
+        (-0.005, 0.004, "worse by less than 1 point"),
         (0.002, 0.007, "equal within 1 point"),
         (0.01, 0.015, "not worse by 1 point"),
         (-0.01, 0.015, "not better by 1 point"),

@@ -28,7 +28,7 @@ def test_every_listed_model_is_its_base_plus_the_key() -> None:
     for name in names:
         config, base = open_clip.get_model_config(name), elip_plugin.get(name).base
         preset = config.pop("elip")["preset"]
-        assert name == {"paper": "elip-", "fast": "elip-fast-", "half": "elip-half-"}[preset] + base
+        assert name == ("elip-" if preset == "paper" else f"elip-{preset}-") + base
         assert config == open_clip.get_model_config(base)
 
 

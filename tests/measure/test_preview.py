@@ -41,9 +41,9 @@ def test_the_command_shows_each_block_and_the_saving() -> None:
 
 def test_a_schedule_counts_over_the_whole_training() -> None:
     pytest.importorskip("open_clip")
-    out = elip("plan --model elip-half-ViT-B-16")
+    out = elip("plan --model elip-lowres-ViT-B-16")
     step = float(re.search(r"tower's step is (\d\.\d\d)", out)[1])  # type: ignore[index]
-    pruned = preview("elip-half-ViT-B-16").plan.train_cost(768)
+    pruned = preview("elip-lowres-ViT-B-16").plan.train_cost(768)
     assert step == pytest.approx(0.6 * pruned + 0.4, abs=0.006)
     assert "Averaged over" not in elip("plan --model elip-fast-ViT-B-16")
     warm = average_step(preview("elip-fast-ViT-B-16", ElipConfig.from_mapping(

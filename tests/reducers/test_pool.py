@@ -100,7 +100,7 @@ def test_odd_edges_have_smaller_squares(rows: int, columns: int) -> None:
 
 
 def test_an_odd_grid_is_halved(tiny_clip: Any) -> None:
-    made = plan(ElipConfig.preset("half"), num_patches=49, depth=12)
+    made = plan(ElipConfig.preset("lowres"), num_patches=49, depth=12)
     assert made.tokens == (17,) * 12 and made.stages[0].keep == 16
     model = tiny_clip(image_size=24)  # 3 x 3 patches
     handle = apply(model, POOL)

@@ -1,4 +1,4 @@
-"""OpenCLIP: `elip-X`, `elip-fast-X` and `elip-half-X` for every model X whose ViT can be pruned."""
+"""OpenCLIP: `elip-X`, `elip-fast-X` and others for every model X whose ViT can be pruned."""
 
 from __future__ import annotations
 
