@@ -418,3 +418,6 @@ PRESETS = {
         final_unpruned=0.4,
     ),
 }
+
+RECOMMENDED = "half"
+"""The preset that scored best for its cost in docs/quality.md."""

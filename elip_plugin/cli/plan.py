@@ -126,6 +126,7 @@ def _print_plan(name: str, pruner: Pruner, keep: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from elip_plugin.config import RECOMMENDED
     from elip_plugin.measure.preview import average_step
 
     plan, width = pruner.plan, pruner.shape.width
@@ -162,6 +163,13 @@ def _print_plan(name: str, pruner: Pruner, keep: str) -> None:
         console.print(
             f"With eval_mode 'image' this plan is slower than no pruning: {why} in a forward "
             f"alone. {others}"
+        )
+    recommended = dict(_other_plans(pruner, "")).get(f"--preset {RECOMMENDED}")
+    if recommended is not None and recommended.train_cost(width) < step:
+        console.print(
+            f"Recommended by the quality report (docs/quality.md): --preset {RECOMMENDED}, whose "
+            f"training step is {recommended.train_cost(width):.2f} of this tower's unpruned one.",
+            highlight=False,
         )
 
 

@@ -7,6 +7,8 @@ import re
 import pytest
 from entry_points import elip
 
+from elip_plugin.config import RECOMMENDED
+
 pytest.importorskip("open_clip")
 
 
@@ -45,3 +47,11 @@ def test_where_nothing_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Plan, "train_cost", lambda self, width: 1.25)
     assert "No preset is faster." in elip("plan --model elip-ViT-tiny")
+
+
+def test_what_the_quality_report_recommends_is_named_where_it_costs_less() -> None:
+    assert f"--preset {RECOMMENDED}, whose training step is 0.54" in elip(
+        "plan --model elip-ViT-B-16"
+    )
+    for cheap in (RECOMMENDED, "lowres"):
+        assert "Recommended" not in elip(f"plan --model elip-ViT-B-16 --preset {cheap}")
