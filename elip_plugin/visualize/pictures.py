@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,24 @@ from elip_plugin.errors import DataError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
+Box = tuple[float, float, float, float]
+
+
 @dataclass(frozen=True)
 class Picture:
-    """A picture, and its caption if it came with one."""
+    """A picture, and what came with it.
+
+    Attributes:
+        name: Its file's name.
+        image: The picture (Pillow).
+        caption: Its caption, if it came with one.
+        boxes: What objects cover, by name: left, top, right and bottom in pixels.
+    """
 
     name: str
     image: Any
     caption: str | None = None
+    boxes: Mapping[str, Box] = field(default_factory=dict)
 
 
 def find_pictures(paths: Iterable[Path], most: int) -> list[Picture]:
@@ -43,9 +54,7 @@ def _under(path: Path) -> Iterator[Picture]:
         if not files:
             raise DataError(f"{path} holds no image; those that end in {', '.join(SUFFIXES)} count")
         for file in files:
-            text = file.with_suffix(".txt")
-            caption = text.read_text(encoding="utf-8").strip() if text.is_file() else None
-            yield _read(file.name, file.read_bytes(), caption)
+            yield _from_file(file)
     elif path.suffix == ".tar":
         try:
             with tarfile.open(path) as shard:
@@ -53,7 +62,15 @@ def _under(path: Path) -> Iterator[Picture]:
         except tarfile.TarError as error:
             raise DataError(f"{path} is not a webdataset shard ({error})") from error
     else:
-        yield _read(path.name, path.read_bytes(), None)
+        yield _from_file(path)
+
+
+def _from_file(path: Path) -> Picture:
+    text, more = path.with_suffix(".txt"), path.with_suffix(".json")
+    caption = text.read_text(encoding="utf-8").strip() if text.is_file() else None
+    return _read(
+        path.name, path.read_bytes(), caption, more.read_bytes() if more.is_file() else b""
+    )
 
 
 def _in_shard(shard: tarfile.TarFile) -> Iterator[Picture]:
@@ -68,21 +85,40 @@ def _in_shard(shard: tarfile.TarFile) -> Iterator[Picture]:
         stem, dot, suffix = name.rpartition(".")
         if dot + suffix.lower() not in SUFFIXES:
             continue
-        caption = None
-        if f"{stem}.txt" in members:
-            caption = content(f"{stem}.txt").decode().strip()
-        elif f"{stem}.json" in members:
-            values = json.loads(content(f"{stem}.json"))
-            given = values.get("caption") if isinstance(values, dict) else None
-            caption = given if isinstance(given, str) else None
-        yield _read(name, content(name), caption)
+        text, more = f"{stem}.txt", f"{stem}.json"
+        caption = content(text).decode().strip() if text in members else None
+        yield _read(name, content(name), caption, content(more) if more in members else b"")
 
 
-def _read(name: str, raw: bytes, caption: str | None) -> Picture:
+def _read(name: str, raw: bytes, caption: str | None, more: bytes) -> Picture:
     from PIL import Image
 
+    caption_there, boxes = _read_more(name, more)
     try:
         with Image.open(io.BytesIO(raw)) as image:
-            return Picture(name, image.convert("RGB"), caption)
+            return Picture(name, image.convert("RGB"), caption or caption_there, boxes)
     except Exception as error:  # Pillow's readers raise nearly anything on broken files
         raise DataError(f"{name} cannot be read as an image ({error})") from error
+
+
+def _read_more(name: str, raw: bytes) -> tuple[str | None, dict[str, Box]]:
+    """Read caption and boxes from the JSON beside a picture; it may be about other things."""
+    try:
+        values = json.loads(raw) if raw else {}
+    except ValueError as error:
+        raise DataError(f"the JSON beside {name} cannot be read ({error})") from error
+    if not isinstance(values, dict):
+        return None, {}
+    caption, given = values.get("caption"), values.get("boxes", {})
+    if not (isinstance(given, dict) and all(map(_is_box, given.values()))):
+        raise DataError(
+            f'boxes beside {name} must be {{"name": [left, top, right, bottom], ...}} in pixels, '
+            f"got {given!r}"
+        )
+    boxes = {of: tuple(box) for of, box in given.items()}
+    return caption if isinstance(caption, str) else None, boxes
+
+
+def _is_box(box: Any) -> bool:
+    numbers = isinstance(box, list) and all(isinstance(v, (int, float)) for v in box)
+    return numbers and len(box) == 4 and box[0] < box[2] and box[1] < box[3]

@@ -8,7 +8,7 @@ from typing import Any
 
 from elip_plugin.visualize.views import StageView, Visualization
 
-CELL, GAP, LEFT, HEAD, FOOT = 208, 14, 190, 64, 36
+CELL, GAP, LEFT, HEAD, LINE = 208, 14, 190, 64, 15
 INK, SOFT, PAPER, MERGED = (28, 28, 30), (90, 90, 96), (255, 255, 255), (217, 72, 15)
 BORDER = (128, 128, 134)
 FADED = 0.86
@@ -21,14 +21,16 @@ def write_png(made: Visualization, path: Path) -> None:
 
     titles = made.column_titles
     height = max(round(CELL * i.size[1] / i.size[0]) for _, i in made.pictures)
-    size = LEFT + len(titles) * (CELL + GAP), HEAD + len(made.rows) * (height + FOOT + GAP)
+    lines = max((len(_words(stage)) for row in made.rows for stage in row.stages), default=0)
+    full = height + max(2, lines) * LINE + GAP
+    size = LEFT + len(titles) * (CELL + GAP), HEAD + len(made.rows) * full
     sheet = Image.new("RGB", size, PAPER)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     pen.text((GAP, 8), f"{made.model} ({made.weights}): {made.plan}", INK, font)
     for column, title in enumerate(titles):
         pen.text((LEFT + column * (CELL + GAP), HEAD - 20), title, SOFT, font)
     for place, row in enumerate(made.rows):
-        top = HEAD + place * (height + FOOT + GAP)
+        top = HEAD + place * full
         text = "\n".join(textwrap.wrap(_plain(made.row_title(row)), 26))
         pen.text((GAP, top), text, INK, font)
         image = made.pictures[row.picture][1]
@@ -38,9 +40,12 @@ def write_png(made: Visualization, path: Path) -> None:
             sheet.paste(_scaled(_drawn(made, image, stage)), (x, top))
             if stage.groups:
                 _draw_borders(pen, made, image, stage, (x, top))
-            words = "\n".join(textwrap.wrap(stage.describe(), 34))
-            pen.text((x, top + height + 3), words, SOFT, font)
+            pen.text((x, top + height + 3), "\n".join(_words(stage)), SOFT, font)
     sheet.save(path)
+
+
+def _words(stage: StageView) -> list[str]:
+    return textwrap.wrap(_plain(stage.describe()), 34)
 
 
 def _scaled(image: Any) -> Any:

@@ -10,6 +10,33 @@ BOX = 4
 
 
 @dataclass(frozen=True)
+class OnObject:
+    """How much of what a stage kept lies on an object.
+
+    Attributes:
+        name: The object.
+        share: Share of the kept patches that lie on it.
+        chance: Share of all patches that lie on it, which a random choice keeps on average.
+    """
+
+    name: str
+    share: float
+    chance: float
+
+    @property
+    def lift(self) -> float:
+        """Share over chance."""
+        return self.share / self.chance
+
+    def describe(self) -> str:
+        """Describe it."""
+        return (
+            f"{self.share:.0%} of the kept on “{self.name}” (chance {self.chance:.0%}, lift "
+            f"{self.lift:.1f})"
+        )
+
+
+@dataclass(frozen=True)
 class StageView:
     """What is left of a picture after one stage.
 
@@ -21,6 +48,7 @@ class StageView:
         gone: Patches that were dropped.
         until: The block before which those come back; None if they do not.
         groups: Patches of each token that stands for several, of a stage that averages groups.
+        objects: How much of what was kept lies on objects.
     """
 
     block: int
@@ -30,6 +58,7 @@ class StageView:
     gone: tuple[int, ...]
     until: int | None = None
     groups: tuple[tuple[int, ...], ...] = ()
+    objects: tuple[OnObject, ...] = ()
 
     @property
     def opacities(self) -> dict[int, float]:
@@ -49,7 +78,8 @@ class StageView:
         away = "dropped" if self.until is None else f"set aside until block {self.until}"
         words = ("kept", "in one merged token", "in an earlier one", away)
         others = [f"{n} {word}" for n, word in zip(counts[1:], words[1:]) if n]
-        return ", ".join([f"{counts[0]} of {sum(counts)} patches kept", *others])
+        text = ", ".join([f"{counts[0]} of {sum(counts)} patches kept", *others])
+        return "; ".join([text, *(there.describe() for there in self.objects)])
 
 
 @dataclass(frozen=True)

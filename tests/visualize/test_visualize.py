@@ -138,6 +138,33 @@ def test_the_image_alone_and_texts_that_would_change_nothing() -> None:
     assert [row.text for row in rows] == ["its own", None]
 
 
+def test_boxes_beside_a_picture_say_how_much_of_the_kept_is_on_them(tmp_path: Path) -> None:
+    shown = tiny(preset="fast", text_weight=1.0)
+    wide = Image.fromarray(torch.randint(0, 255, (64, 128, 3), dtype=torch.uint8).numpy())
+    wide.save(tmp_path / "a.png")
+    # The model sees the middle square, pixels 32 to 96 of the width: 8 x 8 patches.
+    boxes = {"cat": [32, 0, 64, 32], "dog": [64, 0, 128, 64], "edge": [0, 0, 30, 64]}
+    (tmp_path / "a.json").write_text(json.dumps({"caption": "a Cat", "boxes": boxes}))
+    (found,) = find_pictures([tmp_path / "a.png"], most=1)
+    assert found.caption == "a Cat" and found.boxes["dog"] == (64, 0, 128, 64)
+    (row,) = visualize(shown, [found], []).rows
+    cat = {8 * y + x for y in range(4) for x in range(4)}
+    for stage in row.stages:
+        (on,) = stage.objects
+        assert (on.name, on.chance) == ("cat", 0.25)
+        assert on.share == len(cat & set(stage.kept)) / len(stage.kept)
+        assert f"{on.share:.0%} of the kept on “cat” (chance 25%, lift" in stage.describe()
+    # By the image alone: all objects that can be seen.
+    (row,) = visualize(tiny(preset="fast", text_weight=0.0), [found], []).rows
+    assert [(on.name, on.chance) for on in row.stages[0].objects] == [("cat", 0.25), ("dog", 0.5)]
+    (tmp_path / "a.json").write_text(json.dumps({"boxes": {"cat": [32, 0, 10, 32]}}))
+    with pytest.raises(DataError, match=r"boxes beside a.png must be .*left, top"):
+        find_pictures([tmp_path], most=1)
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(DataError, match=r"the JSON beside a\.png cannot be read"):
+        find_pictures([tmp_path], most=1)
+
+
 # -- drawing
 
 
