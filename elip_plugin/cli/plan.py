@@ -113,6 +113,7 @@ def plan(
         )
     else:
         typer.echo(describe_text_share(counted, tower, made.context_option))
+        _print_recommended(pruner)  # what was measured are towers apart
     if memory or batch is not None:
         print_memory(made, precision.split(","), memory, reserve, batch)
     if out is not None:
@@ -126,7 +127,6 @@ def _print_plan(name: str, pruner: Pruner, keep: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from elip_plugin.config import RECOMMENDED
     from elip_plugin.measure.preview import average_step
 
     plan, width = pruner.plan, pruner.shape.width
@@ -164,12 +164,18 @@ def _print_plan(name: str, pruner: Pruner, keep: str) -> None:
             f"With eval_mode 'image' this plan is slower than no pruning: {why} in a forward "
             f"alone. {others}"
         )
-    recommended = dict(_other_plans(pruner, "")).get(f"--preset {RECOMMENDED}")
-    if recommended is not None and recommended.train_cost(width) < step:
-        console.print(
+
+
+def _print_recommended(pruner: Pruner) -> None:
+    """Name the recommended preset where it costs less than the plan."""
+    from elip_plugin.config import RECOMMENDED
+
+    width = pruner.shape.width
+    plan = dict(_other_plans(pruner, "")).get(f"--preset {RECOMMENDED}")
+    if plan is not None and plan.train_cost(width) < pruner.plan.train_cost(width):
+        typer.echo(
             f"Recommended by the quality report (docs/quality.md): --preset {RECOMMENDED}, whose "
-            f"training step is {recommended.train_cost(width):.2f} of this tower's unpruned one.",
-            highlight=False,
+            f"training step is {plan.train_cost(width):.2f} of this tower's unpruned one."
         )
 
 
