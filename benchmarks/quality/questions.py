@@ -101,6 +101,8 @@ QUESTIONS = (
              "text 0.5 staged, end", other="random staged, end", regimes=("scratch",)),
     Question("Does the text choose better than the picture alone?",
              "text 0.5 staged, end", other="attention staged, end", regimes=("scratch",)),
+    Question("Do clusters of alike patches, which leave first, choose better than chance at the "
+             "input?", "cluster 0.5, end", other=RANDOM, regimes=("scratch",)),
     Question("Dropping at once at the input or in stages, both at random?",
              RANDOM, other="random staged, end", regimes=("scratch",)),
     Question("Trained by the preset lowres: does half of the token-layers at test time, by ToMe, "
