@@ -101,7 +101,7 @@ def merge_inside(
     if remove:
         pairs = match(k.mean(dim=1), remove, prefix)
         x, sizes = merge_pairs(x, sizes, pairs, prefix)
-        merged = pairs[:3]
+        merged = (pairs.gone, pairs.stay, pairs.into)
     x = x + block.stochastic_depth(block.feed_forward(x))
     return (x, sizes, *merged)
 
