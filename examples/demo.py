@@ -56,6 +56,21 @@ class Training:
         return [by_epoch[epoch] for epoch in sorted(by_epoch) if epoch > 0]
 
     @property
+    def checkpoint(self) -> Path:
+        """The model after the last epoch that was finished."""
+        return self.folder / "checkpoints" / "epoch_latest.pt"
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are scored, and the checkpoint, which is written after that, too."""
+        results = self.folder / "checkpoints" / "results.jsonl"
+        return (
+            len(self.scores) >= self.epochs
+            and self.checkpoint.exists()
+            and self.checkpoint.stat().st_mtime_ns >= results.stat().st_mtime_ns
+        )
+
+    @property
     def minutes(self) -> list[float]:
         """Minutes of training up to the end of each epoch, without the scoring."""
         started, passed, total = None, {}, 0.0
@@ -84,7 +99,7 @@ class Training:
         """Run the command, with a bar for its progress; go on where an earlier run was stopped."""
         from rich.progress import Progress
 
-        if len(self.scores) >= self.epochs:
+        if self.finished:
             print(f"{self.model}: trained before, in {self.folder} (remove it to begin anew)")
             return
         args = self.command(data)
@@ -174,7 +189,7 @@ def show(data: Any, training: Training, page: Path) -> None:
     held_out = json.loads((data.out / "held_out.json").read_text())
     pictures = [pair["image"] for pair in held_out[:: len(held_out) // SHOWN][:SHOWN]]
     args = ["--model", training.model, "-o", str(page)]
-    args += ["--checkpoint", str(training.folder / "checkpoints" / "epoch_latest.pt")]
+    args += ["--checkpoint", str(training.checkpoint)]
     for picture in pictures:
         args += ["--image", str(data.out / picture)]
     subprocess.run([sys.executable, "-m", "elip_plugin", "show", *args], check=True)

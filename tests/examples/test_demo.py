@@ -60,6 +60,11 @@ def test_a_stopped_training_counts_what_was_finished(demo: Any, tmp_path: Path) 
     (tmp_path / "checkpoints" / "results.jsonl").write_text(text)
     assert training.minutes == [1.5, 2.5]
     assert training.scores == rows[1:]
+    assert not training.finished  # stopped after the scores, before the checkpoint
+    training.checkpoint.touch()
+    assert training.finished
+    os.utime(training.checkpoint, ns=(0, 0))  # an earlier epoch's
+    assert not training.finished
     assert demo.both_ways(training.scores[-1], 5) == pytest.approx(0.35)
 
 
@@ -85,14 +90,15 @@ def test_a_stopped_demo_goes_on(tmp_path: Path) -> None:
     if importlib.util.find_spec("lavis") is not None:
         pytest.skip("make demo runs in the environment without LAVIS, whose tests run this")
     command = [sys.executable, str(FILE), "--out", str(tmp_path), "--epochs", "2"]
-    results = tmp_path / "logs" / "unpruned-2" / "checkpoints" / "results.jsonl"
+    checkpoints = tmp_path / "logs" / "unpruned-2" / "checkpoints"
+    saved = checkpoints / "epoch_latest.pt"
     log = tmp_path / "first.txt"
     with log.open("w") as out:
         first = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
         )
         until = time.monotonic() + 900
-        while first.poll() is None and not results.exists() and time.monotonic() < until:
+        while first.poll() is None and not saved.exists() and time.monotonic() < until:
             time.sleep(1)
         os.killpg(first.pid, signal.SIGINT)  # as a terminal does for Ctrl-C
         first.wait(60)
@@ -104,7 +110,7 @@ def test_a_stopped_demo_goes_on(tmp_path: Path) -> None:
     assert "ELIP prunes the vision tower" in second.stdout
     for name in ("curves.png", "look.html"):
         assert (tmp_path / name).stat().st_size > 5000
-    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    rows = [json.loads(line) for line in (checkpoints / "results.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows if row["epoch"] > 0] == [1, 2]
     third = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert third.stdout.count("trained before") == 2
