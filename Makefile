@@ -26,7 +26,8 @@ PYTHON_LAVIS ?= $(call find_python,$(PYTHON) python3.11 python3.10,11)
 # LAVIS beside libraries newer than its pins, which it is installed without.
 .venv-lavis-new/ready: pyproject.toml elip.pth
 	$(PYTHON_LAVIS) -m venv .venv-lavis-new
-	.venv-lavis-new/bin/pip install -q -e '.[lavis-new,transformers,demo,test]'
+	.venv-lavis-new/bin/pip install -q -e '.[lavis-new,transformers,demo,test]' \
+	  'sentence-transformers[train]>=5'
 	.venv-lavis-new/bin/pip install -q --no-deps salesforce-lavis==1.0.2
 	touch $@
 

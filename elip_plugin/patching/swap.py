@@ -45,7 +45,7 @@ class Swap:
         for name, value in {**self.attributes, **attributes}.items():
             # Past nn.Module.__setattr__: what the pruner refers to must not become a child.
             self.module.__dict__[name] = value
-        self.module.__class__ = self.patched
+        _change_class(self.module, self.patched)
 
 
 def choose(module: nn.Module, patched: Mapping[type, type[nn.Module]], **attributes: Any) -> Swap:
@@ -56,7 +56,27 @@ def choose(module: nn.Module, patched: Mapping[type, type[nn.Module]], **attribu
             f"{type(module).__name__} cannot be pruned here; supported are {allowed} "
             "(apply ELIP before wrapping or compiling a model)"
         )
+    if "forward" in vars(module) and not _has_own_forward(module):
+        raise UnsupportedModelError(
+            f"the forward of this {type(module).__name__} was replaced on the object, as the hooks "
+            "of accelerate's device_map do: apply ELIP first"
+        )
     return Swap(module, patched[type(module)], attributes)
+
+
+def _has_own_forward(module: nn.Module) -> bool:
+    """Tell whether its class' own forward also lies on the object.
+
+    Transformers 4.57 leaves it there after it has recorded hidden states; the object would then
+    ignore a change of its class.
+    """
+    return getattr(vars(module).get("forward"), "__func__", None) is type(module).forward
+
+
+def _change_class(module: nn.Module, cls: type[nn.Module]) -> None:
+    if _has_own_forward(module):
+        del module.__dict__["forward"]
+    module.__class__ = cls
 
 
 def choose_all(
@@ -83,7 +103,7 @@ def restore(model: nn.Module) -> None:
                 "applied; remove the wrapper first"
             )
     for module in modules:
-        module.__class__ = vars(type(module))["replaces"]
+        _change_class(module, vars(type(module))["replaces"])
         for name in list(module.__dict__):
             if name == ATTRIBUTE or name.startswith(ATTRIBUTE + "_"):
                 del module.__dict__[name]

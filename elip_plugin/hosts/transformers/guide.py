@@ -1,7 +1,8 @@
 """From a text feature to a text guide: a tower's linear maps, transposed, in reverse order.
 
 CLIP's towers have one map, the projection. SigLIP's pool by attention: its output projection and
-its values' projection are the maps; the MLP beside its residual path is left out.
+its values' projection are the maps; the MLP beside its residual path is left out. A plain ViT has
+a layer with a tanh before the projection: its weight is a map, the tanh is taken by its slope at 0.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import ViTModel
 
 from elip_plugin.core.guide import project_to_vision_width
 
@@ -57,14 +59,15 @@ def _weight(layer: Any) -> Tensor:
 
 def linear_maps(module: Any) -> list[Tensor]:
     """List the maps from a tower's width to the embedding, last one first: [E, .], ..., [., D]."""
-    if hasattr(module, "visual_projection"):
-        return [_weight(module.visual_projection)]
-    while not hasattr(module, "encoder"):
+    maps = [_weight(module.visual_projection)] if hasattr(module, "visual_projection") else []
+    while not hasattr(module, "encoder") and hasattr(module, "vision_model"):
         module = module.vision_model
-    if not hasattr(module, "head"):
-        return []
-    attention = module.head.attention
-    return [attention.out_proj.weight, attention.in_proj_weight.chunk(3)[2]]
+    if hasattr(module, "head"):
+        attention = module.head.attention
+        maps += [attention.out_proj.weight, attention.in_proj_weight.chunk(3)[2]]
+    if isinstance(module, ViTModel) and module.pooler is not None:
+        maps.append(_weight(module.pooler.dense))
+    return maps
 
 
 def text_guide(module: Any, features: Tensor) -> Tensor:

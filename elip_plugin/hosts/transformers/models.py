@@ -12,10 +12,10 @@ from transformers import PreTrainedModel, VisionTextDualEncoderModel
 
 from elip_plugin.core.guide import project_to_vision_width
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.hosts.transformers import towers
+from elip_plugin.hosts.transformers import towers, vit
 from elip_plugin.hosts.transformers.guide import linear_maps, text_features
 from elip_plugin.hosts.transformers.names import CONFIG_KEY
-from elip_plugin.patching.install import Description
+from elip_plugin.patching.install import Description, Tower
 from elip_plugin.patching.monkeypatch import replaced
 from elip_plugin.patching.swap import Patched, choose
 
@@ -120,17 +120,34 @@ TOWERS = frozenset(
     family.find_class(family.prefix + kind)
     for family in towers.FAMILIES
     for kind in ("VisionModel", "VisionModelWithProjection", "VisionTransformer")
-)
-"""Vision towers without a text model, which are left as they are but for their encoder."""
+) | {*vit.MODELS}
+"""Vision towers without a text model, which are left as they are but for what runs their layers."""
+
+
+def _describe_tower(module: Any) -> Tower:
+    """Describe the part of a model or tower that has the embeddings and runs the layers."""
+    tower = module
+    while not hasattr(tower, "encoder") and hasattr(tower, "vision_model"):
+        tower = tower.vision_model
+    if type(tower) in vit.MODELS:
+        return vit.describe(tower)
+    if type(getattr(tower, "encoder", None)) in towers.ENCODERS:
+        return towers.describe(tower)
+    known = [*(family.prefix for family in towers.FAMILIES), "ViT"]
+    raise UnsupportedModelError(
+        f"the vision tower {type(tower).__name__} of {type(module).__name__} cannot be pruned; "
+        f"those of {known} can (SigLIP 2 at a fixed size is SigLIP's; NaFlex, whose tokens "
+        "have masks, is not supported)"
+    )
 
 
 def describe(module: Any) -> Description:
     """Describe a model, also within a PeftModel, or a bare vision tower; see `Host.describe`."""
     if hasattr(module, "get_base_model"):
         module = module.get_base_model()
+    tower = _describe_tower(module)
     if type(module) in TOWERS:
-        return Description(module, towers.describe(towers.find_tower(module)))
-    tower = towers.describe(towers.find_tower(module))
+        return Description(module, tower)
     if type(module) not in MODELS and isinstance(module, PreTrainedModel):
         raise UnsupportedModelError(
             f"{type(module).__name__} has no text that could guide its tower: prune its "

@@ -148,14 +148,14 @@ class ElipEncoder(NamedAsReplaced, PrunableStack):
         if pruning is None:
             host: Any = super()
             return host.forward(inputs_embeds, *args, **options)
-        _refuse_recording(encoder.config, options)
+        refuse_recording(encoder.config, options)
         options = {k: v for k, v in options.items() if k not in NOT_FOR_LAYERS}
-        call = functools.partial(_run_layer, _options=options)
+        call = functools.partial(run_layer, _options=options)
         x = pruning.run_blocks(inputs_embeds, encoder.layers, call)
         return BaseModelOutput(last_hidden_state=x)
 
 
-def _run_layer(
+def run_layer(
     layer: Any, x: Tensor, mode: Any = None, *, _options: dict[str, Any], **mode_options: Any
 ) -> Any:
     """Run a layer, or a mode of it; `_options` are what the encoder hands to its layers."""
@@ -182,7 +182,8 @@ def _detached(values: dict[Any, Any]) -> dict[Any, Any]:
     return {k: v.detach() if isinstance(v, Tensor) else v for k, v in values.items()}
 
 
-def _refuse_recording(config: Any, options: dict[str, Any]) -> None:
+def refuse_recording(config: Any, options: dict[str, Any]) -> None:
+    """Refuse to return what each layer made of the tokens; their number changes."""
     for name in RECORDED:
         given = options.get(name)
         if getattr(config, name, False) if given is None else given:
@@ -205,28 +206,6 @@ for _family in FAMILIES:
     _layer, _encoder = _family.find_class(_family.layer), _family.find_class(_family.encoder)
     LAYERS[_layer] = patched_class(ElipLayer, _layer, elip_masks=_masks(_layer))
     ENCODERS[_encoder] = patched_class(ElipEncoder, _encoder)
-
-
-def find_tower(module: Any) -> Any:
-    """Return the part of a model or tower that has the embeddings and the encoder.
-
-    Args:
-        module: A model or tower.
-
-    Returns:
-        The vision tower. UnsupportedModelError if there is none with an encoder that is known.
-    """
-    tower = module
-    while not hasattr(tower, "encoder") and hasattr(tower, "vision_model"):
-        tower = tower.vision_model
-    if type(getattr(tower, "encoder", None)) not in ENCODERS:
-        known = [family.prefix for family in FAMILIES]
-        raise UnsupportedModelError(
-            f"the vision tower {type(tower).__name__} of {type(module).__name__} cannot be pruned; "
-            f"those of {known} can (SigLIP 2 at a fixed size is SigLIP's; NaFlex, whose tokens "
-            "have masks, is not supported)"
-        )
-    return tower
 
 
 def describe(tower: Any) -> Tower:

@@ -16,7 +16,7 @@ hf = pytest.importorskip("transformers", minversion="4.57")
 st = pytest.importorskip("sentence_transformers", minversion="5")
 losses = pytest.importorskip("sentence_transformers.losses")
 
-from hosts.transformers.tiny import make, tower_of  # noqa: E402
+from hosts.transformers.tiny import layers_of, make  # noqa: E402
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "green", "blue", "picture"]
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -43,10 +43,10 @@ def test_its_losses_prune_by_the_image_alone(model: Any, tmp_path: Path) -> None
     texts = [f"a {name} picture" for name in COLOURS]
     prepare = getattr(model, "preprocess", model.tokenize)
     loss = losses.MultipleNegativesRankingLoss(model.train())
-    with recorded_lengths(tower_of(clip).encoder.layers) as lengths:
+    with recorded_lengths(layers_of(clip)) as lengths:
         loss([prepare(pictures), prepare(texts)], torch.arange(3)).backward()
     assert lengths == list(handle.plan.tokens)
-    assert tower_of(clip).encoder.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
+    assert layers_of(clip)[0].self_attn.q_proj.weight.grad.abs().sum() > 0
     features = model.eval().encode(pictures, convert_to_tensor=True)
     model.save_pretrained(str(tmp_path / "saved"))
     again = st.SentenceTransformer(str(tmp_path / "saved"), device="cpu")
@@ -60,3 +60,41 @@ def test_a_text_guide_is_never_there_and_a_warning_says_so(model: Any) -> None:
     prepare = getattr(model, "preprocess", model.tokenize)
     with pytest.warns(UserWarning, match="without a text guide"):
         model.train()(prepare([Image.new("RGB", (64, 64))]))
+
+
+def test_its_own_trainer_prunes_every_step(model: Any, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    clip = next(m for m in model.modules() if isinstance(m, hf.CLIPModel))
+    schedule = {"preset": "fast", "text_weight": 0.0, "final_unpruned": 0.5}
+    handle = elip_plugin.apply(clip, schedule)
+    names = list(COLOURS) * 4
+    pairs = datasets.Dataset.from_dict(
+        {
+            "anchor": [Image.new("RGB", (64, 64), COLOURS[name]) for name in names],
+            "positive": [f"a {name} picture" for name in names],
+        }
+    )
+    arguments = st.SentenceTransformerTrainingArguments(
+        output_dir=str(tmp_path / "run"),
+        max_steps=4,
+        per_device_train_batch_size=3,
+        save_strategy="no",
+        logging_steps=1,
+        report_to=[],
+        use_cpu=True,
+    )
+    trainer = st.SentenceTransformerTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=pairs,
+        loss=losses.MultipleNegativesRankingLoss(model),
+        callbacks=[elip_plugin.TrainerCallback()],
+    )
+    weight = layers_of(clip)[0].self_attn.q_proj.weight
+    before = weight.detach().clone()
+    with recorded_lengths([layers_of(clip)[-1]]) as lengths:
+        trainer.train()
+    assert lengths == [handle.plan.tokens[-1]] * 2 + [65] * 2
+    assert not torch.equal(weight, before)
+    logged = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert len(logged) == 4 and all(torch.tensor(logged).isfinite())

@@ -23,7 +23,7 @@ from elip_plugin.reducers import reducers
 
 hf = pytest.importorskip("transformers", minversion="4.57")
 
-from hosts.transformers.tiny import MODELS, VISION, inputs, make, tower_of  # noqa: E402
+from hosts.transformers.tiny import MODELS, VISION, inputs, layers_of, make  # noqa: E402
 
 FAMILIES = list(MODELS)
 
@@ -71,14 +71,13 @@ def test_each_layer_has_the_planned_tokens(family: str, reducer: str) -> None:
     model = make(family).train()
     classes = [type(module) for module in model.modules()]
     handle = elip_plugin.apply(model, config_of(reducer))
-    encoder = tower_of(model).encoder
-    with recorded_lengths(encoder.layers) as lengths:
+    with recorded_lengths(layers_of(model)) as lengths:
         model(**inputs()).loss.backward()
     assert lengths == list(handle.plan.tokens)
     assert lengths[-1] < 64 + (family != "siglip")
-    for name, parameter in model.named_parameters():
-        if "vision_model.encoder" in name and name.endswith("q_proj.weight"):
-            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    for layer in layers_of(model):
+        for parameter in layer.parameters():
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0
     handle.remove()
     assert [type(module) for module in model.modules()] == classes
 
@@ -123,7 +122,7 @@ def test_the_forward_keeps_its_signature(family: str) -> None:
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("family", ["clip", "siglip", "dual_vit"])
 @pytest.mark.parametrize("reducer", ["elip", "tome"])
 def test_checkpointing_gives_the_same_gradients(
     family: str, reducer: str, reentrant: bool, recwarn: Any
@@ -133,10 +132,11 @@ def test_checkpointing_gives_the_same_gradients(
         model = make(family).train()
         elip_plugin.apply(model, config_of(reducer))
         if checkpointed:
-            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            whole = model if model.supports_gradient_checkpointing else model.vision_model
+            whole.gradient_checkpointing_enable({"use_reentrant": reentrant})
             recwarn.clear()
-            tower_of(model).embeddings.requires_grad_(True)
-        with recorded_lengths(tower_of(model).encoder.layers) as lengths:
+            model.vision_model.requires_grad_(True)
+        with recorded_lengths(layers_of(model)) as lengths:
             model(**inputs()).loss.backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     assert not [w for w in recwarn if "requires_grad" in str(w.message)]
@@ -146,7 +146,7 @@ def test_checkpointing_gives_the_same_gradients(
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("family", ["clip", "siglip", "dual_vit"])
 def test_attention_implementations_agree(family: str) -> None:
     features = []
     for implementation in ("eager", "sdpa"):
@@ -157,7 +157,7 @@ def test_attention_implementations_agree(family: str) -> None:
     torch.testing.assert_close(*features)
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("family", ["clip", "siglip", "dual_vit"])
 @pytest.mark.parametrize("flag", ["output_attentions", "output_hidden_states"])
 def test_recording_is_refused_while_pruning(family: str, flag: str) -> None:
     model = make(family).train()
@@ -172,6 +172,18 @@ def test_recording_is_refused_while_pruning(family: str, flag: str) -> None:
     if before is not None:  # 4.57's SigLIP records nothing of a whole model
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert model(**inputs()).loss.isfinite()
+    handle.remove()
+    for module in model.modules():
+        left = getattr(vars(module).get("forward"), "__func__", None)
+        assert left is None or left is type(module).forward
+
+
+def test_a_forward_on_the_object_is_refused() -> None:
+    model = make("clip")
+    layer = layers_of(model)[3]
+    layer.forward = lambda *given, **options: type(layer).forward(layer, *given, **options)
+    with pytest.raises(UnsupportedModelError, match="was replaced on the object"):
+        elip_plugin.apply(model)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -186,34 +198,34 @@ def test_copies_are_pruned_alike(family: str) -> None:
     assert same(outputs_of(model, inputs()), expected)
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("family", ["clip", "siglip", "dual_vit"])
 def test_bf16_autocast(family: str) -> None:
     model = make(family).train()
     handle = elip_plugin.apply(model, "fast")
-    with recorded_lengths(tower_of(model).encoder.layers) as lengths, torch.autocast("cpu"):
+    with recorded_lengths(layers_of(model)) as lengths, torch.autocast("cpu"):
         loss = model(**inputs()).loss
     loss.backward()
     assert lengths == list(handle.plan.tokens)
-    grad = tower_of(model).encoder.layers[0].self_attn.q_proj.weight.grad
+    grad = next(layers_of(model)[0].parameters()).grad
     assert grad is not None and grad.isfinite().all() and grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("family", ["clip", "siglip", "dual_vit"])
 def test_bf16_weights(family: str) -> None:
     model = make(family).train().bfloat16()
     handle = elip_plugin.apply(model, "fast")
     batch = inputs()
     batch["pixel_values"] = batch["pixel_values"].bfloat16()
-    with recorded_lengths(tower_of(model).encoder.layers) as lengths:
+    with recorded_lengths(layers_of(model)) as lengths:
         out = model(**batch)
     out.loss.backward()
     assert lengths == list(handle.plan.tokens)
     assert out.image_embeds.dtype is torch.bfloat16
-    grad = tower_of(model).encoder.layers[0].self_attn.q_proj.weight.grad
+    grad = next(layers_of(model)[0].parameters()).grad
     assert grad.dtype is torch.bfloat16 and grad.isfinite().all() and grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("family", ["clip", "siglip", "dual_vit"])
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_as_eager(family: str, backend: str) -> None:
     model = make(family, num_hidden_layers=3).train()
@@ -271,7 +283,7 @@ def test_clip_towers_alone(cls: str) -> None:
     before = model(pixel_values=images)[0]
     handle = elip_plugin.apply(model, "fast")
     width = 24 if cls.endswith("Projection") else 48
-    recorded = recorded_lengths(tower_of(model).encoder.layers)
+    recorded = recorded_lengths(layers_of(model))
     with recorded as lengths, handle.guide(torch.randn(len(images), width)):
         assert not torch.equal(model(pixel_values=images)[0], before)
     assert lengths == list(handle.plan.tokens)
@@ -282,9 +294,25 @@ def test_clip_towers_alone(cls: str) -> None:
 def test_siglip_tower_alone() -> None:
     model = hf.SiglipVisionModel(hf.SiglipVisionConfig(**VISION)).train()
     handle = elip_plugin.apply(model, {"preset": "fast", "text_weight": 0.0})
-    with recorded_lengths(tower_of(model).encoder.layers) as lengths:
+    with recorded_lengths(layers_of(model)) as lengths:
         model(pixel_values=inputs()["pixel_values"])
     assert lengths == list(handle.plan.tokens)
+
+
+def test_a_plain_vit_alone() -> None:
+    vit = hf.ViTModel(hf.ViTConfig(**VISION), use_mask_token=True).train()
+    images = inputs()["pixel_values"]
+    before = vit(images)
+    handle = elip_plugin.apply(vit, "fast")
+    with recorded_lengths(layers_of(vit)) as lengths, handle.guide(torch.randn(len(images), 48)):
+        pruned = vit(images)
+        assert torch.equal(vit(images, return_dict=False)[1], pruned.pooler_output)
+        masked = vit(images, bool_masked_pos=torch.zeros(len(images), 64, dtype=torch.bool))
+    assert lengths == [*handle.plan.tokens] * 2 + [65] * 12
+    assert not torch.equal(pruned.pooler_output, before.pooler_output)
+    assert torch.equal(masked.pooler_output, before.pooler_output)
+    handle.remove()
+    assert torch.equal(vit(images).pooler_output, before.pooler_output)
 
 
 def test_interpolated_positions_get_their_own_plan() -> None:
@@ -292,7 +320,7 @@ def test_interpolated_positions_get_their_own_plan() -> None:
     handle = elip_plugin.apply(model, "fast")
     batch = inputs()
     batch["pixel_values"] = torch.randn(3, 3, 96, 96)
-    with recorded_lengths(tower_of(model).encoder.layers) as lengths:
+    with recorded_lengths(layers_of(model)) as lengths:
         model(**batch, interpolate_pos_encoding=True)
     assert lengths[0] == 145 and lengths[-1] < 145 < 2 * handle.plan.tokens[0] + 16
 
@@ -312,17 +340,18 @@ def test_refusals() -> None:
     ))  # fmt: skip
     with pytest.raises(UnsupportedModelError, match="NaFlex"):
         elip_plugin.apply(naflex)
-    sizes = {k: v for k, v in VISION.items() if k != "projection_dim"}
     dual = hf.VisionTextDualEncoderModel(
-        vision_model=hf.ViTModel(hf.ViTConfig(**sizes)),
+        vision_model=hf.DeiTModel(hf.DeiTConfig(**VISION)),
         text_model=hf.BertModel(hf.BertConfig(num_hidden_layers=1)),
     )
-    with pytest.raises(UnsupportedModelError, match="ViTModel"):
+    with pytest.raises(UnsupportedModelError, match="DeiTModel"):
         elip_plugin.apply(dual)
     assert type(dual) is hf.VisionTextDualEncoderModel
+    with pytest.raises(UnsupportedModelError, match=r"hidden_dropout_prob 0\.1"):
+        elip_plugin.apply(make("dual_vit", hidden_dropout_prob=0.1))
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip", "chinese_clip"])
+@pytest.mark.parametrize("family", ["clip", "siglip", "chinese_clip", "dual_vit"])
 def test_saved_models_load_without_the_plugin(family: str, tmp_path: Path) -> None:
     model = make(family).train()
     handle = elip_plugin.apply(model, config_of("elip", text_weight=0.3))

@@ -22,7 +22,7 @@ from torch.distributed.nn.functional import all_gather
 from torch.nn.parallel import DistributedDataParallel as DDP
 import elip_plugin
 from elip_plugin.errors import UnsupportedModelError
-from hosts.transformers.tiny import inputs, make, tower_of
+from hosts.transformers.tiny import inputs, make, layers_of
 
 torch.set_default_dtype(torch.float64)  # in which transformers 4 makes its mask
 
@@ -47,7 +47,7 @@ def whole(gradient):
     return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
 
 def shard(model):
-    for layer in tower_of(model).encoder.layers:
+    for layer in layers_of(model):
         fsdp.fully_shard(layer)
     # It refuses scalars, as CLIP's scale of the logits is; that one takes no part in our loss.
     scalars = {p for p in model.parameters() if p.ndim == 0}

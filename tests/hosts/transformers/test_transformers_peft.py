@@ -15,7 +15,7 @@ import elip_plugin
 hf = pytest.importorskip("transformers", minversion="4.57")
 peft = pytest.importorskip("peft")
 
-from hosts.transformers.tiny import inputs, make, tower_of  # noqa: E402
+from hosts.transformers.tiny import inputs, layers_of, make  # noqa: E402
 
 CONFIG = {"preset": "fast", "text_weight": 0.5}
 TARGETS = {
@@ -43,7 +43,7 @@ def test_the_order_of_pruning_and_adapting_does_not_matter(family: str) -> None:
         if order != "pruned first":
             elip_plugin.apply(adapted if order == "adapted first" else model, CONFIG)
         handle = elip_plugin.find_handle(adapted)
-        with recorded_lengths(tower_of(model).encoder.layers) as lengths:
+        with recorded_lengths(layers_of(model)) as lengths:
             out = adapted(**batch)
         assert lengths == list(handle.plan.tokens)
         out.loss.backward()

@@ -35,10 +35,9 @@ BERT = {**TEXT, **NO_DROPOUT, "max_position_embeddings": 32}
 BATCH = 3
 
 
-def _dual(config: Any = None) -> Any:
-    vision, text = hf.CLIPVisionConfig(**VISION), hf.BertConfig(**BERT)
+def _dual(vision: Any) -> Any:
     config = hf.VisionTextDualEncoderConfig.from_vision_text_configs(
-        vision, text, projection_dim=24
+        vision, hf.BertConfig(**BERT), projection_dim=24
     )
     return hf.VisionTextDualEncoderModel(config)
 
@@ -67,7 +66,8 @@ MODELS: dict[str, Callable[..., Any]] = {
     "chinese_clip": lambda: hf.ChineseCLIPModel(
         hf.ChineseCLIPConfig(text_config=BERT, vision_config=VISION, projection_dim=24)
     ),
-    "dual": _dual,
+    "dual": lambda **vision: _dual(hf.CLIPVisionConfig(**{**VISION, **vision})),
+    "dual_vit": lambda **vision: _dual(hf.ViTConfig(**{**VISION, **vision})),
 }
 
 
@@ -85,11 +85,12 @@ def make(family: str, seed: int = 0, **vision: Any) -> Any:
     return model
 
 
-def tower_of(model: Any) -> Any:
-    """The part of a model with the vision encoder."""
-    while not hasattr(model, "encoder"):
+def layers_of(model: Any) -> Any:
+    """The layers of a model's vision encoder."""
+    while not hasattr(model, "encoder") and hasattr(model, "vision_model"):
         model = model.vision_model
-    return model
+    encoder = getattr(model, "encoder", model)  # a plain ViT has none since transformers 5
+    return encoder.layer if hasattr(encoder, "layer") else encoder.layers
 
 
 def inputs(seed: int = 1, batch: int = BATCH) -> dict[str, Any]:

@@ -1,0 +1,136 @@
+"""The plain ViT of transformers (`ViTModel`), which a `VisionTextDualEncoderModel` may have.
+
+Its parts have other names in transformers 4 than in 5, where it has no encoder of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+from torch import Tensor
+from transformers import ViTModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.vit.modeling_vit import ViTLayer
+
+from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.hosts.transformers import towers
+from elip_plugin.patching.blocks import PrunableStack
+from elip_plugin.patching.install import Tower
+from elip_plugin.patching.pruner import TowerShape
+from elip_plugin.patching.swap import choose, choose_all
+
+PARAMETERS = tuple(inspect.signature(ViTModel.forward).parameters)[1:]
+MASKS = ("bool_masked_pos", "head_mask", "attention_mask")
+"""Arguments of the host's forward with which nothing is pruned."""
+
+DROPOUTS = ("attention_probs_dropout_prob", "hidden_dropout_prob")
+
+
+class ElipViTLayer(towers.ElipLayer):
+    """A layer of a plain ViT."""
+
+    def _projections(self) -> tuple[Any, Any, Any, Any]:
+        """Return the projections of queries, keys, values and of the output."""
+        attention: Any = self.attention  # type: ignore[attr-defined]
+        if hasattr(attention, "q_proj"):
+            return attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
+        inner = attention.attention
+        return inner.query, inner.key, inner.value, attention.output.dense
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        attention: Any = self.attention  # type: ignore[attr-defined]
+        heads = getattr(attention, "attention", attention).num_attention_heads
+        return projected.view(*projected.shape[:2], heads, -1).transpose(1, 2)
+
+    def query_and_keys(self, query: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalise and project a query token and the tokens; see `BlockParts`."""
+        layer: Any = self
+        q, k, _, _ = self._projections()
+        norm = layer.layernorm_before
+        return self._heads(q(norm(query))), self._heads(k(norm(x)))
+
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalise and project tokens; see `BlockParts`."""
+        layer: Any = self
+        q, k, v, _ = self._projections()
+        x = layer.layernorm_before(x)
+        return self._heads(q(x)), self._heads(k(x)), self._heads(v(x))
+
+    def attention_output(self, mixed: Tensor) -> Tensor:
+        """Join the heads and project; see `BlockParts`."""
+        output = self._projections()[3]
+        return output(mixed.transpose(1, 2).flatten(2))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Run the MLP; see `BlockParts`."""
+        layer: Any = self
+        x = layer.layernorm_after(x)
+        return layer.mlp(x) if hasattr(layer, "mlp") else layer.output.dense(layer.intermediate(x))
+
+
+class ElipViT(towers.NamedAsReplaced, PrunableStack):
+    """A plain ViT that prunes between its layers, outside any checkpointed region."""
+
+    def elip_forward(self, host: Any, args: Any, options: Any) -> Any:
+        """Run the host's forward, or its parts with the plan's stages if pruning is active."""
+        vit: Any = self
+        given: dict[str, Any] = {**dict(zip(PARAMETERS, args)), **options}
+        images: Any
+        images, pruning = given.get("pixel_values"), None
+        if images is not None and all(given.get(name) is None for name in MASKS):
+            height, width = vit.embeddings.patch_embeddings.patch_size
+            num_patches = (images.shape[2] // height) * (images.shape[3] // width)
+            pruning = self.elip.begin(num_patches, vit.training)
+        if pruning is None:
+            return host(self, *args, **options)
+        towers.refuse_recording(vit.config, options)
+        images = images.to(vit.embeddings.patch_embeddings.projection.weight.dtype)
+        interpolate = given.get("interpolate_pos_encoding")
+        x = vit.embeddings(images, interpolate_pos_encoding=interpolate)
+        call = functools.partial(towers.run_layer, _options={})
+        x = vit.layernorm(pruning.run_blocks(x, layers_of(vit), call))
+        pooled = vit.pooler(x) if vit.pooler is not None else None
+        output = BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=pooled)
+        return output.to_tuple() if given.get("return_dict") is False else output
+
+
+@functools.wraps(ViTModel.forward)
+def _forward(self: Any, *args: Any, **options: Any) -> Any:
+    return self.elip_forward(ViTModel.forward, args, options)
+
+
+LAYERS = {ViTLayer: towers.patched_class(ElipViTLayer, ViTLayer, elip_masks=0)}
+MODELS = {ViTModel: towers.patched_class(ElipViT, ViTModel, forward=_forward)}
+
+
+def layers_of(vit: Any) -> Any:
+    """Return the layers of a plain ViT, in any version of transformers."""
+    return vit.layers if hasattr(vit, "layers") else vit.encoder.layer
+
+
+def describe(vit: Any) -> Tower:
+    """Describe a plain ViT; see `Host.describe`."""
+    config = vit.config
+    dropouts = {name: getattr(config, name) for name in DROPOUTS if getattr(config, name) > 0}
+    if dropouts:
+        raise UnsupportedModelError(
+            f"a ViT with {', '.join(f'{name} {p:g}' for name, p in dropouts.items())}: choosing "
+            "tokens must be deterministic; set it to 0 in the vision config"
+        )
+    layers, embedding = layers_of(vit), vit.embeddings.patch_embeddings
+    shape = TowerShape(
+        num_patches=embedding.num_patches,
+        depth=len(layers),
+        width=config.hidden_size,
+        prefix=1,
+        class_query=True,
+    )
+    return Tower(
+        shape,
+        choose(vit, MODELS),
+        choose_all(layers, LAYERS),
+        random_blocks=True,
+        patch_embed=embedding.projection,
+    )
