@@ -193,9 +193,9 @@ def _control(model: StudyModel, variant: Variant, tokens: Tensor) -> AbstractCon
         decide = reducer.decide
 
         def rolled(*args: Any, **options: Any) -> Selection:
-            kept, dropped, weights = decide(*args, **options)
-            weights = None if weights is None else weights.roll(1, 0)
-            return Selection(kept.roll(1, 0), dropped.roll(1, 0), weights)
+            own = decide(*args, **options)
+            weights = None if own.weights is None else own.weights.roll(1, 0)
+            return Selection(own.kept.roll(1, 0), own.dropped.roll(1, 0), weights)
 
         return mock.patch.object(reducer, "decide", rolled)
     return nullcontext()

@@ -35,6 +35,9 @@ class BlockParts(Protocol):
     def position_bias(self, **positions: Any) -> Tensor | None:
         """Compute what is added to the attention's logits, [B or 1, H, T, T]; None for nothing."""
 
+    def key_bias(self, **positions: Any) -> Tensor | None:
+        """Compute what is added for a query without a position, [B, 1, 1, T]; None for nothing."""
+
     def attention_output(self, mixed: Tensor) -> Tensor:
         """Turn the attention's result [B, H, T, A / H] into what is added to the tokens."""
 
@@ -84,14 +87,20 @@ def attention_row(
     scale = block.elip_scale
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     logits = (q.to(wide) * keys.to(wide)).sum(dim=-1) * scale
-    if positions and query is None:
-        bias = block.position_bias(**positions)
+    if positions:
+        bias = (block.position_bias if query is None else block.key_bias)(**positions)
         logits = logits if bias is None else logits + bias[:, :, 0]
     return logits.softmax(dim=-1).mean(dim=1)
 
 
 def key_uniqueness(
-    block: BlockParts, x: Tensor, query: Tensor | None = None, *, prefix: int, **positions: Any
+    block: BlockParts,
+    x: Tensor,
+    query: Tensor | None = None,
+    *,
+    prefix: int,
+    valid: Tensor | None = None,
+    **positions: Any,
 ) -> Tensor:
     """Compute how little the key of each token is like those of the others.
 
@@ -100,18 +109,26 @@ def key_uniqueness(
         x: Tokens [B, T, D].
         query: Not used.
         prefix: Prefix tokens P, which take no part.
+        valid: Which tokens after the prefix are real [B, T - P]; None where all are.
         **positions: Where the tokens are, if the block reads that.
 
     Returns:
         1 / (sum of the cosines of mean-free keys, negative ones left out) [B, T], float32 or
-        wider: 1 for a token that no other is like, 1 / n for one of n equal ones; 0 for the prefix.
+        wider: 1 for a token that no other is like, 1 / n for one of n equal ones; 0 for the prefix
+        and for padding.
     """
     keys = block.query_and_keys(x[:, :1], x, **positions)[1].mean(dim=1)[:, prefix:]
     keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
-    keys = F.normalize(keys - keys.mean(dim=1, keepdim=True), dim=2)
+    if valid is None:
+        keys = F.normalize(keys - keys.mean(dim=1, keepdim=True), dim=2)
+    else:
+        real = valid.unsqueeze(-1)
+        mean = (keys * real).sum(dim=1, keepdim=True) / real.sum(dim=1, keepdim=True)
+        keys = F.normalize(keys - mean, dim=2) * real
     with torch.autocast(keys.device.type, enabled=False):
         alike = (keys @ keys.transpose(1, 2)).clamp_min(0).sum(dim=2)
-    return F.pad(alike.clamp_min(1).reciprocal(), (prefix, 0))
+    unique = alike.clamp_min(1).reciprocal()
+    return F.pad(unique if valid is None else unique * valid, (prefix, 0))
 
 
 class PackedAttention(NamedTuple):

@@ -33,18 +33,21 @@ def keep_and_merge(x: Tensor, selection: Selection, prefix: int) -> Tensor:
     return torch.cat([x[:, :prefix], kept, merged.to(x.dtype)], dim=1)
 
 
-def put_back(x: Tensor, before: Tensor, kept: Tensor, prefix: int) -> Tensor:
+def put_back(x: Tensor, before: Tensor, selection: Selection, prefix: int) -> Tensor:
     """Put the tokens that a stage set aside back between those that it kept.
 
     Args:
         x: Prefix and kept tokens [B, P + K, D], in the stage's order.
         before: Tokens that entered the stage [B, T, D].
-        kept: Indices kept by the stage [B, K].
+        selection: What the stage kept.
         prefix: Prefix tokens P.
 
     Returns:
         Tokens [B, T, D]: prefix and kept ones from `x`, the others from `before`.
     """
-    index = kept.unsqueeze(-1).expand(-1, -1, x.shape[-1])
-    rest = before[:, prefix:].to(x.dtype).scatter(1, index, x[:, prefix:])
+    index = selection.kept.unsqueeze(-1).expand(-1, -1, x.shape[-1])
+    before, kept = before[:, prefix:].to(x.dtype), x[:, prefix:]
+    if selection.valid is not None:  # what only filled a place has not gone through the blocks
+        kept = torch.where(selection.valid.unsqueeze(-1), kept, before.gather(1, index))
+    rest = before.scatter(1, index, kept)
     return torch.cat([x[:, :prefix], rest], dim=1)

@@ -1,4 +1,7 @@
-"""Where the tokens are, for blocks that read positions at every call: rotary and relative ones.
+"""Where the tokens are, for blocks that read that at every call.
+
+Rotary and relative positions do, and the mask of a batch whose images have different numbers of
+patches.
 
 A token that is left has the position of one that entered the tower, as an index into what the
 tower made for all of them: a mean of rotations is none, and one of two offsets may not be in a
@@ -13,13 +16,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from elip_plugin.core.select import Selection
 
-PositionOptions = Callable[[Tensor | None], Mapping[str, Any]]
+PositionOptions = Callable[[Tensor | None, Tensor | None], Mapping[str, Any]]
 """From the positions of the tokens after the prefix, indices [B, T - P] of those that entered the
-first block (None: these themselves), to the options that every block is called with."""
+first block (None: these themselves), and which of them are real [B, T - P] (None: all), to the
+options that every block is called with."""
 
 
 @dataclass(frozen=True)
@@ -30,20 +35,32 @@ class Positions:
         blocks: All blocks of the tower.
         options: What a block is called with for given positions.
         index: The positions now; None before a token left.
+        valid: Which of the tokens after the prefix are real [B, T - P]; None where all are, and
+            none is padding.
     """
 
     blocks: tuple[Any, ...]
     options: PositionOptions
     index: Tensor | None = None
+    valid: Tensor | None = None
 
     def bound_blocks(self) -> tuple[Callable[..., Any], ...]:
         """Return the blocks, to be called with tokens at these positions."""
-        options = self.options(self.index)
+        options = self.options(self.index, self.valid)
         return tuple(functools.partial(block, **options) for block in self.blocks)
 
-    def take(self, index: Tensor) -> Positions:
-        """Return the positions of tokens that were taken [B, T'] from those after the prefix."""
-        return replace(self, index=index if self.index is None else self.index.gather(1, index))
+    def take(self, index: Tensor, valid: Tensor | None = None) -> Positions:
+        """Return the positions of tokens that were taken [B, T'] from those after the prefix.
+
+        Args:
+            index: Which were taken.
+            valid: Which of them are real [B, T']; None where all are.
+
+        Returns:
+            The positions.
+        """
+        index = index if self.index is None else self.index.gather(1, index)
+        return replace(self, index=index, valid=valid)
 
 
 def positions_after(selection: Selection) -> Tensor:
@@ -59,3 +76,32 @@ def positions_after(selection: Selection) -> Tensor:
         return selection.kept
     largest = selection.weights.argmax(dim=1, keepdim=True)
     return torch.cat([selection.kept, selection.dropped.gather(1, largest)], dim=1)
+
+
+def valid_after(selection: Selection) -> Tensor | None:
+    """Return which token after a selection is real [B, K], or [B, K + 1] with the merged one's.
+
+    Args:
+        selection: What is kept, and how the rest is merged.
+
+    Returns:
+        Whether each is; None where all are. A token that nothing was merged into is not.
+    """
+    if selection.valid is None or selection.weights is None:
+        return selection.valid
+    return torch.cat([selection.valid, selection.weights.sum(dim=1, keepdim=True) > 0], dim=1)
+
+
+def attention_mask(valid: Tensor, prefix: int, dtype: torch.dtype) -> Tensor:
+    """Return what is added to the attention's logits so that nothing attends to padding.
+
+    Args:
+        valid: Which tokens after the prefix are real [B, T - P].
+        prefix: Prefix tokens P, which are.
+        dtype: Of the tokens.
+
+    Returns:
+        0, or the lowest number [B, 1, 1, T].
+    """
+    real = F.pad(valid, (prefix, 0), value=True)[:, None, None]
+    return torch.zeros_like(real, dtype=dtype).masked_fill_(~real, torch.finfo(dtype).min)

@@ -16,18 +16,25 @@ from elip_plugin.core.blocks import attention_row, look_ahead
 from elip_plugin.core.guide import guide_from_batch
 
 
-def query_token(x: Tensor, prefix: int, class_query: bool) -> Tensor:
+def query_token(x: Tensor, prefix: int, class_query: bool, valid: Tensor | None = None) -> Tensor:
     """Return the token whose attention says which tokens matter.
 
     Args:
         x: Tokens [B, T, D].
         prefix: Prefix tokens P.
         class_query: Whether it is the class token; if not, it is the mean of the patches.
+        valid: Which tokens after the prefix are real [B, T - P]; None where all are.
 
     Returns:
         The token [B, 1, D].
     """
-    return x[:, :1] if class_query else x[:, prefix:].mean(dim=1, keepdim=True)
+    if class_query:
+        return x[:, :1]
+    patches = x[:, prefix:]
+    if valid is None:
+        return patches.mean(dim=1, keepdim=True)
+    real = valid.unsqueeze(-1)
+    return (patches * real).sum(dim=1, keepdim=True) / real.sum(dim=1, keepdim=True)
 
 
 def blend_class_token(token: Tensor, guide: Tensor | None, text_weight: float) -> Tensor:
@@ -58,6 +65,7 @@ class Query(NamedTuple):
             block's query is the mean of the patches blended with the guide: our extension.
         from_batch: Whether the guide is that of M texts which are not paired with the images;
             see `guide_from_batch`.
+        valid: Which tokens after the prefix are real [B, T - P]; None where all are.
     """
 
     prefix: int
@@ -65,6 +73,7 @@ class Query(NamedTuple):
     text_weight: float = 0.0
     class_query: bool = True
     from_batch: bool = False
+    valid: Tensor | None = None
 
 
 def score(
@@ -89,19 +98,19 @@ def score(
     Returns:
         Scores [B, T - P], float32 or wider, without gradient.
     """
-    prefix, guide, weight, class_query, from_batch = query
+    prefix, guide, weight, class_query, from_batch, valid = query
     device = x.device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     with torch.no_grad(), _uncached_autocast(device) if autocast else nullcontext():
         y, token = x.detach(), None
         if guide is not None and from_batch:
-            guide = guide_from_batch(query_token(y, prefix, class_query), guide)
+            guide = guide_from_batch(query_token(y, prefix, class_query, valid), guide)
         if class_query and guide is not None:
             y = torch.cat([blend_class_token(y[:, :1], guide, weight), y[:, 1:]], dim=1)
         for block in blocks[:-1]:
             y = block(y, elip=look_ahead) if random_blocks else block(y)
         if not class_query:
-            token = blend_class_token(query_token(y, prefix, False), guide, weight)
+            token = blend_class_token(query_token(y, prefix, False, valid), guide, weight)
         return blocks[-1](y, elip=row, query=token)[:, prefix:]
 
 

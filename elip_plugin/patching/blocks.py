@@ -68,6 +68,10 @@ class PrunableBlock(Patched):
         """Return what is added to the attention's logits by the positions; by default nothing."""
         return None
 
+    def key_bias(self, **positions: Any) -> Tensor | None:
+        """Return what is added for a query without a position; by default nothing."""
+        return None
+
     def stochastic_depth(self, added: Tensor) -> Tensor:
         """Return what is added to the tokens [B, T, D]; a host with stochastic depth applies it."""
         return added

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from elip_plugin.config import ElipConfig
@@ -16,6 +17,7 @@ from elip_plugin.core.positions import PositionOptions, Positions
 from elip_plugin.core.score import Query
 from elip_plugin.core.trace import Trace
 from elip_plugin.errors import GuideError, PlanError, UnsupportedModelError
+from elip_plugin.patching.padding import on_device, plan_each, trim
 from elip_plugin.patching.progress import TrainingProgress, config_at
 from elip_plugin.planning import Plan, plan
 from elip_plugin.reducers import StageContext, find_reducer
@@ -53,6 +55,7 @@ class PruningPass:
         guide: Text guide, or None where the image alone decides.
         text_weight: Share of the guide in the query token.
         training: Whether the tower is training.
+        level: How much of the schedule is in force, 0 to 1.
     """
 
     pruner: Pruner
@@ -60,6 +63,7 @@ class PruningPass:
     guide: Guide | None
     text_weight: float
     training: bool
+    level: float = 1.0
 
     def run_blocks(
         self,
@@ -85,6 +89,60 @@ class PruningPass:
             GuideError: If the guide is not [B, D], or not [M, D] for `guide_source: batch`.
             PlanError: If the reducer reads pixels, and they are not those of the tokens.
         """
+        context = self._context(x, blocks)
+        if positions is not None:
+            context = context.at(Positions(context.blocks, positions))
+        return self.pruner.reducer.run(x, self.plan.by_block, context, call)[0]
+
+    def run_padded_blocks(
+        self,
+        x: Tensor,
+        valid: Tensor,
+        blocks: Iterable[Any],
+        call: Callable[..., Any] | None,
+        positions: PositionOptions,
+    ) -> tuple[Tensor, Tensor]:
+        """Run all blocks on images with different numbers of patches.
+
+        Each image has the plan of its own number: padding is never kept before a patch, and changes
+        nothing.
+
+        Args:
+            x: Tokens [B, P + N, D].
+            valid: Which of those after the prefix are real [B, N].
+            blocks: The tower's blocks.
+            call: As for `run_blocks`.
+            positions: What the blocks are called with, where some tokens are padding.
+
+        Returns:
+            Tokens [B, T', D], and which of those after the prefix are real [B, T' - P].
+
+        Raises:
+            GuideError: As for `run_blocks`.
+            UnsupportedModelError: If a trace is on, or the reducer loses track of the padding.
+        """
+        pruner, prefix = self.pruner, self.pruner.shape.prefix
+        if pruner.trace is not None:
+            raise UnsupportedModelError(
+                "a batch of images with different numbers of patches cannot be traced: trace "
+                "images [B, 3, height, width]"
+            )
+        x, valid, counts = trim(x, valid, prefix)
+        plan_for = functools.partial(pruner.plan_for, level=self.level, skip_idle=True)
+        stages = on_device(plan_each(counts, valid.shape[1], plan_for), x.device)
+        context = self._context(x, blocks)
+        every = torch.arange(valid.shape[1], device=x.device).expand(len(x), -1)
+        context = context.at(Positions(context.blocks, positions, every, valid))
+        x, context = pruner.reducer.run(x, stages, context, call)
+        left = context.query.valid
+        if left is None or left.shape[1] != x.shape[1] - prefix:
+            raise UnsupportedModelError(
+                f"reducer {pruner.reducer.name!r} does not say which tokens are padding, so it "
+                "cannot prune images with different numbers of patches"
+            )
+        return x, left
+
+    def _context(self, x: Tensor, blocks: Iterable[Any]) -> StageContext:
         pruner, guide = self.pruner, self.guide
         shape, config = pruner.shape, pruner.config
         if guide is not None:
@@ -99,16 +157,16 @@ class PruningPass:
         if pruner.reducer.reads_pixels:
             patches = pruner.take_patches(x.shape[1] - shape.prefix)
             context = replace(context, patches=patches)
-        if positions is not None:
-            context = context.at(Positions(context.blocks, positions))
-        return pruner.reducer.run(x, self.plan.by_block, context, call)
+        return context
 
 
-@functools.lru_cache(maxsize=128)  # of which a schedule needs five per number of patches
-def _plan_at(level: float, config: ElipConfig, num_patches: int, depth: int, prefix: int) -> Plan:
+@functools.lru_cache(maxsize=1024)  # of which a schedule needs five per number of patches
+def _plan_at(
+    level: float, config: ElipConfig, num_patches: int, depth: int, prefix: int, skip_idle: bool
+) -> Plan:
     """Resolve a configuration of which `level` is in force; see `Pruner.plan_for`."""
     config = config_at(level, config, num_patches)
-    return plan(config, num_patches=num_patches, depth=depth, prefix=prefix, skip_idle=level < 1)
+    return plan(config, num_patches=num_patches, depth=depth, prefix=prefix, skip_idle=skip_idle)
 
 
 class Pruner:
@@ -185,7 +243,7 @@ class Pruner:
         planned = self.plan
         if num_patches != planned.num_patches or level != 1:
             planned = self.plan_for(num_patches, level)
-        return PruningPass(self, planned, guide, weight, training)
+        return PruningPass(self, planned, guide, weight, training, level)
 
     def is_active(self, training: bool) -> bool:
         """Return whether a forward is pruned, if no guide is missing."""
@@ -218,9 +276,21 @@ class Pruner:
             return self.progress.level > 0 and self.progress.text_weight > 0
         return self.eval_mode == "text" and self.config.text_weight > 0
 
-    def plan_for(self, num_patches: int, level: float = 1.0) -> Plan:
-        """Resolve the configuration for N patches, and a level of the schedule, 0 to 1."""
-        return _plan_at(level, self.config, num_patches, self.shape.depth, self.shape.prefix)
+    def plan_for(self, num_patches: int, level: float = 1.0, skip_idle: bool | None = None) -> Plan:
+        """Resolve the configuration for N patches.
+
+        Args:
+            num_patches: Patches N.
+            level: How much of the schedule is in force, 0 to 1.
+            skip_idle: Whether a stage that would not shrink the sequence is left out; by default
+                where less than the whole schedule is in force.
+
+        Returns:
+            The plan; PlanError if it cannot hold.
+        """
+        skip_idle = level < 1 if skip_idle is None else skip_idle
+        shape = self.shape
+        return _plan_at(level, self.config, num_patches, shape.depth, shape.prefix, skip_idle)
 
     def replan(self, num_patches: int) -> None:
         """Make N patches the nominal number, after a change of resolution."""

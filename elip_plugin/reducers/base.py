@@ -6,15 +6,15 @@ Shapes: B batch, P prefix tokens, N patches, T tokens, K kept, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from elip_plugin.core.merge import keep_and_merge, put_back
-from elip_plugin.core.positions import Positions, positions_after
+from elip_plugin.core.positions import Positions, positions_after, valid_after
 from elip_plugin.core.score import Query
-from elip_plugin.core.select import Selection
+from elip_plugin.core.select import Limits, Selection
 from elip_plugin.core.trace import Trace
 
 BlockCall = Callable[..., Any]
@@ -33,6 +33,8 @@ class PlannedStage:
         tokens_in: Sequence length before the stage, prefix included.
         tokens_out: Sequence length after it, prefix and merged token included.
         until: The block before which the dropped tokens come back; None if they do not.
+        keep_each: How many each image of a batch with padding keeps [B], of which `keep` is the
+            largest; None without padding.
     """
 
     block: int
@@ -41,6 +43,7 @@ class PlannedStage:
     tokens_in: int
     tokens_out: int
     until: int | None = None
+    keep_each: Tensor | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class StageContext:
         patches: Pixels [B, C, rows, columns, patch height, patch width] of the patches that became
             the tokens after the prefix, row by row, without gradient; None unless the reducer
             reads pixels.
-        positions: Where the tokens are; None where the blocks do not read that.
+        positions: Where the tokens are, and which are padding; None where the blocks do not read
+            that.
     """
 
     blocks: tuple[Any, ...]
@@ -84,7 +88,23 @@ class StageContext:
         Returns:
             A context with blocks that are called with them.
         """
-        return replace(self, positions=positions, blocks=positions.bound_blocks())
+        query = self.query._replace(valid=positions.valid)
+        return replace(self, positions=positions, blocks=positions.bound_blocks(), query=query)
+
+    def limits(self, stage: PlannedStage, keep: int | None = None) -> Limits | None:
+        """Return what differs from image to image at a stage; None without padding.
+
+        Args:
+            stage: The stage.
+            keep: How many tokens are kept at most, if not `stage.keep`.
+
+        Returns:
+            The limits, for `select`.
+        """
+        if self.query.valid is None or stage.keep_each is None:
+            return None
+        more = 0 if keep is None else keep - stage.keep
+        return Limits(self.query.valid, stage.keep_each + more)
 
 
 class Reducer:
@@ -165,7 +185,7 @@ class Reducer:
         stages: Mapping[int, PlannedStage],
         context: StageContext,
         call: BlockCall | None = None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, StageContext]:
         """Run all blocks of a tower; before those that have a stage, decide and apply.
 
         What a stage with `until` drops skips the blocks up to there, unmerged.
@@ -178,11 +198,11 @@ class Reducer:
                 checkpointed region.
 
         Returns:
-            Tokens [B, T', D].
+            Tokens [B, T', D], and the context for them.
         """
         prefix = context.query.prefix
         # Until; tokens, what was kept of them, and their context.
-        aside: tuple[int, Tensor, Tensor, StageContext] | None = None
+        aside: tuple[int, Tensor, Selection, StageContext] | None = None
         for i in range(len(context.blocks)):
             if aside is not None and i == aside[0]:
                 x, context, aside = put_back(x, aside[1], aside[2], prefix), aside[3], None
@@ -194,13 +214,14 @@ class Reducer:
                 if context.trace is not None:
                     context.trace.record(i, selection, x.shape[1] - prefix, until)
                 if until is not None:
-                    aside = until, x, selection.kept, context
+                    aside = until, x, selection, context
                 x = keep_and_merge(x, selection, prefix)
                 if context.positions is not None:
-                    context = context.at(context.positions.take(positions_after(selection)))
+                    after = positions_after(selection), valid_after(selection)
+                    context = context.at(context.positions.take(*after))
             block = context.blocks[i]
             x = block(x) if call is None else call(block, x)
-        return x
+        return x, context
 
     def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
         """Decide which tokens stay, and how the others are merged; without gradient.

@@ -22,5 +22,4 @@ class EViT(Reducer):
         """Decide by the scores, which are the fused token's weights; see `Reducer.decide`."""
         blocks = context.blocks[stage.block : stage.block + 1]
         scores = score(x, blocks, context.query, random_blocks=context.random_blocks)
-        selection = select(scores, stage.keep)
-        return selection._replace(weights=scores.gather(1, selection.dropped))
+        return select(scores, stage.keep, limits=context.limits(stage), normalise=False)

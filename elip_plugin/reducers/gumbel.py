@@ -25,7 +25,7 @@ class Gumbel(Elip):
         """Draw by the scores, which stay the merge weights; see `Reducer.decide`."""
         blocks = context.blocks[stage.block : stage.block + stage.lookahead]
         scores = score(x, blocks, context.query, random_blocks=context.random_blocks)
-        if not context.training:
-            return select(scores, stage.keep)
-        exponential = -draw(scores.shape[0], scores.shape[1], scores.device).log()
-        return select(scores, stage.keep, ranked_by=scores / exponential)
+        drawn = None
+        if context.training:
+            drawn = scores / -draw(scores.shape[0], scores.shape[1], scores.device).log()
+        return select(scores, stage.keep, drawn, context.limits(stage))

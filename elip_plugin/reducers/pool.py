@@ -53,7 +53,7 @@ class Pool(Reducer):
         stages: Mapping[int, PlannedStage],
         context: StageContext,
         call: BlockCall | None = None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, StageContext]:
         """Average, then run all blocks; see `Reducer.run`."""
         assert context.patches is not None
         rows, columns = context.patches.shape[2:4]

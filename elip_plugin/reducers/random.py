@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from elip_plugin.core.select import Selection
+from elip_plugin.core.select import Selection, select
 from elip_plugin.reducers.base import PlannedStage, Reducer, StageContext
 
 
@@ -35,6 +35,7 @@ class Random(Reducer):
 
     def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
         """Decide at random; see `Reducer.decide`."""
-        order = draw(x.shape[0], x.shape[1] - context.prefix, x.device).argsort(dim=1)
+        numbers = draw(x.shape[0], x.shape[1] - context.prefix, x.device)
         keep = stage.tokens_out - context.prefix
-        return Selection(order[:, :keep].sort(dim=1).values, order[:, keep:], None)
+        selection = select(-numbers, keep, limits=context.limits(stage, keep))
+        return selection._replace(weights=None)

@@ -53,18 +53,27 @@ class ToMe(Reducer):
         stages: Mapping[int, PlannedStage],
         context: StageContext,
         call: BlockCall | None = None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, StageContext]:
         """Run all blocks, merging inside; see `Reducer.run`."""
         sizes = x.new_ones(x.shape[:2])
+        if context.query.valid is not None:  # padding has size 0: nothing attends to it
+            sizes[:, context.prefix :] = context.query.valid
         for i in range(len(context.blocks)):
             block, stage = context.blocks[i], stages.get(i + 1)
             remove = 0 if stage is None else stage.tokens_in - stage.tokens_out
-            options = {"sizes": sizes, "remove": remove, "prefix": context.prefix}
+            options: dict[str, Any] = {"sizes": sizes, "remove": remove, "prefix": context.prefix}
+            if stage is not None and stage.keep_each is not None:
+                options["keep_each"] = stage.keep_each
             if call is None:
                 x, sizes, *merged = block(x, elip=merge_inside, **options)
             else:
                 x, sizes, *merged = call(block, x, merge_inside, **options)
             if stage is None:
+                continue
+            if context.query.valid is not None:
+                assert context.positions is not None
+                real = sizes[:, context.prefix :] > 0
+                context = context.at(context.positions.take(merged[0], real))
                 continue
             gone, stay, into = merged
             pairs = Pairs(gone, stay, into, (stage.tokens_in - context.prefix) // 2)
@@ -72,11 +81,17 @@ class ToMe(Reducer):
                 context.trace.record_groups(i + 1, pairs.groups(), x.shape[1] - context.prefix)
             if context.positions is not None:
                 context = context.at(context.positions.take(pairs.left()))
-        return x
+        return x, context
 
 
 def merge_inside(
-    block: BlockParts, x: Tensor, sizes: Tensor, remove: int, prefix: int, **positions: Any
+    block: BlockParts,
+    x: Tensor,
+    sizes: Tensor,
+    remove: int,
+    prefix: int,
+    keep_each: Tensor | None = None,
+    **positions: Any,
 ) -> tuple[Tensor, ...]:
     """Run a block: attention in proportion to sizes, merging, MLP (a mode of patched blocks).
 
@@ -86,10 +101,12 @@ def merge_inside(
         sizes: How many patches each token stands for [B, T].
         remove: How many tokens are merged away, r.
         prefix: Prefix tokens, which take no part.
+        keep_each: How many tokens each image of a batch with padding keeps [B]; None without.
         **positions: Where the tokens are, if the block reads that.
 
     Returns:
-        Tokens [B, T - r, D] and their sizes [B, T - r]; with r > 0 also the tensors of `Pairs`.
+        Tokens [B, T - r, D] and their sizes [B, T - r]; with r > 0 also the tensors of `Pairs`, or
+        with padding which tokens are left, as indices [B, T - P - r] of those after the prefix.
     """
     q, k, v = block.queries_keys_values(x, **positions)
     bias = sizes.log()[:, None, None].to(q.dtype)
@@ -98,7 +115,10 @@ def merge_inside(
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=block.elip_scale)
     x = x + block.stochastic_depth(block.attention_output(mixed))
     merged: tuple[Tensor, ...] = ()
-    if remove:
+    if keep_each is not None:
+        x, sizes, left = merge_padded(x, sizes, k.mean(dim=1), remove, prefix, keep_each)
+        merged = (left,)
+    elif remove:
         pairs = match(k.mean(dim=1), remove, prefix)
         x, sizes = merge_pairs(x, sizes, pairs, prefix)
         merged = (pairs.gone, pairs.stay, pairs.into)
@@ -178,6 +198,45 @@ def merge_pairs(x: Tensor, sizes: Tensor, pairs: Pairs, prefix: int = 1) -> tupl
     second = second.scatter_add(1, _wide(pairs.into, second), merged)
     out = torch.cat([head, first.gather(1, _wide(pairs.stay, first)), second], dim=1)
     return out[..., :-1] / out[..., -1:], out[..., -1].detach()
+
+
+def merge_padded(
+    x: Tensor, sizes: Tensor, keys: Tensor, remove: int, prefix: int, keep_each: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Match and average tokens of images that have different numbers of them.
+
+    Args:
+        x: Tokens [B, T, D]; gradient flows through them.
+        sizes: How many patches each token stands for [B, T]; 0 for padding.
+        keys: What to compare [B, T, D / H].
+        remove: By how many tokens the batch gets shorter, r.
+        prefix: Prefix tokens P, which stay.
+        keep_each: Tokens after the prefix that each image keeps [B].
+
+    Returns:
+        Tokens [B, T - r, D], those of an image before its padding, their sizes [B, T - r], and
+        which they are of those before, as indices [B, T - P - r] of those after the prefix.
+    """
+    with torch.no_grad():
+        real = sizes[:, prefix:] > 0
+        metric = F.normalize(keys.detach()[:, prefix:], dim=-1)
+        alike = metric[:, ::2] @ metric[:, 1::2].transpose(1, 2)
+        alike = alike.masked_fill(~real[:, None, 1::2], -torch.inf)
+        best, into = alike.max(dim=2)
+        best = best.masked_fill(~real[:, ::2], -torch.inf)
+        rank = best.argsort(dim=1, descending=True).argsort(dim=1)
+        goes = (rank < (real.sum(dim=1) - keep_each).unsqueeze(1)).unsqueeze(-1)
+        order = torch.arange(real.shape[1], device=x.device)
+        order = torch.cat([order[::2], order[1::2]])
+    weighted = torch.cat([x * sizes.unsqueeze(-1), sizes.unsqueeze(-1)], dim=-1)
+    head, rest = weighted[:, :prefix], weighted[:, prefix:]
+    first, second = rest[:, ::2], rest[:, 1::2]
+    second = second.scatter_add(1, _wide(into, second), first * goes)
+    together = torch.cat([first * ~goes, second], dim=1)
+    padding = together[..., -1].detach() == 0
+    chosen = padding.int().argsort(dim=1, stable=True)[:, : real.shape[1] - remove]
+    out = torch.cat([head, together.gather(1, _wide(chosen, together))], dim=1)
+    return out[..., :-1] / out[..., -1:].clamp_min(1), out[..., -1].detach(), order[chosen]
 
 
 def _wide(index: Tensor, like: Tensor) -> Tensor:

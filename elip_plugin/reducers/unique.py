@@ -33,5 +33,6 @@ class Unique(Reducer):
     def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
         """Decide by the keys; see `Reducer.decide`."""
         prefix, block = context.prefix, context.blocks[stage.block]
-        row = functools.partial(key_uniqueness, prefix=prefix)
-        return select(score(x, (block,), Query(prefix), row=row), stage.keep)
+        row = functools.partial(key_uniqueness, prefix=prefix, valid=context.query.valid)
+        scores = score(x, (block,), Query(prefix), row=row)
+        return select(scores, stage.keep, limits=context.limits(stage))

@@ -34,9 +34,9 @@ def test_tokens_come_back_where_they_were() -> None:
     x = randn(2, 2 + 6, 3).requires_grad_()
     selection = select(randn(2, 6, seed=1).exp(), 3)._replace(weights=None)
     kept = keep_and_merge(x, selection, 2)
-    assert torch.equal(put_back(kept, x, selection.kept, 2), x)
+    assert torch.equal(put_back(kept, x, selection, 2), x)
     worked = 10 * kept
-    back = put_back(worked, x, selection.kept, 2)
+    back = put_back(worked, x, selection, 2)
     for b in range(2):
         for i in range(6):
             factor = 10 if i in selection.kept[b].tolist() else 1
@@ -45,7 +45,7 @@ def test_tokens_come_back_where_they_were() -> None:
     assert x.grad is not None
     expected = torch.ones(2, 6).scatter(1, selection.kept, 10.0)
     assert torch.equal(x.grad[:, 2:, 0].float(), expected) and (x.grad[:, :2] == 10).all()
-    assert put_back(kept.bfloat16(), x, selection.kept, 2).dtype == torch.bfloat16
+    assert put_back(kept.bfloat16(), x, selection, 2).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("reducer", DECIDING)
@@ -167,7 +167,7 @@ def test_a_trace_holds_what_is_there_at_the_end() -> None:
         if until is not None:
             selection = selection._replace(weights=None)
         trace.record(block, selection, x.shape[1] - 1, until)
-        return keep_and_merge(x, selection, 1), selection.kept
+        return keep_and_merge(x, selection, 1), selection
 
     y, _ = apply_stage(x, [0.1, 0.6, 0.2, 0.3, 0.5, 0.4], 4, block=1)  # merges 0 and 2
     z, kept = apply_stage(y, [0.1, 0.2, 0.3, 0.4, 0.5], 2, block=2, until=5)  # 5 and the merged

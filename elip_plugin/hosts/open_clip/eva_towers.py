@@ -159,7 +159,7 @@ def rotate(attn: Any, x: Tensor, rope: Tensor | None) -> Tensor:
 def rotations(table: Tensor) -> PositionOptions:
     """Return what blocks are called with, for a table [N, 2 d] or [B, 1, N, 2 d]."""
 
-    def options(index: Tensor | None) -> Mapping[str, Any]:
+    def options(index: Tensor | None, valid: Tensor | None) -> Mapping[str, Any]:
         if index is None:
             return {"rope": table}
         if table.ndim == 2:
@@ -174,17 +174,18 @@ def _scaled(added: Tensor, scale: Tensor | None) -> Tensor:
     return added if scale is None else scale * added
 
 
-def describe(trunk: Any) -> Tower:
-    """Describe an Eva trunk; see `Host.describe`."""
-    shape = shape_of(trunk)
-    if trunk.cls_token is not None and trunk.global_pool == "map":
-        shape = replace(shape, class_query=True)  # this pooling reads the class token as well
-    if getattr(trunk, "rope_mixed", False):
+def refuse_other_parts(trunk: Any, mixed: bool) -> None:
+    """Refuse parts of EVA blocks that are not handled.
+
+    Args:
+        trunk: The trunk.
+        mixed: Whether each block has rotary positions of its own.
+    """
+    if mixed:
         raise UnsupportedModelError(
-            "a timm Eva trunk with rotary positions of its own in each block: those that all "
-            "blocks share are supported"
+            f"a timm {type(trunk).__name__} with rotary positions of its own in each block: those "
+            "that all blocks share are supported"
         )
-    blocks = choose_all(trunk.blocks, BLOCKS)
     for block in trunk.blocks:
         attn = block.attn
         if type(attn) not in ATTENTIONS:
@@ -194,10 +195,19 @@ def describe(trunk: Any) -> Tower:
             )
         if getattr(attn, "gate", None) is not None or getattr(attn, "num_kv_groups", 1) > 1:
             raise UnsupportedModelError(
-                "gated attention, and keys shared by several heads, are not supported in a timm "
-                "Eva trunk"
+                "gated attention, and keys shared by several heads, are not supported in timm's "
+                "EVA blocks"
             )
         refuse_dropout(block.modules())
+
+
+def describe(trunk: Any, num_patches: int) -> Tower:
+    """Describe an Eva trunk; see `Host.describe`."""
+    shape = shape_of(trunk, num_patches, trunk.cls_token is not None)
+    if trunk.cls_token is not None and trunk.global_pool == "map":
+        shape = replace(shape, class_query=True)  # this pooling reads the class token as well
+    blocks = choose_all(trunk.blocks, BLOCKS)
+    refuse_other_parts(trunk, getattr(trunk, "rope_mixed", False))
     return Tower(
         shape,
         Swap(trunk, ElipEva),

@@ -17,6 +17,7 @@ from elip_plugin.config import DEFAULT_PRESET, ElipConfig
 from elip_plugin.errors import DataError
 from elip_plugin.hosts.base import HostModel
 from elip_plugin.hosts.open_clip.export import CONFIG_KEY
+from elip_plugin.hosts.open_clip.grid import grid_of
 from elip_plugin.hosts.open_clip.models import describe
 from elip_plugin.hosts.open_clip.names import base_of
 from elip_plugin.patching.install import install
@@ -111,13 +112,11 @@ def create(
         raise DataError(f"checkpoint {checkpoint!r} of {base} cannot be read: {error}") from error
     model: Any = made[0].eval()
     install(describe(model), config)
-    trunk = getattr(model.visual, "trunk", None)
-    grid = model.visual.grid_size if trunk is None else trunk.patch_embed.grid_size
     normalization = get_model_preprocess_cfg(model)
     return OpenClipModel(
         base,
         model,
-        (grid[0], grid[1]),
+        grid_of(model.visual),
         tuple(normalization["mean"]),
         tuple(normalization["std"]),
         checkpoint or "random weights",

@@ -99,14 +99,14 @@ class ElipRelPosTrunk(PrunableTrunk, VisionTransformerRelPos):
         if self.cls_token is not None:
             tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
         if self.shared_rel_pos is None:
-            return tokens, lambda index: {"places": index}
+            return tokens, lambda index, _: {"places": index}
         return tokens, shared(self.shared_rel_pos.get_bias(), self.num_prefix_tokens)
 
 
 def shared(bias: Tensor, prefix: int) -> PositionOptions:
     """Return what blocks are called with, for a bias that all share."""
 
-    def options(index: Tensor | None) -> Mapping[str, Any]:
+    def options(index: Tensor | None, valid: Tensor | None) -> Mapping[str, Any]:
         taken = bias if index is None else take_bias(bias, index, prefix)
         return {"shared_rel_pos": taken}
 
@@ -139,14 +139,14 @@ def bias_without_dropout(rel_pos: Any) -> Tensor:
     return F.pad(bias, [prefix, 0, prefix, 0]).unsqueeze(0)
 
 
-def describe(trunk: Any) -> Tower:
+def describe(trunk: Any, num_patches: int) -> Tower:
     """Describe a trunk with relative positions; see `Host.describe`."""
     blocks = choose_all(trunk.blocks, {RelPosBlock: ElipRelPosBlock})
     for block in trunk.blocks:
         own = set() if block.attn.rel_pos is None else set(block.attn.rel_pos.modules())
         refuse_dropout(module for module in block.modules() if module not in own)
     return Tower(
-        shape_of(trunk),
+        shape_of(trunk, num_patches, trunk.cls_token is not None),
         Swap(trunk, ElipRelPosTrunk),
         blocks,
         # The host's own block cannot take rows and columns of its own bias: all are patched.

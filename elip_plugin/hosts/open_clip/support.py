@@ -11,8 +11,8 @@ from elip_plugin.reducers import find_reducer
 
 SUPPORTED = (
     "OpenCLIP's native ViT (class-token, average or attentional pooling) and timm's "
-    "VisionTransformer, Eva (EVA01, EVA02, PE-Core) and VisionTransformerRelPos (token, average or "
-    "map pooling) are supported"
+    "VisionTransformer, Eva (EVA01, EVA02, PE-Core), VisionTransformerRelPos and NaFlexVit (token, "
+    "average or map pooling) are supported"
 )
 
 CONVOLUTIONAL = "has no ViT blocks: its stages are convolutional or mixed, and their grids fixed"
@@ -24,8 +24,11 @@ TIMM_REASONS = {
 }
 
 
-CONVOLUTIONAL_STEMS = ("vit_base_mci_",)
-"""Beginnings of timm's names of plain ViTs that embed patches by several convolutions."""
+OTHER_STEMS = {
+    "vit_base_mci_": "embeds its patches by several convolutions",
+    "naflexvit_": "embeds flattened patches by a linear layer",
+}
+"""How the ViTs embed patches whose names in timm begin so, where it is not one convolution."""
 
 
 def why_not(config: Mapping[str, Any], preset: str = DEFAULT_PRESET) -> str | None:
@@ -35,11 +38,10 @@ def why_not(config: Mapping[str, Any], preset: str = DEFAULT_PRESET) -> str | No
 
 def _why_not_by(preset: str, vision: Mapping[str, Any]) -> str | None:
     reads_pixels = find_reducer(PRESETS[preset].reducer).reads_pixels
-    if reads_pixels and str(vision.get("timm_model_name")).startswith(CONVOLUTIONAL_STEMS):
-        return (
-            f"embeds its patches by several convolutions, and preset {preset!r} needs one: use "
-            "another preset"
-        )
+    name = str(vision.get("timm_model_name"))
+    for prefix, how in OTHER_STEMS.items():
+        if reads_pixels and name.startswith(prefix):
+            return f"{how}, and preset {preset!r} needs one convolution: use another preset"
     return None
 
 
@@ -64,8 +66,11 @@ def _why_not_timm(name: str) -> str | None:
     for prefix, reason in TIMM_REASONS.items():
         if name.startswith(prefix):
             return reason
-    if not name.startswith(("vit_", "eva_", "eva02_")):
-        return "is a timm model other than VisionTransformer, Eva and VisionTransformerRelPos"
+    if not name.startswith(("vit_", "eva_", "eva02_", "naflexvit_")):
+        return (
+            "is a timm model other than VisionTransformer, Eva, VisionTransformerRelPos and "
+            "NaFlexVit"
+        )
     if not _has_timm_layers():
         return "needs timm 1.0 or later, and this environment has an older one"
     return None

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from open_clip.timm_model import TimmModel
 from timm.models.eva import Eva
-from timm.models.vision_transformer import Attention, Block, VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
-from torch import Tensor, nn
+from torch import Tensor
 
-from elip_plugin.core.blocks import PackedAttention
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.open_clip import eva_towers, relpos_towers
+from elip_plugin.hosts.open_clip.grid import grid_of
+from elip_plugin.hosts.open_clip.timm_blocks import ElipTimmBlock, refuse_other_attention
 from elip_plugin.hosts.open_clip.timm_trunk import (
     PrunableTrunk,
     has_stochastic_depth,
@@ -22,34 +25,8 @@ from elip_plugin.hosts.open_clip.timm_trunk import (
     refuse_dropout,
     shape_of,
 )
-from elip_plugin.patching.blocks import PrunableBlock
 from elip_plugin.patching.install import Tower
 from elip_plugin.patching.swap import Patched, Swap, choose_all
-
-
-class ElipTimmBlock(PrunableBlock, Block):
-    """timm's block, with its parts; dropout is refused, stochastic depth may be there."""
-
-    replaces = Block
-
-    def packed_attention(self) -> PackedAttention:
-        """Return the attention's projections."""
-        attn = self.attn
-        qkv, norms = attn.qkv, (attn.q_norm, attn.k_norm)
-        return PackedAttention(self.norm1, qkv.weight, qkv.bias, attn.num_heads, *norms)
-
-    def attention_output(self, mixed: Tensor) -> Tensor:
-        """Join the heads and project; see `BlockParts`."""
-        joined = getattr(self.attn, "norm", nn.Identity())(mixed.transpose(1, 2).flatten(2))
-        return self.ls1(self.attn.proj(joined))
-
-    def feed_forward(self, x: Tensor) -> Tensor:
-        """Run the MLP; see `BlockParts`."""
-        return self.ls2(self.mlp(self.norm2(x)))
-
-    def stochastic_depth(self, added: Tensor) -> Tensor:
-        """Apply stochastic depth; see `BlockParts`."""
-        return self.drop_path1(added)
 
 
 class ElipTimmTrunk(PrunableTrunk, VisionTransformer):
@@ -70,7 +47,7 @@ class ElipTimmModel(Patched, TimmModel):
     def set_input_size(self, image_size: int | tuple[int, int]) -> None:
         """Change the resolution, and the plan with it."""
         super().set_input_size(image_size)
-        self.trunk.elip.replan(self.trunk.patch_embed.num_patches)
+        self.trunk.elip.replan(math.prod(grid_of(self)))
 
 
 def describe(visual: Any) -> Tower:
@@ -82,16 +59,14 @@ def describe(visual: Any) -> Tower:
         raise UnsupportedModelError(
             f"timm trunk {type(trunk).__name__} is not supported: timm's {', '.join(allowed)} are"
         )
-    return replace(describe_trunk(trunk), others=(Swap(visual, ElipTimmModel),), module=visual)
+    tower = describe_trunk(trunk, math.prod(grid_of(visual)))
+    return replace(tower, others=(Swap(visual, ElipTimmModel),), module=visual)
 
 
-def _describe_vit(trunk: Any) -> Tower:
-    shape = shape_of(trunk)
+def _describe_vit(trunk: Any, num_patches: int) -> Tower:
+    shape = shape_of(trunk, num_patches, trunk.cls_token is not None)
     for block in trunk.blocks:
-        if type(block.attn) is not Attention:
-            raise UnsupportedModelError(
-                f"attention {type(block.attn).__name__} is not supported: timm's Attention is"
-            )
+        refuse_other_attention(block)
         refuse_dropout(block.modules())
     return Tower(
         shape,
@@ -102,8 +77,14 @@ def _describe_vit(trunk: Any) -> Tower:
     )
 
 
-TRUNKS: dict[type, Callable[[Any], Tower]] = {
+TRUNKS: dict[type, Callable[[Any, int], Tower]] = {
     VisionTransformer: _describe_vit,
     Eva: eva_towers.describe,
     VisionTransformerRelPos: relpos_towers.describe,
 }
+if importlib.util.find_spec("timm.models.naflexvit") is not None:  # since timm 1.0.16
+    from timm.models.naflexvit import NaFlexVit
+
+    from elip_plugin.hosts.open_clip import naflex_towers
+
+    TRUNKS[NaFlexVit] = naflex_towers.describe

@@ -39,14 +39,14 @@ class PrunableTrunk(PrunableStack):
         if pruning is not None:
             tokens = pruning.run_blocks(tokens, self.blocks, call, positions)
         else:
-            options = {} if positions is None else positions(None)
+            options = {} if positions is None else positions(None, None)
             for block in self.blocks:
                 tokens = call(block, tokens, **options)
         features: Tensor = self.norm(tokens)
         return features
 
 
-def shape_of(trunk: Any) -> TowerShape:
+def shape_of(trunk: Any, num_patches: int, class_token: bool) -> TowerShape:
     """Return a trunk's numbers; refuse poolings without an image feature."""
     attn_pool = getattr(trunk, "attn_pool", None)
     pooled = attn_pool is not None or trunk.global_pool in ("token", "avg")
@@ -55,11 +55,11 @@ def shape_of(trunk: Any) -> TowerShape:
             f"timm pooling {trunk.global_pool!r} is not supported: token, avg and map are"
         )
     return TowerShape(
-        num_patches=trunk.patch_embed.num_patches,
+        num_patches=num_patches,
         depth=len(trunk.blocks),
         width=trunk.embed_dim,
         prefix=trunk.num_prefix_tokens,
-        class_query=trunk.global_pool == "token" and trunk.cls_token is not None,
+        class_query=trunk.global_pool == "token" and class_token,
     )
 
 

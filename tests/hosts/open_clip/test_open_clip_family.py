@@ -50,6 +50,8 @@ KINDS: dict[str, dict[str, Any]] = {
               "timm_proj": None},
     "PE-Core": {"timm_model_name": "vit_pe_core_tiny_patch16_384", "timm_pool": "map",
                 "timm_proj": None},
+    "NaFlex": {"timm_model_name": "naflexvit_base_patch16_siglip", "timm_pool": "map",
+               "timm_proj": "none"},
 }  # fmt: skip
 CUSTOM = {"qk_norm": True, "scale_heads": True, "scale_attn_inner": True}
 TIMM_SIZE = 112  # for patches of 14 and 16

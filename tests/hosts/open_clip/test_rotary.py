@@ -132,7 +132,7 @@ def test_positions_matter(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         right = encode(model, images)
         monkeypatch.setattr(
             "elip_plugin.core.positions.Positions.take",
-            lambda self, index: self.__class__(
+            lambda self, index, valid: self.__class__(
                 self.blocks, self.options, torch.arange(patches).expand(len(images), -1)
             ),
         )
@@ -219,7 +219,7 @@ def entering(model: Any, images: torch.Tensor, kept: torch.Tensor) -> tuple[torc
     x, positions = trunk.embed(images)
     index = kept.expand(len(x), -1)
     rest = x[:, prefix:].gather(1, index.unsqueeze(2).expand(-1, -1, x.shape[2]))
-    return torch.cat([x[:, :prefix], rest], dim=1), positions(index) if positions else {}
+    return torch.cat([x[:, :prefix], rest], dim=1), positions(index, None) if positions else {}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -331,7 +331,7 @@ def test_a_merged_token_has_the_position_of_the_largest_weight() -> None:
     assert torch.equal(positions_after(Selection(kept, dropped, None)), kept)
     calls: list[Any] = []
     blocks = (lambda x, rope: calls.append(rope),)
-    positions = Positions(blocks, lambda index: {"rope": index})
+    positions = Positions(blocks, lambda index, valid: {"rope": index})
     later = positions.take(index).take(torch.tensor([[2, 0], [1, 2]]))
     assert later.index is not None and later.index.tolist() == [[0, 1], [2, 4]]
     later.bound_blocks()[0](None)

@@ -1,0 +1,143 @@
+"""timm's NaFlexVit (SigLIP 2 NaFlex): each image has its own number of patches.
+
+A batch is padded to its longest image. Each image has the plan of its own number of patches, and a
+mask keeps padding out of the attention; images [B, 3, height, width] have neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from timm.models.eva import EvaBlock
+from timm.models.naflexvit import NaFlexVit
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from elip_plugin.core.positions import PositionOptions, attention_mask
+from elip_plugin.hosts.open_clip.eva_towers import ElipEvaBlock, refuse_other_parts, rotations
+from elip_plugin.hosts.open_clip.timm_blocks import ElipTimmBlock, refuse_other_attention
+from elip_plugin.hosts.open_clip.timm_trunk import (
+    has_stochastic_depth,
+    refuse_dropout,
+    shape_of,
+)
+from elip_plugin.patching.blocks import PrunableStack, call_block, call_checkpointed
+from elip_plugin.patching.install import Tower
+from elip_plugin.patching.swap import Swap, choose_all
+
+
+class ElipNaFlexBlock(ElipTimmBlock):
+    """timm's block, called with a mask [B, 1, 1, T] where some tokens are padding."""
+
+    replaces = Block
+
+    def query_and_keys(self, query: Tensor, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor]:
+        """Normalise and project a query token and the tokens; see `BlockParts`."""
+        return super().query_and_keys(query, x)
+
+    def queries_keys_values(self, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalise and project tokens; see `BlockParts`."""
+        return super().queries_keys_values(x)
+
+    def position_bias(self, **positions: Any) -> Tensor | None:
+        """Return the mask; see `BlockParts`."""
+        return positions.get("attn_mask")
+
+    key_bias = position_bias
+
+
+class ElipNaFlexEvaBlock(ElipEvaBlock):
+    """timm's EVA block (SwiGLU, rotary positions), called with such a mask."""
+
+    replaces = EvaBlock
+
+    def query_and_keys(
+        self, query: Tensor, x: Tensor, rope: Tensor | None = None, **positions: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Normalise and project a query token and the tokens; see `BlockParts`."""
+        return super().query_and_keys(query, x, rope)
+
+    def queries_keys_values(
+        self, x: Tensor, rope: Tensor | None = None, **positions: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalise and project tokens; see `BlockParts`."""
+        return super().queries_keys_values(x, rope)
+
+    position_bias = ElipNaFlexBlock.position_bias
+    key_bias = position_bias
+
+
+class ElipNaFlex(PrunableStack, NaFlexVit):
+    """A trunk that prunes each image by its own number of patches."""
+
+    replaces = NaFlexVit
+
+    if TYPE_CHECKING:
+        blocks: Any
+        norm: Any
+        training: bool
+        grad_checkpointing: bool
+
+    def forward_features(
+        self,
+        patches: Tensor,
+        patch_coord: Tensor | None = None,
+        patch_valid: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+    ) -> Any:
+        """Embed images or patches and run the blocks; with a mask of the caller's unpruned."""
+        pruner, prefix = self.elip, self.elip.shape.prefix
+        if attn_mask is not None or not pruner.is_active(self.training):
+            return super().forward_features(patches, patch_coord, patch_valid, attn_mask)
+        embedded = self._forward_embeds(patches, patch_coord, patch_valid, None)
+        x, valid = embedded["patches"], embedded["patch_valid"]
+        pruning = pruner.begin(x.shape[1] - prefix, self.training)
+        call = call_checkpointed if self.grad_checkpointing else call_block
+        rope = embedded["rope_embeds"]
+        positions = read_by_blocks(None if rope is None else rotations(rope), prefix, x.dtype)
+        if pruning is None:
+            options = {**positions(None, None), "attn_mask": embedded["attn_mask"]}
+            for block in self.blocks:
+                x = call(block, x, **options)
+        elif valid is None:
+            x = pruning.run_blocks(x, self.blocks, call, None if rope is None else positions)
+        else:
+            x, valid = pruning.run_padded_blocks(x, valid.bool(), self.blocks, call, positions)
+        x = self.norm(x)
+        return x if patch_coord is None else {"patches": x, "patch_valid": valid}
+
+
+def read_by_blocks(
+    rotary: PositionOptions | None, prefix: int, dtype: torch.dtype
+) -> PositionOptions:
+    """Return what blocks are called with: rotations, if there are any, and a mask of padding."""
+
+    def options(index: Tensor | None, valid: Tensor | None) -> Mapping[str, Any]:
+        given = {} if rotary is None else dict(rotary(index, valid))
+        if valid is not None:
+            given["attn_mask"] = attention_mask(valid, prefix, dtype)
+        return given
+
+    return options
+
+
+BLOCKS: dict[type, type[nn.Module]] = {Block: ElipNaFlexBlock, EvaBlock: ElipNaFlexEvaBlock}
+
+
+def describe(trunk: Any, num_patches: int) -> Tower:
+    """Describe a NaFlexVit; see `Host.describe`."""
+    blocks = choose_all(trunk.blocks, BLOCKS, elip_scale=trunk.blocks[0].attn.scale)
+    if type(trunk.blocks[0]) is EvaBlock:
+        refuse_other_parts(trunk, trunk.rope_is_mixed)
+    else:
+        for block in trunk.blocks:
+            refuse_other_attention(block)
+            refuse_dropout(block.modules())
+    return Tower(
+        shape_of(trunk, num_patches, trunk.has_class_token),
+        Swap(trunk, ElipNaFlex),
+        blocks,
+        random_blocks=has_stochastic_depth(trunk.blocks),
+    )

@@ -1,0 +1,273 @@
+"""timm's NaFlexVit: images with different numbers of patches, padded to one length."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from conftest import recorded_lengths
+from torch import Tensor
+
+import elip_plugin
+from elip_plugin.core.select import Selection
+from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.patching.install import find_pruner
+from elip_plugin.patching.padding import plan_each, trim
+from elip_plugin.reducers import find_reducer, reducers
+
+pytest.importorskip("open_clip")
+pytest.importorskip("timm.models.naflexvit")
+
+from family import TIMM, build
+
+pytestmark = pytest.mark.skipif(not TIMM, reason="this environment's timm is too old for OpenCLIP")
+
+NAMES = {
+    "siglip": ("naflexvit_base_patch16_siglip", "map", "none"),
+    "gap": ("naflexvit_base_patch16_gap", "", "linear"),
+    "token": ("naflexvit_base_patch16_siglip", "token", "linear"),
+    "swiglu": ("naflexvit_base_patch16_map", "map", "linear"),
+    "rotary": ("naflexvit_base_patch16_gap", "avg", "linear"),
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "swiglu": {"swiglu_mlp": True},
+    "rotary": {"rope_type": "axial"},
+}
+KINDS = tuple(NAMES)
+GRIDS = ((6, 5), (3, 8), (4, 4), (2, 9))  # rows and columns; 30, 24, 16 and 18 patches
+SIDE = 8  # pixels of a patch
+TEXT = 12
+REDUCERS = [name for name, reducer in reducers().items() if not reducer.reads_pixels]
+
+
+def make(kind: str, elip: Any = None, **timm: Any) -> Any:
+    """A small model of a kind, in training mode, pruned if there is a section."""
+    name, pool, proj = NAMES[kind]
+    vision = {"timm_model_name": name, "timm_pool": pool, "timm_proj": proj, "image_size": 48}
+    config: dict[str, Any] = {"embed_dim": 32, "vision_cfg": vision, "text_cfg": {}}
+    options = {"depth": 6, "patch_size": SIDE, "class_token": kind == "token"}
+    options |= {**OPTIONS.get(kind, {}), **timm}
+    model = build(config if elip is None else {**config, "elip": elip}, **options)
+    with torch.no_grad():
+        for name, parameter in model.visual.named_parameters():
+            if parameter.ndim > 1 or "ls" in name:
+                parameter.normal_(std=0.3)  # so that tokens differ
+    return model
+
+
+def config_of(reducer: str, **more: Any) -> dict[str, Any]:
+    """Two stages, of which the second also sees what the first merged."""
+    ahead = 2 if find_reducer(reducer).looks_ahead else 1
+    stages = [
+        {"block": 1, "lookahead": ahead, "keep": 0.7},
+        {"block": 3, "lookahead": ahead, "keep": 0.4},
+    ]
+    return {"reducer": reducer, "stages": stages, "eval_mode": "image", "text_weight": 0.0, **more}
+
+
+def pictures(seed: int = 1) -> list[Tensor]:
+    """Images [1, 3, height, width] of different shapes."""
+    generator = torch.Generator().manual_seed(seed)
+    sides = [(rows * SIDE, columns * SIDE) for rows, columns in GRIDS]
+    return [torch.randn(1, 3, *size, generator=generator, dtype=torch.float64) for size in sides]
+
+
+def padded(images: list[Tensor], length: int = 0) -> dict[str, Tensor]:
+    """The batch that a NaFlex loader makes of images."""
+    parts = []
+    for image in images:
+        grid = image[0].unfold(1, SIDE, SIDE).unfold(2, SIDE, SIDE)  # [3, rows, columns, ., .]
+        rows, columns = grid.shape[1:3]
+        coords = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
+        parts.append((grid.permute(1, 2, 3, 4, 0).reshape(rows * columns, -1), coords))
+    length = max(length, *(len(patches) for patches, _ in parts))
+    fill = [length - len(patches) for patches, _ in parts]
+    pad = torch.nn.functional.pad
+    return {
+        "patches": torch.stack([pad(p, (0, 0, 0, n)) for (p, _), n in zip(parts, fill)]),
+        "patch_coord": torch.stack([pad(c, (0, 0, 0, n)) for (_, c), n in zip(parts, fill)]),
+        "patch_valid": torch.stack([torch.arange(length) < len(p) for p, _ in parts]),
+    }
+
+
+def captions() -> Tensor:
+    return torch.randint(1, 99, (len(GRIDS), TEXT))
+
+
+@pytest.fixture(autouse=True)
+def drawn_by_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is drawn for a token depends on its number alone, not on the batch or its length."""
+    numbers = torch.rand(1, 200, generator=torch.Generator().manual_seed(3))
+
+    def draw(batch: int, tokens: int, device: torch.device) -> Tensor:
+        return numbers[:, :tokens].expand(batch, -1)
+
+    for module in ("random", "gumbel"):
+        monkeypatch.setattr(f"elip_plugin.reducers.{module}.draw", draw)
+
+
+def close(first: Tensor, second: Tensor, kind: str = "") -> None:
+    # timm keeps rotations in float32.
+    atol = 1e-6 if kind == "rotary" else 1e-9
+    torch.testing.assert_close(first, second, rtol=0, atol=atol)
+
+
+CASES = [
+    *((kind, config_of(name)) for kind in KINDS for name in REDUCERS),
+    *(("gap", config_of(name, merge=False)) for name in REDUCERS),
+    *(
+        (kind, config_of(n, stages=[{"block": 1, "lookahead": 1, "keep": 0.5, "until": 4}]))
+        for kind in ("siglip", "token")
+        for n in REDUCERS
+        if find_reducer(n).returns
+    ),
+    ("siglip", {"preset": "paper", "eval_mode": "image", "text_weight": 0.0}),
+    ("siglip", {"preset": "half", "eval_mode": "image"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "elip"), CASES)
+def test_an_image_is_pruned_in_a_batch_as_by_itself(kind: str, elip: Any) -> None:
+    """So padding is never kept before a patch, and the keep ratio is one of an image's patches."""
+    model = make(kind, depth=12 if "preset" in elip else 6).double().eval()
+    images = pictures()
+    with torch.no_grad():
+        whole = torch.cat([model.encode_image(image) for image in images])
+        close(model.encode_image(padded(images)), whole, kind)  # of the host itself
+    elip_plugin.apply(model, elip)
+    with torch.no_grad():
+        alone = torch.cat([model.encode_image(image) for image in images])
+        assert not torch.allclose(alone, whole, atol=1e-4)
+        for length in (0, 36, 64):
+            close(model.encode_image(padded(images, length)), alone, kind)
+
+
+def test_columns_that_are_padding_everywhere_are_cut_off() -> None:
+    x = torch.arange(12.0).view(2, 6, 1)
+    valid = torch.tensor([[1, 0, 1, 0, 0], [0, 1, 0, 0, 0]], dtype=torch.bool)  # patch dropout
+    cut, left, counts = trim(x, valid, prefix=1)
+    assert torch.equal(cut, x[:, :4]) and torch.equal(left, valid[:, :3]) and counts == [2, 1]
+
+
+def test_patch_dropout_of_the_host_comes_first() -> None:
+    model = make("siglip", config_of("elip"), patch_drop_rate=0.5).double()
+    with recorded_lengths(model.visual.trunk.blocks) as lengths:
+        features = model.encode_image(padded(pictures(), 36))
+    assert features.isfinite().all() and lengths[0] == 18 and lengths[-1] < 10
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_tokens_kept_give_the_base_models_features(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make(kind).double().eval()
+    batch = padded(pictures(), 40)
+    with torch.no_grad():
+        base = model.encode_image(batch)
+    elip_plugin.apply(model, config_of("elip"))
+
+    def keep_all(self: Any, x: Tensor, stage: Any, context: Any) -> Selection:
+        every = torch.arange(x.shape[1] - context.prefix).expand(len(x), -1)
+        return Selection(every, every[:, :0], None, context.query.valid)
+
+    monkeypatch.setattr(type(find_reducer("elip")), "decide", keep_all)
+    with torch.no_grad():
+        close(model.encode_image(batch), base)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reducer", REDUCERS)
+def test_training_has_the_planned_lengths_and_gradients(kind: str, reducer: str) -> None:
+    model = make(kind).double()
+    batch, text = padded(pictures(), 36), captions()
+    before = model.eval()(batch, text)["image_features"]
+    weight = 0.5 if find_reducer(reducer).reads_text else 0.0
+    handle = elip_plugin.apply(model, config_of(reducer, text_weight=weight, eval_mode="full"))
+    gradients = []
+    for checkpointed in (False, True):
+        model.train().zero_grad()
+        model.set_grad_checkpointing(checkpointed)
+        with recorded_lengths(model.visual.trunk.blocks) as lengths:
+            out = model(batch, text)
+        (out["image_features"] @ out["text_features"].T).square().sum().backward()
+        gradients.append({n: p.grad for n, p in model.visual.named_parameters()})
+        longest = find_pruner(model).plan_for(30)
+        assert lengths == list(longest.tokens)
+    for name, gradient in gradients[0].items():
+        assert name.endswith("bias") or (gradient is not None and gradient.any()), name
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+    assert torch.equal(model.eval()(batch, text)["image_features"], before)
+    handle.remove()
+    assert torch.equal(model(batch, text)["image_features"], before)
+
+
+def test_the_caption_chooses() -> None:
+    model = make("token", config_of("elip", text_weight=0.9)).double()
+    batch, text = padded(pictures(), 36), captions()
+    first = model(batch, text)["image_features"]
+    assert not torch.allclose(model(batch, text.flip(0))["image_features"], first)
+
+
+def test_bf16_autocast_and_weights() -> None:
+    model = make("siglip", config_of("tome"))
+    batch, text = padded(pictures(), 36), captions()
+    batch["patches"] = batch["patches"].float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(batch, text)["image_features"].isfinite().all()
+    model.bfloat16()
+    batch["patches"] = batch["patches"].bfloat16()
+    for reducer in ("tome", "elip"):
+        other = copy.deepcopy(model)
+        elip_plugin.find_handle(other).remove()
+        elip_plugin.apply(other, config_of(reducer))
+        assert other(batch, text)["image_features"].isfinite().all()
+
+
+def test_images_of_a_few_patches_keep_all() -> None:
+    model = make("siglip", config_of("elip")).double().eval()
+    images = [pictures()[0], torch.randn(1, 3, SIDE, SIDE, dtype=torch.float64)]
+    with torch.no_grad():
+        both = model.encode_image(padded(images))
+        with elip_plugin.find_handle(model).disabled():
+            close(both[1:], model.encode_image(images[1]))
+        close(both[:1], model.encode_image(images[0]))
+
+
+def test_the_stages_of_a_batch() -> None:
+    pruner = find_pruner(make("siglip", config_of("elip")))
+
+    def plan_for(count: int) -> Any:
+        return pruner.plan_for(count, skip_idle=True)
+
+    made = plan_each([30, 16, 1], 34, plan_for)
+    assert [keep for _, keep in made] == [[21, 11, 1], [12, 6, 1]]
+    assert [(s.tokens_in, s.tokens_out) for s, _ in made] == [(34, 22), (22, 13)]
+
+
+def test_what_is_refused() -> None:
+    model = make("siglip", config_of("elip"))
+    batch = {k: v.float() if v.is_floating_point() else v for k, v in padded(pictures()).items()}
+    handle = elip_plugin.find_handle(model)
+    with handle.trace() as trace:
+        model.encode_image(torch.randn(1, 3, 48, 48))
+        assert trace.sources.shape[2] == 36
+        with pytest.raises(UnsupportedModelError, match="different numbers of patches cannot be"):
+            model.eval().encode_image(batch)
+    for preset in ({"preset": "lowres"}, {"reducer": "cluster"}):
+        with pytest.raises(UnsupportedModelError, match="use another reducer"):
+            make("siglip", preset)
+    with pytest.raises(UnsupportedModelError, match="NaFlexVit with rotary positions of its own"):
+        make("siglip", config_of("elip"), rope_type="mixed")
+
+
+def test_a_reducer_that_loses_the_padding_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("siglip", config_of("elip")).double()
+
+    def run(self: Any, x: Tensor, stages: Any, context: Any, call: Any = None) -> Any:
+        return x[:, :5], context
+
+    monkeypatch.setattr(type(find_reducer("elip")), "run", run)
+    with pytest.raises(UnsupportedModelError, match="does not say which tokens are padding"):
+        model.encode_image(padded(pictures()))
