@@ -24,7 +24,7 @@ from lavis.models.albef_models.albef_outputs import AlbefIntermediateOutput
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from elip_plugin.hosts.lavis.models import ARCHS
+from elip_plugin.hosts.lavis import models
 from elip_plugin.hosts.lavis.runtime.offline import construction
 from elip_plugin.hosts.lavis.runtime.settings import read_settings
 from elip_plugin.patching.swap import Patched
@@ -72,6 +72,9 @@ CLIP = {
     },
 }
 """Its text transformer has `layers` other than the tower's."""
+
+ARCHS = {arch: cls for arch, cls in models.ARCHS.items() if not arch.startswith("blip2")}
+"""ALBEF's, BLIP's and CLIP's; see test_lavis_blip2.py for the others."""
 
 MOMENTUM = [a for a in ARCHS if a.endswith(("_pretrain", "_retrieval"))] + [
     "albef_vqa",

@@ -28,65 +28,57 @@ class Selection(NamedTuple):
     valid: Tensor | None = None
 
 
-class Limits(NamedTuple):
-    """What differs from image to image in a batch with padding.
-
-    Attributes:
-        valid: Which non-prefix tokens are real [B, T - P].
-        keep: How many of them each image keeps [B].
-    """
-
-    valid: Tensor
-    keep: Tensor
-
-
 def select(
     scores: Tensor,
     keep: int,
     ranked_by: Tensor | None = None,
-    limits: Limits | None = None,
+    valid: Tensor | None = None,
+    keep_each: Tensor | None = None,
     normalise: bool = True,
 ) -> Selection:
     """Select the tokens to keep; equal scores favour the earlier token.
 
     Args:
         scores: One score per non-prefix token [B, T - P].
-        keep: How many to keep, K; with `limits` the most that an image keeps.
+        keep: How many to keep, K; with padding the most that an image keeps.
         ranked_by: What decides in place of the scores [B, T - P], which then are the merge
             weights only.
-        limits: What differs from image to image; None without padding.
+        valid: Which non-prefix tokens are real [B, T - P]; None without padding.
+        keep_each: How many of them each image keeps [B]; None without padding.
         normalise: Whether the merge weights of an image shall have the sum 1.
 
     Returns:
         The selection.
     """
     ranks = scores if ranked_by is None else ranked_by
-    if limits is not None:
-        ranks = ranks.masked_fill(~limits.valid, -torch.inf)
+    if valid is not None:
+        ranks = ranks.masked_fill(~valid, -torch.inf)
     best = ranks.sort(dim=1, descending=True, stable=True)
-    if limits is not None:
-        kept, dropped, weights, valid = _select_within(limits, best.indices, keep, scores)
+    real = None
+    if valid is not None and keep_each is not None:
+        order = best.indices
+        kept, weights, real = _select_each(order, keep, keep_each, valid.sum(dim=1), scores)
+        dropped = order
     else:
         kept, dropped = best.indices[:, :keep].sort(dim=1).values, best.indices[:, keep:]
         weights = best.values[:, keep:] if ranked_by is None else scores.gather(1, dropped)
-        valid = None
     if normalise:
         weights = weights / (weights.sum(dim=1, keepdim=True) + WEIGHT_FLOOR)
-    return Selection(kept, dropped, weights, valid)
+    return Selection(kept, dropped, weights, real)
 
 
-def _select_within(
-    limits: Limits, order: Tensor, keep: int, scores: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Select by an order, padding last; those kept come first, then what fills the places.
+def _select_each(
+    order: Tensor, keep: int, keep_each: Tensor, counts: Tensor, scores: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Select by an order, padding last: kept tokens, merge weights, and which of those are real.
 
-    What one image keeps is among what another one drops, so all are listed as dropped, and those
-    that are not have the weight 0.
+    The kept come first, then what fills the places. What one image keeps is among what another one
+    drops, so all count as dropped, and those that are not have the weight 0.
     """
     place = torch.arange(order.shape[1], device=order.device)
-    stays = place < limits.keep.unsqueeze(1)
+    real = place < counts.unsqueeze(1)
+    stays = (place < keep_each.unsqueeze(1)) & real
     first, valid = order[:, :keep], stays[:, :keep]
     late = torch.where(valid, first, order.shape[1] + place[:keep])
     kept = first.gather(1, late.argsort(dim=1))
-    real = place < limits.valid.sum(dim=1, keepdim=True)
-    return kept, order, scores.gather(1, order).masked_fill(stays | ~real, 0), valid
+    return kept, scores.gather(1, order).masked_fill(stays | ~real, 0), valid

@@ -12,7 +12,12 @@ from elip_plugin.errors import ConfigError, ElipError, UnsupportedModelError
 from elip_plugin.patching.patch_embedding import swap_patch_embedding
 from elip_plugin.patching.progress import TrainingProgress
 from elip_plugin.patching.pruner import Pruner, TowerShape
-from elip_plugin.patching.swap import ATTRIBUTE, Swap, find_patched
+from elip_plugin.patching.swap import (
+    ATTRIBUTE,
+    Swap,
+    find_patched,
+    refuse_replaced_forward,
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ def install(description: Description, config: ElipConfig) -> Pruner:
     Raises:
         ConfigError: If the configuration does not suit this kind of model.
         UnsupportedModelError: If its reducer reads pixels, and a tower does not embed patches
-            by one convolution.
+            by one convolution; or if a part of a tower would ignore the patching.
     """
     name, reason = type(description.module).__name__, description.no_eval_by_text
     if config.eval_mode == "text" and config.guide_source == "caption" and reason:
@@ -90,6 +95,9 @@ def install(description: Description, config: ElipConfig) -> Pruner:
     towers = [description.tower]
     if config.prune_momentum and description.momentum is not None:
         towers.append(description.momentum)
+    for tower in towers:
+        for swap in (tower.stack, *tower.blocks):
+            refuse_replaced_forward(swap.module)
     # Shared: no optimizer trains a momentum encoder.
     progress = TrainingProgress(config, towers[0].module or towers[0].stack.module)
     pruners = [Pruner(config, tower.shape, progress, tower.random_blocks) for tower in towers]

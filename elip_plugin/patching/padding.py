@@ -6,7 +6,7 @@ Each image has the plan of its own number of patches; the tensors are as long as
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,21 @@ from elip_plugin.reducers import PlannedStage
 
 Stage = tuple[PlannedStage, list[int]]
 """A stage, and how many tokens each image keeps."""
+
+
+@dataclass
+class Padding:
+    """What differs from image to image in a batch.
+
+    Attributes:
+        valid: Which tokens after the prefix are real [B, N].
+        stages: The stages by their block.
+        left: Which are real after the last block [B, T' - P].
+    """
+
+    valid: Tensor
+    stages: dict[int, PlannedStage]
+    left: Tensor | None = None
 
 
 def trim(x: Tensor, valid: Tensor, prefix: int) -> tuple[Tensor, Tensor, list[int]]:

@@ -17,7 +17,7 @@ from elip_plugin.core.positions import PositionOptions, Positions
 from elip_plugin.core.score import Query
 from elip_plugin.core.trace import Trace
 from elip_plugin.errors import GuideError, PlanError, UnsupportedModelError
-from elip_plugin.patching.padding import on_device, plan_each, trim
+from elip_plugin.patching.padding import Padding, on_device, plan_each, trim
 from elip_plugin.patching.progress import TrainingProgress, config_at
 from elip_plugin.planning import Plan, plan
 from elip_plugin.reducers import StageContext, find_reducer
@@ -71,6 +71,7 @@ class PruningPass:
         blocks: Iterable[Any],
         call: Callable[..., Any] | None = None,
         positions: PositionOptions | None = None,
+        padding: Padding | None = None,
     ) -> Tensor:
         """Run all blocks of the tower with the reducer's stages.
 
@@ -81,6 +82,7 @@ class PruningPass:
                 `call(block, x, mode, **options)`; see `elip_plugin.patching.blocks`.
             positions: What the blocks are called with for given positions, where they read them at
                 every call.
+            padding: What differs from image to image; for `run_padded_blocks`.
 
         Returns:
             Tokens [B, T', D].
@@ -89,10 +91,31 @@ class PruningPass:
             GuideError: If the guide is not [B, D], or not [M, D] for `guide_source: batch`.
             PlanError: If the reducer reads pixels, and they are not those of the tokens.
         """
-        context = self._context(x, blocks)
-        if positions is not None:
+        pruner, guide = self.pruner, self.guide
+        shape, config = pruner.shape, pruner.config
+        if guide is not None:
+            guide = guide() if callable(guide) else guide
+            if guide.shape != (len(x), shape.width):
+                pruner.check_guide(x, guide)
+        from_batch = config.guide_source == "batch"
+        query = Query(shape.prefix, guide, self.text_weight, shape.class_query, from_batch)
+        context = StageContext(
+            tuple(blocks), query, config.merge, pruner.random_blocks, pruner.trace, self.training
+        )
+        if pruner.reducer.reads_pixels:
+            patches = pruner.take_patches(x.shape[1] - shape.prefix)
+            context = replace(context, patches=patches)
+        stages = self.plan.by_block
+        if padding is not None and positions is not None:
+            stages, every = padding.stages, torch.arange(padding.valid.shape[1], device=x.device)
+            every = every.expand(len(x), -1)
+            context = context.at(Positions(context.blocks, positions, every, padding.valid))
+        elif positions is not None:
             context = context.at(Positions(context.blocks, positions))
-        return self.pruner.reducer.run(x, self.plan.by_block, context, call)[0]
+        x, context = pruner.reducer.run(x, stages, context, call)
+        if padding is not None:
+            padding.left = context.query.valid
+        return x
 
     def run_padded_blocks(
         self,
@@ -130,34 +153,15 @@ class PruningPass:
         x, valid, counts = trim(x, valid, prefix)
         plan_for = functools.partial(pruner.plan_for, level=self.level, skip_idle=True)
         stages = on_device(plan_each(counts, valid.shape[1], plan_for), x.device)
-        context = self._context(x, blocks)
-        every = torch.arange(valid.shape[1], device=x.device).expand(len(x), -1)
-        context = context.at(Positions(context.blocks, positions, every, valid))
-        x, context = pruner.reducer.run(x, stages, context, call)
-        left = context.query.valid
+        padding = Padding(valid, stages)
+        x = self.run_blocks(x, blocks, call, positions, padding)
+        left = padding.left
         if left is None or left.shape[1] != x.shape[1] - prefix:
             raise UnsupportedModelError(
                 f"reducer {pruner.reducer.name!r} does not say which tokens are padding, so it "
                 "cannot prune images with different numbers of patches"
             )
         return x, left
-
-    def _context(self, x: Tensor, blocks: Iterable[Any]) -> StageContext:
-        pruner, guide = self.pruner, self.guide
-        shape, config = pruner.shape, pruner.config
-        if guide is not None:
-            guide = guide() if callable(guide) else guide
-            if guide.shape != (len(x), shape.width):
-                pruner.check_guide(x, guide)
-        from_batch = config.guide_source == "batch"
-        query = Query(shape.prefix, guide, self.text_weight, shape.class_query, from_batch)
-        context = StageContext(
-            tuple(blocks), query, config.merge, pruner.random_blocks, pruner.trace, self.training
-        )
-        if pruner.reducer.reads_pixels:
-            patches = pruner.take_patches(x.shape[1] - shape.prefix)
-            context = replace(context, patches=patches)
-        return context
 
 
 @functools.lru_cache(maxsize=1024)  # of which a schedule needs five per number of patches
@@ -208,12 +212,13 @@ class Pruner:
         self.enabled = True
         self.guide: Guide | None = None
         self.trace: Trace | None = None
+        self.trains = False
         self.patches: Tensor | None = None
         self._warned = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a forward: a copy or a pickle made during one starts clean."""
-        return {**self.__dict__, "guide": None, "trace": None, "patches": None}
+        return {**self.__dict__, "guide": None, "trace": None, "patches": None, "trains": False}
 
     def begin(self, num_patches: int, training: bool) -> PruningPass | None:
         """Resolve what a forward prunes; warn once where its guide is missing.
@@ -226,7 +231,7 @@ class Pruner:
         Returns:
             The pass; None if this forward runs all tokens. PlanError if the plan cannot hold.
         """
-        progress = self.progress
+        progress, training = self.progress, training or self.trains
         level = progress.level if training else 1.0
         if not self.enabled or (not training and self.eval_mode == "full"):
             return None
@@ -249,7 +254,7 @@ class Pruner:
         """Return whether a forward is pruned, if no guide is missing."""
         if not self.enabled:
             return False
-        return self.progress.level > 0 if training else self.eval_mode != "full"
+        return self.progress.level > 0 if training or self.trains else self.eval_mode != "full"
 
     def take_patches(self, present: int) -> Tensor:
         """Return the pixels of the patches that this forward embedded, and forget them."""
@@ -337,6 +342,16 @@ class Pruner:
         with self._set("trace", Trace(self.shape.prefix)):
             assert self.trace is not None
             yield self.trace
+
+    @contextmanager
+    def trained(self, training: bool) -> Iterator[None]:
+        """Prune as in training inside the context, if `training`, also a tower that is frozen.
+
+        Args:
+            training: Whether the model that the tower belongs to is training.
+        """
+        with self._set("trains", training):
+            yield
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

@@ -56,11 +56,6 @@ def choose(module: nn.Module, patched: Mapping[type, type[nn.Module]], **attribu
             f"{type(module).__name__} cannot be pruned here; supported are {allowed} "
             "(apply ELIP before wrapping or compiling a model)"
         )
-    if "forward" in vars(module) and not _has_own_forward(module):
-        raise UnsupportedModelError(
-            f"the forward of this {type(module).__name__} was replaced on the object, as the hooks "
-            "of accelerate's device_map do: apply ELIP first"
-        )
     return Swap(module, patched[type(module)], attributes)
 
 
@@ -77,6 +72,15 @@ def _change_class(module: nn.Module, cls: type[nn.Module]) -> None:
     if _has_own_forward(module):
         del module.__dict__["forward"]
     module.__class__ = cls
+
+
+def refuse_replaced_forward(module: nn.Module) -> None:
+    """Refuse a module that would ignore a change of its class."""
+    if "forward" in vars(module) and not _has_own_forward(module):
+        raise UnsupportedModelError(
+            f"the forward of this {type(module).__name__} was replaced on the object, as the hooks "
+            "of accelerate's device_map do: apply ELIP first"
+        )
 
 
 def choose_all(

@@ -14,7 +14,7 @@ from torch import Tensor
 from elip_plugin.core.merge import keep_and_merge, put_back
 from elip_plugin.core.positions import Positions, positions_after, valid_after
 from elip_plugin.core.score import Query
-from elip_plugin.core.select import Limits, Selection
+from elip_plugin.core.select import Selection
 from elip_plugin.core.trace import Trace
 
 BlockCall = Callable[..., Any]
@@ -90,21 +90,6 @@ class StageContext:
         """
         query = self.query._replace(valid=positions.valid)
         return replace(self, positions=positions, blocks=positions.bound_blocks(), query=query)
-
-    def limits(self, stage: PlannedStage, keep: int | None = None) -> Limits | None:
-        """Return what differs from image to image at a stage; None without padding.
-
-        Args:
-            stage: The stage.
-            keep: How many tokens are kept at most, if not `stage.keep`.
-
-        Returns:
-            The limits, for `select`.
-        """
-        if self.query.valid is None or stage.keep_each is None:
-            return None
-        more = 0 if keep is None else keep - stage.keep
-        return Limits(self.query.valid, stage.keep_each + more)
 
 
 class Reducer:

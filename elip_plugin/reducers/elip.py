@@ -20,4 +20,4 @@ class Elip(Reducer):
         """Decide by the scores; see `Reducer.decide`."""
         blocks = context.blocks[stage.block : stage.block + stage.lookahead]
         scores = score(x, blocks, context.query, random_blocks=context.random_blocks)
-        return select(scores, stage.keep, limits=context.limits(stage))
+        return select(scores, stage.keep, None, context.query.valid, stage.keep_each)

@@ -22,4 +22,6 @@ class EViT(Reducer):
         """Decide by the scores, which are the fused token's weights; see `Reducer.decide`."""
         blocks = context.blocks[stage.block : stage.block + 1]
         scores = score(x, blocks, context.query, random_blocks=context.random_blocks)
-        return select(scores, stage.keep, limits=context.limits(stage), normalise=False)
+        return select(
+            scores, stage.keep, None, context.query.valid, stage.keep_each, normalise=False
+        )

@@ -28,4 +28,4 @@ class Gumbel(Elip):
         drawn = None
         if context.training:
             drawn = scores / -draw(scores.shape[0], scores.shape[1], scores.device).log()
-        return select(scores, stage.keep, drawn, context.limits(stage))
+        return select(scores, stage.keep, drawn, context.query.valid, stage.keep_each)

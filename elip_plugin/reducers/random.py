@@ -37,5 +37,7 @@ class Random(Reducer):
         """Decide at random; see `Reducer.decide`."""
         numbers = draw(x.shape[0], x.shape[1] - context.prefix, x.device)
         keep = stage.tokens_out - context.prefix
-        selection = select(-numbers, keep, limits=context.limits(stage, keep))
+        each = stage.keep_each
+        each = None if each is None else each + (keep - stage.keep)
+        selection = select(-numbers, keep, None, context.query.valid, each)
         return selection._replace(weights=None)

@@ -35,4 +35,4 @@ class Unique(Reducer):
         prefix, block = context.prefix, context.blocks[stage.block]
         row = functools.partial(key_uniqueness, prefix=prefix, valid=context.query.valid)
         scores = score(x, (block,), Query(prefix), row=row)
-        return select(scores, stage.keep, limits=context.limits(stage))
+        return select(scores, stage.keep, None, context.query.valid, stage.keep_each)

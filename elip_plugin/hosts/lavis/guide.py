@@ -19,8 +19,7 @@ from elip_plugin.patching.pruner import Guide
 def guided_by_text(model: Any, samples: Mapping[str, Any]) -> Iterator[None]:
     """Guide a model's towers by the samples' text, where pruning wants it."""
     captions, pruner = samples.get("text_input"), model.elip
-    tower = model.visual if hasattr(model, "visual") else model.visual_encoder
-    if captions is None or not pruner.wants_guide(tower.training):
+    if captions is None or not pruner.wants_guide(model.elip_training):
         yield
         return
     with ExitStack() as stack:
@@ -28,7 +27,7 @@ def guided_by_text(model: Any, samples: Mapping[str, Any]) -> Iterator[None]:
         if model.own_text_pass:
             tokenizer = stack.enter_context(tokenized_once(model, captions))
         # A momentum encoder is guided by its own text encoder, if it is pruned at all.
-        momentum = vars(getattr(model, "visual_encoder_m", tower)).get("elip")
+        momentum = vars(getattr(model, "visual_encoder_m", None) or model).get("elip")
         for suffix, each in (("", pruner), ("_m", None if momentum is pruner else momentum)):
             if each is None or each.guide is not None:  # the user's own
                 continue
@@ -64,6 +63,8 @@ def text_guide(module: Any, features: Tensor, suffix: str = "") -> Tensor:
     """
     if hasattr(module, "visual"):
         return project_to_vision_width(features, [module.visual.proj.t()])
+    if hasattr(module, "Qformer"):
+        return qformer_guide(module, features)
     if not hasattr(module, "text_encoder"):
         return features.detach()
     expected = inner_bert(module.text_encoder).config.hidden_size
@@ -78,3 +79,24 @@ def text_guide(module: Any, features: Tensor, suffix: str = "") -> Tensor:
     with torch.no_grad():
         embedding = getattr(module, f"text_proj{suffix}")(features)
     return project_to_vision_width(embedding, [vision_proj.weight])
+
+
+def qformer_guide(model: Any, features: Tensor) -> Tensor:
+    """Turn text tokens [B, Q-Former width] into a guide; see `Host.text_guide`.
+
+    The map back to the tower is that of the values of the first cross-attention. Where texts and
+    images share an embedding, tokens first go through that: by the text's projection, and back by
+    the image's.
+    """
+    expected = model.Qformer.config.hidden_size
+    if features.ndim != 2 or features.shape[1] != expected:
+        raise GuideError(
+            f"text features have shape {tuple(features.shape)}, but this model guides by "
+            f"(batch, {expected})"
+        )
+    value = model.Qformer.bert.encoder.layer[0].crossattention.self.value.weight
+    if not hasattr(model, "text_proj"):  # InstructBLIP
+        return project_to_vision_width(features, [value])
+    with torch.no_grad():
+        embedding = model.text_proj(features)
+    return project_to_vision_width(embedding, [model.vision_proj.weight, value])

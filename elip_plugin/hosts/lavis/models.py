@@ -1,12 +1,9 @@
-"""LAVIS' models with a text-guided vision tower: one class for each that can be pruned.
-
-A class states what guides its tower, through which method images and text enter, and whether a
-text is an input at test time. Everything else stays LAVIS' own.
-"""
+"""LAVIS' models with a text-guided vision tower: one class for each that can be pruned."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -32,22 +29,29 @@ from lavis.models import (
 from lavis.models.albef_models.albef_outputs import AlbefIntermediateOutput
 from lavis.models.blip_models import blip_classification
 from lavis.models.clip_models.loss import ClipLoss
+from lavis.models.eva_vit import VisionTransformer as EvaTower
 from torch import Tensor
 
 from elip_plugin.errors import ConfigError, ElipError, UnsupportedModelError
-from elip_plugin.hosts.lavis import clip_towers, towers
+from elip_plugin.hosts.lavis import blip2, clip_towers, eva_tower, towers
+from elip_plugin.hosts.lavis.entries import (
+    ByEncoder,
+    ByFeatures,
+    ByForward,
+    PrunedModel,
+    pruned_class,
+)
 from elip_plugin.hosts.lavis.guide import guided_by_text
 from elip_plugin.hosts.lavis.runtime.paths import configs_root
 from elip_plugin.hosts.lavis.text import (
     TEXT_ENCODERS,
     TextCache,
     inner_bert,
-    text_pass,
     text_token,
 )
-from elip_plugin.patching.install import Description
+from elip_plugin.patching.install import Description, Tower
 from elip_plugin.patching.monkeypatch import replaced
-from elip_plugin.patching.swap import Patched, Swap, choose
+from elip_plugin.patching.swap import Swap, choose
 
 SMALL = "openmoji"
 """Model type of the small towers of `lavis_configs`, which train on a CPU."""
@@ -59,75 +63,6 @@ def _small(base: type[Any], family: str) -> dict[str, str]:
     """Return the base's model types, and the small one."""
     path = configs_root() / "models" / f"{family}_openmoji.yaml"
     return {**base.PRETRAINED_MODEL_CONFIG_DICT, SMALL: str(path)}
-
-
-class PrunedModel(Patched):
-    """A model of LAVIS whose vision tower is pruned."""
-
-    guided_by: ClassVar[str] = "caption"
-    """What guides the tower: "caption", "question", "sentence", or "nothing"."""
-
-    text_at_test: ClassVar[bool] = False
-    """Whether evaluation may prune by text (`eval_mode: text`) without leaking the answer."""
-
-    own_text_pass: ClassVar[bool] = False
-    """Whether the model's forward has this very text pass, which is then run once."""
-
-    images_per_text: ClassVar[int] = 1
-    """How many images each text guides, in one batch after the other."""
-
-    tokens: ClassVar[Mapping[str, Any]] = {"padding": "longest", "truncation": True}
-    """How the model tokenizes; its `max_txt_len` is added."""
-
-    @classmethod
-    def from_config(cls, cfg: Any = None) -> Any:
-        """Build the model from LAVIS' model section; see `factory.from_config`."""
-        from elip_plugin.hosts.lavis.factory import from_config  # needs these classes
-
-        return from_config(cls, cfg)
-
-    def elip_encoder(self, suffix: str) -> Any:
-        """Return the text encoder, or with suffix "_m" that of the momentum encoder."""
-        return inner_bert(getattr(self, f"text_encoder{suffix}"))
-
-    def elip_encode(self: Any, tokenizer: Any, captions: Any, suffix: str) -> tuple[Any, Any, Any]:
-        """Encode captions: their token ids, the text pass, the features that guide."""
-        options = {**self.tokens, "return_tensors": "pt"}
-        if "truncation" in options:
-            options["max_length"] = self.max_txt_len
-        tokens = tokenizer(captions, **options).to(self.device)
-        output = text_pass(self.elip_encoder(suffix), tokens)
-        return tokens.input_ids, output, output.last_hidden_state[:, 0]
-
-
-class ByForward(PrunedModel):
-    """A pruned model whose images and text enter through `forward`."""
-
-    def forward(self, samples: dict[str, Any], *args: Any, **options: Any) -> Any:
-        """Run LAVIS' forward with the tower guided by the samples' text."""
-        with guided_by_text(self, samples):
-            return super().forward(samples, *args, **options)  # type: ignore[misc]
-
-
-class ByEncoder(PrunedModel):
-    """A pruned model whose training and answering share `forward_encoder`."""
-
-    def forward_encoder(self, samples: dict[str, Any]) -> Any:
-        """Encode image and question, the tower guided by the question."""
-        with guided_by_text(self, samples):
-            return super().forward_encoder(samples)  # type: ignore[misc]
-
-
-class ByFeatures(PrunedModel):
-    """A pruned model that extracts features of pairs."""
-
-    @torch.no_grad()  # as LAVIS' method: the text pass that guides becomes part of the output
-    def extract_features(self, samples: dict[str, Any], mode: Any = "multimodal") -> Any:
-        """Extract features, the tower guided by the text where both are asked for."""
-        if "multimodal" not in mode:  # features of an image alone must not depend on a text
-            return super().extract_features(samples, mode)  # type: ignore[misc]
-        with guided_by_text(self, samples):
-            return super().extract_features(samples, mode)  # type: ignore[misc]
 
 
 class Scored(ByForward):
@@ -211,50 +146,47 @@ class ElipClip(ByForward, CLIP):
         return ClipLoss(world_size=dist_utils.get_world_size(), rank=dist_utils.get_rank())
 
 
-def _pruned(base: type[Any], entry: type[PrunedModel], **facts: Any) -> type[Any]:
-    """Build the pruned class of one of LAVIS' classes, from the way that its text enters."""
-    name = f"Elip{base.__name__}"
-    doc = f"LAVIS' `{base.__name__}` with text-guided pruning."
-    made = type(name, (entry, base), {"replaces": base, "__module__": __name__, "__doc__": doc})
-    for fact, value in facts.items():
-        setattr(made, fact, value)
-    globals()[name] = made  # where pickle looks for it
-    return made
-
-
+_pruned = partial(pruned_class, __name__)
 QUESTION = {"guided_by": "question", "text_at_test": True}
 SENTENCE = {"guided_by": "sentence", "text_at_test": True}
 OWN = {"own_text_pass": True}
 PADDED: dict[str, Any] = {"tokens": {"padding": True}}
 
 ARCHS: dict[str, type[Any]] = {
-    "albef_pretrain": _pruned(
-        AlbefPretrain, Scored, PRETRAINED_MODEL_CONFIG_DICT=_small(AlbefPretrain, "albef")
+    "albef_pretrain": pruned_class(
+        __name__, AlbefPretrain, Scored, PRETRAINED_MODEL_CONFIG_DICT=_small(AlbefPretrain, "albef")
     ),
-    "albef_retrieval": _pruned(AlbefRetrieval, ByForward, **OWN, tokens=Scored.tokens),
+    "albef_retrieval": pruned_class(
+        __name__, AlbefRetrieval, ByForward, **OWN, tokens=Scored.tokens
+    ),
     "albef_vqa": _pruned(AlbefVQA, ByEncoder, **OWN, **QUESTION),
-    "albef_nlvr": _pruned(AlbefNLVR, ByForward, **OWN, **SENTENCE, images_per_text=2),
-    "albef_classification": _pruned(AlbefClassification, ByForward, **OWN, **SENTENCE),
-    "albef_feature_extractor": _pruned(
-        AlbefFeatureExtractor, ByFeatures, **OWN, **PADDED, text_at_test=True
+    "albef_nlvr": pruned_class(
+        __name__, AlbefNLVR, ByForward, **OWN, **SENTENCE, images_per_text=2
     ),
-    "blip_pretrain": _pruned(
-        BlipPretrain, Scored, PRETRAINED_MODEL_CONFIG_DICT=_small(BlipPretrain, "blip")
+    "albef_classification": pruned_class(
+        __name__, AlbefClassification, ByForward, **OWN, **SENTENCE
+    ),
+    "albef_feature_extractor": pruned_class(
+        __name__, AlbefFeatureExtractor, ByFeatures, **OWN, **PADDED, text_at_test=True
+    ),
+    "blip_pretrain": pruned_class(
+        __name__, BlipPretrain, Scored, PRETRAINED_MODEL_CONFIG_DICT=_small(BlipPretrain, "blip")
     ),
     "blip_retrieval": _pruned(BlipRetrieval, ByForward, **OWN, tokens=Scored.tokens),
     "blip_vqa": _pruned(BlipVQA, ByEncoder, **QUESTION),
-    "blip_nlvr": _pruned(
-        BlipNLVR, ByForward, **SENTENCE, images_per_text=2, tokens={"padding": "longest"}
+    "blip_nlvr": pruned_class(
+        __name__, BlipNLVR, ByForward, **SENTENCE, images_per_text=2, tokens={"padding": "longest"}
     ),
     "blip_classification": ElipBlipClassification,
     # The caption is the answer, so the image alone chooses its tokens.
     "blip_caption": _pruned(BlipCaption, PrunedModel, guided_by="nothing"),
     "blip_image_text_matching": ElipBlipITM,
-    "blip_feature_extractor": _pruned(
-        BlipFeatureExtractor, ByFeatures, **PADDED, text_at_test=True
+    "blip_feature_extractor": pruned_class(
+        __name__, BlipFeatureExtractor, ByFeatures, **PADDED, text_at_test=True
     ),
     "clip": ElipClip,
     "clip_feature_extractor": ElipClip,
+    **blip2.ARCHS,
 }
 """Pruned classes by LAVIS' name for the base."""
 
@@ -271,13 +203,16 @@ LEAK = (
 def describe(module: Any) -> Description:
     """Describe a LAVIS model, or a bare vision tower of ALBEF and BLIP; see `Host.describe`."""
     if not hasattr(module, "visual_encoder") and not hasattr(module, "visual"):
-        return Description(module, towers.describe(module))
+        return Description(module, _describe_tower(module))
     model = choose(module, MODELS)
     patched: Any = model.patched
     leak = "" if patched.text_at_test else LEAK
     if hasattr(module, "visual"):
         others = (Swap(module, patched, {"elip_cache": TextCache()}),)
         return Description(module, clip_towers.describe(module.visual), others, None, leak)
+    if hasattr(module, "Qformer"):
+        tower = _describe_tower(module.visual_encoder)
+        return Description(module, tower, (model,), None, leak, _why_no_guide(module, patched))
     encoders = [getattr(module, n, None) for n in ("text_encoder", "text_encoder_m")]
     berts = [inner_bert(e) for e in encoders if e is not None] if patched.own_text_pass else []
     return Description(
@@ -290,12 +225,23 @@ def describe(module: Any) -> Description:
     )
 
 
+def _describe_tower(tower: Any) -> Tower:
+    return (eva_tower if isinstance(tower, EvaTower) else towers).describe(tower)
+
+
 def _why_no_guide(model: Any, patched: Any) -> ElipError | None:
     name = patched.replaces.__name__
     if patched.guided_by == "nothing":
         return ConfigError(
             f"{name} has no text to guide its tower (its caption is the answer): set "
             "text_weight 0 to prune by the image alone"
+        )
+    if hasattr(model, "Qformer"):
+        if model.Qformer.bert.embeddings.word_embeddings is not None:
+            return None
+        return ConfigError(
+            f"the Q-Former of {name} reads no text that could guide its tower "
+            "(qformer_text_input is false): set text_weight 0 to prune by the image alone"
         )
     text_width = inner_bert(model.text_encoder).config.hidden_size
     vision_width = model.visual_encoder.embed_dim

@@ -11,7 +11,7 @@ from elip_plugin.hosts.lavis.models import ARCHS
 
 REASONS = {
     "blip_diffusion": "makes images, and keeps its BLIP-2 tower frozen",
-    "blip2": "has a frozen vision tower, which pruning would not train",
+    "blip2_vicuna_xinstruct": "reads sound, video and point clouds, and is not tried",
     "alpro": "has a TimeSformer, whose attention needs all patches of all frames",
 }
 """Reasons by the beginning of an arch's name."""

@@ -79,8 +79,6 @@ def test_shapes_of_all_archs_need_no_weights(capsys: pytest.CaptureFixture[str])
 def test_other_names() -> None:
     with pytest.raises(UnknownModelError, match=r"no model type 'coco'; .*'vqav2'"):
         create("elip_blip_vqa:coco")
-    with pytest.raises(UnsupportedModelError, match=r"blip2_opt cannot be pruned: .*frozen"):
-        create("elip_blip2_opt")
     with pytest.raises(UnsupportedModelError, match=r"alpro_qa cannot be pruned: .*TimeSformer"):
         load_model("elip_alpro_qa", "msrvtt")
     with pytest.raises(UnsupportedModelError, match="ModifiedResNet"):

@@ -17,7 +17,10 @@ import torch
 from lavis.models import AlbefNLVR, BlipPretrain, med
 from lavis.models.albef_models import AlbefBase
 from lavis.models.base_model import BaseModel
+from lavis.models.blip2_models import Qformer, blip2
 from lavis.models.clip_models import model as clip_model
+from lavis.models.eva_vit import VisionTransformer as EvaTower
+from lavis.models.eva_vit import convert_weights_to_fp16
 from lavis.models.vit import VisionTransformerEncoder, interpolate_pos_embed
 from omegaconf import OmegaConf
 from transformers import BertConfig, BertTokenizer
@@ -30,6 +33,14 @@ from elip_plugin.patching.monkeypatch import replaced
 log = logging.getLogger("elip_plugin")
 
 
+SIZES_WITHOUT_WEIGHTS = (
+    "vit gives the tower its own sizes, for which there are no weights to fetch: set init: "
+    "{vision: random}, or to a local checkpoint of these sizes"
+)
+VIT_G = {"embed_dim": 1408, "depth": 39, "num_heads": 16, "mlp_ratio": 4.3637, "patch_size": 14}
+"""The sizes of BLIP-2's vision tower."""
+
+
 @contextmanager
 def construction(settings: Settings, base: Any) -> Iterator[None]:
     """Build a model of LAVIS' class `base` by our settings inside the context."""
@@ -37,7 +48,13 @@ def construction(settings: Settings, base: Any) -> Iterator[None]:
     with ExitStack() as stack:
         for owner, name, value in sources.replacements():
             stack.enter_context(replaced(owner, name, value))
-        yield
+        try:
+            yield
+        except OSError as error:  # of a language model, whose lookups are not replaced
+            raise ConfigError(
+                f"a part of {base.__name__} could not be fetched ({_first_line(error)}); name a "
+                "local folder by opt_model, t5_model or llm_model"
+            ) from error
     given = [part for part, value in settings.init.items() if value != RANDOM]
     unused = [part for part in given if part not in sources.used]
     if unused:
@@ -61,8 +78,11 @@ class _Sources:
             (med.BertPreTrainedModel, "from_pretrained", self.bert),
             (BertConfig, "from_json_file", self.bert_config),
             (BertTokenizer, "from_pretrained", self.tokenizer),
+            (Qformer.BertLMHeadModel, "from_pretrained", self.bert),
+            (BertConfig, "from_pretrained", self.qformer_config),
         ):
             yield owner, name, classmethod(partial(ours, getattr(owner, name).__func__))
+        yield blip2, "create_eva_vit_g", partial(self.eva_tower, blip2.create_eva_vit_g)
         yield torch, "load", partial(_load, torch.load)
         yield clip_model, "download_pretrained", partial(_download, clip_model.download_pretrained)
         choose = _wrapped(BaseModel.load_checkpoint_from_config, _choose_weights)
@@ -80,10 +100,7 @@ class _Sources:
         init, sizes = self.settings.init.get("vision"), self.settings.vit
         if from_pretrained and init is None:
             if sizes:
-                raise ConfigError(
-                    "vit gives the tower its own sizes, for which there are no weights to fetch: "
-                    "set init: {vision: random}, or to a local checkpoint of these sizes"
-                )
+                raise ConfigError(SIZES_WITHOUT_WEIGHTS)
             return _fetch(
                 f"the initial weights of the {cfg.get('vit_type', 'base')} vision tower",
                 "set init: {vision: random}, or to a local checkpoint",
@@ -94,6 +111,47 @@ class _Sources:
             self.used.add("vision")
             _load_tower(tower, str(init))
         return tower
+
+    def eva_tower(
+        self,
+        theirs: Any,
+        img_size: int,
+        drop_path_rate: float,
+        use_checkpoint: bool,
+        precision: str,
+    ) -> Any:
+        """Build BLIP-2's vision tower of the given sizes and initial weights."""
+        init = self.settings.init.get("vision")
+        if init is None:
+            if self.settings.vit:
+                raise ConfigError(SIZES_WITHOUT_WEIGHTS)
+            return _fetch(
+                "the initial weights of the EVA ViT-g vision tower",
+                "set init: {vision: random}, or to a local checkpoint",
+                lambda: theirs(img_size, drop_path_rate, use_checkpoint, precision),
+            )
+        names = {"width": "embed_dim", "heads": "num_heads"}
+        sizes = {**VIT_G, **{names.get(k, k): v for k, v in self.settings.vit.items()}}
+        tower = EvaTower(
+            img_size=img_size,
+            drop_path_rate=drop_path_rate,
+            use_checkpoint=use_checkpoint,
+            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+            qkv_bias=True,
+            **sizes,
+        )
+        if init != RANDOM:
+            self.used.add("vision")
+            _load_tower(tower, str(init))
+        if precision == "fp16":
+            convert_weights_to_fp16(tower)
+        return tower
+
+    def qformer_config(self, theirs: Any, cls: Any, name: Any, *args: Any, **options: Any) -> Any:
+        """Build the Q-Former's config: BERT's, with the given sizes."""
+        if self.settings.init.get("text") != RANDOM:
+            return theirs(cls, self.settings.init.get("text", name), *args, **options)
+        return cls(**self.settings.bert)
 
     def bert(self, theirs: Any, cls: Any, name: Any, *args: Any, **options: Any) -> Any:
         """Build a text encoder of the given initial weights."""
@@ -150,8 +208,13 @@ def _fetch(what: str, instead: str, get: Callable[[], Any]) -> Any:
     try:
         return get()
     except OSError as error:  # what both urllib and requests raise without a network
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"{what} could not be fetched ({first}); {instead}") from error
+        raise ConfigError(
+            f"{what} could not be fetched ({_first_line(error)}); {instead}"
+        ) from error
+
+
+def _first_line(error: OSError) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _small_tower(theirs: Any, cls: Any, cfg: Any, sizes: Mapping[str, int]) -> Any:

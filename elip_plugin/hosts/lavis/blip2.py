@@ -1,0 +1,103 @@
+"""BLIP-2 and InstructBLIP: a Q-Former reads the tokens of a vision tower that is mostly frozen.
+
+A frozen tower stays in evaluation mode, so here the model's own mode says whether it trains. What
+pruning saves then is the tower's forward. The Q-Former's masks follow the number of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+from lavis.common import dist_utils
+from lavis.common.registry import registry
+from lavis.models import Blip2OPT, Blip2Qformer, Blip2T5
+from lavis.models.blip2_models import blip2_qformer
+from lavis.models.blip2_models.blip2_image_text_matching import Blip2ITM
+
+from elip_plugin.hosts.lavis.entries import PrunedModel, pruned_class
+from elip_plugin.hosts.lavis.guide import guided_by_text
+from elip_plugin.patching.monkeypatch import replaced
+
+
+class ByQFormer(PrunedModel):
+    """A pruned model whose Q-Former encodes texts too."""
+
+    tokens: ClassVar[Any] = {"padding": "max_length", "truncation": True}
+
+    @property
+    def elip_training(self: Any) -> bool:
+        """Whether the model trains; its tower may be frozen, in evaluation mode."""
+        training: bool = self.training
+        return training
+
+    def elip_encode(self: Any, tokenizer: Any, captions: Any, suffix: str) -> tuple[Any, Any, Any]:
+        """Encode captions; see `PrunedModel`."""
+        options = {**self.tokens, "max_length": self.max_txt_len, "return_tensors": "pt"}
+        tokens = tokenizer(captions, **options).to(self.device)
+        output = self.Qformer.bert(
+            tokens.input_ids, attention_mask=tokens.attention_mask, return_dict=True
+        )
+        return tokens.input_ids, output, output.last_hidden_state[:, 0]
+
+    def forward(self: Any, samples: dict[str, Any], *args: Any, **options: Any) -> Any:
+        """Run LAVIS' forward with the tower guided by the samples' text, if the model has one."""
+        with in_one_process(), self.elip.trained(self.training), guided_by_text(self, samples):
+            return super().forward(samples, *args, **options)  # type: ignore[misc]
+
+
+class ElipBlip2ITM(ByQFormer, Blip2ITM):
+    """BLIP-2 matching images and texts."""
+
+    replaces = Blip2ITM
+    text_at_test = True
+
+    def forward(self, samples: dict[str, Any], match_head: str = "itm") -> Any:
+        """Match images and texts; no image is pruned by its own text before contrastive scores."""
+        if match_head != "itm" and not self.training:
+            return Blip2ITM.forward(self, samples, match_head)
+        return super().forward(samples, match_head=match_head)
+
+
+class ByInstruction(ByQFormer):
+    """InstructBLIP, whose Q-Former reads the instruction."""
+
+    guided_by = "instruction"
+    text_at_test = True
+
+    def generate(self: Any, samples: dict[str, Any], *args: Any, **options: Any) -> Any:
+        """Run LAVIS' method with the tower guided by the prompts."""
+        prompt = samples.get("prompt", self.prompt)
+        texts = [prompt] * len(samples["image"]) if isinstance(prompt, str) else list(prompt)
+        with guided_by_text(self, {"text_input": texts}):
+            return super().generate(samples, *args, **options)  # type: ignore[misc]
+
+
+@contextmanager
+def in_one_process() -> Iterator[None]:
+    """Let LAVIS' first stage train without a process group, which it takes for granted."""
+    if dist_utils.is_dist_avail_and_initialized():
+        yield
+        return
+    with (
+        replaced(blip2_qformer, "dist", dist_utils),
+        replaced(blip2_qformer, "all_gather_with_grad", lambda tensors: tensors),
+    ):
+        yield
+
+
+ARCHS: dict[str, type[Any]] = {
+    "blip2": pruned_class(__name__, Blip2Qformer, ByQFormer),
+    "blip2_image_text_matching": ElipBlip2ITM,
+    # Their language models read the Q-Former's tokens and the answer: the image alone chooses.
+    "blip2_opt": pruned_class(__name__, Blip2OPT, ByQFormer, guided_by="nothing"),
+    "blip2_t5": pruned_class(__name__, Blip2T5, ByQFormer, guided_by="nothing"),
+}
+ARCHS["blip2_feature_extractor"] = ARCHS["blip2"]
+"""Pruned classes by LAVIS' name for the base."""
+
+for _name in ("blip2_t5_instruct", "blip2_vicuna_instruct"):  # of LAVIS' main branch
+    _base = registry.get_model_class(_name)
+    if _base is not None:
+        ARCHS[_name] = pruned_class(__name__, _base, ByInstruction)

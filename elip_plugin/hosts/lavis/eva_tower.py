@@ -1,0 +1,95 @@
+"""LAVIS' EVA ViT-g, the vision tower of BLIP-2 and InstructBLIP, which is mostly frozen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lavis.models.eva_vit import Block, VisionTransformer
+from torch import Tensor, nn
+
+from elip_plugin.core.blocks import PackedAttention
+from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.patching.blocks import PrunableBlock, PrunableStack, call_block, call_checkpointed
+from elip_plugin.patching.install import Tower
+from elip_plugin.patching.pruner import TowerShape
+from elip_plugin.patching.swap import Swap, choose_all
+
+
+class ElipEvaBlock(PrunableBlock, Block):
+    """LAVIS' EVA block, with its parts."""
+
+    replaces = Block
+
+    if TYPE_CHECKING:
+        attn: Any
+        drop_path: Any
+        mlp: Any
+        gamma_1: Tensor | None
+        gamma_2: Tensor | None
+
+    def packed_attention(self) -> PackedAttention:
+        """Return the attention's projections; keys have no bias."""
+        attn, bias = self.attn, None
+        if attn.q_bias is not None:
+            bias = torch.cat([attn.q_bias, torch.zeros_like(attn.v_bias), attn.v_bias])
+        return PackedAttention(self.norm1, attn.qkv.weight, bias, attn.num_heads)
+
+    def attention_output(self, mixed: Tensor) -> Tensor:
+        """Join the heads, project and scale; see `BlockParts`."""
+        return _scaled(self.attn.proj(mixed.transpose(1, 2).flatten(2)), self.gamma_1)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Run the MLP; see `BlockParts`."""
+        return _scaled(self.mlp(self.norm2(x)), self.gamma_2)
+
+    def stochastic_depth(self, added: Tensor) -> Tensor:
+        """Apply stochastic depth; see `BlockParts`."""
+        return self.drop_path(added)
+
+
+def _scaled(added: Tensor, scale: Tensor | None) -> Tensor:
+    return added if scale is None else scale * added
+
+
+class ElipEvaTower(PrunableStack, VisionTransformer):
+    """A tower that prunes between its blocks, outside any checkpointed region."""
+
+    replaces = VisionTransformer
+
+    if TYPE_CHECKING:
+        use_checkpoint: bool
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Embed images [B, 3, height, width] and run the blocks, pruned if pruning is active."""
+        pruning = self.elip.begin(self.patch_embed.num_patches, self.training)
+        if pruning is None:
+            return super().forward_features(x)
+        class_token = self.cls_token.expand(len(x), -1, -1)
+        tokens = torch.cat([class_token, self.patch_embed(x)], dim=1)
+        if self.pos_embed is not None:
+            tokens = tokens + self.pos_embed
+        call = call_checkpointed if self.use_checkpoint else call_block
+        return pruning.run_blocks(self.pos_drop(tokens), self.blocks, call)
+
+
+def describe(tower: Any) -> Tower:
+    """Describe an EVA tower; see `Host.describe`."""
+    if tower.rel_pos_bias is not None or tower.use_rel_pos_bias:
+        raise UnsupportedModelError(
+            "LAVIS' EVA tower with relative positions is not supported: ViT-g has absolute ones"
+        )
+    dropouts = [m.p for m in tower.modules() if isinstance(m, nn.Dropout) and m.p > 0]
+    if dropouts:
+        raise UnsupportedModelError(
+            f"LAVIS' EVA tower with dropout {dropouts[0]:g}: choosing tokens must be "
+            "deterministic; build it without (drop_path_rate may stay)"
+        )
+    patches = tower.patch_embed
+    return Tower(
+        TowerShape(patches.num_patches, len(tower.blocks), tower.embed_dim),
+        Swap(tower, ElipEvaTower),
+        choose_all(tower.blocks, {Block: ElipEvaBlock}, elip_scale=tower.blocks[0].attn.scale),
+        random_blocks=any(not isinstance(b.drop_path, nn.Identity) for b in tower.blocks),
+        patch_embed=patches.proj,
+    )
