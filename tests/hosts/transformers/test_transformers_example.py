@@ -14,7 +14,7 @@ from PIL import Image
 hf = pytest.importorskip("transformers", minversion="4.57")
 pytest.importorskip("accelerate")
 
-EXAMPLE = Path(__file__).parents[3] / "examples" / "finetune_transformers.py"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 VOCABULARY = [
     "[PAD]",
     "[UNK]",
@@ -44,21 +44,23 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    spec = importlib.util.spec_from_file_location("finetune_transformers", EXAMPLE)
+def run(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> None:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None and spec.loader is not None
     example: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
-    monkeypatch.setattr(sys, "argv", [EXAMPLE.name, *arguments])
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
     example.main()
 
 
-def test_two_runs_side_by_side(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_runs_side_by_side(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     reports = []
-    for elip in ("none", '{"preset": "fast", "warmup": 0.5}'):
-        out = data / "out.json"
+    for name, elip in (("none", "none"), ("fast", '{"preset": "fast", "warmup": 0.5}')):
+        out = data / f"{name}.json"
         options = ["--data", str(data), "--batch", "3", "--steps", "10", "--out", str(out)]
-        run(monkeypatch, *options, "--elip", elip)
+        run(monkeypatch, "finetune_transformers", *options, "--elip", elip)
         reports.append(json.loads(out.read_text()))
     unpruned, pruned = reports
     assert unpruned.keys() == pruned.keys()
@@ -66,3 +68,9 @@ def test_two_runs_side_by_side(data: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for report in reports:
         assert report["steps"] == 10 and report["peak_MiB"] > 100 and len(report["losses"]) == 1
         assert report["image_to_text_R@5"] == 100  # of three
+    capsys.readouterr()
+    picture, files = data / "losses.svg", [str(data / f"{name}.json") for name in ("none", "fast")]
+    run(monkeypatch, "compare_finetuning", *files, files[0], "-o", str(picture))
+    table = capsys.readouterr().out
+    assert "| `none` | 10 | 2 |" in table and '"warmup": 0.5}` | 10 | 1 |' in table
+    assert picture.stat().st_size > 5000
