@@ -105,7 +105,7 @@ def plan(
         made = preview_model(model, config, image_size=image_size, target_speedup=target_speedup)
     pruner = find_pruner(made.model)
     _print_plan(model, pruner, keep)
-    tower, counted = pruner.plan.train_cost(pruner.shape.width), count_text_share(made)
+    tower, counted = pruner.step_cost(pruner.plan), count_text_share(made)
     if counted is None:
         typer.echo(
             "The text side of this model reads the images too, so the step beyond the vision "
@@ -141,11 +141,13 @@ def _print_plan(name: str, pruner: Pruner, keep: str) -> None:
             about += f", the others back at block {stage.until}"
         table.add_row(str(block), str(tokens), "█" * round(BAR * tokens / full), about)
     console.print(table)
-    forward, step = plan.forward_cost(width), plan.train_cost(width)
+    forward, step = plan.forward_cost(width), pruner.step_cost(plan)
+    kept = f"memory kept for backward about {1 - plan.removed:.2f}"
+    if pruner.shape.frozen:
+        kept = "which is a forward: this tower is frozen"
     console.print(
         f"{plan.removed:.0%} of the token-layers removed. Of the unpruned tower, counted: forward "
-        f"{forward:.2f}, training step {step:.2f} ({1 / step:.2f} times as fast), memory kept for "
-        f"backward about {1 - plan.removed:.2f}.",
+        f"{forward:.2f}, training step {step:.2f} ({1 / step:.2f} times as fast), {kept}.",
         highlight=False,
     )
     if pruner.config.warmup or pruner.config.final_unpruned:
@@ -156,7 +158,7 @@ def _print_plan(name: str, pruner: Pruner, keep: str) -> None:
         )
     why = "choosing costs more than it saves"
     if step >= 1:
-        others = _what_wins(pruner, keep, lambda plan: plan.train_cost(width))
+        others = _what_wins(pruner, keep, pruner.step_cost)
         console.print(f"Training by this plan is slower than no pruning: {why}. {others}")
     if forward >= 1:
         others = _what_wins(pruner, keep, lambda plan: plan.forward_cost(width))
@@ -170,12 +172,11 @@ def _print_recommended(pruner: Pruner) -> None:
     """Name the recommended preset where it costs less than the plan."""
     from elip_plugin.config import RECOMMENDED
 
-    width = pruner.shape.width
     plan = dict(_other_plans(pruner, "")).get(f"--preset {RECOMMENDED}")
-    if plan is not None and plan.train_cost(width) < pruner.plan.train_cost(width):
+    if plan is not None and pruner.step_cost(plan) < pruner.step_cost(pruner.plan):
         typer.echo(
             f"Recommended by the quality report (docs/quality.md): --preset {RECOMMENDED}, whose "
-            f"training step is {plan.train_cost(width):.2f} of this tower's unpruned one."
+            f"training step is {pruner.step_cost(plan):.2f} of this tower's unpruned one."
         )
 
 

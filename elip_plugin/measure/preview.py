@@ -70,13 +70,12 @@ def preview_model(
 
 def solve(pruner: Pruner, target_speedup: float) -> ElipConfig:
     """Return the weakest pruning by the same stages that reaches the speed-up."""
-    width = pruner.shape.width
     try:
-        return weakest(pruner, lambda plan: plan.train_cost(width) * target_speedup <= 1)
+        return weakest(pruner, lambda plan: pruner.step_cost(plan) * target_speedup <= 1)
     except PlanError:
         raise PlanError(
             f"no keep ratios of these stages give a counted speed-up of {target_speedup:g}; "
-            f"the given ones give {1 / pruner.plan.train_cost(width):.2f}"
+            f"the given ones give {1 / pruner.step_cost(pruner.plan):.2f}"
         ) from None
 
 
@@ -124,6 +123,6 @@ def average_step(pruner: Pruner) -> float:
     for level, parts in Counter(level_at(i / PARTS, pruner.config) for i in range(PARTS)).items():
         step = 1.0
         if level > 0:
-            step = pruner.plan_for(shape.num_patches, level).train_cost(shape.width)
+            step = pruner.step_cost(pruner.plan_for(shape.num_patches, level))
         total += parts * step
     return total / PARTS

@@ -36,6 +36,7 @@ class TowerShape:
         width: Tower width D.
         prefix: Prefix tokens P.
         class_query: Whether the class token is the query; see `elip_plugin.core.score.score`.
+        frozen: Whether no weight of the tower is trained, so that its training step is a forward.
     """
 
     num_patches: int
@@ -43,6 +44,7 @@ class TowerShape:
     width: int
     prefix: int = 1
     class_query: bool = True
+    frozen: bool = False
 
 
 @dataclass(frozen=True)
@@ -297,6 +299,11 @@ class Pruner:
         shape = self.shape
         return _plan_at(level, self.config, num_patches, shape.depth, shape.prefix, skip_idle)
 
+    def step_cost(self, plan: Plan) -> float:
+        """Count a training step of the tower by a plan, relative to no pruning."""
+        width = self.shape.width
+        return plan.forward_cost(width) if self.shape.frozen else plan.train_cost(width)
+
     def replan(self, num_patches: int) -> None:
         """Make N patches the nominal number, after a change of resolution."""
         self.plan = self.plan_for(num_patches)
@@ -367,7 +374,7 @@ class Pruner:
 
     def _warn_if_slower(self) -> None:
         width = self.shape.width
-        forward, step = self.plan.forward_cost(width), self.plan.train_cost(width)
+        forward, step = self.plan.forward_cost(width), self.step_cost(self.plan)
         if self.config.eval_mode == "image" and forward >= 1:
             warnings.warn(
                 f"eval_mode 'image' with this plan is counted at {forward:.2f} of an unpruned "

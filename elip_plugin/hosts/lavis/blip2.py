@@ -24,6 +24,7 @@ from elip_plugin.patching.monkeypatch import replaced
 class ByQFormer(PrunedModel):
     """A pruned model whose Q-Former encodes texts too."""
 
+    default = "fast"  # a frozen tower pays for a lookahead in full, and saves its forward only
     tokens: ClassVar[Any] = {"padding": "max_length", "truncation": True}
 
     @property

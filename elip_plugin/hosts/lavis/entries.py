@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from elip_plugin.config import DEFAULT_PRESET
 from elip_plugin.hosts.lavis.guide import guided_by_text
 from elip_plugin.hosts.lavis.text import inner_bert, text_pass
 from elip_plugin.patching.swap import Patched
@@ -22,6 +23,9 @@ class PrunedModel(Patched):
 
     guided_by: ClassVar[str] = "caption"
     """What guides the tower: "caption", "question", "sentence", or "nothing"."""
+
+    default: ClassVar[str] = DEFAULT_PRESET
+    """The preset of a model section without `elip`."""
 
     text_at_test: ClassVar[bool] = False
     """Whether evaluation may prune by text (`eval_mode: text`) without leaking the answer."""

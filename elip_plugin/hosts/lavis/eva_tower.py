@@ -85,9 +85,9 @@ def describe(tower: Any) -> Tower:
             f"LAVIS' EVA tower with dropout {dropouts[0]:g}: choosing tokens must be "
             "deterministic; build it without (drop_path_rate may stay)"
         )
-    patches = tower.patch_embed
+    patches, frozen = tower.patch_embed, not any(p.requires_grad for p in tower.parameters())
     return Tower(
-        TowerShape(patches.num_patches, len(tower.blocks), tower.embed_dim),
+        TowerShape(patches.num_patches, len(tower.blocks), tower.embed_dim, frozen=frozen),
         Swap(tower, ElipEvaTower),
         choose_all(tower.blocks, {Block: ElipEvaBlock}, elip_scale=tower.blocks[0].attn.scale),
         random_blocks=any(not isinstance(b.drop_path, nn.Identity) for b in tower.blocks),

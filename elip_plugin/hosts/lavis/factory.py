@@ -240,6 +240,8 @@ def _offline(section: Any, patched: Any, kind: str, folder: str) -> Any:
             ours["bert"] = {"vocab_size": BERT_WORDS}
         # A batch must divide the queue, whatever the batch.
         ours["queue_size"] = 65536
+        # Half precision is for weights that were trained, and not for every device.
+        ours["vit_precision"] = "fp32"
         # LAVIS' config of blip_classification leaves it open.
         ours["num_classes"] = max(2, section.get("num_classes", 2))
     return OmegaConf.merge(section, ours)

@@ -19,7 +19,9 @@ from lavis_family import CAPTIONS, OTHERS
 import elip_plugin
 from elip_plugin.data.vocab import write_vocab
 from elip_plugin.errors import ConfigError, GuideError, UnsupportedModelError
+from elip_plugin.hosts.lavis.factory import create
 from elip_plugin.hosts.lavis.models import ARCHS
+from elip_plugin.patching.install import find_pruner
 from elip_plugin.reducers import reducers
 
 SIDE, PATCHES, DEPTH = 56, 16, 12
@@ -217,6 +219,23 @@ def test_checkpointing_gives_the_same_gradients(tmp_path: Path, samples: dict[st
         lengths_of(model, samples)[1].loss.backward()
         gradients.append(model.visual_encoder.blocks[3].attn.qkv.weight.grad)
     torch.testing.assert_close(*gradients)
+
+
+def test_a_frozen_towers_step_is_counted_as_its_forward(tmp_path: Path) -> None:
+    frozen, trained = (make(tmp_path, elip=None, freeze_vit=freeze) for freeze in (True, False))
+    pruner = find_pruner(frozen)
+    assert pruner.config == elip_plugin.ElipConfig.preset("fast")
+    assert pruner.step_cost(pruner.plan) == pruner.plan.forward_cost(48)
+    assert find_pruner(trained).step_cost(pruner.plan) == pruner.plan.train_cost(48)
+    with pytest.warns(UserWarning, match="counted at 1.* of an unpruned training step"):
+        make(tmp_path, elip="paper")
+
+
+@pytest.mark.parametrize("arch", ["blip2", "blip2_feature_extractor", "blip2_image_text_matching"])
+def test_vit_g_is_planned_without_weights(arch: str) -> None:
+    made = create(f"elip_{arch}", device="meta")
+    assert made.grid_size == (16, 16) and all(p.is_meta for p in made.model.parameters())
+    assert find_pruner(made.model).plan.depth == 39
 
 
 def test_what_is_refused(tmp_path: Path) -> None:

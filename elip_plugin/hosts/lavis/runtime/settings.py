@@ -70,9 +70,10 @@ def read_settings(patched: Any, cfg: DictConfig) -> Settings:
     if faults:
         raise ConfigError(join_faults("LAVIS' model section", faults))
     pruning = given.pop("elip", None)
+    pruning = patched.default if pruning is None else pruning
     if patched.guided_by == "nothing":
         # Nothing guides this model, so where the section is silent the image alone chooses.
-        pruning = {"preset": pruning} if isinstance(pruning, str) else dict(pruning or {})
+        pruning = {"preset": pruning} if isinstance(pruning, str) else dict(pruning)
         pruning = {"text_weight": 0.0, **pruning}
     return Settings(ElipConfig.from_mapping(pruning), **given)
 
