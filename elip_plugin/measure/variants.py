@@ -87,7 +87,9 @@ class Pass:
                 self.forward(variant)
             return
         optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(self.forward(variant))
+        result = self.forward(variant)
+        if result.requires_grad:  # not of a tower that is frozen
+            torch.autograd.backward(result)
         if self.updates:
             optimizer.step()
 

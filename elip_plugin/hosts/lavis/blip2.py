@@ -18,6 +18,7 @@ from lavis.models.blip2_models.blip2_image_text_matching import Blip2ITM
 
 from elip_plugin.hosts.lavis.entries import PrunedModel, pruned_class
 from elip_plugin.hosts.lavis.guide import guided_by_text
+from elip_plugin.hosts.lavis.text import qformer_pass
 from elip_plugin.patching.monkeypatch import replaced
 
 
@@ -37,9 +38,7 @@ class ByQFormer(PrunedModel):
         """Encode captions; see `PrunedModel`."""
         options = {**self.tokens, "max_length": self.max_txt_len, "return_tensors": "pt"}
         tokens = tokenizer(captions, **options).to(self.device)
-        output = self.Qformer.bert(
-            tokens.input_ids, attention_mask=tokens.attention_mask, return_dict=True
-        )
+        output = qformer_pass(self, tokens)
         return tokens.input_ids, output, output.last_hidden_state[:, 0]
 
     def forward(self: Any, samples: dict[str, Any], *args: Any, **options: Any) -> Any:

@@ -23,6 +23,7 @@ from elip_plugin.config import ElipConfig
 from elip_plugin.data.vocab import write_vocab
 from elip_plugin.errors import ConfigError, DataError, UnsupportedModelError
 from elip_plugin.hosts.base import HostModel
+from elip_plugin.hosts.lavis.blip2 import in_one_process
 from elip_plugin.hosts.lavis.models import ARCHS, ElipClip, describe
 from elip_plugin.hosts.lavis.names import PREFIX
 from elip_plugin.hosts.lavis.runtime import fixes
@@ -136,7 +137,9 @@ class LavisModel(HostModel):
         model: Any = self.model
         if isinstance(model, CLIP):
             return model.encode_text(model.tokenizer(tokens))
-        if not hasattr(model, "text_encoder"):
+        qformer = getattr(model, "Qformer", None)
+        reads_text = qformer and qformer.bert.embeddings.word_embeddings is not None
+        if not hasattr(model, "text_encoder") and not reads_text:
             raise UnsupportedModelError(
                 f"{self.name} has no text encoder: it is pruned by the image alone, so give no text"
             )
@@ -151,13 +154,13 @@ class LavisModel(HostModel):
             **dict.fromkeys(("epoch", "iters"), 0),
             "num_iters_per_epoch": 1,
         }
-        if not self.name.endswith(("_pretrain", "_retrieval", "caption", "clip")):
+        if not self.name.endswith(("_pretrain", "_retrieval", "caption", "clip", "blip2")):
             raise UnsupportedModelError(
                 f"{self.name} does not train on plain pairs: of LAVIS' archs, albef_pretrain, "
-                "blip_pretrain, albef_retrieval, blip_retrieval, blip_caption and clip do"
+                "blip_pretrain, albef_retrieval, blip_retrieval, blip_caption, blip2 and clip do"
             )
-        # LAVIS' own CLIP requires a process group; see `ElipClip.loss`.
-        with replaced(CLIP, "loss", ElipClip.loss):
+        # LAVIS' own CLIP and BLIP-2 require a process group; see `ElipClip.loss`.
+        with in_one_process(), replaced(CLIP, "loss", ElipClip.loss):
             loss: Tensor = self.model(samples)["loss"]
         return loss
 

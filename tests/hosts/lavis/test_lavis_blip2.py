@@ -14,13 +14,15 @@ from conftest import recorded_lengths
 
 pytest.importorskip("lavis")
 
+from lavis.processors.blip_processors import BlipImageEvalProcessor
 from lavis_family import CAPTIONS, OTHERS
 
 import elip_plugin
 from elip_plugin.data.vocab import write_vocab
 from elip_plugin.errors import ConfigError, GuideError, UnsupportedModelError
-from elip_plugin.hosts.lavis.factory import create
+from elip_plugin.hosts.lavis.factory import LavisModel, create
 from elip_plugin.hosts.lavis.models import ARCHS
+from elip_plugin.measure.speed import measure_speed
 from elip_plugin.patching.install import find_pruner
 from elip_plugin.reducers import reducers
 
@@ -236,6 +238,18 @@ def test_vit_g_is_planned_without_weights(arch: str) -> None:
     made = create(f"elip_{arch}", device="meta")
     assert made.grid_size == (16, 16) and all(p.is_meta for p in made.model.parameters())
     assert find_pruner(made.model).plan.depth == 39
+
+
+def test_it_is_measured_beside_the_unpruned_model(tmp_path: Path) -> None:
+    model = make(tmp_path, elip={"preset": "fast", "text_weight": 0.5})
+    processor = BlipImageEvalProcessor(image_size=SIDE)
+    made = LavisModel("blip2", model, (4, 4), (0.5,) * 3, (0.5,) * 3, "", processor=processor)
+    _, rows = measure_speed(made, variants=["full", "half"], batch=2, rounds=1)
+    assert len(rows) == 6 and all(row.seconds > 0 for row in rows)
+    flops = {(row.measured, row.variant): row.flops for row in rows}
+    for measured in ("inference", "tower", "step"):
+        assert flops[measured, "half"] < flops[measured, "full"]
+    assert flops["tower", "full"] == flops["inference", "full"]  # a frozen tower has no backward
 
 
 def test_what_is_refused(tmp_path: Path) -> None:

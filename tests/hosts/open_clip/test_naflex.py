@@ -144,6 +144,21 @@ def test_an_image_is_pruned_in_a_batch_as_by_itself(kind: str, elip: Any) -> Non
             close(model.encode_image(padded(images, length)), alone, kind)
 
 
+@pytest.mark.parametrize("reducer", ["elip", "tome"])
+def test_a_schedule_holds_for_each_image(reducer: str) -> None:
+    model = make("siglip", config_of(reducer, warmup=0.5)).double()
+    handle, lengths = elip_plugin.find_handle(model), []
+    for step in range(4):
+        handle.update_progress(step, 8)
+        images = pictures()
+        with torch.no_grad(), recorded_lengths(model.visual.trunk.blocks) as seen:
+            batch = model.encode_image(padded(images, 36))
+        lengths.append(seen[-1])
+        with torch.no_grad():
+            close(batch, torch.cat([model.encode_image(image) for image in images]))
+    assert lengths == sorted(lengths, reverse=True) and len(set(lengths)) > 2
+
+
 def test_columns_that_are_padding_everywhere_are_cut_off() -> None:
     x = torch.arange(12.0).view(2, 6, 1)
     valid = torch.tensor([[1, 0, 1, 0, 0], [0, 1, 0, 0, 0]], dtype=torch.bool)  # patch dropout
