@@ -186,7 +186,7 @@ def gpu(
     ] = None,
     minutes: Annotated[float, typer.Option(help="Time for this call; a later one goes on.")] = 30,
     toy: Annotated[
-        bool, typer.Option("--toy", help="Batch 2, 32 pixels, one round: only to try it out.")
+        bool, typer.Option("--toy", help="Batch 2, 64 pixels, one round: only to try it out.")
     ] = False,
 ) -> None:
     """Run all that only a GPU can answer, in a limited time, and write one report.
@@ -200,7 +200,7 @@ def gpu(
     if device not in ("cuda", "cpu"):
         raise ConfigError(f"device must be cuda or cpu, got {device!r}")
     if toy:
-        batch, rounds, image_size = 2, 1, image_size or 32
+        batch, rounds, image_size = 2, 1, image_size or 64
     sweep = Sweep(
         model=model,
         batch=batch,
