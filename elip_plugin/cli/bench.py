@@ -164,7 +164,7 @@ def memory(
 @app.command(
     epilog=examples(
         "elip bench gpu --model elip-ViT-B-16 --batch 128 -o gpu",
-        "elip bench gpu --device cpu --toy -o toy",
+        "elip bench gpu --model elip-ViT-S-16 --device cpu --toy -o toy",
     )
 )
 def gpu(

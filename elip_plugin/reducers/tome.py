@@ -225,7 +225,8 @@ def merge_padded(
         best, into = alike.max(dim=2)
         best = best.masked_fill(~real[:, ::2], -torch.inf)
         rank = best.argsort(dim=1, descending=True).argsort(dim=1)
-        goes = (rank < (real.sum(dim=1) - keep_each).unsqueeze(1)).unsqueeze(-1)
+        going = (real.sum(dim=1) - keep_each).unsqueeze(1)
+        goes = (rank < going).unsqueeze(-1)
         order = torch.arange(real.shape[1], device=x.device)
         order = torch.cat([order[::2], order[1::2]])
     weighted = torch.cat([x * sizes.unsqueeze(-1), sizes.unsqueeze(-1)], dim=-1)
@@ -234,7 +235,10 @@ def merge_padded(
     second = second.scatter_add(1, _wide(into, second), first * goes)
     together = torch.cat([first * ~goes, second], dim=1)
     padding = together[..., -1].detach() == 0
-    chosen = padding.int().argsort(dim=1, stable=True)[:, : real.shape[1] - remove]
+    # One set after the other, as without padding; where nothing goes, the order stays.
+    place = torch.where(going > 0, torch.arange(len(order), device=x.device), order)
+    place = place + len(order) * padding
+    chosen = place.argsort(dim=1)[:, : real.shape[1] - remove]
     out = torch.cat([head, together.gather(1, _wide(chosen, together))], dim=1)
     return out[..., :-1] / out[..., -1:].clamp_min(1), out[..., -1].detach(), order[chosen]
 

@@ -23,7 +23,8 @@ EXPECTED = {
 
 def test_every_example_is_here_and_in_the_readme() -> None:
     files = {path.stem for path in FOLDER.glob("*.py")}
-    assert files == {*EXPECTED, "demo", "finetune_transformers"}  # those two have their own tests
+    tested_apart = {"demo", "finetune_transformers", "compare_finetuning"}
+    assert files == {*EXPECTED, *tested_apart}
     readme = (FOLDER / "README.md").read_text()
     assert all(f"`{name}.py`" in readme for name in files)
 
