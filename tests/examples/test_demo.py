@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -94,8 +95,10 @@ def test_a_stopped_demo_goes_on(tmp_path: Path) -> None:
     saved = checkpoints / "epoch_latest.pt"
     log = tmp_path / "first.txt"
     with log.open("w") as out:
+        # A script in the background passes on to its processes that they ignore Ctrl-C.
+        heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         first = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=heed
         )
         until = time.monotonic() + 900
         while first.poll() is None and not saved.exists() and time.monotonic() < until:
