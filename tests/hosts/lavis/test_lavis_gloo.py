@@ -32,7 +32,7 @@ images = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(1)).d
 captions = [f"a {w} thing on the {w} table" for w in runs.WORDS]
 kept = []
 choose = elip.select
-elip.select = lambda scores, keep: kept.append(choose(scores, keep)) or kept[-1]
+elip.select = lambda *given: kept.append(choose(*given)) or kept[-1]
 
 def model(arch):
     section = runs.model_section(arch, folder)
