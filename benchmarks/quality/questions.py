@@ -91,6 +91,12 @@ QUESTIONS = (
              "unpruned training at equal steps?", LOWRES, first=5),
     Question("Is the preset lowres better than unpruned training at equal operations?",
              LOWRES, "operations", first=5),
+    Question("Does the preset half score better than the preset paper, which costs more? (Asked "
+             "after the trainings.)",
+             TOME, other="paper", regimes=("scratch",), seeds=5, first=2, written="2026-11-26"),
+    Question("Does the preset lowres score better than half at the same operations? (Asked after "
+             "the trainings.)", LOWRES, "operations", TOME, "operations",
+             regimes=("scratch",), seeds=5, first=5, written="2026-11-26"),
     Question("Half of the patches at the input, at random, with an unpruned end: as good as "
              "unpruned training at equal steps?", RANDOM),
     Question("Is random half at the input, with an unpruned end, better than unpruned training at "

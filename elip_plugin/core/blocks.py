@@ -119,16 +119,28 @@ def key_uniqueness(
     """
     keys = block.query_and_keys(x[:, :1], x, **positions)[1].mean(dim=1)[:, prefix:]
     keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
-    if valid is None:
-        keys = F.normalize(keys - keys.mean(dim=1, keepdim=True), dim=2)
-    else:
-        real = valid.unsqueeze(-1)
-        mean = (keys * real).sum(dim=1, keepdim=True) / real.sum(dim=1, keepdim=True)
-        keys = F.normalize(keys - mean, dim=2) * real
+    keys = F.normalize(keys - mean_token(keys, valid), dim=2)
+    keys = keys if valid is None else keys * valid.unsqueeze(-1)
     with torch.autocast(keys.device.type, enabled=False):
         alike = (keys @ keys.transpose(1, 2)).clamp_min(0).sum(dim=2)
     unique = alike.clamp_min(1).reciprocal()
     return F.pad(unique if valid is None else unique * valid, (prefix, 0))
+
+
+def mean_token(x: Tensor, valid: Tensor | None) -> Tensor:
+    """Compute the mean of tokens.
+
+    Args:
+        x: Tokens [B, T, D].
+        valid: Which are real [B, T]; None where all are.
+
+    Returns:
+        The mean of those [B, 1, D].
+    """
+    if valid is None:
+        return x.mean(dim=1, keepdim=True)
+    real = valid.unsqueeze(-1)
+    return (x * real).sum(dim=1, keepdim=True) / real.sum(dim=1, keepdim=True)
 
 
 class PackedAttention(NamedTuple):

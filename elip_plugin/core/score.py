@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from elip_plugin.core.blocks import attention_row, look_ahead
+from elip_plugin.core.blocks import attention_row, look_ahead, mean_token
 from elip_plugin.core.guide import guide_from_batch
 
 
@@ -28,13 +28,7 @@ def query_token(x: Tensor, prefix: int, class_query: bool, valid: Tensor | None 
     Returns:
         The token [B, 1, D].
     """
-    if class_query:
-        return x[:, :1]
-    patches = x[:, prefix:]
-    if valid is None:
-        return patches.mean(dim=1, keepdim=True)
-    real = valid.unsqueeze(-1)
-    return (patches * real).sum(dim=1, keepdim=True) / real.sum(dim=1, keepdim=True)
+    return x[:, :1] if class_query else mean_token(x[:, prefix:], valid)
 
 
 def blend_class_token(token: Tensor, guide: Tensor | None, text_weight: float) -> Tensor:

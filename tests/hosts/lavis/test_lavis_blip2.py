@@ -43,7 +43,7 @@ def make(tmp_path: Path, arch: str = "blip2", elip: Any = "fast", **more: Any) -
     section = {
         "arch": f"elip_{arch}", "image_size": SIDE, "num_query_token": 4, "vit_precision": "fp32",
         "load_finetuned": False, "pretrained": None, "tokenizer": str(vocabulary),
-        "init": {"vision": "random", "text": "random"}, "elip": elip, **SIZES, **more,
+        "init": {"vision": "random", "text": "random"}, "elip": elip, **{**SIZES, **more},
     }  # fmt: skip
     torch.manual_seed(0)
     model = ARCHS[arch].from_config(section).train()
@@ -258,5 +258,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         elip_plugin.find_handle(model).remove()
         model.visual_encoder.pos_drop.p = 0.1
         elip_plugin.apply(model, "fast")
+    with pytest.raises(ConfigError, match=r"bert: \['hiden_size'\] not known"):
+        make(tmp_path, bert={**SIZES["bert"], "hiden_size": 16})
     with pytest.raises(ConfigError, match="vit gives the tower its own sizes"):
         make(tmp_path, init={"text": "random"})

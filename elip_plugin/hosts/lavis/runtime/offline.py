@@ -51,6 +51,8 @@ def construction(settings: Settings, base: Any) -> Iterator[None]:
         try:
             yield
         except OSError as error:  # of a language model, whose lookups are not replaced
+            if not issubclass(base, blip2.Blip2Base):
+                raise
             raise ConfigError(
                 f"a part of {base.__name__} could not be fetched ({_first_line(error)}); name a "
                 "local folder by opt_model, t5_model or llm_model"
@@ -149,9 +151,16 @@ class _Sources:
 
     def qformer_config(self, theirs: Any, cls: Any, name: Any, *args: Any, **options: Any) -> Any:
         """Build the Q-Former's config: BERT's, with the given sizes."""
-        if self.settings.init.get("text") != RANDOM:
-            return theirs(cls, self.settings.init.get("text", name), *args, **options)
-        return cls(**self.settings.bert)
+        init = self.settings.init.get("text")
+        if init == RANDOM:
+            config = cls()
+        else:
+            config = _fetch(
+                f"the Q-Former's config, {name!r},",
+                "set init: {text: random}, or to a local folder of such a model",
+                lambda: theirs(cls, init or name, *args, **options),
+            )
+        return _resized(config, self.settings.bert, "BERT's config")
 
     def bert(self, theirs: Any, cls: Any, name: Any, *args: Any, **options: Any) -> Any:
         """Build a text encoder of the given initial weights."""
@@ -177,12 +186,7 @@ class _Sources:
         if "width" in self.settings.vit:
             sizes["encoder_width"] = self.settings.vit["width"]
         sizes.update(self.settings.bert)
-        unknown = [key for key in sizes if not hasattr(config, key)]
-        if unknown:
-            raise ConfigError(f"bert: {unknown} not known; {path} lists the keys")
-        for key, value in sizes.items():
-            setattr(config, key, value)
-        return config
+        return _resized(config, sizes, path)
 
     def tokenizer(self, theirs: Any, cls: Any, name: Any, *args: Any, **options: Any) -> Any:
         """Load a tokenizer from a vocabulary or a folder."""
@@ -196,6 +200,16 @@ class _Sources:
         if path.is_dir():
             return theirs(cls, str(path), *args, **options)
         return cls(vocab_file=str(path))
+
+
+def _resized(config: Any, sizes: Mapping[str, Any], where: Any) -> Any:
+    """Give BERT's config other values; refuse keys that it does not have."""
+    unknown = [key for key in sizes if not hasattr(config, key)]
+    if unknown:
+        raise ConfigError(f"bert: {unknown} not known; {where} lists the keys")
+    for key, value in sizes.items():
+        setattr(config, key, value)
+    return config
 
 
 def _wrapped(theirs: Any, ours: Any, *first: Any) -> Any:
