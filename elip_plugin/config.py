@@ -174,8 +174,8 @@ class ElipConfig:
             reducer = find_reducer(values.get("reducer", cls.reducer))
             if not reducer.looks_ahead:
                 default = NO_LOOKAHEAD_PRESET
-            if not reducer.reads_text:
-                known.setdefault("text_weight", 0.0)
+            if not reducer.reads_text or reducer.compares:
+                known.setdefault("text_weight", 1.0 if reducer.compares else 0.0)
             if reducer.at_input and "preset" not in values:
                 known.setdefault("stages", (Stage(0, 1, reducer.only_keep or INPUT_KEEP),))
         preset, base = values.get("preset", default), PRESETS[default]
@@ -342,6 +342,16 @@ def _reducer_faults(config: ElipConfig) -> list[str]:
     if config.text_weight and not reducer.reads_text:
         faults.append(
             f"reducer {config.reducer!r} reads no text: leave text_weight out, or set it to 0"
+        )
+    if reducer.compares and (config.text_weight != 1 or config.text_anneal):
+        faults.append(
+            f"reducer {config.reducer!r} chooses by the text alone: leave text_weight and "
+            f"text_anneal out, got {config.text_weight!r} and {config.text_anneal!r}"
+        )
+    if reducer.compares and config.eval_mode == "image":
+        faults.append(
+            f"reducer {config.reducer!r} cannot choose without a text: eval_mode must be 'full', "
+            "or 'text' where a text is an input at test time"
         )
     stages = config.stages if isinstance(config.stages, tuple) else ()
     far = any(isinstance(s, Stage) and _is_int(s.lookahead) and s.lookahead > 1 for s in stages)

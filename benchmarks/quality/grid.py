@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
-import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict
-from functools import cache
-from multiprocessing import Manager, get_context
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.quality import results_log
+from benchmarks.pool import run_all, tick
 from benchmarks.quality.cost import operations, steps_of
 from benchmarks.quality.pairs import Pairs, read_pairs
 from benchmarks.quality.recipe import BASE, Recipe
@@ -118,34 +114,8 @@ def train_all(
         point: Called after each scored part of any training.
         done: Called with each result.
     """
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    with Manager() as manager:
-        ticks = manager.Queue()
-        pool = ProcessPoolExecutor(jobs, get_context("spawn"), _start, (threads, ticks))
-        futures = {pool.submit(_one, row, data, cache_folder, device) for row in trainings}
-        try:
-            while futures:
-                ready, futures = wait(futures, timeout=1, return_when=FIRST_COMPLETED)
-                while not ticks.empty():
-                    ticks.get()
-                    point()
-                for future in ready:
-                    row = future.result()
-                    results_log.append(out, row)
-                    done(row)
-        finally:
-            pool.shutdown(wait=not futures, cancel_futures=True)
-
-
-_ticks: Any = None  # in a child: the queue in which it counts scored parts
-
-
-def _start(threads: int, ticks: Any) -> None:
-    global _ticks
-    _ticks = ticks
-    torch.set_num_threads(threads)  # with more threads than cores all of them crawl
-    torch.set_flush_denormal(True)
-    warnings.simplefilter("ignore", FutureWarning)  # of timm
+    one = partial(_one, data=data, cache_folder=cache_folder, device=device)
+    run_all(trainings, one, out, jobs=jobs, point=point, done=done)
 
 
 def _one(row: dict[str, Any], data: Path, cache_folder: Path, device: str) -> dict[str, Any]:
@@ -162,7 +132,7 @@ def _one(row: dict[str, Any], data: Path, cache_folder: Path, device: str) -> di
     steps = steps_of(variant, recipe, row["budget"], recipe.steps(len(train)))
     result = run(
         variant, recipe, steps, train, held_out, seed,
-        weights=weights, device=device, progress=lambda: _ticks.put(None),
+        weights=weights, device=device, progress=tick,
     )  # fmt: skip
     made = {
         "steps": steps,

@@ -1,5 +1,7 @@
 """Score the tokens: blend the text guide into the class token, look ahead (paper, section 3).
 
+Or compare them with the text by themselves: `text_similarity`, ours.
+
 Shapes: B batch, P prefix tokens, T tokens (prefix included), D width.
 """
 
@@ -116,3 +118,37 @@ def _uncached_autocast(device_type: str) -> Any:
     """
     dtype = torch.get_autocast_dtype(device_type)
     return torch.autocast(device_type, dtype=dtype, cache_enabled=False)
+
+
+def text_similarity(x: Tensor, norm: Callable[[Tensor], Tensor], query: Query) -> Tensor:
+    """Score the non-prefix tokens by their similarity to the text (our extension).
+
+    What reads a tower's output reads it after the last norm, by linear maps: the projection into
+    the embedding that is compared with the text (CLIP), or the keys of a cross-attention. The
+    guide is the text's side of that comparison, mapped back to the tower's width, so one product
+    compares any token with it. MaskCLIP (arXiv 2112.01071) compares the last tokens with texts so.
+
+    Args:
+        x: Tokens [B, T, D].
+        norm: The tower's last norm.
+        query: Has the guide; its `text_weight` and `class_query` are not used, except that the
+            guide of texts that are not paired is chosen by the token that `class_query` says.
+
+    Returns:
+        Softmax over the tokens of their products with the guide [B, T - P], float32 or wider,
+        without gradient; 0 for padding.
+    """
+    prefix, guide, valid = query.prefix, query.guide, query.valid
+    assert guide is not None  # a reducer that compares is not run without one
+    device = x.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    with torch.no_grad(), _uncached_autocast(device) if autocast else nullcontext():
+        y = norm(x.detach())
+        if query.from_batch:
+            guide = guide_from_batch(query_token(y, prefix, query.class_query, valid), guide)
+        wide = torch.promote_types(y.dtype, torch.float32)
+        # By hand, as in `attention_row`: autocast would run a product of matrices in half.
+        logits = (y[:, prefix:].to(wide) * guide.detach().to(wide).unsqueeze(1)).sum(dim=-1)
+        if valid is not None:
+            logits = logits.masked_fill(~valid, -torch.inf)
+        return logits.softmax(dim=1)

@@ -35,6 +35,8 @@ class Tower:
         module: The tower, where that is more than what runs its blocks.
         patch_embed: The convolution that makes each token of one patch, for reducers that read
             pixels; None where there is no such module.
+        norm: What normalises the tokens after the last block, for reducers that compare them with
+            a text; None where there is no such module in the tower.
     """
 
     shape: TowerShape
@@ -44,6 +46,7 @@ class Tower:
     random_blocks: bool = False
     module: nn.Module | None = None
     patch_embed: nn.Module | None = None
+    norm: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ def install(description: Description, config: ElipConfig) -> Pruner:
     Raises:
         ConfigError: If the configuration does not suit this kind of model.
         UnsupportedModelError: If its reducer reads pixels, and a tower does not embed patches
-            by one convolution; or if a part of a tower would ignore the patching.
+            by one convolution; if it compares, and a tower has no last norm; or if a part of a
+            tower would ignore the patching.
     """
     name, reason = type(description.module).__name__, description.no_eval_by_text
     if config.eval_mode == "text" and config.guide_source == "caption" and reason:
@@ -100,7 +104,9 @@ def install(description: Description, config: ElipConfig) -> Pruner:
             refuse_replaced_forward(swap.module)
     # Shared: no optimizer trains a momentum encoder.
     progress = TrainingProgress(config, towers[0].module or towers[0].stack.module)
-    pruners = [Pruner(config, tower.shape, progress, tower.random_blocks) for tower in towers]
+    pruners = [
+        Pruner(config, tower.shape, progress, tower.random_blocks, tower.norm) for tower in towers
+    ]
     embeddings = [
         swap_patch_embedding(tower.patch_embed, config.reducer)
         for tower in towers

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.core.positions import PositionOptions, Positions
@@ -104,6 +104,8 @@ class PruningPass:
         context = StageContext(
             tuple(blocks), query, config.merge, pruner.random_blocks, pruner.trace, self.training
         )
+        if pruner.norm is not None:
+            context = replace(context, norm=pruner.norm)
         if pruner.reducer.reads_pixels:
             patches = pruner.take_patches(x.shape[1] - shape.prefix)
             context = replace(context, patches=patches)
@@ -185,9 +187,11 @@ class Pruner:
         shape: The tower.
         progress: How far the training is; shared by the towers of one model.
         random_blocks: Whether looking ahead may not call a block by itself.
+        norm: The tower's last norm, if it has one.
 
     Raises:
         PlanError: If the configuration does not fit the tower, or prunes nothing.
+        UnsupportedModelError: If the reducer needs the last norm, and there is none.
     """
 
     def __init__(
@@ -196,9 +200,16 @@ class Pruner:
         shape: TowerShape,
         progress: TrainingProgress,
         random_blocks: bool = True,
+        norm: nn.Module | None = None,
     ) -> None:
         self.config, self.shape = config, shape
         self.reducer = find_reducer(config.reducer)
+        self.norm = norm if self.reducer.compares else None
+        if self.reducer.compares and norm is None:
+            raise UnsupportedModelError(
+                f"reducer {config.reducer!r} compares the tokens with the text after the tower's "
+                "last norm, which this tower does not have: use another reducer"
+            )
         self.plan = plan(
             config, num_patches=shape.num_patches, depth=shape.depth, prefix=shape.prefix
         )

@@ -19,11 +19,12 @@ from elip_plugin.reducers.evit import EViT
 from elip_plugin.reducers.gumbel import Gumbel
 from elip_plugin.reducers.pool import Pool
 from elip_plugin.reducers.random import Random
+from elip_plugin.reducers.similarity import Similarity
 from elip_plugin.reducers.tome import ToMe
 from elip_plugin.reducers.unique import Unique
 
 GROUP = "elip_plugin.reducers"
-OWN = (Elip, Gumbel, EViT, Unique, ToMe, Random, Cluster, Pool)
+OWN = (Elip, Gumbel, Similarity, EViT, Unique, ToMe, Random, Cluster, Pool)
 
 __all__ = [
     "PlannedStage",

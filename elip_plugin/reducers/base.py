@@ -63,6 +63,7 @@ class StageContext:
             reads pixels.
         positions: Where the tokens are, and which are padding; None where the blocks do not read
             that.
+        norm: The tower's last norm; None unless the reducer compares.
     """
 
     blocks: tuple[Any, ...]
@@ -73,6 +74,7 @@ class StageContext:
     training: bool = False
     patches: Tensor | None = None
     positions: Positions | None = None
+    norm: Callable[[Tensor], Tensor] | None = None
 
     @property
     def prefix(self) -> int:
@@ -98,6 +100,9 @@ class Reducer:
     Attributes:
         name: What a configuration asks for by `reducer`.
         reads_text: Whether the text guide takes part in the choice.
+        compares: Whether it compares the tokens with the text guide, which then is not blended
+            with anything: `StageContext.norm` is needed, the text weight is 1, and the guide is
+            what the text side compares a tower's output with.
         looks_ahead: Whether a stage may have a lookahead above 1.
         traceable: Whether it records its stages in `StageContext.trace`.
         returns: Whether `Stage.until` can bring back what a stage drops.
@@ -111,6 +116,7 @@ class Reducer:
 
     name: str
     reads_text: bool = False
+    compares: bool = False
     looks_ahead: bool = False
     traceable: bool = True
     returns: bool = True

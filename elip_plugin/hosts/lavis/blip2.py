@@ -36,8 +36,7 @@ class ByQFormer(PrunedModel):
 
     def elip_encode(self: Any, tokenizer: Any, captions: Any, suffix: str) -> tuple[Any, Any, Any]:
         """Encode captions; see `PrunedModel`."""
-        options = {**self.tokens, "max_length": self.max_txt_len, "return_tensors": "pt"}
-        tokens = tokenizer(captions, **options).to(self.device)
+        tokens = self.elip_tokenize(tokenizer, captions)
         output = qformer_pass(self, tokens)
         return tokens.input_ids, output, output.last_hidden_state[:, 0]
 

@@ -71,4 +71,12 @@ def describe(visual: Any) -> Tower:
     stack = choose(transformer, {Transformer: ElipClipTransformer})
     blocks = choose_all(transformer.resblocks, {ResidualAttentionBlock: ElipClipBlock})
     # A block by itself takes tokens sequence first, so looking ahead needs the mode.
-    return Tower(shape, stack, blocks, random_blocks=True, module=visual, patch_embed=visual.conv1)
+    return Tower(
+        shape,
+        stack,
+        blocks,
+        random_blocks=True,
+        module=visual,
+        patch_embed=visual.conv1,
+        norm=visual.ln_post,
+    )

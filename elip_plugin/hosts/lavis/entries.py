@@ -57,12 +57,16 @@ class PrunedModel(Patched):
         """Return the text encoder, or with suffix "_m" that of the momentum encoder."""
         return inner_bert(getattr(self, f"text_encoder{suffix}"))
 
-    def elip_encode(self: Any, tokenizer: Any, captions: Any, suffix: str) -> tuple[Any, Any, Any]:
-        """Encode captions: their token ids, the text pass, the features that guide."""
+    def elip_tokenize(self: Any, tokenizer: Any, captions: Any) -> Any:
+        """Tokenize captions as the model does: ids and mask [B, S]."""
         options = {**self.tokens, "return_tensors": "pt"}
         if "truncation" in options:
             options["max_length"] = self.max_txt_len
-        tokens = tokenizer(captions, **options).to(self.device)
+        return tokenizer(captions, **options).to(self.device)
+
+    def elip_encode(self: Any, tokenizer: Any, captions: Any, suffix: str) -> tuple[Any, Any, Any]:
+        """Encode captions: their token ids, the text pass, the features that guide."""
+        tokens = self.elip_tokenize(tokenizer, captions)
         output = text_pass(self.elip_encoder(suffix), tokens)
         return tokens.input_ids, output, output.last_hidden_state[:, 0]
 

@@ -24,6 +24,7 @@ from elip_plugin.data.vocab import write_vocab
 from elip_plugin.errors import ConfigError, DataError, UnsupportedModelError
 from elip_plugin.hosts.base import HostModel
 from elip_plugin.hosts.lavis.blip2 import in_one_process
+from elip_plugin.hosts.lavis.guide import is_read_by_text, reading_guide
 from elip_plugin.hosts.lavis.models import ARCHS, ElipClip, describe
 from elip_plugin.hosts.lavis.names import PREFIX
 from elip_plugin.hosts.lavis.runtime import fixes
@@ -133,7 +134,7 @@ class LavisModel(HostModel):
         return model.visual_encoder.forward_features(images)
 
     def encode_text(self, tokens: list[str]) -> Tensor:
-        """Encode texts into features [B, E] (CLIP), or class tokens [B, text width]."""
+        """Encode texts into features [B, E] (CLIP), class tokens [B, text width], or a guide."""
         model: Any = self.model
         if isinstance(model, CLIP):
             return model.encode_text(model.tokenizer(tokens))
@@ -143,6 +144,8 @@ class LavisModel(HostModel):
             raise UnsupportedModelError(
                 f"{self.name} has no text encoder: it is pruned by the image alone, so give no text"
             )
+        if is_read_by_text(model):
+            return reading_guide(model, model.tokenizer, tokens)
         return text_token(model, tokens)
 
     def loss(self, images: Tensor, tokens: list[str]) -> Tensor:

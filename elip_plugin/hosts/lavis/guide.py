@@ -11,7 +11,7 @@ from torch import Tensor
 
 from elip_plugin.core.guide import project_to_vision_width
 from elip_plugin.errors import GuideError
-from elip_plugin.hosts.lavis.text import TextCache, inner_bert, tokenized_once
+from elip_plugin.hosts.lavis.text import TextCache, inner_bert, text_pass, tokenized_once
 from elip_plugin.patching.pruner import Guide
 
 
@@ -48,21 +48,77 @@ def _lazy_guide(model: Any, suffix: str, tokenizer: Callable[..., Any], captions
     def guide() -> Tensor:
         cache = model.elip_encoder(suffix).elip_cache if model.own_text_pass else TextCache()
         with torch.set_grad_enabled(gradient):
-            cache.ids, cache.output, features = model.elip_encode(tokenizer, captions, suffix)
-        made = text_guide(model, features, suffix)
-        return made if model.images_per_text == 1 else made.repeat(model.images_per_text, 1)
+            if is_read_by_text(model):
+                made = reading_guide(model, tokenizer, captions, suffix, cache)
+            else:
+                cache.ids, cache.output, features = model.elip_encode(tokenizer, captions, suffix)
+                made = text_guide(model, features, suffix)
+        repeats = model.images_per_text * len(captions) // len(made)
+        return made if repeats == 1 else made.repeat(repeats, 1)
 
     return guide
+
+
+def is_read_by_text(model: Any) -> bool:
+    """Whether a model's tower is pruned by how its text encoder reads it."""
+    return model.elip.reducer.compares and hasattr(model, "text_encoder")
+
+
+def reading_guide(
+    model: Any, tokenizer: Any, captions: Any, suffix: str = "", cache: TextCache | None = None
+) -> Tensor:
+    """Compute what the first cross-attention of a text encoder compares the tower's tokens with.
+
+    Its logits are linear in the tokens, so the mean over words and heads is one product: that of
+    the mean query, mapped back to the tower's width by the keys' projection.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        captions: Texts, B.
+        suffix: "_m" for the momentum encoder.
+        cache: Where the text pass of the layers before that cross-attention is left, if any are.
+
+    Returns:
+        The guide [B, D], detached; [2 * B, D] where two images have cross-attentions of their own.
+    """
+    bert = model.elip_encoder(suffix)
+    first = next(i for i, x in enumerate(bert.encoder.layer) if hasattr(x, "crossattention"))
+    tokens = model.elip_tokenize(tokenizer, captions)
+    ids, mask = tokens.input_ids, tokens.attention_mask
+    output = text_pass(bert, tokens) if first else None
+    if output is not None and cache is not None:
+        cache.ids, cache.output = ids, output
+    with torch.no_grad():
+        if output is None:
+            ids = ids.clone()
+            ids[:, 0] = model.tokenizer.enc_token_id  # as LAVIS reads images (BLIP)
+            states = bert.embeddings(ids)
+        else:
+            states = output.last_hidden_state
+        layer = bert.encoder.layer[first]
+        additive = bert.get_extended_attention_mask(mask, mask.shape, ids.device, False)
+        states = layer.attention(states, additive)[0]
+        share = (mask / mask.sum(dim=1, keepdim=True)).unsqueeze(-1)
+        cross, guides = layer.crossattention, []
+        for attention in [cross.self] if hasattr(cross, "self") else [cross.self0, cross.self1]:
+            query = (attention.query(states) * share).sum(dim=1)
+            scale = attention.num_attention_heads * attention.attention_head_size**0.5
+            guides.append(query @ attention.key.weight.to(query.dtype) / scale)
+        return torch.cat(guides)
 
 
 def text_guide(module: Any, features: Tensor, suffix: str = "") -> Tensor:
     """Turn text features, or a tower's ready guide, into a guide; see `Host.text_guide`.
 
     Features are CLIP's embeddings [B, E], or class tokens [B, text width] of the text encoder of
-    ALBEF and BLIP; with suffix "_m" those of the momentum encoder.
+    ALBEF and BLIP; with suffix "_m" those of the momentum encoder. A model whose tower is pruned
+    by how its text encoder reads it takes a ready guide.
     """
     if hasattr(module, "visual"):
         return project_to_vision_width(features, [module.visual.proj.t()])
+    if is_read_by_text(module):
+        return features.detach()
     if hasattr(module, "Qformer"):
         return qformer_guide(module, features)
     if not hasattr(module, "text_encoder"):

@@ -146,4 +146,5 @@ def describe(tower: Any) -> Tower:
         attention,
         random_blocks=not still,
         patch_embed=tower.patch_embed.proj,
+        norm=tower.norm,
     )

@@ -22,6 +22,7 @@ from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.open_clip.timm_trunk import (
     PrunableTrunk,
     has_stochastic_depth,
+    last_norm,
     patch_convolution,
     refuse_dropout,
     shape_of,
@@ -214,4 +215,5 @@ def describe(trunk: Any, num_patches: int) -> Tower:
         blocks,
         random_blocks=has_stochastic_depth(trunk.blocks),
         patch_embed=patch_convolution(trunk),
+        norm=last_norm(trunk),
     )

@@ -20,6 +20,7 @@ from elip_plugin.hosts.open_clip.eva_towers import ElipEvaBlock, refuse_other_pa
 from elip_plugin.hosts.open_clip.timm_blocks import ElipTimmBlock, refuse_other_attention
 from elip_plugin.hosts.open_clip.timm_trunk import (
     has_stochastic_depth,
+    last_norm,
     refuse_dropout,
     shape_of,
 )
@@ -140,4 +141,5 @@ def describe(trunk: Any, num_patches: int) -> Tower:
         Swap(trunk, ElipNaFlex),
         blocks,
         random_blocks=has_stochastic_depth(trunk.blocks),
+        norm=last_norm(trunk),
     )

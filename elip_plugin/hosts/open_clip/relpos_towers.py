@@ -19,6 +19,7 @@ from elip_plugin.core.positions import PositionOptions
 from elip_plugin.hosts.open_clip.timm_trunk import (
     PrunableTrunk,
     has_stochastic_depth,
+    last_norm,
     patch_convolution,
     refuse_dropout,
     shape_of,
@@ -152,4 +153,5 @@ def describe(trunk: Any, num_patches: int) -> Tower:
         # The host's own block cannot take rows and columns of its own bias: all are patched.
         random_blocks=trunk.shared_rel_pos is None or has_stochastic_depth(trunk.blocks),
         patch_embed=patch_convolution(trunk),
+        norm=last_norm(trunk),
     )

@@ -21,6 +21,7 @@ from elip_plugin.hosts.open_clip.timm_blocks import ElipTimmBlock, refuse_other_
 from elip_plugin.hosts.open_clip.timm_trunk import (
     PrunableTrunk,
     has_stochastic_depth,
+    last_norm,
     patch_convolution,
     refuse_dropout,
     shape_of,
@@ -74,6 +75,7 @@ def _describe_vit(trunk: Any, num_patches: int) -> Tower:
         choose_all(trunk.blocks, {Block: ElipTimmBlock}, elip_scale=trunk.blocks[0].attn.scale),
         random_blocks=has_stochastic_depth(trunk.blocks),
         patch_embed=patch_convolution(trunk),
+        norm=last_norm(trunk),
     )
 
 

@@ -82,3 +82,9 @@ def patch_convolution(trunk: Any) -> nn.Module | None:
     """Return the convolution that embeds patches; a stem of several makes no token of one."""
     embed = trunk.patch_embed
     return embed.proj if type(embed) is PatchEmbed else None
+
+
+def last_norm(trunk: Any) -> nn.Module | None:
+    """Return what normalises the tokens, or their mean, after the last block."""
+    norms = (getattr(trunk, name, None) for name in ("norm", "fc_norm"))
+    return next((norm for norm in norms if not isinstance(norm, (nn.Identity, type(None)))), None)

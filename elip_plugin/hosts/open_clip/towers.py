@@ -119,5 +119,11 @@ def describe(visual: Any) -> Tower:
     # All are patched: the host's own custom block refuses checkpointing, ours does not.
     custom = any(swap.patched is ElipCustomBlock for swap in blocks)
     return Tower(
-        shape, stack, blocks, random_blocks=custom, module=visual, patch_embed=visual.conv1
+        shape,
+        stack,
+        blocks,
+        random_blocks=custom,
+        module=visual,
+        patch_embed=visual.conv1,
+        norm=visual.ln_post,
     )

@@ -227,4 +227,5 @@ def describe(tower: Any) -> Tower:
     # Looking ahead cannot call a layer by itself: some versions want masks and return tuples.
     stack, blocks = choose(encoder, ENCODERS), choose_all(encoder.layers, LAYERS)
     embedding = tower.embeddings.patch_embedding
-    return Tower(shape, stack, blocks, random_blocks=True, patch_embed=embedding)
+    norm = tower.post_layernorm
+    return Tower(shape, stack, blocks, random_blocks=True, patch_embed=embedding, norm=norm)

@@ -133,4 +133,5 @@ def describe(vit: Any) -> Tower:
         choose_all(layers, LAYERS),
         random_blocks=True,
         patch_embed=embedding.projection,
+        norm=vit.layernorm,
     )

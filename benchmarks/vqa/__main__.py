@@ -1,0 +1,90 @@
+"""`python -m benchmarks.vqa`: does a question choose the tokens that its answer needs?"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchmarks.data.emojis import write_emojis
+from benchmarks.quality import results_log
+from benchmarks.vqa import grid, report
+from benchmarks.vqa.variants import VARIANTS
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Train LAVIS' VQA archs, small, on questions about one of several objects.",
+)
+
+
+@app.command()
+def train(
+    variants: Annotated[str, typer.Option(help='Variants, joined by ";"; see the command list.')],
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the first.")] = 5,
+    first: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
+    regime: Annotated[str, typer.Option(help="scratch, or continued.")] = "continued",
+    budgets: Annotated[
+        str, typer.Option(help="steps, operations (as unpruned training), none; joined by commas.")
+    ] = "steps",
+    arch: Annotated[str, typer.Option(help="blip_vqa or albef_vqa.")] = "blip_vqa",
+    objects: Annotated[int, typer.Option(help="Objects per picture: 4, 9 or 16.")] = 9,
+    kinds: Annotated[str, typer.Option(help="colour,place,number or some of them.")] = "colour",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the log.")] = report.RESULTS,
+    data: Annotated[Path, typer.Option(help="Scenes and starting weights.")] = Path("data/vqa"),
+    emojis: Annotated[Path, typer.Option(help="Made there if needed.")] = Path("data/emojis"),
+    jobs: Annotated[int, typer.Option(min=0, help="Trainings at a time; 0: one per core.")] = 0,
+) -> None:
+    """Train variants; every result is kept as soon as it is there, and a stopped run goes on."""
+    asked = [name.strip() for name in budgets.split(",")]
+    try:
+        chosen = grid.check([name.strip() for name in variants.split(";") if name.strip()])
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    for given, allowed in (
+        (asked, grid.BUDGETS),
+        ([regime], ("scratch", "continued")),
+        ([arch], ("blip_vqa", "albef_vqa")),
+        ([objects], (4, 9, 16)),
+        (kinds.split(","), ("colour", "place", "number")),
+    ):
+        if not set(given) <= set(allowed):
+            raise typer.BadParameter(f"{given} given, but allowed are {list(allowed)}.")
+    if not emojis.exists():
+        write_emojis(emojis, data / "cache", progress=typer.echo)
+    recipe = grid.recipe_of(regime, arch=arch, objects=objects, kinds=kinds)
+    rows = grid.wanted(recipe, chosen, asked, range(first, first + seeds))
+    log = out / report.LOG
+    missing = results_log.missing(rows, results_log.read(log))
+    typer.echo(f"{len(rows)} trainings, {len(rows) - len(missing)} of them done", err=True)
+    grid.train_all(
+        missing, data, emojis, log, jobs=jobs or os.cpu_count() or 1,
+        done=lambda row: typer.echo(report.line(row)),
+    )  # fmt: skip
+
+
+@app.command("report")
+def print_report(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the log.")] = report.RESULTS,
+    write: Annotated[bool, typer.Option("--write", help="Write docs/text.md's tables.")] = False,
+) -> None:
+    """Print the tables from the log alone."""
+    made = report.tables(out)
+    for table in made.values():
+        typer.echo(table)
+    if write:
+        report.write(made)
+
+
+@app.command("list")
+def list_variants() -> None:
+    """List the variants."""
+    for name, variant in VARIANTS.items():
+        Console().print(f"{name:16} {variant.about}", highlight=False)
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m benchmarks.vqa")

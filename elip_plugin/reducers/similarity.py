@@ -1,0 +1,33 @@
+"""Keep the tokens that are most similar to the text, as what reads the tower compares them.
+
+The class token of a tower was never trained to carry a text in its middle, so its attention with a
+text blended in is hardly about the text. What a model does train is how its output is read by the
+text; tokens in the residual stream can be read so before any block (docs/method.md).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from elip_plugin.core.score import text_similarity
+from elip_plugin.core.select import Selection, select
+from elip_plugin.reducers.base import PlannedStage, Reducer, StageContext
+
+
+class Similarity(Reducer):
+    """Keep by similarity to the text guide, the text alone; merge the others."""
+
+    name = "similarity"
+    reads_text = True
+    compares = True
+    scores = False
+
+    def cost(self, stage: PlannedStage, width: int, mlp_ratio: float) -> float:
+        """Count the products with the guide; see `Reducer.cost`."""
+        return float(stage.tokens_in * width)
+
+    def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
+        """Decide by the similarities; see `Reducer.decide`."""
+        assert context.norm is not None  # checked when the model was patched
+        scores = text_similarity(x, context.norm, context.query)
+        return select(scores, stage.keep, None, context.query.valid, stage.keep_each)
