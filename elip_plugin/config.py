@@ -79,8 +79,8 @@ class ElipConfig:
             the depth of the tower. None takes them as they stand.
         prune_momentum: Whether a momentum encoder (ALBEF, BLIP) is pruned as well; by default
             it sees all tokens, as in the paper's code.
-        reducer: What decides; see the list of reducers. Those that read no text take no
-            `text_weight`.
+        reducer: What decides; see the list of reducers. Those that read no text, or the text alone,
+            take no `text_weight`.
         guide_source: `"caption"`, an image's own text; or `"batch"`, the mean of all the batch's
             texts weighted by their similarity to the image, so that no pairing is used.
         warmup: Share of the training, 0 to 1, over which pruning sets in, from all tokens to

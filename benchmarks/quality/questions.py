@@ -107,6 +107,12 @@ QUESTIONS = (
              "text 0.5 staged, end", other="random staged, end", regimes=("scratch",)),
     Question("Does the text choose better than the picture alone?",
              "text 0.5 staged, end", other="attention staged, end", regimes=("scratch",)),
+    Question("Does similarity to the text in the joint embedding choose better than chance, at the "
+             "same stages?", "similarity staged, end", other="random staged, end",
+             regimes=("scratch",), seeds=5, written="2026-11-26"),
+    Question("Is a picture's own text better to choose by than another picture's?",
+             "similarity staged, end", other="similarity shuffled", regimes=("scratch",), seeds=5,
+             written="2026-11-26"),
     Question("Do clusters of alike patches, which leave first, choose better than chance at the "
              "input?", "cluster 0.5, end", other=RANDOM, regimes=("scratch",)),
     Question("Dropping at once at the input or in stages, both at random?",

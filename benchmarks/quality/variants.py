@@ -106,6 +106,24 @@ VARIANTS = {
         {**STAGED_HALF, **NO_TEXT, **END},
         "another picture's choice",
     ),
+    "similarity staged, end": Variant(
+        "half of the token-layers, by similarity to the text in the joint embedding, unpruned end",
+        {**STAGED_HALF, "reducer": "similarity", **END},
+    ),
+    "similarity shuffled": Variant(
+        "the same, but another picture's caption",
+        {**STAGED_HALF, "reducer": "similarity", **END},
+        "shuffled text",
+    ),
+    "similarity turned": Variant(
+        "the same, the text's sign turned round",
+        {**STAGED_HALF, "reducer": "similarity", **END},
+        "sign turned",
+    ),
+    "similarity of the batch": Variant(
+        "the same, by the batch's texts, weighted by their similarity to the picture",
+        {**STAGED_HALF, "reducer": "similarity", "guide_source": "batch", **END},
+    ),
     "evit staged, end": Variant(
         "half of the token-layers by EViT, unpruned end",
         {**STAGED_HALF, "reducer": "evit", **END},

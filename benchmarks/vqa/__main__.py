@@ -12,6 +12,7 @@ from rich.console import Console
 from benchmarks.data.emojis import write_emojis
 from benchmarks.quality import results_log
 from benchmarks.vqa import grid, report
+from benchmarks.vqa.export import export
 from benchmarks.vqa.variants import VARIANTS
 
 app = typer.Typer(
@@ -77,6 +78,20 @@ def print_report(
         typer.echo(table)
     if write:
         report.write(made)
+
+
+@app.command("export")
+def write_files(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")],
+    objects: Annotated[int, typer.Option(help="Objects per picture: 4, 9 or 16.")] = 9,
+    data: Annotated[Path, typer.Option(help="Scenes.")] = Path("data/vqa"),
+    emojis: Annotated[Path, typer.Option(help="Made there if needed.")] = Path("data/emojis"),
+) -> None:
+    """Write pictures and questions as LAVIS' own runner reads them."""
+    if not emojis.exists():
+        write_emojis(emojis, data / "cache", progress=typer.echo)
+    export(grid.recipe_of("scratch", objects=objects), data, emojis, out)
+    typer.echo(f"written: {out}")
 
 
 @app.command("list")

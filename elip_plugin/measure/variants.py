@@ -115,7 +115,12 @@ def pruned_variants() -> dict[str, dict[str, Any]]:
 def variant_names(host_model: HostModel) -> list[str]:
     """List the variants of a model that every tower can do, the unpruned ones first."""
     asked = {name: ElipConfig.from_mapping(v).reducer for name, v in pruned_variants().items()}
-    pruned = [name for name, reducer in asked.items() if not find_reducer(reducer).at_input]
+    by_text = find_pruner(host_model.model).config.text_weight > 0
+    pruned = [
+        name
+        for name, reducer in asked.items()
+        if not find_reducer(reducer).at_input and (by_text or not find_reducer(reducer).compares)
+    ]
     return [UNPRUNED, *host_model.references, *pruned]
 
 
@@ -137,25 +142,26 @@ def make_variants(
     if batch < 1:
         raise ConfigError(f"batch must be 1 or more, got {batch}")
     images, tokens = host_model.example_batch(batch)
-    text = None
-    if find_pruner(host_model.model).config.text_weight > 0:
-        with torch.no_grad():
-            text = host_model.encode_text(tokens)
+    by_text = find_pruner(host_model.model).config.text_weight > 0
     made = {}
     for name in names:
-        model = _make_model(host_model, name, by_text=text is not None, compiled=compiled)
-        guided: Callable[[], Any] = nullcontext
-        if text is not None and name in pruned_variants():
-            guided = _guided(model, text)
+        model = _make_model(host_model, name, by_text=by_text, compiled=compiled)
         copied = replace(host_model, model=model.train())
+        guided: Callable[[], Any] = nullcontext
+        if by_text and name in pruned_variants():
+            guided = _guided(copied, tokens)
         if compiled:  # some passes call the tower alone
             copied.encode_image = torch.compile(copied.encode_image)  # type: ignore[method-assign]
         made[name] = Variant(copied, images, tokens, guided, precision)
     return made
 
 
-def _guided(model: nn.Module, text: Tensor) -> Callable[[], AbstractContextManager[None]]:
-    pruner, guide = find_pruner(model), find_host(model).text_guide(model, text)
+def _guided(variant: HostModel, tokens: Any) -> Callable[[], AbstractContextManager[None]]:
+    """Return what guides a pruned variant by texts, which are encoded here."""
+    model = variant.model
+    with torch.no_grad():
+        guide = find_host(model).text_guide(model, variant.encode_text(tokens))
+    pruner = find_pruner(model)
     return lambda: pruner.guided(guide)
 
 
@@ -166,8 +172,10 @@ def _make_model(host_model: HostModel, name: str, *, by_text: bool, compiled: bo
         host_model.references[name](model)
     elif name != UNPRUNED:
         weight = {} if by_text else {"text_weight": 0.0}
-        mapping = {**pruned_variants()[name], **weight, **NO_SCHEDULE, "eval_mode": "image"}
-        apply(model, ElipConfig.from_mapping(mapping))
+        config = ElipConfig.from_mapping({**pruned_variants()[name], **weight, **NO_SCHEDULE})
+        apply(model, config)
+        # A pass in evaluation is pruned too, whatever the model may be scored by.
+        find_pruner(model).eval_mode = "text" if find_reducer(config.reducer).compares else "image"
     if compiled:
         model.compile()
     return model

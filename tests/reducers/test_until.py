@@ -18,7 +18,7 @@ from elip_plugin.core.trace import MERGED, Trace
 from elip_plugin.patching.install import find_pruner
 from elip_plugin.reducers import reducers
 
-DECIDING = [name for name, reducer in reducers().items() if reducer.returns]
+DECIDING = [n for n, reducer in reducers().items() if reducer.returns and not reducer.compares]
 
 
 def stage(block: int, until: int | None = None, keep: float = 0.5) -> dict[str, Any]:

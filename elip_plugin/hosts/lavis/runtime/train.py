@@ -76,6 +76,8 @@ def _run(cfg: Any, *, evaluate: bool, checkpoint: Path | None) -> dict[str, Any]
     np.random.seed(seed)
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+    # Numbers below 1e-38, which small models from scratch have, make a CPU many times slower.
+    torch.set_flush_denormal(True)
     setup_logger()
     logging.getLogger("elip_plugin").setLevel(logging.INFO if is_main_process() else logging.WARN)
     cfg.pretty_print()

@@ -1,0 +1,49 @@
+"""Write the questions as files that LAVIS' own data set of questions (`gqa`) reads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from PIL import Image
+
+from benchmarks.vqa.recipe import VqaRecipe
+from benchmarks.vqa.scenes import make, read
+
+SPLITS = ("train", "held_out")
+
+
+def export(recipe: VqaRecipe, data: Path, emojis: Path, out: Path) -> None:
+    """Write pictures, questions, all answers, boxes and a vocabulary.
+
+    Args:
+        recipe: Which scenes and questions.
+        data: Folder of all scenes.
+        emojis: Folder that `python -m benchmarks.data emojis` wrote.
+        out: Folder to write to.
+    """
+    vocabulary = make(recipe, data, emojis)
+    for split in SPLITS:
+        questions = read(recipe, data, split)
+        (out / split).mkdir(parents=True, exist_ok=True)
+        names = [f"{split}/{i}.png" for i in range(len(questions.scenes))]
+        for i, (name, picture) in enumerate(zip(names, questions.scenes.pictures)):
+            Image.fromarray(picture).save(out / name)
+            if split == SPLITS[1]:  # `elip show` says how much of a named box is kept
+                shown = [thing for thing, *_ in questions.scenes.rows[i]["objects"]]
+                boxes = {
+                    thing: list(map(int, box))
+                    for thing, box in zip(shown, questions.scenes.boxes[i])
+                    if shown.count(thing) == 1
+                }
+                text = json.dumps({"boxes": boxes})
+                (out / name).with_suffix(".json").write_text(text + "\n")
+        rows = [
+            {"image": names[one.picture], "question": one.question, "answer": one.answer,
+             "question_id": i}
+            for i, one in enumerate(questions.asked)
+        ]  # fmt: skip
+        (out / f"{split}.json").write_text(json.dumps(rows))
+    (out / "answers.json").write_text(json.dumps(questions.answers))
+    shutil.copyfile(vocabulary, out / "vocab.txt")

@@ -1,0 +1,119 @@
+"""The reducer `similarity` on ALBEF and BLIP: tokens as the text encoder's cross-attention sees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("lavis")
+
+import lavis_family as family
+from lavis_family import one_thread  # noqa: F401
+
+import elip_plugin
+from elip_plugin.hosts.lavis.guide import reading_guide
+
+ELIP = {"reducer": "similarity", "preset": "fast"}
+READ = [arch for arch in family.ARCHS if not arch.startswith("clip") and arch != "blip_caption"]
+
+
+@pytest.mark.parametrize("arch", ["blip_vqa", "albef_vqa"])
+def test_the_guide_gives_the_mean_logits_of_the_first_cross_attention(arch: str) -> None:
+    model = family.pruned(arch, elip=ELIP).eval()
+    texts, given = ["a dog", "a red cat on the mat", "two", "yes"], family.samples()
+    bert = model.elip_encoder("")
+    layer = next(x for x in bert.encoder.layer if hasattr(x, "crossattention"))
+    attention, seen = layer.crossattention.self, {}
+
+    def keep(name: str) -> Any:
+        def hook(module: Any, args: Any, out: Tensor) -> None:
+            seen.setdefault(name, out.unflatten(-1, (attention.num_attention_heads, -1)))
+
+        return hook
+
+    for name in ("query", "key"):
+        getattr(attention, name).register_forward_hook(keep(name))
+    with torch.no_grad(), elip_plugin.find_handle(model).disabled():
+        tokens = model.visual_encoder.forward_features(given["image"])
+        model.forward_encoder({**given, "text_input": texts})
+    mask = model.elip_tokenize(model.tokenizer, texts).attention_mask
+    assert mask.sum(1).unique().numel() > 1  # some are padded
+    logits = torch.einsum("bshd,bthd->bsht", seen["query"], seen["key"])
+    logits = (logits.mean(2) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    logits = logits / attention.attention_head_size**0.5
+    guide = reading_guide(model, model.tokenizer, texts)
+    assert guide.shape == (4, 32) and not guide.requires_grad
+    ours = (tokens * guide[:, None]).sum(-1)
+    # The keys' bias adds the same to each token.
+    torch.testing.assert_close(
+        ours - ours.mean(1, keepdim=True), logits - logits.mean(1, keepdim=True),
+        rtol=1e-3, atol=1e-4,
+    )  # fmt: skip
+    assert ours.std(1).min() > 1e-3
+
+
+@pytest.mark.parametrize("arch", READ)
+def test_every_arch_trains_with_it_and_its_text_decides(arch: str) -> None:
+    model = family.pruned(arch, elip={**ELIP, "final_unpruned": 0.5})
+    handle = elip_plugin.find_handle(model)
+    handle.update_progress(0, 10)
+    with family.seen(model) as lengths:
+        _, gradients = family.step(arch, model)
+    assert lengths[: len(handle.plan.tokens)] == list(handle.plan.tokens)
+    if arch not in family.EXTRACTORS:
+        assert any(name.startswith("visual_encoder.blocks") for name in gradients)
+    kept = []
+    for captions in (family.CAPTIONS, family.OTHERS):
+        with handle.trace() as trace:
+            family.run(arch, model, family.samples(captions))
+        kept.append(trace.stages[-1].kept)
+    assert not torch.equal(*kept)
+    handle.update_progress(9, 10)
+    with family.seen(model) as lengths:
+        family.run(arch, model)
+    assert {*lengths} == {17}
+
+
+@pytest.mark.parametrize("arch", ["albef_pretrain", "albef_retrieval", "albef_vqa"])
+def test_the_text_pass_runs_as_often_as_without_pruning(arch: str) -> None:
+    calls = []
+    for elip in ({"text_weight": 0.0}, ELIP):
+        model = family.pruned(arch, elip=elip)
+        with family.text_calls(model) as modes:
+            family.run(arch, model)
+        calls.append(" ".join(modes).replace("multimodal", "text fusion").split())
+    assert sorted(calls[0]) == sorted(calls[1])
+
+
+@pytest.mark.parametrize("arch", ["blip_vqa", "albef_vqa"])
+def test_questions_choose_at_test_time_too(arch: str) -> None:
+    model = family.pruned(arch, elip={**ELIP, "eval_mode": "text"}).eval()
+    handle = elip_plugin.find_handle(model)
+    with family.seen(model) as lengths:
+        family.evaluate(arch, model)
+    assert lengths[:12] == list(handle.plan.tokens)
+    given = family.samples()
+    with handle.trace() as trace, torch.no_grad():
+        model.forward_encoder(dict(given))
+    own = trace.stages[-1].kept
+    guide = reading_guide(model, model.tokenizer, given["text_input"])
+    with handle.trace() as trace, torch.no_grad(), elip_plugin.guide(model, guide):
+        model.visual_encoder.forward_features(given["image"])
+    assert torch.equal(own, trace.stages[-1].kept)
+
+
+def test_a_pruned_momentum_encoder_is_guided_by_its_own_text_encoder() -> None:
+    model = family.pruned("albef_pretrain", elip={**ELIP, "prune_momentum": True})
+    with torch.no_grad():
+        for weight in model.text_encoder_m.parameters():
+            weight.mul_(1.1)
+    texts = family.CAPTIONS
+    own = reading_guide(model, model.tokenizer, texts)
+    twin = reading_guide(model, model.tokenizer, texts, "_m")
+    assert not torch.allclose(own, twin)
+    with family.seen(model, "_m") as lengths:
+        family.run("albef_pretrain", model)
+    assert lengths[:12] == list(elip_plugin.find_handle(model).plan.tokens)

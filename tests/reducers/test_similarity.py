@@ -1,0 +1,139 @@
+"""Keeping what is most similar to the text, after the tower's last norm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import recorded_lengths
+from tensors import autocast, randn
+from torch import nn
+from towers import KINDS, make_tower
+
+from elip_plugin import apply, find_handle, plan
+from elip_plugin.config import ElipConfig
+from elip_plugin.core.guide import guide_from_batch
+from elip_plugin.core.score import Query, text_similarity
+from elip_plugin.errors import ConfigError, UnsupportedModelError
+from elip_plugin.patching.install import find_pruner
+
+NORM = nn.LayerNorm(4, elementwise_affine=False, dtype=torch.float64)
+
+
+def test_scores_are_a_softmax_of_products_with_the_guide() -> None:
+    x, guide = randn(2, 6, 4).requires_grad_(), randn(2, 4, seed=1)
+    given = text_similarity(x, NORM, Query(2, guide, 1.0))
+    y = NORM(x)[:, 2:]
+    for b in range(2):
+        logits = torch.stack([token @ guide[b] for token in y[b]])
+        torch.testing.assert_close(given[b], logits.exp() / logits.exp().sum())
+    assert not given.requires_grad
+    with autocast(True):
+        low = text_similarity(x.detach().float(), NORM.float(), Query(2, guide.float(), 1.0))
+    NORM.double()
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, given.float(), rtol=1e-4, atol=1e-5)
+
+
+def test_padding_gets_nothing_and_changes_nothing() -> None:
+    x, guide = randn(1, 5, 4), randn(1, 4, seed=1)
+    valid = torch.tensor([[True, True, False, True]])
+    padded = text_similarity(x, NORM, Query(1, guide, 1.0, valid=valid))
+    real = text_similarity(x[:, [0, 1, 2, 4]], NORM, Query(1, guide, 1.0))
+    assert padded[0, 2] == 0
+    torch.testing.assert_close(padded[:, [0, 1, 3]], real)
+
+
+def test_without_pairs_the_token_itself_chooses_among_the_texts() -> None:
+    x, texts = randn(2, 5, 4), randn(3, 4, seed=1)
+    given = text_similarity(x, NORM, Query(1, texts, 1.0, from_batch=True))
+    own = guide_from_batch(NORM(x)[:, :1], texts)
+    torch.testing.assert_close(given, text_similarity(x, NORM, Query(1, own, 1.0)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_host_keeps_what_its_readout_finds_most_similar(kind: str) -> None:
+    tower = make_tower(kind)
+    model, images = tower.model.eval(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        before = tower.encode(model, images)
+    stage = {"block": 3, "lookahead": 1, "keep": 0.5}
+    handle = apply(model, {"stages": [stage], "reducer": "similarity", "final_unpruned": 0.5})
+    handle.update_progress(0, 10)
+    pruner, entered = find_pruner(model), []
+    (planned,), prefix = handle.plan.stages, handle.plan.prefix
+    guide = torch.randn(2, pruner.shape.width)
+    hook = tower.blocks(model)[2].register_forward_hook(
+        lambda module, args, out: entered.append(out[0] if isinstance(out, tuple) else out)
+    )
+    model.train()
+    lengths = recorded_lengths(tower.blocks(model), tower.dim)
+    with pruner.guided(guide), handle.trace() as trace, lengths as seen:
+        tower.encode(model, images).sum().backward()
+    hook.remove()
+    assert seen == list(handle.plan.tokens)
+    assert all(p.grad is not None for m in tower.blocks(model) for p in m.parameters())
+    assert pruner.norm is not None
+    x = entered[0].movedim(tower.dim, 1).detach()
+    scores = (pruner.norm(x)[:, prefix:] * guide[:, None]).sum(-1)
+    best = scores.topk(planned.keep, dim=1).indices.sort(dim=1).values
+    assert torch.equal(trace.stages[0].kept, best)
+    find_handle(model).remove()
+    with torch.no_grad():
+        assert torch.equal(tower.encode(model.eval(), images), before)
+
+
+def test_another_text_keeps_other_patches(tiny_clip: Any, pairs: Any) -> None:
+    model, (images, texts) = tiny_clip(), pairs
+    handle = apply(model, {"reducer": "similarity", "preset": "fast"})
+    kept = []
+    for tokens in (texts, texts.flip(0), texts):
+        with handle.trace() as trace:
+            model(images, tokens)
+        kept.append(trace.stages[-1].kept)
+    assert torch.equal(kept[0], kept[2])
+    assert not torch.equal(kept[0], kept[1])
+
+
+def test_a_stage_costs_next_to_nothing() -> None:
+    config = ElipConfig.from_mapping({"reducer": "similarity", "preset": "fast"})
+    assert config.text_weight == 1
+    made = plan(config, num_patches=196, depth=12)
+    fast = plan(ElipConfig.preset("fast"), num_patches=196, depth=12)
+    assert made.tokens == fast.tokens
+    random = plan(
+        ElipConfig.from_mapping({"reducer": "random", "preset": "fast"}), num_patches=196, depth=12
+    )
+    assert made.train_cost(768) < fast.train_cost(768)
+    assert made.train_cost(768) == pytest.approx(random.train_cost(768), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"text_weight": 0.5}, "chooses by the text alone: leave text_weight"),
+        ({"text_anneal": 0.5}, "leave text_weight and text_anneal out"),
+        ({"eval_mode": "image"}, "cannot choose without a text"),
+        ({"preset": "paper"}, "does not look ahead"),
+    ],
+)
+def test_what_does_not_go_together_is_one_error(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ElipConfig.from_mapping({"reducer": "similarity", **given})
+
+
+def test_a_tower_without_a_last_norm_is_refused_and_left_alone(tiny_clip: Any) -> None:
+    from elip_plugin.hosts.open_clip.models import describe
+    from elip_plugin.patching import install
+
+    model = tiny_clip()
+    described = describe(model)
+    classes = [type(module) for module in model.modules()]
+    bare = described.__class__(
+        **{**vars(described), "tower": described.tower.__class__(
+            **{**vars(described.tower), "norm": None})}
+    )  # fmt: skip
+    with pytest.raises(UnsupportedModelError, match="last norm, which this tower does not have"):
+        install.install(bare, ElipConfig.from_mapping({"reducer": "similarity"}))
+    assert [type(module) for module in model.modules()] == classes
