@@ -88,6 +88,9 @@ class ElipConfig:
         final_unpruned: Share of the training, at its end, with all tokens.
         text_anneal: Share of the training over which the text weight falls evenly to 0; by
             default it stays.
+        choice_loss: Weight of a loss on the choice, with which the backward pass teaches the scores
+            which of the kept tokens the task needs; for reducer `similarity` on LAVIS' ALBEF and
+            BLIP, whose text encoder learns by it. 0 for none. No value of a forward changes.
         total_steps: Deprecated: optimizer steps of the whole training. The training command
             or `Handle.update_progress` reports them.
 
@@ -106,6 +109,7 @@ class ElipConfig:
     warmup: float = 0.0
     final_unpruned: float = 0.0
     text_anneal: float = 0.0
+    choice_loss: float = 0.0
     total_steps: int | None = None
 
     def __post_init__(self) -> None:
@@ -290,6 +294,9 @@ def _faults(config: ElipConfig) -> list[str]:
     weight = config.text_weight
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
         faults.append(f"text_weight must be a number from 0 to 1, got {weight!r}")
+    loss = config.choice_loss
+    if isinstance(loss, bool) or not isinstance(loss, (int, float)) or not loss >= 0:
+        faults.append(f"choice_loss must be a number from 0 up, got {loss!r}")
     for name in ("merge", "prune_momentum"):
         if not isinstance(getattr(config, name), bool):
             faults.append(f"{name} must be true or false, got {getattr(config, name)!r}")
@@ -347,6 +354,11 @@ def _reducer_faults(config: ElipConfig) -> list[str]:
         faults.append(
             f"reducer {config.reducer!r} chooses by the text alone: leave text_weight and "
             f"text_anneal out, got {config.text_weight!r} and {config.text_anneal!r}"
+        )
+    if config.choice_loss and not reducer.compares:
+        faults.append(
+            f"reducer {config.reducer!r} has no scores that could learn: leave choice_loss out, or "
+            "use reducer 'similarity'"
         )
     if reducer.compares and config.eval_mode == "image":
         faults.append(

@@ -149,8 +149,8 @@ def score(
         control: One of `CONTROLS`.
 
     Returns:
-        "right", the share of right answers; where a forward is pruned also "share", the share of
-        the kept patches that belong to the object asked about, and "lift", that over chance.
+        "right", the share of right answers; where patches are chosen also "share", the share of
+        the kept ones that belong to the object asked about, and "lift", that over chance.
     """
     training = model.training
     model.eval()
@@ -170,7 +170,7 @@ def score(
                 num_ans_candidates=len(questions.answers),
             )
         right += [a == questions.asked[i].answer for a, i in zip(given, part)]
-        if trace is not None:
+        if trace is not None and trace.stages[-1].groups is None:
             patches = trace.stages[0].sources.shape[-1]
             for row, i in zip(trace.stages[-1].kept.tolist(), part):
                 kept = [patch for patch in row if patch >= 0]

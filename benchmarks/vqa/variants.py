@@ -55,9 +55,17 @@ CHOOSERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         {"text_weight": 0.5, "eval_mode": "text"},
     ),
     "text 1": ("by attention of the text alone", {"text_weight": 1.0, "eval_mode": "text"}),
+    "tome": (
+        "alike ones merged in every block by ToMe",
+        {"reducer": "tome", "eval_mode": "image"},
+    ),
     "similarity": (
         "by similarity to the text, as the cross-attention compares them",
         {"reducer": "similarity", "eval_mode": "text"},
+    ),
+    "taught similarity": (
+        "by the same, taught by the loss on the choice",
+        {"reducer": "similarity", "eval_mode": "text", "choice_loss": 1.0},
     ),
 }  # fmt: skip
 

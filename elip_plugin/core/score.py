@@ -120,7 +120,9 @@ def _uncached_autocast(device_type: str) -> Any:
     return torch.autocast(device_type, dtype=dtype, cache_enabled=False)
 
 
-def text_similarity(x: Tensor, norm: Callable[[Tensor], Tensor], query: Query) -> Tensor:
+def text_similarity(
+    x: Tensor, norm: Callable[[Tensor], Tensor], query: Query, *, gradient: bool = False
+) -> Tensor:
     """Score the non-prefix tokens by their similarity to the text (our extension).
 
     What reads a tower's output reads it after the last norm, by linear maps: the projection into
@@ -131,24 +133,31 @@ def text_similarity(x: Tensor, norm: Callable[[Tensor], Tensor], query: Query) -
     Args:
         x: Tokens [B, T, D].
         norm: The tower's last norm.
-        query: Has the guide; its `text_weight` and `class_query` are not used, except that the
-            guide of texts that are not paired is chosen by the token that `class_query` says.
+        query: Has the guide [B, D], or several per image [B, G, D], of which those that are 0
+            count for nothing; its `text_weight` and
+            `class_query` are not used, except that the guide of texts that are not paired is
+            chosen by the token that `class_query` says.
+        gradient: Whether norm and guide get a gradient; the tokens never do.
 
     Returns:
-        Softmax over the tokens of their products with the guide [B, T - P], float32 or wider,
-        without gradient; 0 for padding.
+        Softmax over the tokens of their products with the guide, or the mean of several
+        [B, T - P], float32 or wider; 0 for padding.
     """
     prefix, guide, valid = query.prefix, query.guide, query.valid
     assert guide is not None  # a reducer that compares is not run without one
     device = x.device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    with torch.no_grad(), _uncached_autocast(device) if autocast else nullcontext():
+    gradient = gradient and torch.is_grad_enabled()
+    cache = nullcontext() if gradient or not autocast else _uncached_autocast(device)
+    with torch.set_grad_enabled(gradient), cache:
         y = norm(x.detach())
         if query.from_batch:
             guide = guide_from_batch(query_token(y, prefix, query.class_query, valid), guide)
         wide = torch.promote_types(y.dtype, torch.float32)
-        # By hand, as in `attention_row`: autocast would run a product of matrices in half.
-        logits = (y[:, prefix:].to(wide) * guide.detach().to(wide).unsqueeze(1)).sum(dim=-1)
-        if valid is not None:
-            logits = logits.masked_fill(~valid, -torch.inf)
-        return logits.softmax(dim=1)
+        guides = guide.to(wide).unsqueeze(1) if guide.ndim == 2 else guide.to(wide)
+        with torch.autocast(device, enabled=False) if autocast else nullcontext():
+            logits = y[:, prefix:].to(wide) @ guides.transpose(1, 2)
+            if valid is not None:
+                logits = logits.masked_fill(~valid.unsqueeze(-1), -torch.inf)
+            real = (guides != 0).any(dim=2, keepdim=True).to(wide)  # [B, G, 1]
+            return (logits.softmax(dim=1) @ real).squeeze(2) / real.sum(dim=1).clamp_min(1)

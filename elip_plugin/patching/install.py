@@ -60,6 +60,8 @@ class Description:
         momentum: The tower of its momentum encoder, if it has one.
         no_eval_by_text: Why evaluation may not prune by text; "" if it may.
         no_text_guide: What to raise where a text shall guide; None if it can.
+        teachable: Whether the guide has a gradient in training, so that a loss on the choice
+            teaches what makes it.
     """
 
     module: nn.Module
@@ -68,6 +70,7 @@ class Description:
     momentum: Tower | None = None
     no_eval_by_text: str = ""
     no_text_guide: ElipError | None = None
+    teachable: bool = False
 
 
 def install(description: Description, config: ElipConfig) -> Pruner:
@@ -93,6 +96,11 @@ def install(description: Description, config: ElipConfig) -> Pruner:
         raise ConfigError(
             f"prune_momentum is for models with a momentum encoder (ALBEF and BLIP of LAVIS); "
             f"{name} has none here: leave it out"
+        )
+    if config.choice_loss > 0 and not description.teachable:
+        raise ConfigError(
+            f"choice_loss is for models whose text encoder reads the tower by cross-attention "
+            f"(ALBEF and BLIP of LAVIS); {name} has none here: leave it out"
         )
     if config.text_weight > 0 and description.no_text_guide is not None:
         raise description.no_text_guide

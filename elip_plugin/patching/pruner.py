@@ -97,7 +97,7 @@ class PruningPass:
         shape, config = pruner.shape, pruner.config
         if guide is not None:
             guide = guide() if callable(guide) else guide
-            if guide.shape != (len(x), shape.width):
+            if guide.shape != (len(x), shape.width):  # most are
                 pruner.check_guide(x, guide)
         from_batch = config.guide_source == "batch"
         query = Query(shape.prefix, guide, self.text_weight, shape.class_query, from_batch)
@@ -105,7 +105,7 @@ class PruningPass:
             tuple(blocks), query, config.merge, pruner.random_blocks, pruner.trace, self.training
         )
         if pruner.norm is not None:
-            context = replace(context, norm=pruner.norm)
+            context = replace(context, norm=pruner.norm, choice_loss=config.choice_loss)
         if pruner.reducer.reads_pixels:
             patches = pruner.take_patches(x.shape[1] - shape.prefix)
             context = replace(context, patches=patches)
@@ -322,7 +322,12 @@ class Pruner:
     def check_guide(self, x: Tensor, guide: Tensor) -> None:
         """Check a guide against the tokens."""
         shared, width = self.config.guide_source == "batch", self.shape.width
-        if guide.ndim != 2 or guide.shape[1] != width or not (shared or len(guide) == len(x)):
+        several = self.reducer.compares and guide.ndim == 3 and not shared
+        if (
+            guide.ndim != 2 + several
+            or guide.shape[-1] != width
+            or not (shared or len(guide) == len(x))
+        ):
             rows = "texts" if shared else x.shape[0]
             raise GuideError(
                 f"the text guide has shape {tuple(guide.shape)}, but this tower and batch need "

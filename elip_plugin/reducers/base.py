@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from elip_plugin.core.choice_loss import teach_choice
 from elip_plugin.core.merge import keep_and_merge, put_back
 from elip_plugin.core.positions import Positions, positions_after, valid_after
 from elip_plugin.core.score import Query
@@ -64,6 +65,7 @@ class StageContext:
         positions: Where the tokens are, and which are padding; None where the blocks do not read
             that.
         norm: The tower's last norm; None unless the reducer compares.
+        choice_loss: Weight of the loss on the choice; see `elip_plugin.core.choice_loss`.
     """
 
     blocks: tuple[Any, ...]
@@ -75,6 +77,7 @@ class StageContext:
     patches: Tensor | None = None
     positions: Positions | None = None
     norm: Callable[[Tensor], Tensor] | None = None
+    choice_loss: float = 0.0
 
     @property
     def prefix(self) -> int:
@@ -207,6 +210,9 @@ class Reducer:
                 if until is not None:
                     aside = until, x, selection, context
                 x = keep_and_merge(x, selection, prefix)
+                if selection.taught is not None:
+                    weight = context.choice_loss
+                    x = teach_choice(x, selection.taught, selection.kept, prefix, weight)
                 if context.positions is not None:
                     after = positions_after(selection), valid_after(selection)
                     context = context.at(context.positions.take(*after))
@@ -216,6 +222,8 @@ class Reducer:
 
     def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
         """Decide which tokens stay, and how the others are merged; without gradient.
+
+        Only `Selection.taught` may have one.
 
         Args:
             x: Tokens [B, tokens_in, D] that are about to enter the stage's block.

@@ -29,5 +29,7 @@ class Similarity(Reducer):
     def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
         """Decide by the similarities; see `Reducer.decide`."""
         assert context.norm is not None  # checked when the model was patched
-        scores = text_similarity(x, context.norm, context.query)
-        return select(scores, stage.keep, None, context.query.valid, stage.keep_each)
+        teach = context.training and context.choice_loss > 0
+        scores = text_similarity(x, context.norm, context.query, gradient=teach)
+        chosen = select(scores.detach(), stage.keep, None, context.query.valid, stage.keep_each)
+        return chosen._replace(taught=scores) if scores.requires_grad else chosen

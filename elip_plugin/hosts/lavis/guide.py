@@ -44,17 +44,18 @@ def _lazy_guide(model: Any, suffix: str, tokenizer: Callable[..., Any], captions
     """
     # Where the pass is LAVIS' own it keeps its gradient, even if the tower is frozen.
     gradient = torch.is_grad_enabled() and model.own_text_pass and not suffix
+    teach = torch.is_grad_enabled() and not suffix and model.elip.config.choice_loss > 0
 
     def guide() -> Tensor:
         cache = model.elip_encoder(suffix).elip_cache if model.own_text_pass else TextCache()
         with torch.set_grad_enabled(gradient):
             if is_read_by_text(model):
-                made = reading_guide(model, tokenizer, captions, suffix, cache)
+                made = reading_guide(model, tokenizer, captions, suffix, cache, gradient=teach)
             else:
                 cache.ids, cache.output, features = model.elip_encode(tokenizer, captions, suffix)
                 made = text_guide(model, features, suffix)
         repeats = model.images_per_text * len(captions) // len(made)
-        return made if repeats == 1 else made.repeat(repeats, 1)
+        return made if repeats == 1 else torch.cat([made] * repeats)
 
     return guide
 
@@ -65,12 +66,18 @@ def is_read_by_text(model: Any) -> bool:
 
 
 def reading_guide(
-    model: Any, tokenizer: Any, captions: Any, suffix: str = "", cache: TextCache | None = None
+    model: Any,
+    tokenizer: Any,
+    captions: Any,
+    suffix: str = "",
+    cache: TextCache | None = None,
+    *,
+    gradient: bool = False,
 ) -> Tensor:
     """Compute what the first cross-attention of a text encoder compares the tower's tokens with.
 
-    Its logits are linear in the tokens, so the mean over words and heads is one product: that of
-    the mean query, mapped back to the tower's width by the keys' projection.
+    Its logits are linear in the tokens: the queries, mapped back to the tower's width by the keys'
+    projection, give the same by one product each.
 
     Args:
         model: The model.
@@ -78,9 +85,11 @@ def reading_guide(
         captions: Texts, B.
         suffix: "_m" for the momentum encoder.
         cache: Where the text pass of the layers before that cross-attention is left, if any are.
+        gradient: Whether the guide has one.
 
     Returns:
-        The guide [B, D], detached; [2 * B, D] where two images have cross-attentions of their own.
+        A guide per word and head [B, S * heads, D], 0 for padding; [2 * B, S * heads, D] where two
+        images have cross-attentions of their own.
     """
     bert = model.elip_encoder(suffix)
     first = next(i for i, x in enumerate(bert.encoder.layer) if hasattr(x, "crossattention"))
@@ -89,7 +98,7 @@ def reading_guide(
     output = text_pass(bert, tokens) if first else None
     if output is not None and cache is not None:
         cache.ids, cache.output = ids, output
-    with torch.no_grad():
+    with torch.set_grad_enabled(gradient):
         if output is None:
             ids = ids.clone()
             ids[:, 0] = model.tokenizer.enc_token_id  # as LAVIS reads images (BLIP)
@@ -99,13 +108,17 @@ def reading_guide(
         layer = bert.encoder.layer[first]
         additive = bert.get_extended_attention_mask(mask, mask.shape, ids.device, False)
         states = layer.attention(states, additive)[0]
-        share = (mask / mask.sum(dim=1, keepdim=True)).unsqueeze(-1)
-        cross, guides = layer.crossattention, []
-        for attention in [cross.self] if hasattr(cross, "self") else [cross.self0, cross.self1]:
-            query = (attention.query(states) * share).sum(dim=1)
-            scale = attention.num_attention_heads * attention.attention_head_size**0.5
-            guides.append(query @ attention.key.weight.to(query.dtype) / scale)
-        return torch.cat(guides)
+        cross = layer.crossattention
+        readers = [cross.self] if hasattr(cross, "self") else [cross.self0, cross.self1]
+        return torch.cat([_queries_in_tower(reader, states, mask) for reader in readers])
+
+
+def _queries_in_tower(attention: Any, states: Tensor, mask: Tensor) -> Tensor:
+    """Map the queries of texts [B, S, text width] to the tower's width [B, S * heads, D]."""
+    heads, size = attention.num_attention_heads, attention.attention_head_size
+    queries = attention.query(states).unflatten(-1, (heads, size)) * mask[:, :, None, None]
+    keys = attention.key.weight.unflatten(0, (heads, size)).to(queries.dtype)
+    return torch.einsum("bshd,hdw->bshw", queries, keys).flatten(1, 2) / size**0.5
 
 
 def text_guide(module: Any, features: Tensor, suffix: str = "") -> Tensor:

@@ -222,6 +222,7 @@ def describe(module: Any) -> Description:
         towers.describe(module.visual_encoder_m) if hasattr(module, "visual_encoder_m") else None,
         leak,
         _why_no_guide(module, patched),
+        teachable=True,
     )
 
 

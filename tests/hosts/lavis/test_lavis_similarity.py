@@ -14,6 +14,7 @@ import lavis_family as family
 from lavis_family import one_thread  # noqa: F401
 
 import elip_plugin
+from elip_plugin.core.score import Query, text_similarity
 from elip_plugin.hosts.lavis.guide import reading_guide
 
 ELIP = {"reducer": "similarity", "preset": "fast"}
@@ -21,7 +22,7 @@ READ = [arch for arch in family.ARCHS if not arch.startswith("clip") and arch !=
 
 
 @pytest.mark.parametrize("arch", ["blip_vqa", "albef_vqa"])
-def test_the_guide_gives_the_mean_logits_of_the_first_cross_attention(arch: str) -> None:
+def test_the_guide_gives_the_attention_of_the_first_cross_attention(arch: str) -> None:
     model = family.pruned(arch, elip=ELIP).eval()
     texts, given = ["a dog", "a red cat on the mat", "two", "yes"], family.samples()
     bert = model.elip_encoder("")
@@ -42,17 +43,14 @@ def test_the_guide_gives_the_mean_logits_of_the_first_cross_attention(arch: str)
     mask = model.elip_tokenize(model.tokenizer, texts).attention_mask
     assert mask.sum(1).unique().numel() > 1  # some are padded
     logits = torch.einsum("bshd,bthd->bsht", seen["query"], seen["key"])
-    logits = (logits.mean(2) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-    logits = logits / attention.attention_head_size**0.5
+    attention_map = (logits / attention.attention_head_size**0.5)[..., 1:].softmax(-1).mean(2)
+    theirs = (attention_map * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
     guide = reading_guide(model, model.tokenizer, texts)
-    assert guide.shape == (4, 32) and not guide.requires_grad
-    ours = (tokens * guide[:, None]).sum(-1)
+    assert guide.shape == (4, mask.shape[1] * 2, 32) and not guide.requires_grad
     # The keys' bias adds the same to each token.
-    torch.testing.assert_close(
-        ours - ours.mean(1, keepdim=True), logits - logits.mean(1, keepdim=True),
-        rtol=1e-3, atol=1e-4,
-    )  # fmt: skip
-    assert ours.std(1).min() > 1e-3
+    ours = text_similarity(tokens, torch.nn.Identity(), Query(1, guide, 1.0))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert ours.std(1).min() > 1e-4
 
 
 @pytest.mark.parametrize("arch", READ)

@@ -64,7 +64,10 @@ def config_of(reducer: str, **more: Any) -> dict[str, Any]:
         {"block": 1, "lookahead": ahead, "keep": 0.7},
         {"block": 3, "lookahead": ahead, "keep": 0.4},
     ]
-    return {"reducer": reducer, "stages": stages, "eval_mode": "image", "text_weight": 0.0, **more}
+    how: dict[str, Any] = {"eval_mode": "image", "text_weight": 0.0}
+    if find_reducer(reducer).compares:  # cannot choose without a text
+        how = {"eval_mode": "text", "text_weight": 1.0, "guide_source": "batch"}
+    return {"reducer": reducer, "stages": stages, **how, **more}
 
 
 def pictures(seed: int = 1) -> list[Tensor]:
@@ -137,7 +140,8 @@ def test_an_image_is_pruned_in_a_batch_as_by_itself(kind: str, elip: Any) -> Non
         whole = torch.cat([model.encode_image(image) for image in images])
         close(model.encode_image(padded(images)), whole, kind)  # of the host itself
     elip_plugin.apply(model, elip)
-    with torch.no_grad():
+    texts = torch.randn(3, find_pruner(model).shape.width, dtype=torch.float64)
+    with torch.no_grad(), find_pruner(model).guided(texts):
         alone = torch.cat([model.encode_image(image) for image in images])
         assert not torch.allclose(alone, whole, atol=1e-4)
         for length in (0, 36, 64):
@@ -199,6 +203,7 @@ def test_training_has_the_planned_lengths_and_gradients(kind: str, reducer: str)
     batch, text = padded(pictures(), 36), captions()
     before = model.eval()(batch, text)["image_features"]
     weight = 0.5 if find_reducer(reducer).reads_text else 0.0
+    weight = 1.0 if find_reducer(reducer).compares else weight
     handle = elip_plugin.apply(model, config_of(reducer, text_weight=weight, eval_mode="full"))
     gradients = []
     for checkpointed in (False, True):

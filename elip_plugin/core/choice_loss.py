@@ -1,0 +1,60 @@
+"""Teach the scores which tokens the task needs (our extension).
+
+Choosing passes no gradient to the scores, so nothing makes a choice better. The backward pass
+knows which tokens the task needs: those that the gradient of its loss reaches. That teaches the
+scores, by a loss on the choice that is part of the backward pass and changes no value of a forward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _Taught(torch.autograd.Function):
+    """Returns tokens as they are; in the backward pass log scores get a gradient as well."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, log_scores: Tensor, first: int, weight: float) -> Tensor:
+        ctx.save_for_backward(tokens)
+        ctx.first, ctx.count, ctx.weight = first, log_scores.shape[1], weight
+        return tokens.view_as(tokens)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (gradient,), (tokens,) = gradients, ctx.saved_tensors
+        kept = slice(ctx.first, ctx.first + ctx.count)
+        needed = _norms(gradient[:, kept]) * _norms(tokens[:, kept])
+        total = needed.sum(dim=1, keepdim=True)
+        target = needed / total.clamp_min(torch.finfo(total.dtype).tiny)
+        return gradient, -ctx.weight * total.mean() * target, None, None
+
+
+def _norms(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32)).norm(dim=-1)
+
+
+def teach_choice(tokens: Tensor, scores: Tensor, kept: Tensor, first: int, weight: float) -> Tensor:
+    """Let the backward pass teach the scores of the kept tokens.
+
+    The loss is the cross-entropy between the scores, normalised over the kept tokens, and how much
+    the task needs each of them: the norm of its gradient times its own, normalised. Times their
+    sum, averaged over the batch, it grows and falls with the task's gradient, so that scaling the
+    loss (mixed precision, several tasks) scales both.
+
+    Args:
+        tokens: Tokens after the stage [B, T, D].
+        scores: Scores of all non-prefix tokens before it [B, N], above 0, with gradient.
+        kept: Which of those were kept [B, K], in the order of `tokens`.
+        first: Place of the first kept token in `tokens`.
+        weight: Weight of the loss.
+
+    Returns:
+        The tokens, of the same values.
+    """
+    log_scores = scores.gather(1, kept).clamp_min(torch.finfo(scores.dtype).tiny).log()
+    log_scores = log_scores - log_scores.logsumexp(dim=1, keepdim=True)
+    taught: Tensor = _Taught.apply(tokens, log_scores, first, weight)
+    return taught
