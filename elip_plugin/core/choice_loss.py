@@ -20,7 +20,8 @@ class _Taught(torch.autograd.Function):
     def forward(ctx: Any, tokens: Tensor, log_scores: Tensor, first: int, weight: float) -> Tensor:
         ctx.save_for_backward(tokens)
         ctx.first, ctx.count, ctx.weight = first, log_scores.shape[1], weight
-        return tokens.view_as(tokens)
+        same: Tensor = tokens.view_as(tokens)
+        return same
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
@@ -56,5 +57,5 @@ def teach_choice(tokens: Tensor, scores: Tensor, kept: Tensor, first: int, weigh
     """
     log_scores = scores.gather(1, kept).clamp_min(torch.finfo(scores.dtype).tiny).log()
     log_scores = log_scores - log_scores.logsumexp(dim=1, keepdim=True)
-    taught: Tensor = _Taught.apply(tokens, log_scores, first, weight)
+    taught: Tensor = _Taught.apply(tokens, log_scores, first, weight)  # type: ignore[no-untyped-call]
     return taught

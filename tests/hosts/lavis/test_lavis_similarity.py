@@ -15,6 +15,7 @@ from lavis_family import one_thread  # noqa: F401
 
 import elip_plugin
 from elip_plugin.core.score import Query, text_similarity
+from elip_plugin.errors import ConfigError
 from elip_plugin.hosts.lavis.guide import reading_guide
 
 ELIP = {"reducer": "similarity", "preset": "fast"}
@@ -115,3 +116,44 @@ def test_a_pruned_momentum_encoder_is_guided_by_its_own_text_encoder() -> None:
     with family.seen(model, "_m") as lengths:
         family.run("albef_pretrain", model)
     assert lengths[:12] == list(elip_plugin.find_handle(model).plan.tokens)
+
+
+@pytest.mark.parametrize("arch", ["blip_vqa", "albef_vqa", "blip_retrieval"])
+def test_the_loss_on_the_choice_teaches_the_text_side_and_changes_no_forward(arch: str) -> None:
+    losses, gradients = [], []
+    for weight in (0.0, 2.0):
+        model = family.pruned(arch, elip={**ELIP, "choice_loss": weight})
+        out, found = family.step(arch, model)
+        losses.append(out)
+        gradients.append(found)
+    family.assert_equal(*losses)
+    changed = {
+        name for name, g in gradients[0].items() if not torch.allclose(g, gradients[1][name])
+    }
+    bert = model.elip_encoder("")
+    name = next(n for n, m in model.named_modules() if m is bert)
+    first = next(i for i, x in enumerate(bert.encoder.layer) if hasattr(x, "crossattention"))
+    learns = f"{name}.encoder.layer.{first}.crossattention.self"
+    assert {
+        f"{learns}.query.weight",
+        f"{learns}.key.weight",
+        "visual_encoder.norm.weight",
+    } <= changed
+    assert not [n for n in changed if n.startswith("visual_encoder.") and ".norm." not in f".{n}"]
+
+
+@pytest.mark.parametrize(
+    ("arch", "elip", "message"),
+    [
+        (
+            "clip",
+            {**ELIP, "choice_loss": 1.0},
+            "choice_loss is for models whose text encoder reads",
+        ),
+        ("blip_vqa", {"choice_loss": 1.0}, "has no scores that could learn"),
+        ("blip_vqa", {**ELIP, "choice_loss": -1.0}, "choice_loss must be a number from 0 up"),
+    ],
+)
+def test_where_nothing_would_learn_it_is_refused(arch: str, elip: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        family.pruned(arch, elip=elip)
