@@ -17,11 +17,10 @@ class _Taught(torch.autograd.Function):
     """Returns tokens as they are; in the backward pass log scores get a gradient as well."""
 
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, log_scores: Tensor, first: int, weight: float) -> Tensor:
+    def forward(ctx: Any, tokens: Tensor, log_scores: Tensor, first: int, weight: float) -> Any:
         ctx.save_for_backward(tokens)
         ctx.first, ctx.count, ctx.weight = first, log_scores.shape[1], weight
-        same: Tensor = tokens.view_as(tokens)
-        return same
+        return tokens.view_as(tokens)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
@@ -34,7 +33,9 @@ class _Taught(torch.autograd.Function):
 
 
 def _norms(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32)).norm(dim=-1)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    norms: Tensor = torch.linalg.vector_norm(x, dim=-1, dtype=wide)
+    return norms
 
 
 def teach_choice(tokens: Tensor, scores: Tensor, kept: Tensor, first: int, weight: float) -> Tensor:

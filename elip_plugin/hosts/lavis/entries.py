@@ -24,8 +24,8 @@ class PrunedModel(Patched):
     guided_by: ClassVar[str] = "caption"
     """What guides the tower: "caption", "question", "sentence", or "nothing"."""
 
-    default: ClassVar[str] = DEFAULT_PRESET
-    """The preset of a model section without `elip`."""
+    default: ClassVar[str | Mapping[str, Any]] = DEFAULT_PRESET
+    """What a model section without `elip` prunes by: a preset's name, or a mapping."""
 
     text_at_test: ClassVar[bool] = False
     """Whether evaluation may prune by text (`eval_mode: text`) without leaking the answer."""

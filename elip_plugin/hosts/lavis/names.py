@@ -8,9 +8,8 @@ from typing import Any
 from lavis.common.registry import registry
 from lavis.models import load_model, model_zoo
 
-from elip_plugin.config import DEFAULT_PRESET
 from elip_plugin.errors import UnknownModelError, nearest
-from elip_plugin.hosts.base import ModelName
+from elip_plugin.hosts.base import OWN_SECTION, ModelName
 from elip_plugin.hosts.lavis.models import ARCHS
 from elip_plugin.hosts.lavis.refused import refuse, refused
 from elip_plugin.hosts.lavis.runtime import fixes
@@ -39,8 +38,14 @@ def register() -> None:
 def list_names() -> dict[str, ModelName]:
     """List the pruned models by name."""
     make: Callable[..., Any] = load_model
-    names = {base: PREFIX + base for base in ARCHS}
-    return {n: ModelName(n, "lavis", base, DEFAULT_PRESET, make) for base, n in names.items()}
+    presets = {
+        base: patched.default if isinstance(patched.default, str) else OWN_SECTION
+        for base, patched in ARCHS.items()
+    }
+    return {
+        PREFIX + base: ModelName(PREFIX + base, "lavis", base, preset, make)
+        for base, preset in presets.items()
+    }
 
 
 def find(name: str) -> ModelName | None:
