@@ -1,0 +1,145 @@
+"""The study of questions: its variants, its measure, its files, its tables; one training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("scipy")
+
+from benchmarks.data.scene_files import write_scenes
+from benchmarks.vqa import report, scenes
+from benchmarks.vqa.recipe import VqaRecipe
+from benchmarks.vqa.variants import REFERENCE, VARIANTS, WARMUP
+
+RECIPE = VqaRecipe(names=18, steps=3, batch=4, width=32)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Path:
+    """A dozen scenes where `make` would write 22,000."""
+    data = tmp_path_factory.mktemp("vqa")
+    write_scenes(scenes.folder_of(RECIPE, data), folder, 9, names=18, train=12, held_out=6)
+    scenes.make(RECIPE, data, folder)
+    return data
+
+
+def test_variants_differ_in_what_chooses_alone() -> None:
+    counts = set()
+    for name, variant in VARIANTS.items():
+        json.dumps(variant.definition)
+        scratch, continued = variant.config("scratch"), variant.config("continued")
+        if name == REFERENCE:
+            assert scratch is continued is None
+            continue
+        assert scratch is not None and continued is not None
+        assert (scratch.warmup, continued.warmup) == (WARMUP, 0)
+        assert scratch.eval_mode == ("text" if scratch.text_weight else "image")
+        counts.add((name.rpartition(" ")[2], scratch.stages))
+    assert len(counts) == 2  # one plan per keep ratio
+
+
+def test_questions_know_the_patches_of_their_object(data: Path) -> None:
+    questions = scenes.read(RECIPE, data, "held_out", kinds="colour,place,number")
+    cell = RECIPE.size // 3
+    for one in questions.asked:
+        row = questions.scenes.rows[one.picture]
+        (asked,) = [q for q in row["questions"] if q["question"] == one.question]
+        assert len(one.patches) == 4 * len(asked["objects"])
+        for patch in one.patches:
+            y, x = divmod(patch, RECIPE.size // RECIPE.patch)
+            place = (y * RECIPE.patch // cell) * 3 + x * RECIPE.patch // cell
+            assert place in asked["objects"]
+    samples = questions.samples([0, 4])
+    assert samples["image"].shape == (2, 3, 72, 72)
+    assert samples["text_input"] == [questions.asked[0].question, questions.asked[4].question]
+
+
+def test_batches_depend_on_the_seed_alone(data: Path) -> None:
+    questions = scenes.read(RECIPE, data, "train")
+    runs = [[s["text_input"] for s in scenes.batches(questions, 4, 7, seed)] for seed in (0, 0, 1)]
+    assert runs[0] == runs[1] != runs[2]
+    epoch = [question for batch in runs[0][:3] for question in batch]
+    assert sorted(epoch) == sorted(one.question for one in questions.asked)
+
+
+def test_files_are_what_lavis_reads(data: Path, folder: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    from benchmarks.vqa.export import export
+
+    export(RECIPE, data, folder, tmp_path)
+    rows = json.loads((tmp_path / "held_out.json").read_text())
+    questions = scenes.read(RECIPE, data, "held_out")
+    assert [row["question"] for row in rows] == [one.question for one in questions.asked]
+    assert {row["answer"] for row in rows} <= set(
+        json.loads((tmp_path / "answers.json").read_text())
+    )
+    for row, one in zip(rows, questions.asked):
+        with Image.open(tmp_path / row["image"]) as image:
+            assert (np.asarray(image) == questions.scenes.pictures[one.picture]).all()
+        boxes = json.loads((tmp_path / row["image"]).with_suffix(".json").read_text())["boxes"]
+        assert any(name in one.question for name in boxes)
+
+
+def test_tables_compare_by_seed(tmp_path: Path) -> None:
+    def row(name: str, seed: int, right: float, lift: float = 1.0) -> dict[str, Any]:
+        plan = {"right": right, "share": lift / 9, "lift": lift}
+        found = {"plan": {"right": right} if name == REFERENCE else plan}
+        return {
+            "recipe": asdict(RECIPE), "variant": name, "definition": VARIANTS[name].definition,
+            "budget": "steps", "seed": seed, "steps": 3, "operations": 0.5, "scores": found,
+        }  # fmt: skip
+
+    rows = [row(REFERENCE, s, 0.8 + 0.01 * s) for s in (0, 1)]
+    rows += [row("random 0.25", s, 0.5 + 0.015 * s) for s in (0, 1)]
+    rows += [row("similarity 0.25", s, 0.7 + 0.02 * s, 2.0 + s) for s in (0, 1)]
+    rows.append({**row("image 0.25", 0, 0.4), "definition": {"elip": {"meant": "another thing"}}})
+    (tmp_path / report.LOG).write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (table,) = report.tables(tmp_path).values()
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    by_name = {cells[0]: dict(zip(lines[0], cells)) for cells in lines[2:]}
+    assert list(by_name) == [REFERENCE, "random 0.25", "similarity 0.25"]
+    ours = by_name["similarity 0.25"]
+    assert (ours["right %"], ours["lift"], ours["seeds"]) == ("71.0", "2.50", "2")
+    assert ours["less unpruned"].startswith("-9.5 ± 6.4")
+    assert ours["less random"].startswith("+20.3 ± 3.2")
+
+
+def test_a_variant_trains_and_is_scored(data: Path, folder: Path) -> None:
+    pytest.importorskip("lavis")
+    from benchmarks.vqa import grid
+
+    rows = grid.wanted(RECIPE, [REFERENCE, "taught similarity 0.25"], ["steps", "none"], [0])
+    assert len(rows) == 4
+    found = {(row["variant"], row["budget"]): grid._one(row, data, folder) for row in rows}
+    trained, as_it_is = (found["taught similarity 0.25", b] for b in ("steps", "none"))
+    assert (trained["steps"], as_it_is["steps"]) == (3, 0)
+    assert 0.4 < trained["operations"] < 1
+    assert {*as_it_is["scores"]} == {"plan", "all tokens", "another question", "sign turned"}
+    assert set(trained["scores"]["plan"]) == {"right", "share", "lift"}
+    plan = trained["scores"]["plan"]
+    assert plan["lift"] == pytest.approx(9 * plan["share"], abs=1e-3)
+    assert found[REFERENCE, "steps"]["scores"].keys() == {"plan"}
+    again = grid._one(rows[1], data, folder)
+    assert again["scores"] == trained["scores"] or again["scores"] == as_it_is["scores"]
+    with pytest.raises(ValueError, match="not known"):
+        grid.check(["similarity"])
+    assert grid.base_of(grid.recipe_of("continued", objects=4)) == replace(
+        VqaRecipe(objects=4), steps=2500
+    )
