@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -143,3 +146,27 @@ def test_a_variant_trains_and_is_scored(data: Path, folder: Path) -> None:
     assert grid.base_of(grid.recipe_of("continued", objects=4)) == replace(
         VqaRecipe(objects=4), steps=2500
     )
+
+
+@pytest.mark.slow
+def test_lavis_own_runner_trains_on_the_questions(data: Path, folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lavis")
+    from benchmarks.vqa.export import export
+
+    export(RECIPE, data, folder, tmp_path / "data" / "questions")
+    project = Path(__file__).parents[2] / "lavis_configs" / "projects" / "blip" / "scenes.yaml"
+    options = [
+        "run.max_epoch=2",
+        "run.batch_size_train=4",
+        "run.num_workers=0",
+        "run.output_dir=out",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "elip_plugin", "lavis", "train", "--cfg-path", str(project),
+         "--options", *options],
+        cwd=tmp_path, env={**os.environ, "PWD": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "ELIP prunes the vision tower by the question: 37 tokens -> 11" in done.stderr
+    (scores,) = (tmp_path / "out").rglob("evaluate.txt")
+    assert 0 <= json.loads(scores.read_text())["acc"] <= 100
