@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.data.scene_files import Scenes, read_scenes, write_scenes
 from benchmarks.data.scenes import cell_box, patches_in
 from benchmarks.vqa.recipe import VqaRecipe
-from elip_plugin.data.vocab import write_vocab
+from elip_plugin.data import write_vocab
 
 
 @dataclass(frozen=True)

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from statistics import mean
 from typing import Any
+from unittest import mock
 
 import torch
-from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import elip_plugin
 from benchmarks.vqa.recipe import VqaRecipe
 from benchmarks.vqa.scenes import Questions, batches
 from benchmarks.vqa.variants import CONTROLS, VARIANTS
 from elip_plugin import ElipConfig
-from elip_plugin.hosts.lavis.guide import is_read_by_text, reading_guide
-from elip_plugin.hosts.lavis.models import ARCHS
-from elip_plugin.hosts.lavis.text import text_token
-from elip_plugin.measure.counts import count_by_operation
-from elip_plugin.measure.preview import average_step
-from elip_plugin.patching.install import find_pruner
+from elip_plugin.reducers import Selection, StageContext, find_reducer
 
 POINTS = 3
 """How many times a training is scored, at even distances, the end included."""
+
+WARMUP_LEVELS = 4
+"""Levels of pruning below the target that a warm-up passes, no pruning included."""
 
 CHUNK = 250
 CURVE_QUESTIONS = 500
@@ -45,32 +46,54 @@ def build(recipe: VqaRecipe, vocabulary: Path, seed: int, weights: Path | None =
     Returns:
         The model.
     """
+    from lavis.common.registry import registry
+
     torch.manual_seed(seed)
+    section = {**recipe.section(vocabulary), "elip": dict(VARIANTS["random 0.5"].elip or {})}
     with redirect_stdout(StringIO()):  # BLIP prints the names of weights that it ties
-        section = {**recipe.section(vocabulary), "elip": dict(VARIANTS["random 0.5"].elip or {})}
-        model = ARCHS[recipe.arch].from_config(section)
+        model = registry.get_model_class(f"elip_{recipe.arch}").from_config(section)
     elip_plugin.find_handle(model).remove()
     if weights is not None:
         model.load_state_dict(torch.load(weights, weights_only=True))
     return model
 
 
-def operations(model: Any, samples: dict[str, Any]) -> float:
-    """Count a pruned model's average training step, relative to an unpruned one's.
+def operations(model: Any, config: ElipConfig, recipe: VqaRecipe, samples: dict[str, Any]) -> float:
+    """Count the average training step of a configuration, relative to an unpruned one.
 
     Args:
-        model: The patched model; its schedule counts.
+        model: The unpruned model.
+        config: What to prune; its warm-up counts.
+        recipe: Sizes of the tower.
         samples: Some samples.
 
     Returns:
         Operations of the step with the tower's by its plan; the text side as it is unpruned.
     """
-    pruner = find_pruner(model)
-    with pruner.disabled():
-        whole = sum(count_by_operation(lambda: model(dict(samples))["loss"]).values())
-        tower = model.visual_encoder.forward_features
-        image = sum(count_by_operation(lambda: tower(samples["image"])).values())
-    return 1 - image / whole * (1 - average_step(pruner))
+
+    def step(level: float) -> float:
+        if level == 0:
+            return 1.0
+        stages = tuple(replace(s, keep=1 - level * (1 - s.keep)) for s in config.stages)
+        patches = (recipe.size // recipe.patch) ** 2
+        plan = elip_plugin.plan(
+            replace(config, stages=stages), num_patches=patches, depth=recipe.depth
+        )
+        return float(plan.train_cost(recipe.width))
+
+    tower = model.visual_encoder.forward_features
+    counts = []
+    runs: tuple[Callable[[], Any], ...] = (
+        lambda: model(dict(samples)),
+        lambda: tower(samples["image"]),
+    )
+    for run in runs:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            run()
+        counts.append(int(counter.get_total_flops()))
+    rising = mean(step(level / WARMUP_LEVELS) for level in range(WARMUP_LEVELS))
+    average = config.warmup * rising + (1 - config.warmup) * step(1.0)
+    return float(1 - counts[1] / counts[0] * (1 - average))
 
 
 def train(
@@ -121,30 +144,36 @@ def train(
         losses.append(loss.item())
         if step + 1 in points:
             with torch.random.fork_rng(devices=[]):
-                found = score(model, held_out, CURVE_QUESTIONS)
+                found = score(model, held_out, handle, most=CURVE_QUESTIONS)
             curve.append({"step": step + 1, "loss": round(mean(losses), 4), **found})
             losses = []
     if losses:
         curve.append({"step": steps, "loss": round(mean(losses), 4)})
-    scores = {"plan": score(model, held_out)}
+    scores = {"plan": score(model, held_out, handle)}
     if handle is not None:
         with handle.disabled():
             scores["all tokens"] = score(model, held_out)
-        if steps == 0 and config is not None and config.eval_mode == "text":
-            scores |= {name: score(model, held_out, control=name) for name in CONTROLS}
+        if steps == 0 and handle.config.eval_mode == "text":
+            scores |= {name: score(model, held_out, handle, control=name) for name in CONTROLS}
         handle.remove()
     return {"curve": curve, "scores": scores, "seconds": round(time.perf_counter() - start, 1)}
 
 
 @torch.no_grad()
 def score(
-    model: Any, questions: Questions, most: int | None = None, control: str = ""
+    model: Any,
+    questions: Questions,
+    handle: elip_plugin.Handle | None = None,
+    *,
+    most: int | None = None,
+    control: str = "",
 ) -> dict[str, float]:
     """Answer held-out questions.
 
     Args:
-        model: The model; if it is patched, pruned as its config says.
+        model: The model.
         questions: The questions.
+        handle: What prunes it, in evaluation too; None for all tokens.
         most: Most questions to answer.
         control: One of `CONTROLS`.
 
@@ -155,16 +184,14 @@ def score(
     training = model.training
     model.eval()
     torch.manual_seed(0)  # what random dropping keeps
-    pruner = find_pruner(model) if hasattr(model, "elip") else None
-    pruned = pruner is not None and pruner.is_active(False)
     number = list(range(len(questions.asked)))[:most]
     right, shares, chances = [], [], []
     for first in range(0, len(number), CHUNK):
         part = number[first : first + CHUNK]
-        samples = questions.samples(part)
-        with _traced(model, pruned) as trace, _controlled(model, samples, control):
+        traced = nullcontext() if handle is None else handle.trace()
+        with traced as trace, _controlled(handle, control):
             given = model.predict_answers(
-                samples,
+                questions.samples(part),
                 answer_list=questions.answers,
                 inference_method="rank",
                 num_ans_candidates=len(questions.answers),
@@ -185,24 +212,19 @@ def score(
 
 
 @contextmanager
-def _traced(model: Any, pruned: bool) -> Iterator[Any]:
-    if not pruned:
-        yield None
+def _controlled(handle: elip_plugin.Handle | None, control: str) -> Iterator[None]:
+    """Let a wrong text choose: the next picture's, or its own with the sign turned round."""
+    if not control or handle is None:
+        yield
         return
-    with elip_plugin.find_handle(model).trace() as trace:
-        yield trace
+    reducer = find_reducer(handle.config.reducer)
+    decide = reducer.decide
 
+    def wrong(x: Any, stage: Any, context: StageContext) -> Selection:
+        guide = context.query.guide
+        assert guide is not None
+        guide = guide.roll(-1, 0) if control == CONTROLS[0] else -guide
+        return decide(x, stage, replace(context, query=context.query._replace(guide=guide)))
 
-def _controlled(model: Any, samples: dict[str, Any], control: str) -> AbstractContextManager[Any]:
-    """Guide a model by a wrong text."""
-    if not control:
-        return nullcontext()
-    questions = samples["text_input"]
-    wrong = control == CONTROLS[0]
-    texts = [*questions[1:], questions[0]] if wrong else questions
-    guide: Tensor = (
-        reading_guide(model, model.tokenizer, texts)
-        if is_read_by_text(model)
-        else text_token(model, texts)
-    )
-    return elip_plugin.guide(model, guide if wrong else -guide)
+    with mock.patch.object(reducer, "decide", wrong):
+        yield
