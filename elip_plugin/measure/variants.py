@@ -115,12 +115,8 @@ def pruned_variants() -> dict[str, dict[str, Any]]:
 def variant_names(host_model: HostModel) -> list[str]:
     """List the variants of a model that every tower can do, the unpruned ones first."""
     asked = {name: ElipConfig.from_mapping(v).reducer for name, v in pruned_variants().items()}
-    by_text = find_pruner(host_model.model).config.text_weight > 0
-    pruned = [
-        name
-        for name, reducer in asked.items()
-        if not find_reducer(reducer).at_input and (by_text or not find_reducer(reducer).compares)
-    ]
+    found = {name: find_reducer(reducer) for name, reducer in asked.items()}
+    pruned = [name for name, r in found.items() if not (r.at_input or r.compares)]
     return [UNPRUNED, *host_model.references, *pruned]
 
 

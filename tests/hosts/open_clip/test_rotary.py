@@ -268,7 +268,11 @@ def test_every_reducer_trains_a_step(kind: str, reducer: str) -> None:
     with torch.no_grad():
         expected = encode(base.eval(), images)
         assert torch.equal(encode(model.eval(), images), expected)
-        with find_pruner(model).evaluated_by("image"), recorded_lengths(stack_of(model)) as lengths:
+        pruner = find_pruner(model)
+        mode = "text" if pruner.reducer.compares else "image"
+        guide = torch.randn(len(images), pruner.shape.width, dtype=images.dtype)
+        lengths_of = recorded_lengths(stack_of(model))
+        with pruner.evaluated_by(mode), pruner.guided(guide), lengths_of as lengths:
             encode(model, images)
         assert lengths == list(handle.plan.tokens)
         handle.remove()

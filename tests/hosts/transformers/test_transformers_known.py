@@ -130,6 +130,8 @@ def config_of(preset: str, reducer: str) -> dict[str, Any]:
     config: dict[str, Any] = {"reducer": reducer, "eval_mode": "image"}
     if preset:
         config["preset"] = preset
+    if reducers()[reducer].compares:  # by the text alone
+        return {**config, "eval_mode": "full"}
     return {**config, "text_weight": 0.5} if reducers()[reducer].reads_text else config
 
 
