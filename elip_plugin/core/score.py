@@ -134,9 +134,8 @@ def text_similarity(
         x: Tokens [B, T, D].
         norm: The tower's last norm.
         query: Has the guide [B, D], or several per image [B, G, D], of which those that are 0
-            count for nothing; its `text_weight` and
-            `class_query` are not used, except that the guide of texts that are not paired is
-            chosen by the token that `class_query` says.
+            count for nothing. Its text weight is not used, and `class_query` only where the texts
+            are not paired: the token that it says chooses among them.
         gradient: Whether norm and guide get a gradient; the tokens never do.
 
     Returns:

@@ -1,8 +1,8 @@
 """Keep the tokens that are most similar to the text, as what reads the tower compares them.
 
-The class token of a tower was never trained to carry a text in its middle, so its attention with a
-text blended in is hardly about the text. What a model does train is how its output is read by the
-text; tokens in the residual stream can be read so before any block (docs/method.md).
+No block was trained to read a text in the class token, so the attention of one with a text blended
+in is hardly about the text. What a model does train is how the text reads the tower's output; tokens
+can be read in the same way before any block (docs/text.md).
 """
 
 from __future__ import annotations
