@@ -133,13 +133,25 @@ def tables(folder: Path) -> dict[str, str]:
     return made
 
 
-def write(made: Mapping[str, str]) -> None:
-    """Put the tables into the page, between their marks."""
-    page = DOCS / PAGE
-    text = page.read_text(encoding="utf-8")
+def fill(page: str, made: Mapping[str, str]) -> str:
+    """Put tables into a page, between their marks.
+
+    Args:
+        page: The page.
+        made: Tables by name.
+
+    Returns:
+        The page.
+    """
     for name, table in made.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
-        if begin in text:
-            head, rest = text.split(begin)
-            text = f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}"
-    page.write_text(text, encoding="utf-8")
+        if begin in page:
+            head, rest = page.split(begin)
+            page = f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}"
+    return page
+
+
+def write(made: Mapping[str, str]) -> None:
+    """Put the tables into the page of the docs."""
+    page = DOCS / PAGE
+    page.write_text(fill(page.read_text(encoding="utf-8"), made), encoding="utf-8")

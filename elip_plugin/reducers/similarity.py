@@ -1,8 +1,8 @@
 """Keep the tokens that are most similar to the text, as what reads the tower compares them.
 
 No block was trained to read a text in the class token, so the attention of one with a text blended
-in is hardly about the text. What a model does train is how the text reads the tower's output; tokens
-can be read in the same way before any block (docs/text.md).
+in is hardly about the text. What a model does train is how the text reads the tower's output, and
+tokens can be read in the same way before any block (docs/text.md).
 """
 
 from __future__ import annotations

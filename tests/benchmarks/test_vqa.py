@@ -124,6 +124,14 @@ def test_tables_compare_by_seed(tmp_path: Path) -> None:
     assert ours["less random"].startswith("+20.2 ± 3.2")
 
 
+def test_the_page_has_the_tables_of_the_log() -> None:
+    page, made = (report.DOCS / report.PAGE).read_text(), report.tables(report.RESULTS)
+    assert report.fill(page, made) == page
+    assert all(f"<!-- {name} -->" in page for name in made)
+    changed = report.fill(page, dict.fromkeys(made, "| another |\n"))
+    assert changed.count("| another |") == len(made) > 0
+
+
 def test_a_variant_trains_and_is_scored(data: Path, folder: Path) -> None:
     pytest.importorskip("lavis")
     from benchmarks.vqa import grid
