@@ -44,6 +44,10 @@ def _save(pyplot: Any, figure: Any, path: Path) -> None:
     pyplot.close(figure)
 
 
+LOWEST = -0.05
+"""A row that loses more MRR would flatten the others into one line."""
+
+
 def draw_front(rows: Sequence[BoardRow], path: Path) -> None:
     """Draw each row's score against the operations of its step; one panel per budget.
 
@@ -52,9 +56,10 @@ def draw_front(rows: Sequence[BoardRow], path: Path) -> None:
         path: An .svg or .png file.
     """
     pyplot = _pyplot()
+    shown = [row for row in rows if row.gap.mean > LOWEST]
     figure, panels = pyplot.subplots(1, 2, figsize=(13, 5.5), sharey=True)
     for axes, budget in zip(panels, ("steps", "operations")):
-        own = [row for row in rows if row.budget == budget or row.variant == REFERENCE]
+        own = [row for row in shown if row.budget == budget or row.variant == REFERENCE]
         axes.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
         for row in own:
             y, half = 100 * row.gap.mean, 100 * row.gap.half
@@ -71,7 +76,10 @@ def draw_front(rows: Sequence[BoardRow], path: Path) -> None:
         axes.set_xlabel("counted operations of a training step, of unpruned")
         axes.set_title(f"equal {budget}", fontsize=10)
     panels[0].set_ylabel("MRR less unpruned training's, points")
-    figure.suptitle("Seeds in brackets, bars: 95% intervals, dashed: Pareto front", fontsize=9)
+    title = "Seeds in brackets, bars: 95% intervals, dashed: Pareto front"
+    if len(shown) < len(rows):
+        title += f"; left out: {len(rows) - len(shown)} below {100 * LOWEST:.0f} points"
+    figure.suptitle(title, fontsize=9)
     _save(pyplot, figure, path)
 
 

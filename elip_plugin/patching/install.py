@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from elip_plugin.patching.swap import (
     find_patched,
     refuse_replaced_forward,
 )
+from elip_plugin.reducers import find_reducer
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,13 @@ def install(description: Description, config: ElipConfig) -> Pruner:
     name, reason = type(description.module).__name__, description.no_eval_by_text
     if config.eval_mode == "text" and config.guide_source == "caption" and reason:
         raise ConfigError(f"eval_mode 'text' is refused for {name}: {reason}")
+    if find_reducer(config.reducer).compares and config.guide_source == "caption" and reason:
+        warnings.warn(
+            f"the text that chooses tokens by {config.reducer!r} is one that {name} is trained to "
+            "find among others: the choice tells the loss which it is, and a contrastive training "
+            "then learns nothing else (docs/text.md); use another reducer",
+            stacklevel=3,
+        )
     if config.prune_momentum and description.momentum is None:
         raise ConfigError(
             f"prune_momentum is for models with a momentum encoder (ALBEF and BLIP of LAVIS); "
