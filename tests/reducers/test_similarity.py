@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import recorded_lengths
+from conftest import TINY, recorded_lengths
 from tensors import autocast, randn
 from torch import nn
 from towers import KINDS, make_tower
@@ -122,6 +122,15 @@ def test_a_stage_costs_next_to_nothing() -> None:
 def test_what_does_not_go_together_is_one_error(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ElipConfig.from_mapping({"reducer": "similarity", **given})
+
+
+def test_a_norm_after_the_pooling_does_not_do() -> None:
+    open_clip = pytest.importorskip("open_clip")
+
+    vision = {**TINY["vision_cfg"], "attentional_pool": True, "attn_pooler_heads": 2}
+    model = open_clip.CLIP(**{**TINY, "vision_cfg": vision}, output_dict=True)
+    with pytest.raises(UnsupportedModelError, match="last norm, which this tower does not have"):
+        apply(model, {"reducer": "similarity", "preset": "fast"})
 
 
 def test_a_tower_without_a_last_norm_is_refused_and_left_alone(tiny_clip: Any) -> None:

@@ -125,5 +125,6 @@ def describe(visual: Any) -> Tower:
         random_blocks=custom,
         module=visual,
         patch_embed=visual.conv1,
-        norm=visual.ln_post,
+        # Attentional pooling has it after the pooling, in another width.
+        norm=visual.ln_post if visual.attn_pool is None else None,
     )
