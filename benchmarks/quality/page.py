@@ -9,6 +9,7 @@ from benchmarks.quality.cost import read_ratios
 from benchmarks.quality.questions import QUESTIONS
 from benchmarks.quality.recipe import RECIPES
 from benchmarks.quality.variants import REFERENCE
+from benchmarks.tables import fill, markdown
 
 DOCS = Path(__file__).parents[2] / "docs"
 RESULTS = DOCS / "results"
@@ -46,29 +47,11 @@ def tables(folder: Path) -> dict[str, str]:
             rows = (report.cells(row) for row in report.board(results, ratios))
             deviation = 100 * report.seed_deviation(results)
             made[regime] = (
-                report.markdown(report.HEADER, rows)
+                markdown(report.HEADER, rows)
                 + f"\nStandard deviation of unpruned training's MRR from seed to seed: "
                 f"{deviation:.2f} points.\n"
             )
     return made
-
-
-def fill(text: str, made: dict[str, str]) -> str:
-    """Replace the tables of a page, between their marks.
-
-    Args:
-        text: The page.
-        made: Tables by the name of their mark.
-
-    Returns:
-        The page.
-    """
-    for name, table in made.items():
-        begin, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
-        if begin in text:
-            head, rest = text.split(begin)
-            text = f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}"
-    return text
 
 
 def write() -> None:

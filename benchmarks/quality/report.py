@@ -15,6 +15,7 @@ from benchmarks.quality.recipe import Recipe
 from benchmarks.quality.scores import TEST_PLANS
 from benchmarks.quality.stats import Difference, difference
 from benchmarks.quality.variants import REFERENCE, VARIANTS
+from benchmarks.tables import markdown, signed
 
 Results = Mapping[tuple[str, str], Mapping[int, Mapping[str, Any]]]
 """Rows of the results log by (variant, budget), then by seed."""
@@ -175,27 +176,6 @@ def cells(row: BoardRow) -> tuple[str, ...]:
         f"{row.loss:.2f}",
         *(f"{100 * test:.1f}" for test in row.tests),
     )
-
-
-def signed(found: Difference) -> str:
-    """Write a difference of MRR in points with its 95% interval, such as "-1.2 ± 0.9"."""
-    text = f"{100 * found.mean:+.1f}"
-    return text if math.isnan(found.half) else f"{text} ± {100 * found.half:.1f}"
-
-
-def markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Write a table in Markdown.
-
-    Args:
-        header: Names of the columns.
-        rows: Their cells.
-
-    Returns:
-        The table.
-    """
-    header = tuple(header)
-    texts = [header, tuple("---" for _ in header), *rows]
-    return "".join(f"| {' | '.join(text)} |\n" for text in texts)
 
 
 def answers(results: Mapping[str, Results], questions: Iterable[Question]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
@@ -10,6 +9,7 @@ from typing import Any
 
 from benchmarks.quality import results_log
 from benchmarks.quality.stats import Difference, difference
+from benchmarks.tables import fill, markdown, signed
 from benchmarks.vqa.variants import REFERENCE, VARIANTS
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -96,10 +96,10 @@ def cells(results: Mapping[tuple[str, str], dict[int, Any]], key: tuple[str, str
         f"{first['operations']:.2f}",
         str(len(own)),
         average("plan"),
-        "-" if name == REFERENCE else signed(compare(results, key, unpruned)),
+        "-" if name == REFERENCE else _gap(compare(results, key, unpruned)),
         "-"
         if name == REFERENCE or name.startswith("random")
-        else signed(compare(results, key, (f"random {keep}", budget))),
+        else _gap(compare(results, key, (f"random {keep}", budget))),
         f"{100 * mean(p['share'] for p in plans):.1f}" if "share" in plans[0] else "-",
         f"{mean(p['lift'] for p in plans):.2f}" if "lift" in plans[0] else "-",
         average("all tokens"),
@@ -108,12 +108,8 @@ def cells(results: Mapping[tuple[str, str], dict[int, Any]], key: tuple[str, str
     ]
 
 
-def signed(found: Difference | None) -> str:
-    """Write a difference in points with its 95% interval."""
-    if found is None:
-        return "-"
-    text = f"{100 * found.mean:+.1f}"
-    return text if math.isnan(found.half) else f"{text} ± {100 * found.half:.1f}"
+def _gap(found: Difference | None) -> str:
+    return "-" if found is None else signed(found)
 
 
 def tables(folder: Path) -> dict[str, str]:
@@ -127,28 +123,9 @@ def tables(folder: Path) -> dict[str, str]:
     """
     made = {}
     for (arch, regime, objects, kinds), results in group(results_log.read(folder / LOG)).items():
-        rows = [HEADER, ["---"] * len(HEADER), *(cells(results, key) for key in results)]
         name = f"{arch} {regime} {objects} {kinds}"
-        made[name] = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+        made[name] = markdown(HEADER, (cells(results, key) for key in results))
     return made
-
-
-def fill(page: str, made: Mapping[str, str]) -> str:
-    """Put tables into a page, between their marks.
-
-    Args:
-        page: The page.
-        made: Tables by name.
-
-    Returns:
-        The page.
-    """
-    for name, table in made.items():
-        begin, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
-        if begin in page:
-            head, rest = page.split(begin)
-            page = f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}"
-    return page
 
 
 def write(made: Mapping[str, str]) -> None:
