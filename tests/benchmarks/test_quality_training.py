@@ -17,6 +17,7 @@ pytest.importorskip("scipy")
 pytest.importorskip("open_clip")
 
 import elip_plugin
+from benchmarks import pool
 from benchmarks.quality import cost, grid, page, results_log, training
 from benchmarks.quality.__main__ import app
 from benchmarks.quality.model import StudyModel
@@ -213,7 +214,7 @@ def test_steps_are_timed_in_turn() -> None:
 @pytest.mark.slow
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grid, "_pairs", lambda *a: TRAIN if a[1] == "train" else HELD_OUT)
-    monkeypatch.setattr(grid, "ProcessPoolExecutor", _InThisProcess)
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", _InThisProcess)
     monkeypatch.setattr(grid, "BASE", SMALL)
     monkeypatch.setattr(training, "BASE", SMALL)
     for regime in RECIPES:
@@ -244,6 +245,7 @@ class _InThisProcess:
 
     def __init__(self, jobs: int, context: Any, start: Callable[..., None], given: Any) -> None:
         start(*given)
+        torch.set_flush_denormal(False)  # the process goes on to run other tests
 
     def submit(self, job: Callable[..., Any], *given: Any) -> Any:
         from concurrent.futures import Future
