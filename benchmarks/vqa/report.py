@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.quality import results_log
 from benchmarks.quality.stats import Difference, difference
 from benchmarks.tables import fill, markdown, signed
-from benchmarks.vqa.variants import REFERENCE, VARIANTS
+from benchmarks.vqa.variants import REFERENCE, RIVAL, VARIANTS
 
 DOCS = Path(__file__).parents[2] / "docs"
 RESULTS = DOCS / "results"
@@ -81,7 +81,7 @@ def cells(results: Mapping[tuple[str, str], dict[int, Any]], key: tuple[str, str
     own = results[key]
     first = next(iter(own.values()))
     plans = [row["scores"]["plan"] for row in own.values()]
-    keep = name.rpartition(" ")[2]
+    rival = f"{RIVAL} {VARIANTS[name].plan}"
     unpruned = (REFERENCE, "none" if budget == "none" else "steps")
 
     def average(test: str) -> str:
@@ -98,8 +98,8 @@ def cells(results: Mapping[tuple[str, str], dict[int, Any]], key: tuple[str, str
         average("plan"),
         "-" if name == REFERENCE else _gap(compare(results, key, unpruned)),
         "-"
-        if name == REFERENCE or name.startswith("random")
-        else _gap(compare(results, key, (f"random {keep}", budget))),
+        if name in (REFERENCE, rival)
+        else _gap(compare(results, key, (rival, budget))),
         f"{100 * mean(p['share'] for p in plans):.1f}" if "share" in plans[0] else "-",
         f"{mean(p['lift'] for p in plans):.2f}" if "lift" in plans[0] else "-",
         average("all tokens"),

@@ -8,10 +8,14 @@ from typing import Any
 
 from elip_plugin import ElipConfig
 
-BLOCK = 3
-"""The one stage's block, of 12."""
+PLANS = {
+    "0.5": {"block": 3, "lookahead": 1, "keep": 0.5},
+    "0.25": {"block": 3, "lookahead": 1, "keep": 0.25},
+    "0.25 at 6": {"block": 6, "lookahead": 1, "keep": 0.25},
+    "0.25 at 9": {"block": 9, "lookahead": 1, "keep": 0.25},
+}
+"""The one stage, before a block of 12: the third where a name does not say."""
 
-KEEPS = (0.5, 0.25)
 WARMUP = 0.4
 """Share of a training from random weights over which pruning sets in, the same for all."""
 
@@ -21,12 +25,14 @@ class VqaVariant:
     """One way to choose.
 
     Attributes:
-        about: What it is, for the table.
+        about: What it is, for the list.
         elip: An ELIP config; None for no pruning.
+        plan: Which of `PLANS`; empty for no pruning.
     """
 
     about: str
     elip: Mapping[str, Any] | None = None
+    plan: str = ""
 
     def config(self, regime: str) -> ElipConfig | None:
         """Return the pruning configuration of a regime; None for no pruning."""
@@ -41,9 +47,8 @@ class VqaVariant:
         return {"elip": None if self.elip is None else dict(self.elip)}
 
 
-def _chosen(keep: float, **how: Any) -> dict[str, Any]:
-    stage = {"block": BLOCK, "lookahead": 1, "keep": keep}
-    return {"stages": [stage], "reference_depth": 12, **how}
+def _chosen(plan: str, how: Mapping[str, Any]) -> dict[str, Any]:
+    return {"stages": [PLANS[plan]], "reference_depth": 12, **how}
 
 
 CHOOSERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
@@ -70,12 +75,17 @@ CHOOSERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }  # fmt: skip
 
 REFERENCE = "unpruned"
+RIVAL = "random"
 
 VARIANTS = {
     REFERENCE: VqaVariant("all tokens"),
     **{
-        f"{name} {keep}": VqaVariant(f"{keep} of the tokens, {about}", _chosen(keep, **how))
-        for keep in KEEPS
+        f"{name} {plan}": VqaVariant(
+            f"{stage['keep']} of the tokens from block {stage['block']} of 12 on, {about}",
+            _chosen(plan, how),
+            plan,
+        )
+        for plan, stage in PLANS.items()
         for name, (about, how) in CHOOSERS.items()
     },
 }
