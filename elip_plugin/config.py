@@ -91,6 +91,9 @@ class ElipConfig:
         choice_loss: Weight of a loss on the choice, with which the backward pass teaches the scores
             which of the kept tokens the task needs; for reducer `similarity` on LAVIS' ALBEF and
             BLIP, whose text encoder learns by it. 0 for none. No value of a forward changes.
+        cross_attentions: By how many cross-attentions of the text encoder, from the first, tokens
+            are compared with the text; for reducer `similarity` on ALBEF and BLIP. Each beyond the
+            first costs a layer of the text encoder. More than there are means all.
         total_steps: Deprecated: optimizer steps of the whole training. The training command
             or `Handle.update_progress` reports them.
 
@@ -110,6 +113,7 @@ class ElipConfig:
     final_unpruned: float = 0.0
     text_anneal: float = 0.0
     choice_loss: float = 0.0
+    cross_attentions: int = 2
     total_steps: int | None = None
 
     def __post_init__(self) -> None:
@@ -297,6 +301,10 @@ def _faults(config: ElipConfig) -> list[str]:
     loss = config.choice_loss
     if isinstance(loss, bool) or not isinstance(loss, (int, float)) or not loss >= 0:
         faults.append(f"choice_loss must be a number from 0 up, got {loss!r}")
+    if not _is_int(config.cross_attentions) or config.cross_attentions < 1:
+        faults.append(
+            f"cross_attentions must be an integer from 1 up, got {config.cross_attentions!r}"
+        )
     for name in ("merge", "prune_momentum"):
         if not isinstance(getattr(config, name), bool):
             faults.append(f"{name} must be true or false, got {getattr(config, name)!r}")

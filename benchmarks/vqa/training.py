@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from statistics import mean
@@ -13,6 +14,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -221,10 +223,21 @@ def _controlled(handle: elip_plugin.Handle | None, control: str) -> Iterator[Non
     decide = reducer.decide
 
     def wrong(x: Any, stage: Any, context: StageContext) -> Selection:
-        guide = context.query.guide
-        assert guide is not None
-        guide = guide.roll(-1, 0) if control == CONTROLS[0] else -guide
-        return decide(x, stage, replace(context, query=context.query._replace(guide=guide)))
+        query = context.query
+        assert query.guide is not None
+        further = query.further and partial(_further, query.further, control)
+        query = query._replace(guide=_wrong(query.guide, control), further=further)
+        return decide(x, stage, replace(context, query=query))
 
     with mock.patch.object(reducer, "decide", wrong):
         yield
+
+
+def _further(further: Callable[[Tensor], Tensor], control: str, y: Tensor) -> Tensor:
+    if control == CONTROLS[0]:  # the next picture's question reads this one's tokens
+        y = y.roll(1, 0)
+    return _wrong(further(y), control)
+
+
+def _wrong(guide: Tensor, control: str) -> Tensor:
+    return guide.roll(-1, 0) if control == CONTROLS[0] else -guide

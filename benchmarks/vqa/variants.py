@@ -51,6 +51,8 @@ def _chosen(plan: str, how: Mapping[str, Any]) -> dict[str, Any]:
     return {"stages": [PLANS[plan]], "reference_depth": 12, **how}
 
 
+SIMILARITY = {"reducer": "similarity", "eval_mode": "text", "cross_attentions": 2}
+
 CHOOSERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "random": ("at random", {"reducer": "random", "eval_mode": "image"}),
     "image": ("by the class token's attention", {"text_weight": 0.0, "eval_mode": "image"}),
@@ -64,13 +66,14 @@ CHOOSERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "alike ones merged in every block by ToMe",
         {"reducer": "tome", "eval_mode": "image"},
     ),
-    "similarity": (
-        "by similarity to the text, as the cross-attention compares them",
-        {"reducer": "similarity", "eval_mode": "text"},
+    "first similarity": (
+        "by similarity to the text, as the first cross-attention compares them",
+        {**SIMILARITY, "cross_attentions": 1},
     ),
+    "similarity": ("by the same, of two cross-attentions", SIMILARITY),
     "taught similarity": (
         "by the same, taught by the loss on the choice",
-        {"reducer": "similarity", "eval_mode": "text", "choice_loss": 1.0},
+        {**SIMILARITY, "choice_loss": 1.0},
     ),
 }  # fmt: skip
 

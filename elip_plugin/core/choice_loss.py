@@ -26,25 +26,24 @@ class _Taught(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (gradient,), (tokens,) = gradients, ctx.saved_tensors
         kept = slice(ctx.first, ctx.first + ctx.count)
-        needed = _norms(gradient[:, kept]) * _norms(tokens[:, kept])
-        total = needed.sum(dim=1, keepdim=True)
-        target = needed / total.clamp_min(torch.finfo(total.dtype).tiny)
-        return gradient, -ctx.weight * total.mean() * target, None, None
-
-
-def _norms(x: Tensor) -> Tensor:
-    wide = torch.promote_types(x.dtype, torch.float32)
-    norms: Tensor = torch.linalg.vector_norm(x, dim=-1, dtype=wide)
-    return norms
+        wide = torch.promote_types(tokens.dtype, torch.float32)
+        needed = -(gradient[:, kept].to(wide) * tokens[:, kept].to(wide)).sum(dim=-1)
+        needed = needed.clamp_min(0)
+        scale = needed.amax(dim=1, keepdim=True).clamp_min(torch.finfo(wide).tiny)
+        target = (needed / scale).square()  # small gradients, squared, would be 0
+        target = target / target.sum(dim=1, keepdim=True).clamp_min(torch.finfo(wide).tiny)
+        return gradient, -ctx.weight * needed.sum(dim=1).mean() * target, None, None
 
 
 def teach_choice(tokens: Tensor, scores: Tensor, kept: Tensor, first: int, weight: float) -> Tensor:
     """Let the backward pass teach the scores of the kept tokens.
 
-    The loss is the cross-entropy between the scores, normalised over the kept tokens, and how much
-    the task needs each of them: the norm of its gradient times its own, normalised. Times their
-    sum, averaged over the batch, it grows and falls with the task's gradient, so that scaling the
-    loss (mixed precision, several tasks) scales both.
+    How much the task needs a token is, to first order, by how much its loss would rise without it:
+    minus the product of token and gradient, where that is above 0. The loss on the choice is the
+    cross-entropy between the scores, normalised over the kept tokens, and these needs, squared and
+    normalised (squared, since what the loss needs most is what it is about). Times the sum of the
+    needs, averaged over the batch, it grows and falls with the task's gradient, so that scaling
+    the loss (mixed precision, several tasks) scales both.
 
     Args:
         tokens: Tokens after the stage [B, T, D].

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from elip_plugin.errors import GuideError
+
+
+class Reading(NamedTuple):
+    """How a text encoder reads a tower's output.
+
+    Attributes:
+        first: What its first cross-attention compares the tokens with [B, G, D].
+        further: Computes what the following ones compare them with, from the tokens after the
+            tower's last norm: [B, T, D] to [B, G', D]. None without more of them.
+    """
+
+    first: Tensor
+    further: Callable[[Tensor], Tensor] | None
+
 
 TEMPERATURE = 0.07
 """Of the softmax over the texts of a batch; CLIP's own at the start of its training."""

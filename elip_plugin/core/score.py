@@ -62,6 +62,7 @@ class Query(NamedTuple):
         from_batch: Whether the guide is that of M texts which are not paired with the images;
             see `guide_from_batch`.
         valid: Which tokens after the prefix are real [B, T - P]; None where all are.
+        further: Computes more guides from the tokens; see `elip_plugin.core.guide.Reading`.
     """
 
     prefix: int
@@ -70,6 +71,7 @@ class Query(NamedTuple):
     class_query: bool = True
     from_batch: bool = False
     valid: Tensor | None = None
+    further: Callable[[Tensor], Tensor] | None = None
 
 
 def score(
@@ -94,7 +96,7 @@ def score(
     Returns:
         Scores [B, T - P], float32 or wider, without gradient.
     """
-    prefix, guide, weight, class_query, from_batch, valid = query
+    prefix, guide, weight, class_query, from_batch, valid, _ = query
     device = x.device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     with torch.no_grad(), _uncached_autocast(device) if autocast else nullcontext():
@@ -152,6 +154,8 @@ def text_similarity(
         y = norm(x.detach())
         if query.from_batch:
             guide = guide_from_batch(query_token(y, prefix, query.class_query, valid), guide)
+        if query.further is not None:
+            guide = torch.cat([guide, query.further(y)], dim=1)
         wide = torch.promote_types(y.dtype, torch.float32)
         guides = guide.to(wide).unsqueeze(1) if guide.ndim == 2 else guide.to(wide)
         with torch.autocast(device, enabled=False) if autocast else nullcontext():

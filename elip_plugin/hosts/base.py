@@ -99,6 +99,12 @@ class HostModel(ABC):
     def encode_text(self, tokens: Any) -> Tensor:
         """Encode texts into what `Handle.guide` takes, [B, E]."""
 
+    def guide(self, tokens: Any) -> Any:
+        """Compute what guides the tower by texts, as the model's own forward does."""
+        from elip_plugin.hosts.registry import find_host
+
+        return find_host(self.model).text_guide(self.model, self.encode_text(tokens))
+
     @abstractmethod
     def loss(self, images: Tensor, tokens: Any) -> Tensor:
         """Compute the training loss of a batch."""

@@ -156,7 +156,7 @@ def _guided(variant: HostModel, tokens: Any) -> Callable[[], AbstractContextMana
     """Return what guides a pruned variant by texts, which are encoded here."""
     model = variant.model
     with torch.no_grad():
-        guide = find_host(model).text_guide(model, variant.encode_text(tokens))
+        guide = variant.guide(tokens)
     pruner = find_pruner(model)
     return lambda: pruner.guided(guide)
 

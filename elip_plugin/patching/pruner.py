@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from elip_plugin.config import ElipConfig
+from elip_plugin.core.guide import Reading
 from elip_plugin.core.positions import PositionOptions, Positions
 from elip_plugin.core.score import Query
 from elip_plugin.core.trace import Trace
@@ -22,8 +23,8 @@ from elip_plugin.patching.progress import TrainingProgress, config_at
 from elip_plugin.planning import Plan, plan
 from elip_plugin.reducers import StageContext, find_reducer
 
-Guide = Tensor | Callable[[], Tensor]
-"""A text guide [B, D], detached; or what computes it once a forward needs it."""
+Guide = Tensor | Reading | Callable[[], Tensor | Reading]
+"""A text guide [B, D], how a text encoder reads; or what makes either once a forward needs it."""
 
 
 @dataclass(frozen=True)
@@ -93,14 +94,18 @@ class PruningPass:
             GuideError: If the guide is not [B, D], or not [M, D] for `guide_source: batch`.
             PlanError: If the reducer reads pixels, and they are not those of the tokens.
         """
-        pruner, guide = self.pruner, self.guide
+        pruner, guide, further = self.pruner, self.guide, None
         shape, config = pruner.shape, pruner.config
         if guide is not None:
             guide = guide() if callable(guide) else guide
+            if isinstance(guide, Reading):
+                guide, further = guide
             if guide.shape != (len(x), shape.width):  # most are
                 pruner.check_guide(x, guide)
         from_batch = config.guide_source == "batch"
-        query = Query(shape.prefix, guide, self.text_weight, shape.class_query, from_batch)
+        query = Query(
+            shape.prefix, guide, self.text_weight, shape.class_query, from_batch, further=further
+        )
         context = StageContext(
             tuple(blocks), query, config.merge, pruner.random_blocks, pruner.trace, self.training
         )

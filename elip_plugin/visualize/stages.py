@@ -72,8 +72,8 @@ def _run(host_model: HostModel, image: Tensor, text: str | None) -> tuple[StageV
         # By text too, in evaluation: nothing is scored here, so nothing leaks.
         stack.enter_context(pruner.evaluated_by("image" if text is None else "text"))
         if text is not None:
-            features = host_model.encode_text(host_model.tokenize([text]))
-            stack.enter_context(handle.guide(features))
+            guide = host_model.guide(host_model.tokenize([text]))
+            stack.enter_context(pruner.guided(guide))
         trace = stack.enter_context(handle.trace())
         host_model.encode_image(image)
     # A picture of all stages of a reducer that merges in every block would be too wide to read.

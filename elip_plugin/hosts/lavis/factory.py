@@ -134,7 +134,7 @@ class LavisModel(HostModel):
         return model.visual_encoder.forward_features(images)
 
     def encode_text(self, tokens: list[str]) -> Tensor:
-        """Encode texts into features [B, E] (CLIP), class tokens [B, text width], or a guide."""
+        """Encode texts into features [B, E] (CLIP), or class tokens [B, text width]."""
         model: Any = self.model
         if isinstance(model, CLIP):
             return model.encode_text(model.tokenizer(tokens))
@@ -144,9 +144,13 @@ class LavisModel(HostModel):
             raise UnsupportedModelError(
                 f"{self.name} has no text encoder: it is pruned by the image alone, so give no text"
             )
-        if is_read_by_text(model):
-            return reading_guide(model, model.tokenizer, tokens)
         return text_token(model, tokens)
+
+    def guide(self, tokens: list[str]) -> Any:
+        """Compute what guides the tower; see `HostModel.guide`."""
+        if is_read_by_text(self.model):
+            return reading_guide(self.model, self.model.tokenizer, tokens)
+        return super().guide(tokens)
 
     def loss(self, images: Tensor, tokens: list[str]) -> Tensor:
         """Compute the sum of the losses of a batch of image-text pairs."""

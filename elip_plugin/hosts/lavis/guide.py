@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from elip_plugin.core.guide import project_to_vision_width
+from elip_plugin.core.guide import Reading, project_to_vision_width
 from elip_plugin.errors import GuideError
 from elip_plugin.hosts.lavis.text import TextCache, inner_bert, text_pass, tokenized_once
 from elip_plugin.patching.pruner import Guide
@@ -38,7 +39,7 @@ def guided_by_text(model: Any, samples: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _lazy_guide(model: Any, suffix: str, tokenizer: Callable[..., Any], captions: Any) -> Guide:
-    """Return a guide [images_per_text * B, D] that runs the text pass once it is needed.
+    """Return a guide of images_per_text * B that runs the text pass once it is needed.
 
     The text encoder is the model's, or with suffix "_m" the momentum encoder's.
     """
@@ -46,16 +47,18 @@ def _lazy_guide(model: Any, suffix: str, tokenizer: Callable[..., Any], captions
     gradient = torch.is_grad_enabled() and model.own_text_pass and not suffix
     teach = torch.is_grad_enabled() and not suffix and model.elip.config.choice_loss > 0
 
-    def guide() -> Tensor:
+    images = model.images_per_text
+
+    def guide() -> Tensor | Reading:
         cache = model.elip_encoder(suffix).elip_cache if model.own_text_pass else TextCache()
         with torch.set_grad_enabled(gradient):
             if is_read_by_text(model):
-                made = reading_guide(model, tokenizer, captions, suffix, cache, gradient=teach)
-            else:
-                cache.ids, cache.output, features = model.elip_encode(tokenizer, captions, suffix)
-                made = text_guide(model, features, suffix)
-        repeats = model.images_per_text * len(captions) // len(made)
-        return made if repeats == 1 else torch.cat([made] * repeats)
+                return reading_guide(
+                    model, tokenizer, captions, suffix, cache, images=images, gradient=teach
+                )
+            cache.ids, cache.output, features = model.elip_encode(tokenizer, captions, suffix)
+            made = text_guide(model, features, suffix)
+        return made if images == 1 else torch.cat([made] * images)
 
     return guide
 
@@ -72,45 +75,74 @@ def reading_guide(
     suffix: str = "",
     cache: TextCache | None = None,
     *,
+    images: int = 1,
     gradient: bool = False,
-) -> Tensor:
-    """Compute what the first cross-attention of a text encoder compares the tower's tokens with.
+) -> Reading:
+    """Compute what the cross-attentions of a text encoder compare the tower's tokens with.
 
-    Its logits are linear in the tokens: the queries, mapped back to the tower's width by the keys'
-    projection, give the same by one product each.
+    Their logits are linear in the tokens: the queries, mapped back to the tower's width by the
+    keys' projection, give the same by one product each. Those of the first one depend on the text
+    alone; those of the following ones, up to `ElipConfig.cross_attentions` in all, on what the
+    layers before them read in the tokens.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
         captions: Texts, B.
         suffix: "_m" for the momentum encoder.
-        cache: Where the text pass of the layers before that cross-attention is left, if any are.
+        cache: Where the text pass of the layers before the first one is left, if there are any.
+        images: Images of each text, in one batch after the other.
         gradient: Whether the guide has one.
 
     Returns:
-        A guide per word and head [B, S * heads, D], 0 for padding; [2 * B, S * heads, D] where two
-        images have cross-attentions of their own.
+        Guides per word and head [images * B, S * heads, D] of each, 0 for padding.
     """
     bert = model.elip_encoder(suffix)
     first = next(i for i, x in enumerate(bert.encoder.layer) if hasattr(x, "crossattention"))
+    layers = bert.encoder.layer[first : first + model.elip.config.cross_attentions]
     tokens = model.elip_tokenize(tokenizer, captions)
     ids, mask = tokens.input_ids, tokens.attention_mask
+    additive = bert.get_extended_attention_mask(mask, mask.shape, ids.device, False)
     output = text_pass(bert, tokens) if first else None
     if output is not None and cache is not None:
         cache.ids, cache.output = ids, output
+
+    def guides(layer: Any, states: Tensor) -> Tensor:
+        states = layer.attention(states, additive)[0]
+        readers = _readers(layer.crossattention)[:images]
+        found = [_queries_in_tower(reader, states, mask) for reader in readers]
+        return torch.cat(found * (images // len(found)))
+
+    def further(y: Tensor) -> Tensor:
+        read, states = [], words
+        for layer, following in pairwise(layers):
+            states = layer(
+                states, additive, **_to_read(layer, y.chunk(images)), mode="multimodal"
+            )[0]
+            read.append(guides(following, states))
+        return torch.cat(read, dim=1)
+
     with torch.set_grad_enabled(gradient):
         if output is None:
             ids = ids.clone()
             ids[:, 0] = model.tokenizer.enc_token_id  # as LAVIS reads images (BLIP)
-            states = bert.embeddings(ids)
+            words = bert.embeddings(ids)
         else:
-            states = output.last_hidden_state
-        layer = bert.encoder.layer[first]
-        additive = bert.get_extended_attention_mask(mask, mask.shape, ids.device, False)
-        states = layer.attention(states, additive)[0]
-        cross = layer.crossattention
-        readers = [cross.self] if hasattr(cross, "self") else [cross.self0, cross.self1]
-        return torch.cat([_queries_in_tower(reader, states, mask) for reader in readers])
+            words = output.last_hidden_state
+        return Reading(guides(layers[0], words), further if len(layers) > 1 else None)
+
+
+def _readers(cross: Any) -> list[Any]:
+    """Return the attentions of a cross-attention: one, or one for each of two images (BLIP)."""
+    return [cross.self] if hasattr(cross, "self") else [cross.self0, cross.self1]
+
+
+def _to_read(layer: Any, images: Sequence[Tensor]) -> dict[str, Any]:
+    """Return the image tokens as a layer takes them: of two images in a list, with their masks."""
+    if len(images) == len(_readers(layer.crossattention)) == 1:
+        return {"encoder_hidden_states": images[0]}
+    given = [*images, *images][:2]
+    return {"encoder_hidden_states": given, "encoder_attention_mask": [None, None]}
 
 
 def _queries_in_tower(attention: Any, states: Tensor, mask: Tensor) -> Tensor:

@@ -22,35 +22,48 @@ ELIP = {"reducer": "similarity", "preset": "fast"}
 READ = [arch for arch in family.ARCHS if not arch.startswith("clip") and arch != "blip_caption"]
 
 
-@pytest.mark.parametrize("arch", ["blip_vqa", "albef_vqa"])
-def test_the_guide_gives_the_attention_of_the_first_cross_attention(arch: str) -> None:
-    model = family.pruned(arch, elip=ELIP).eval()
-    texts, given = ["a dog", "a red cat on the mat", "two", "yes"], family.samples()
-    bert = model.elip_encoder("")
-    layer = next(x for x in bert.encoder.layer if hasattr(x, "crossattention"))
-    attention, seen = layer.crossattention.self, {}
+def attention_maps(model: Any, given: dict[str, Any], mask: Tensor) -> list[Tensor]:
+    """Mean attention of words and heads to the patches in each cross-attention [B, N]."""
+    layers = [x for x in model.elip_encoder("").encoder.layer if hasattr(x, "crossattention")]
+    attentions = [layer.crossattention.self for layer in layers]
+    seen: dict[tuple[int, str], Tensor] = {}
 
-    def keep(name: str) -> Any:
+    def keep(i: int, name: str) -> Any:
         def hook(module: Any, args: Any, out: Tensor) -> None:
-            seen.setdefault(name, out.unflatten(-1, (attention.num_attention_heads, -1)))
+            seen.setdefault((i, name), out.unflatten(-1, (attentions[i].num_attention_heads, -1)))
 
         return hook
 
-    for name in ("query", "key"):
-        getattr(attention, name).register_forward_hook(keep(name))
+    for i, attention in enumerate(attentions):
+        for name in ("query", "key"):
+            getattr(attention, name).register_forward_hook(keep(i, name))
+    with torch.no_grad(), elip_plugin.find_handle(model).disabled():
+        model.forward_encoder(given)
+    maps = []
+    for i, attention in enumerate(attentions):
+        logits = torch.einsum("bshd,bthd->bsht", seen[i, "query"], seen[i, "key"])
+        probabilities = (logits / attention.attention_head_size**0.5)[..., 1:].softmax(-1).mean(2)
+        maps.append((probabilities * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+    return maps
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+@pytest.mark.parametrize("arch", ["blip_vqa", "albef_vqa"])
+def test_the_scores_are_the_attention_of_the_first_cross_attentions(arch: str, count: int) -> None:
+    model = family.pruned(arch, elip={**ELIP, "cross_attentions": count}).eval()
+    texts, given = ["a dog", "a red cat on the mat", "two", "yes"], family.samples()
     with torch.no_grad(), elip_plugin.find_handle(model).disabled():
         tokens = model.visual_encoder.forward_features(given["image"])
-        model.forward_encoder({**given, "text_input": texts})
     mask = model.elip_tokenize(model.tokenizer, texts).attention_mask
     assert mask.sum(1).unique().numel() > 1  # some are padded
-    logits = torch.einsum("bshd,bthd->bsht", seen["query"], seen["key"])
-    attention_map = (logits / attention.attention_head_size**0.5)[..., 1:].softmax(-1).mean(2)
-    theirs = (attention_map * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-    guide = reading_guide(model, model.tokenizer, texts)
-    assert guide.shape == (4, mask.shape[1] * 2, 32) and not guide.requires_grad
+    theirs = attention_maps(model, {**given, "text_input": texts}, mask)[:count]
+    first, further = reading_guide(model, model.tokenizer, texts)
+    assert first.shape == (4, mask.shape[1] * 2, 32) and not first.requires_grad
+    assert (further is None) == (len(theirs) == 1)
     # The keys' bias adds the same to each token.
-    ours = text_similarity(tokens, torch.nn.Identity(), Query(1, guide, 1.0))
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    query = Query(1, first, 1.0, further=further)
+    ours = text_similarity(tokens, torch.nn.Identity(), query)
+    torch.testing.assert_close(ours, sum(theirs) / len(theirs), rtol=1e-4, atol=1e-6)
     assert ours.std(1).min() > 1e-4
 
 
@@ -99,7 +112,7 @@ def test_questions_choose_at_test_time_too(arch: str) -> None:
         model.forward_encoder(dict(given))
     own = trace.stages[-1].kept
     guide = reading_guide(model, model.tokenizer, given["text_input"])
-    with handle.trace() as trace, torch.no_grad(), elip_plugin.guide(model, guide):
+    with handle.trace() as trace, torch.no_grad(), model.elip.guided(guide):
         model.visual_encoder.forward_features(given["image"])
     assert torch.equal(own, trace.stages[-1].kept)
 
@@ -110,8 +123,8 @@ def test_a_pruned_momentum_encoder_is_guided_by_its_own_text_encoder() -> None:
         for weight in model.text_encoder_m.parameters():
             weight.mul_(1.1)
     texts = family.CAPTIONS
-    own = reading_guide(model, model.tokenizer, texts)
-    twin = reading_guide(model, model.tokenizer, texts, "_m")
+    own = reading_guide(model, model.tokenizer, texts).first
+    twin = reading_guide(model, model.tokenizer, texts, "_m").first
     assert not torch.allclose(own, twin)
     with family.seen(model, "_m") as lengths:
         family.run("albef_pretrain", model)
@@ -152,6 +165,7 @@ def test_the_loss_on_the_choice_teaches_the_text_side_and_changes_no_forward(arc
         ),
         ("blip_vqa", {"choice_loss": 1.0}, "has no scores that could learn"),
         ("blip_vqa", {**ELIP, "choice_loss": -1.0}, "choice_loss must be a number from 0 up"),
+        ("blip_vqa", {**ELIP, "cross_attentions": 0}, "cross_attentions must be an integer from 1"),
     ],
 )
 def test_where_nothing_would_learn_it_is_refused(arch: str, elip: Any, message: str) -> None:
