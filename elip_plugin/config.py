@@ -368,6 +368,11 @@ def _reducer_faults(config: ElipConfig) -> list[str]:
             f"reducer {config.reducer!r} has no scores that could learn: leave choice_loss out, or "
             "use reducer 'similarity'"
         )
+    if config.cross_attentions != ElipConfig.cross_attentions and not reducer.compares:
+        faults.append(
+            f"reducer {config.reducer!r} reads no cross-attention: leave cross_attentions out, or "
+            "use reducer 'similarity'"
+        )
     if reducer.compares and config.eval_mode == "image":
         faults.append(
             f"reducer {config.reducer!r} cannot choose without a text: eval_mode must be 'full', "

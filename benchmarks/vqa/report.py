@@ -97,9 +97,7 @@ def cells(results: Mapping[tuple[str, str], dict[int, Any]], key: tuple[str, str
         str(len(own)),
         average("plan"),
         "-" if name == REFERENCE else _gap(compare(results, key, unpruned)),
-        "-"
-        if name in (REFERENCE, rival)
-        else _gap(compare(results, key, (rival, budget))),
+        "-" if name in (REFERENCE, rival) else _gap(compare(results, key, (rival, budget))),
         f"{100 * mean(p['share'] for p in plans):.1f}" if "share" in plans[0] else "-",
         f"{mean(p['lift'] for p in plans):.2f}" if "lift" in plans[0] else "-",
         average("all tokens"),

@@ -15,7 +15,6 @@ from elip_plugin.api import apply, find_handle
 from elip_plugin.config import PRESETS, ElipConfig
 from elip_plugin.errors import ConfigError
 from elip_plugin.hosts.base import HostModel
-from elip_plugin.hosts.registry import find_host
 from elip_plugin.patching.install import find_pruner
 from elip_plugin.reducers import find_reducer, reducers
 

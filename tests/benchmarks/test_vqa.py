@@ -17,11 +17,12 @@ import torch
 
 pytest.importorskip("scipy")
 
+import elip_plugin
 from benchmarks.data.scene_files import write_scenes
 from benchmarks.tables import fill
 from benchmarks.vqa import report, scenes
 from benchmarks.vqa.recipe import VqaRecipe
-from benchmarks.vqa.variants import REFERENCE, VARIANTS, WARMUP
+from benchmarks.vqa.variants import PLANS, REFERENCE, VARIANTS, WARMUP
 
 RECIPE = VqaRecipe(names=18, steps=3, batch=4, width=32)
 
@@ -54,8 +55,9 @@ def test_variants_differ_in_what_chooses_alone() -> None:
         assert scratch is not None and continued is not None
         assert (scratch.warmup, continued.warmup) == (WARMUP, 0)
         assert scratch.eval_mode == ("text" if scratch.text_weight else "image")
-        counts.add((name.rpartition(" ")[2], scratch.stages))
-    assert len(counts) == 2  # one plan per keep ratio
+        assert name.endswith(f" {variant.plan}")
+        counts.add((variant.plan, scratch.stages))
+    assert len(counts) == len(PLANS)
 
 
 def test_questions_know_the_patches_of_their_object(data: Path) -> None:
@@ -156,6 +158,24 @@ def test_a_variant_trains_and_is_scored(data: Path, folder: Path) -> None:
     assert grid.base_of(grid.recipe_of("continued", objects=4)) == replace(
         VqaRecipe(objects=4), steps=2500
     )
+
+
+def test_a_control_lets_the_next_question_choose(data: Path, folder: Path) -> None:
+    pytest.importorskip("lavis")
+    from benchmarks.vqa import training
+
+    model = training.build(RECIPE, scenes.make(RECIPE, data, folder), seed=0).eval()
+    handle = elip_plugin.apply(model, VARIANTS["similarity 0.25"].config("continued"))
+    given = scenes.read(RECIPE, data, "train").samples([0, 1, 2, 3])
+    texts = given["text_input"]
+    assert len({*texts}) == 4
+    kept = []
+    for control, asked in (("", texts), ("another question", texts), ("", texts[1:] + texts[:1])):
+        with torch.no_grad(), handle.trace() as trace, training._controlled(handle, control):
+            model.forward_encoder({**given, "text_input": asked})
+        kept.append(trace.stages[-1].kept)
+    own, controlled, rolled = kept
+    assert torch.equal(controlled, rolled) and not torch.equal(own, rolled)
 
 
 @pytest.mark.slow

@@ -164,6 +164,7 @@ def test_the_loss_on_the_choice_teaches_the_text_side_and_changes_no_forward(arc
             "choice_loss is for models whose text encoder reads",
         ),
         ("blip_vqa", {"choice_loss": 1.0}, "has no scores that could learn"),
+        ("blip_vqa", {"cross_attentions": 3}, "reads no cross-attention"),
         ("blip_vqa", {**ELIP, "choice_loss": -1.0}, "choice_loss must be a number from 0 up"),
         ("blip_vqa", {**ELIP, "cross_attentions": 0}, "cross_attentions must be an integer from 1"),
     ],
