@@ -40,10 +40,10 @@ def teach_choice(tokens: Tensor, scores: Tensor, kept: Tensor, first: int, weigh
 
     How much the task needs a token is, to first order, by how much its loss would rise without it:
     minus the product of token and gradient, where that is above 0. The loss on the choice is the
-    cross-entropy between the scores, normalised over the kept tokens, and these needs, squared and
-    normalised (squared, since what the loss needs most is what it is about). Times the sum of the
-    needs, averaged over the batch, it grows and falls with the task's gradient, so that scaling
-    the loss (mixed precision, several tasks) scales both.
+    cross-entropy between the scores, normalised over the kept tokens, and these needs, squared (so
+    that more of the target lies on what the text asks about: docs/text.md) and normalised. Times
+    the sum of the needs, averaged over the batch, it grows and falls with the task's gradient, so
+    that scaling the loss (mixed precision, several tasks) scales both.
 
     Args:
         tokens: Tokens after the stage [B, T, D].

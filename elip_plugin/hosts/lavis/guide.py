@@ -116,9 +116,8 @@ def reading_guide(
     def further(y: Tensor) -> Tensor:
         read, states = [], words
         for layer, following in pairwise(layers):
-            states = layer(states, additive, **_to_read(layer, y.chunk(images)), mode="multimodal")[
-                0
-            ]
+            given = _to_read(layer, y.chunk(images))
+            states = layer(states, additive, **given, mode="multimodal")[0]
             read.append(guides(following, states))
         return torch.cat(read, dim=1)
 
