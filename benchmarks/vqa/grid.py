@@ -149,7 +149,7 @@ def _one(row: dict[str, Any], data: Path, emojis: Path) -> dict[str, Any]:
     config = variant.config(recipe.regime)
     model, cost = build(recipe, vocabulary, seed, weights), 1.0
     if config is not None:
-        cost = operations(model, config, recipe, questions.samples(list(range(8))))
+        cost = operations(model, config, questions.samples(list(range(recipe.batch))))
         model = build(recipe, vocabulary, seed, weights)  # ALBEF's momentum encoder has moved
     steps = {"none": 0, "steps": recipe.steps, "operations": round(recipe.steps / cost)}
     found = train(model, config, recipe, steps[row["budget"]], questions, held_out, seed)

@@ -60,42 +60,35 @@ def build(recipe: VqaRecipe, vocabulary: Path, seed: int, weights: Path | None =
     return model
 
 
-def operations(model: Any, config: ElipConfig, recipe: VqaRecipe, samples: dict[str, Any]) -> float:
+def operations(model: Any, config: ElipConfig, samples: dict[str, Any]) -> float:
     """Count the average training step of a configuration, relative to an unpruned one.
 
     Args:
         model: The unpruned model.
         config: What to prune; its warm-up counts.
-        recipe: Sizes of the tower.
         samples: Some samples.
 
     Returns:
-        Operations of the step with the tower's by its plan; the text side as it is unpruned.
+        Operations of forward and backward pass, text side and what chooses included.
     """
 
-    def step(level: float) -> float:
-        if level == 0:
-            return 1.0
+    def step(level: float) -> int:
         stages = tuple(replace(s, keep=1 - level * (1 - s.keep)) for s in config.stages)
-        patches = (recipe.size // recipe.patch) ** 2
-        plan = elip_plugin.plan(
-            replace(config, stages=stages), num_patches=patches, depth=recipe.depth
+        handle = (
+            elip_plugin.apply(model, replace(config, stages=stages, warmup=0)) if level else None
         )
-        return float(plan.train_cost(recipe.width))
-
-    tower = model.visual_encoder.forward_features
-    counts = []
-    runs: tuple[Callable[[], Any], ...] = (
-        lambda: model(dict(samples)),
-        lambda: tower(samples["image"]),
-    )
-    for run in runs:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            run()
-        counts.append(int(counter.get_total_flops()))
+            model(dict(samples))["loss"].backward()
+        if handle is not None:
+            handle.remove()
+        return int(counter.get_total_flops())
+
+    model.train()
+    unpruned, pruned = step(0), step(1)
+    if not config.warmup:
+        return pruned / unpruned
     rising = mean(step(level / WARMUP_LEVELS) for level in range(WARMUP_LEVELS))
-    average = config.warmup * rising + (1 - config.warmup) * step(1.0)
-    return float(1 - counts[1] / counts[0] * (1 - average))
+    return (config.warmup * rising + (1 - config.warmup) * pruned) / unpruned
 
 
 def train(

@@ -117,7 +117,10 @@ def reading_guide(
         read, states = [], words
         for layer, following in pairwise(layers):
             given = _to_read(layer, y.chunk(images))
-            states = layer(states, additive, **given, mode="multimodal")[0]
+            with (
+                torch.no_grad()
+            ):  # a backward pass through all tokens would cost what pruning saves
+                states = layer(states, additive, **given, mode="multimodal")[0]
             read.append(guides(following, states))
         return torch.cat(read, dim=1)
 
