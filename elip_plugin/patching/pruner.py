@@ -99,7 +99,7 @@ class PruningPass:
         if guide is not None:
             guide = guide() if callable(guide) else guide
             if isinstance(guide, Reading):
-                guide, further = guide
+                guide, further = guide.first, guide.further and _once(guide.further)
             if guide.shape != (len(x), shape.width):  # most are
                 pruner.check_guide(x, guide)
         from_batch = config.guide_source == "batch"
@@ -171,6 +171,18 @@ class PruningPass:
                 "cannot prune images with different numbers of patches"
             )
         return x, left
+
+
+def _once(further: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Let the text side read the tokens of a forward's first stage only, which is what costs."""
+    found: list[Tensor] = []
+
+    def read(y: Tensor) -> Tensor:
+        if not found:
+            found.append(further(y))
+        return found[0]
+
+    return read
 
 
 @functools.lru_cache(maxsize=1024)  # of which a schedule needs five per number of patches

@@ -14,6 +14,7 @@ import lavis_family as family
 from lavis_family import one_thread  # noqa: F401
 
 import elip_plugin
+from elip_plugin.core.guide import Reading
 from elip_plugin.core.score import Query, text_similarity
 from elip_plugin.errors import ConfigError
 from elip_plugin.hosts.lavis.guide import reading_guide
@@ -115,6 +116,24 @@ def test_questions_choose_at_test_time_too(arch: str) -> None:
     with handle.trace() as trace, torch.no_grad(), model.elip.guided(guide):
         model.visual_encoder.forward_features(given["image"])
     assert torch.equal(own, trace.stages[-1].kept)
+
+
+def test_the_text_encoder_reads_once_per_forward() -> None:
+    model = family.pruned("blip_vqa", elip=ELIP)
+    assert len(elip_plugin.find_handle(model).plan.stages) > 1
+    given = family.samples()
+    first, further = reading_guide(model, model.tokenizer, given["text_input"])
+    assert further is not None
+    shapes: list[torch.Size] = []
+
+    def counted(y: Tensor) -> Tensor:
+        shapes.append(y.shape)
+        return further(y)
+
+    for _ in range(2):
+        with model.elip.guided(Reading(first, counted)):
+            model.visual_encoder.forward_features(given["image"])
+    assert shapes == [(4, 17, 32)] * 2
 
 
 def test_a_pruned_momentum_encoder_is_guided_by_its_own_text_encoder() -> None:
