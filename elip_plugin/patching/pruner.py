@@ -99,7 +99,8 @@ class PruningPass:
         if guide is not None:
             guide = guide() if callable(guide) else guide
             if isinstance(guide, Reading):
-                guide, further = guide.first, guide.further and _once(guide.further)
+                further = guide.further and _once(guide.further)
+                guide = guide.first
             if guide.shape != (len(x), shape.width):  # most are
                 pruner.check_guide(x, guide)
         from_batch = config.guide_source == "batch"
