@@ -117,10 +117,9 @@ def reading_guide(
         read, states = [], words
         for layer, following in pairwise(layers):
             given = _to_read(layer, y.chunk(images))
-            with (
-                torch.no_grad()
-            ):  # a backward pass through all tokens would cost what pruning saves
-                states = layer(states, additive, **given, mode="multimodal")[0]
+            # Detached: a backward pass through the reading of all tokens costs more than it gains.
+            # (Under no_grad, autocast would keep its casts of these weights without gradient.)
+            states = layer(states, additive, **given, mode="multimodal")[0].detach()
             read.append(guides(following, states))
         return torch.cat(read, dim=1)
 
