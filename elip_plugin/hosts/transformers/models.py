@@ -40,19 +40,15 @@ class EncodedText:
 class TextModel(towers.NamedAsReplaced):
     """A text model that encodes the text of a guided forward once."""
 
-    @classmethod
-    def body_for(cls, replaces: Any) -> dict[str, Any]:
-        """Return the forward."""
-        return towers.wrapped_forward(replaces)
-
-    def elip_forward(self, host: Any, args: Any, options: Any) -> Any:
-        """Encode text, or return what is encoded already."""
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Encode text, or return what is encoded already, without its hooks."""
+        host: Any = super()
         encoded = find(self, EncodedText)
         if encoded is None:
-            return host(self, *args, **options)
+            return host.__call__(*args, **options)
         as_tuple = options.pop("return_dict", None) is False
         if encoded.output is None:
-            encoded.output = host(self, *args, **options)
+            encoded.output = host.__call__(*args, **options)
         # A copy: `get_text_features` overwrites a part of what it is given.
         output = copy.copy(encoded.output)
         return output.to_tuple() if as_tuple and not isinstance(output, tuple) else output
