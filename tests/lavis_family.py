@@ -25,8 +25,8 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from elip_plugin.hosts.lavis import models
-from elip_plugin.hosts.lavis.runtime.offline import construction
-from elip_plugin.hosts.lavis.runtime.settings import read_settings
+from elip_plugin.hosts.lavis.compat.offline import construction
+from elip_plugin.hosts.lavis.compat.settings import read_settings
 from elip_plugin.patching.swap import Patched
 from elip_plugin.reducers import elip
 from elip_plugin.reducers.tome import merge_inside

@@ -30,7 +30,7 @@ MoreOptions = Annotated[list[str] | None, typer.Argument(help="More overrides.",
 )
 def train(cfg_path: CfgPath, options: Options = None, more: MoreOptions = None) -> None:
     """Train a model, and evaluate it on the config's splits."""
-    from elip_plugin.hosts.lavis.runtime.train import run
+    from elip_plugin.hosts.lavis.compat.train import run
 
     _print_scores(run(cfg_path, [*(options or []), *(more or [])], evaluate=False))
 
@@ -50,7 +50,7 @@ def evaluate(
     more: MoreOptions = None,
 ) -> None:
     """Evaluate a model on the config's test splits."""
-    from elip_plugin.hosts.lavis.runtime.train import run
+    from elip_plugin.hosts.lavis.compat.train import run
 
     overrides = [*(options or []), *(more or [])]
     _print_scores(run(cfg_path, overrides, evaluate=True, checkpoint=checkpoint))
@@ -61,7 +61,7 @@ def evaluate(
 )
 def configs() -> None:
     """List the run configs that come with this package."""
-    from elip_plugin.hosts.lavis.runtime.paths import configs_root
+    from elip_plugin.hosts.lavis.compat.paths import configs_root
 
     for path in sorted((configs_root() / "projects").rglob("*.yaml")):
         typer.echo(path)

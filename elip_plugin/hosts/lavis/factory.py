@@ -24,12 +24,12 @@ from elip_plugin.data.vocab import write_vocab
 from elip_plugin.errors import ConfigError, DataError, UnsupportedModelError
 from elip_plugin.hosts.base import HostModel
 from elip_plugin.hosts.lavis.blip2 import in_one_process
+from elip_plugin.hosts.lavis.compat import fixes
+from elip_plugin.hosts.lavis.compat.offline import construction
+from elip_plugin.hosts.lavis.compat.settings import read_settings
 from elip_plugin.hosts.lavis.guide import is_read_by_text, reading_guide
 from elip_plugin.hosts.lavis.models import ARCHS, ElipClip, describe
 from elip_plugin.hosts.lavis.names import PREFIX
-from elip_plugin.hosts.lavis.runtime import fixes
-from elip_plugin.hosts.lavis.runtime.offline import construction
-from elip_plugin.hosts.lavis.runtime.settings import read_settings
 from elip_plugin.hosts.lavis.text import text_token
 from elip_plugin.hosts.lavis.towers import fuse_attention
 from elip_plugin.patching.checkpoints import load_checkpoint
@@ -53,7 +53,7 @@ def from_config(patched: Any, cfg: Any, config: ElipConfig | None = None) -> Any
         patched: A class in `elip_plugin.hosts.lavis.models`.
         cfg: LAVIS' model section, with our keys beside its own: `elip`, and for a model that
             is small or needs no network `tokenizer`, `init`, `vit`, `bert` (ALBEF, BLIP) or
-            `clip`; see `elip_plugin.hosts.lavis.runtime.settings`.
+            `clip`; see `elip_plugin.hosts.lavis.compat.settings`.
         config: What to prune; None for what the section says.
 
     Returns:

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from elip_plugin.errors import ConfigError, ElipError, UnsupportedModelError
 from elip_plugin.hosts.lavis import blip2, clip_towers, eva_tower, towers
+from elip_plugin.hosts.lavis.compat.paths import configs_root
 from elip_plugin.hosts.lavis.entries import (
     ByEncoder,
     ByFeatures,
@@ -42,7 +43,6 @@ from elip_plugin.hosts.lavis.entries import (
     pruned_class,
 )
 from elip_plugin.hosts.lavis.guide import guided_by_text
-from elip_plugin.hosts.lavis.runtime.paths import configs_root
 from elip_plugin.hosts.lavis.text import (
     TEXT_ENCODERS,
     TextCache,

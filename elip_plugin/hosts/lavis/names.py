@@ -10,11 +10,11 @@ from lavis.models import load_model, model_zoo
 
 from elip_plugin.errors import UnknownModelError, nearest
 from elip_plugin.hosts.base import OWN_SECTION, ModelName
+from elip_plugin.hosts.lavis.compat import fixes
+from elip_plugin.hosts.lavis.compat.datasets import register_builders
+from elip_plugin.hosts.lavis.compat.runner import NAME, ElipRunner
 from elip_plugin.hosts.lavis.models import ARCHS
 from elip_plugin.hosts.lavis.refused import refuse, refused
-from elip_plugin.hosts.lavis.runtime import fixes
-from elip_plugin.hosts.lavis.runtime.datasets import register_builders
-from elip_plugin.hosts.lavis.runtime.runner import NAME, ElipRunner
 
 PREFIX = "elip_"
 

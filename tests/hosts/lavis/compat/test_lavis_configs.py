@@ -20,14 +20,14 @@ from omegaconf import OmegaConf
 
 from elip_plugin import ElipConfig, plan
 from elip_plugin.errors import DataError
+from elip_plugin.hosts.lavis.compat import paths
+from elip_plugin.hosts.lavis.compat.datasets import register_builders
+from elip_plugin.hosts.lavis.compat.paths import configs_root
+from elip_plugin.hosts.lavis.compat.runner import NAME as RUNNER
+from elip_plugin.hosts.lavis.compat.section import read_section
+from elip_plugin.hosts.lavis.compat.settings import BERT_FAMILY, CLIP_FAMILY
 from elip_plugin.hosts.lavis.models import ARCHS, SMALL
 from elip_plugin.hosts.lavis.names import PREFIX, register
-from elip_plugin.hosts.lavis.runtime import paths
-from elip_plugin.hosts.lavis.runtime.datasets import register_builders
-from elip_plugin.hosts.lavis.runtime.paths import configs_root
-from elip_plugin.hosts.lavis.runtime.runner import NAME as RUNNER
-from elip_plugin.hosts.lavis.runtime.section import read_section
-from elip_plugin.hosts.lavis.runtime.settings import BERT_FAMILY, CLIP_FAMILY
 
 ROOT = configs_root()
 PROJECTS = sorted((ROOT / "projects").rglob("*.yaml"))

@@ -26,7 +26,7 @@ from omegaconf import OmegaConf
 from transformers import BertConfig, BertTokenizer
 
 from elip_plugin.errors import ConfigError, DataError
-from elip_plugin.hosts.lavis.runtime.settings import RANDOM, Settings
+from elip_plugin.hosts.lavis.compat.settings import RANDOM, Settings
 from elip_plugin.patching.checkpoints import load_checkpoint
 from elip_plugin.patching.monkeypatch import replaced
 

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from elip_plugin.errors import ConfigError, join_faults, nearest
-from elip_plugin.hosts.lavis.runtime.settings import is_misspelt
+from elip_plugin.hosts.lavis.compat.settings import is_misspelt
 
 SECTIONS = ("model", "datasets", "run")
 NEEDED = ("task", "batch_size_train", "batch_size_eval", "num_workers", "device", "output_dir")

@@ -24,7 +24,7 @@ import pytest
 import torch
 
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.hosts.lavis.runtime import fixes
+from elip_plugin.hosts.lavis.compat import fixes
 
 ANSWERS = Path(__file__).parents[3] / "golden" / "lavis_losses.json"
 PINNED = "4.26.1"
@@ -312,7 +312,7 @@ def test_generated_tokens_equal_those_of_the_pinned_stack(
     """Beside the pins, too: there the known answers are transformers' own generation."""
     from lavis.models.med import BertLMHeadModel
 
-    from elip_plugin.hosts.lavis.runtime.generation import generate
+    from elip_plugin.hosts.lavis.compat.generation import generate
 
     monkeypatch.setattr(BertLMHeadModel, "generate", generate, raising=False)
     assert generated() == answers["generated"]
@@ -431,7 +431,7 @@ def test_lavis_imports_in_a_process_of_its_own() -> None:
 
 def test_the_fixes_load_no_host() -> None:
     code = (
-        "import sys, elip_plugin.hosts.lavis.runtime.fixes; "
+        "import sys, elip_plugin.hosts.lavis.compat.fixes; "
         "print([m for m in ('lavis', 'transformers') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -28,8 +28,8 @@ from lavis.tasks import setup_task
 from torch import distributed as dist
 
 from elip_plugin.errors import ConfigError
+from elip_plugin.hosts.lavis.compat.run_config import check_run_config, read_run_config
 from elip_plugin.hosts.lavis.names import register
-from elip_plugin.hosts.lavis.runtime.run_config import check_run_config, read_run_config
 from elip_plugin.patching.checkpoints import load_checkpoint
 
 log = logging.getLogger("elip_plugin")

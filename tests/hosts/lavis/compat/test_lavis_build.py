@@ -119,7 +119,7 @@ def test_keys_of_lavis_pass() -> None:
     """LAVIS' own keys may lie near ours; none of any shipped config is called a slip."""
     from lavis.common.utils import get_abs_path
 
-    from elip_plugin.hosts.lavis.runtime.settings import read_settings
+    from elip_plugin.hosts.lavis.compat.settings import read_settings
 
     for arch, cls in ARCHS.items():
         for path in cls.replaces.PRETRAINED_MODEL_CONFIG_DICT.values():

@@ -10,7 +10,7 @@ import torch
 from lavis.common.dist_utils import is_dist_avail_and_initialized
 from torch import distributed
 
-from elip_plugin.hosts.lavis.runtime.fixes import running
+from elip_plugin.hosts.lavis.compat.fixes import running
 
 
 def _barrier() -> None:

@@ -17,10 +17,10 @@ from pkgutil import resolve_name
 from typing import Any, Literal
 
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.hosts.base import installed_version
+from elip_plugin.hosts.versions import installed_version
 from elip_plugin.patching.monkeypatch import replaced
 
-RUNTIME = "elip_plugin.hosts.lavis.runtime"
+COMPAT = "elip_plugin.hosts.lavis.compat"
 LAVIS = "lavis 1.0.2"
 
 
@@ -55,7 +55,7 @@ def _moved(where: str, by: str, versions: str, breaks: str) -> Fix:
 
 
 def _on_other_devices(where: str, by: str, breaks: str) -> Fix:
-    by = f"{RUNTIME}.devices:{by}"
+    by = f"{COMPAT}.devices:{by}"
     return Fix("run", where, by, LAVIS, breaks, lambda runner: not runner.cuda_enabled, wraps=True)
 
 
@@ -77,7 +77,7 @@ FIXES = (
     Fix(
         "register",
         "lavis.models.med:BertLMPredictionHead._tie_weights",
-        f"{RUNTIME}.generation:tie_weights",
+        f"{COMPAT}.generation:tie_weights",
         f"{LAVIS} with transformers 4.40 and later",
         "published weights: a language head's bias has two names, which transformers ties again "
         "after loading only where a module has this method; without it the bias stays zero",
@@ -85,7 +85,7 @@ FIXES = (
     Fix(
         "register",
         "lavis.models.med:BertLMHeadModel.generate",
-        f"{RUNTIME}.generation:generate",
+        f"{COMPAT}.generation:generate",
         f"{LAVIS} with transformers 4.27 and later",
         "captions and answers: transformers repeats the image tokens once more, changed its beam "
         "search, and from 4.50 on models do not inherit generate",
@@ -94,7 +94,7 @@ FIXES = (
     Fix(
         "register",
         "lavis.runners.runner_base:RunnerBase.lr_scheduler",
-        f"{RUNTIME}.progress:reporting",
+        f"{COMPAT}.progress:reporting",
         LAVIS,
         "pruning schedules: a model is not given the number of all steps, and the runners have no "
         "hook; they call the learning-rate schedule before each forward",
@@ -103,7 +103,7 @@ FIXES = (
     Fix(
         "register",
         "lavis.runners.runner_base:RunnerBase.evaluate",
-        f"{RUNTIME}.devices:evaluate",
+        f"{COMPAT}.devices:evaluate",
         LAVIS,
         "evaluate.py on a CPU, which uses LAVIS' own runner whatever the config says",
         wraps=True,
@@ -111,21 +111,21 @@ FIXES = (
     Fix(
         "run",
         "lavis.runners.runner_base:dist",
-        f"{RUNTIME}.devices:dist",
+        f"{COMPAT}.devices:dist",
         LAVIS,
         "one process: runner_base.py:406 waits for others even where there are none",
     ),
     Fix(
         "run",
         "lavis.common.logger:SmoothedValue.synchronize_between_processes",
-        f"{RUNTIME}.devices:synchronize",
+        f"{COMPAT}.devices:synchronize",
         LAVIS,
         "gloo: logger.py:43 makes a CUDA tensor whatever the process group can carry",
     ),
     Fix(
         "run",
         "lavis.runners.runner_base:IterLoader",
-        f"{RUNTIME}.devices:iter_loader",
+        f"{COMPAT}.devices:iter_loader",
         LAVIS,
         "resuming: dataloader_utils.py:79 shuffles as in epoch 0",
         wraps=True,
