@@ -26,7 +26,7 @@ from torch import Tensor
 
 from elip_plugin.hosts.lavis import models
 from elip_plugin.hosts.lavis.compat.offline import construction
-from elip_plugin.hosts.lavis.compat.settings import read_settings
+from elip_plugin.hosts.lavis.compat.settings import BERT_FAMILY, CLIP_FAMILY, read_settings
 from elip_plugin.patching.swap import Patched
 from elip_plugin.reducers import elip
 from elip_plugin.reducers.tome import merge_inside
@@ -174,8 +174,8 @@ twin = pruned
 def stock(arch: str, seed: int = 0, **changes: Any) -> Any:
     """LAVIS' own model, with the weights of the pruned model of the same seed."""
     cls = ARCHS[arch]
-    cfg = section(arch, **{"elip": {"text_weight": 0.0}, **changes})
-    settings = read_settings(cls, cfg)
+    cfg = section(arch, **changes)
+    settings = read_settings(cfg, CLIP_FAMILY if is_clip(arch) else BERT_FAMILY, others=["elip"])
     torch.manual_seed(seed)
     with quiet(), construction(settings, cls.replaces):
         made = cls.replaces(**settings.clip) if is_clip(arch) else cls.replaces.from_config(cfg)

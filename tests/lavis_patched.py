@@ -80,7 +80,7 @@ from torch import nn
 from transformers import BertConfig, BertTokenizer, PreTrainedModel
 
 if PLUGIN:
-    from elip_plugin.hosts.lavis.compat.train import _start_processes as init_distributed_mode
+    from elip_plugin.hosts.lavis.compat.processes import join_processes as init_distributed_mode
 
 # Models.
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from lavis.common import dist_utils
 from lavis.models import (
     CLIP,
     AlbefClassification,
@@ -26,15 +25,11 @@ from lavis.models import (
     BlipRetrieval,
     BlipVQA,
 )
-from lavis.models.albef_models.albef_outputs import AlbefIntermediateOutput
-from lavis.models.blip_models import blip_classification
-from lavis.models.clip_models.loss import ClipLoss
-from lavis.models.eva_vit import VisionTransformer as EvaTower
 from torch import Tensor
 
-from elip_plugin.errors import ConfigError, ElipError, UnsupportedModelError
-from elip_plugin.hosts.lavis import blip2, clip_towers, eva_tower, towers
+from elip_plugin.hosts.lavis import blip2
 from elip_plugin.hosts.lavis.compat.paths import configs_root
+from elip_plugin.hosts.lavis.describe import describe_model, describe_tower
 from elip_plugin.hosts.lavis.entries import (
     ByEncoder,
     ByFeatures,
@@ -43,15 +38,9 @@ from elip_plugin.hosts.lavis.entries import (
     pruned_class,
 )
 from elip_plugin.hosts.lavis.guide import guided_by_text
-from elip_plugin.hosts.lavis.text import (
-    TEXT_ENCODERS,
-    TextCache,
-    inner_bert,
-    text_token,
-)
-from elip_plugin.patching.install import Description, Tower
-from elip_plugin.patching.monkeypatch import replaced
-from elip_plugin.patching.swap import Swap, choose
+from elip_plugin.hosts.lavis.text import TextCache, text_token
+from elip_plugin.patching.install import Description
+from elip_plugin.patching.swap import choose
 
 SMALL = "openmoji"
 """Model type of the small towers of `lavis_configs`, which train on a CPU."""
@@ -89,12 +78,6 @@ class ElipBlipClassification(ByForward, BlipClassification):
     replaces = BlipClassification
     guided_by = "sentence"
     text_at_test = True
-
-    def forward(self, samples: dict[str, Any], is_train: bool = True) -> Any:
-        """Run LAVIS' forward, which by itself cannot train."""
-        # blip_classification.py:129 fills a field that only ALBEF's record of outputs has.
-        with replaced(blip_classification, "BlipIntermediateOutput", AlbefIntermediateOutput):
-            return super().forward(samples, is_train)
 
 
 class ElipBlipITM(ByForward, BlipITM):
@@ -139,11 +122,6 @@ class ElipClip(ByForward, CLIP):
         """Encode token ids, unless this forward has encoded them already."""
         cache = self.elip_cache
         return cache.output if tokens is cache.ids else super().encode_text(tokens)
-
-    @property
-    def loss(self) -> Any:
-        """LAVIS' loss, which requires a process group; here one process is enough."""
-        return ClipLoss(world_size=dist_utils.get_world_size(), rank=dist_utils.get_rank())
 
 
 _pruned = partial(pruned_class, __name__)
@@ -199,65 +177,8 @@ MODELS: dict[type, type[Any]] = {cls.replaces: cls for cls in ARCHS.values()}
 """Pruned classes by LAVIS' class."""
 
 
-LEAK = (
-    "at test time its text is the answer, or is compared with all images, and an image pruned by "
-    "it would leak it into the scores; use 'full' or 'image'"
-)
-
-
 def describe(module: Any) -> Description:
     """Describe a LAVIS model, or a bare vision tower of ALBEF and BLIP; see `Host.describe`."""
     if not hasattr(module, "visual_encoder") and not hasattr(module, "visual"):
-        return Description(module, _describe_tower(module))
-    model = choose(module, MODELS)
-    patched: Any = model.patched
-    leak = "" if patched.text_at_test else LEAK
-    if hasattr(module, "visual"):
-        others = (Swap(module, patched, {"elip_cache": TextCache()}),)
-        return Description(module, clip_towers.describe(module.visual), others, None, leak)
-    if hasattr(module, "Qformer"):
-        tower = _describe_tower(module.visual_encoder)
-        return Description(module, tower, (model,), None, leak, _why_no_guide(module, patched))
-    encoders = [getattr(module, n, None) for n in ("text_encoder", "text_encoder_m")]
-    berts = [inner_bert(e) for e in encoders if e is not None] if patched.own_text_pass else []
-    return Description(
-        module,
-        towers.describe(module.visual_encoder),
-        (*(choose(bert, TEXT_ENCODERS, elip_cache=TextCache()) for bert in berts), model),
-        towers.describe(module.visual_encoder_m) if hasattr(module, "visual_encoder_m") else None,
-        leak,
-        _why_no_guide(module, patched),
-        teachable=True,
-    )
-
-
-def _describe_tower(tower: Any) -> Tower:
-    return (eva_tower if isinstance(tower, EvaTower) else towers).describe(tower)
-
-
-def _why_no_guide(model: Any, patched: Any) -> ElipError | None:
-    name = patched.replaces.__name__
-    if patched.guided_by == "nothing":
-        return ConfigError(
-            f"{name} has no text to guide its tower (its caption is the answer): set "
-            "text_weight 0 to prune by the image alone"
-        )
-    if hasattr(model, "Qformer"):
-        if model.Qformer.bert.embeddings.word_embeddings is not None:
-            return None
-        return ConfigError(
-            f"the Q-Former of {name} reads no text that could guide its tower "
-            "(qformer_text_input is false): set text_weight 0 to prune by the image alone"
-        )
-    text_width = inner_bert(model.text_encoder).config.hidden_size
-    vision_width = model.visual_encoder.embed_dim
-    if text_width == vision_width or hasattr(model, "vision_proj"):
-        return None
-    # LAVIS' answer decoders take the tower's width, so VQA cannot do with unequal ones.
-    needs_equal = hasattr(model, "text_decoder")
-    other = "" if needs_equal else ", or set text_weight 0 to prune by the image alone"
-    return UnsupportedModelError(
-        f"{name} has a text encoder of width {text_width}, a tower of width {vision_width} "
-        "and no projection between them by which text could guide it: make the widths "
-        f"equal{other}"
-    )
+        return Description(module, describe_tower(module))
+    return describe_model(module, choose(module, MODELS))

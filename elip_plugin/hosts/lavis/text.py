@@ -16,6 +16,7 @@ from lavis.models.blip_models.nlvr_encoder import BertModel as NlvrBertModel
 from lavis.models.med import BertModel, XBertEncoder
 from torch import Tensor, nn
 
+from elip_plugin.hosts.lavis.compat.masks import with_fitting_masks
 from elip_plugin.patching.swap import Patched
 
 
@@ -44,11 +45,7 @@ class ElipBertModel(Patched, BertModel):
 
     def forward(self, input_ids: Tensor | None = None, **options: Any) -> Any:
         """Encode text, alone or fused with image tokens."""
-        states, mask = options.get("encoder_hidden_states"), options.get("encoder_attention_mask")
-        if isinstance(states, Tensor) and mask is not None and mask.shape[1] != states.shape[1]:
-            options["encoder_attention_mask"] = _fit_mask(mask, states)
-        elif isinstance(states, list) and mask is not None:
-            options["encoder_attention_mask"] = [_fit_mask(m, s) for m, s in zip(mask, states)]
+        options = with_fitting_masks(options)
         cache = self.elip_cache
         if input_ids is None or input_ids is not cache.ids:
             return super().forward(input_ids, **options)
@@ -92,16 +89,6 @@ TEXT_ENCODERS: dict[type, type[nn.Module]] = {
     XBertEncoder: ElipXBertEncoder,
 }
 """Text encoders that are patched; BLIP's NLVR2 encoder only gives a guide and stays as it is."""
-
-
-def _fit_mask(mask: Tensor, states: Tensor) -> Tensor:
-    """Fit the mask of image tokens to their number.
-
-    LAVIS pairs the momentum encoder's tokens with the mask it made for the other tower's, of
-    which there may be fewer. Its masks leave no image token out, so the class token's value
-    holds for all.
-    """
-    return mask if mask.shape[1] == states.shape[1] else mask[:, :1].expand(states.shape[:2])
 
 
 def inner_bert(text_encoder: Any) -> Any:

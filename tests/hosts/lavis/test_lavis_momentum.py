@@ -35,7 +35,7 @@ from lavis_family import (
 
 from elip_plugin import Handle, find_handle
 from elip_plugin.errors import ConfigError
-from elip_plugin.hosts.lavis.text import _fit_mask
+from elip_plugin.hosts.lavis.compat.masks import fit_mask
 from elip_plugin.patching.install import find_pruner
 
 BOTH = {"prune_momentum": True}
@@ -163,9 +163,9 @@ def test_the_momentum_encoders_mask_is_the_one_lavis_would_make_for_its_tokens(a
 def test_a_mask_that_leaves_images_out_keeps_leaving_them_out() -> None:
     states = torch.zeros(3, 17, 32)
     mask = torch.tensor([1, 0, 1]).unsqueeze(1).repeat(1, 8)
-    assert torch.equal(_fit_mask(mask, states), mask[:, :1].repeat(1, 17))
+    assert torch.equal(fit_mask(mask, states), mask[:, :1].repeat(1, 17))
     fitting = torch.randint(0, 2, (3, 17))
-    assert _fit_mask(fitting, states) is fitting
+    assert fit_mask(fitting, states) is fitting
 
 
 VITS = [arch for arch in ARCHS if not is_clip(arch) and not arch.endswith("_extractor")]

@@ -119,12 +119,13 @@ def test_keys_of_lavis_pass() -> None:
     """LAVIS' own keys may lie near ours; none of any shipped config is called a slip."""
     from lavis.common.utils import get_abs_path
 
-    from elip_plugin.hosts.lavis.compat.settings import read_settings
+    from elip_plugin.hosts.lavis.compat.settings import BERT_FAMILY, CLIP_FAMILY, read_settings
 
     for arch, cls in ARCHS.items():
-        for path in cls.replaces.PRETRAINED_MODEL_CONFIG_DICT.values():
-            read_settings(cls, OmegaConf.load(get_abs_path(path)).model)
-        read_settings(cls, section(arch))
+        family = CLIP_FAMILY if is_clip(arch) else BERT_FAMILY
+        paths = cls.replaces.PRETRAINED_MODEL_CONFIG_DICT.values()
+        for given in (*(OmegaConf.load(get_abs_path(p)).model for p in paths), section(arch)):
+            read_settings(given, family, others=["elip"])
 
 
 @pytest.mark.parametrize("arch", FETCHING_TOWER)
