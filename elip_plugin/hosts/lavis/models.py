@@ -45,6 +45,9 @@ from elip_plugin.patching.swap import choose
 SMALL = "openmoji"
 """Model type of the small towers of `lavis_configs`, which train on a CPU."""
 
+TYPES = "PRETRAINED_MODEL_CONFIG_DICT"
+"""Class attribute of LAVIS: the files of a model's types."""
+
 TEXTS_PER_BATCH = 256
 
 
@@ -70,14 +73,6 @@ class Scored(ByForward):
         image = torch.cat([self.vision_proj(encode(each)[:, 0]) for each in images])
         scores = (F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).t()).cpu().numpy()
         return scores, scores.T
-
-
-class ElipBlipClassification(ByForward, BlipClassification):
-    """BLIP classifying pairs."""
-
-    replaces = BlipClassification
-    guided_by = "sentence"
-    text_at_test = True
 
 
 class ElipBlipITM(ByForward, BlipITM):
@@ -136,36 +131,26 @@ OWN = {"own_text_pass": True}
 PADDED: dict[str, Any] = {"tokens": {"padding": True}}
 
 ARCHS: dict[str, type[Any]] = {
-    "albef_pretrain": pruned_class(
-        __name__, AlbefPretrain, Scored, PRETRAINED_MODEL_CONFIG_DICT=_small(AlbefPretrain, "albef")
-    ),
-    "albef_retrieval": pruned_class(
-        __name__, AlbefRetrieval, ByForward, **OWN, tokens=Scored.tokens
-    ),
+    "albef_pretrain": _pruned(AlbefPretrain, Scored, **{TYPES: _small(AlbefPretrain, "albef")}),
+    "albef_retrieval": _pruned(AlbefRetrieval, ByForward, **OWN, tokens=Scored.tokens),
     "albef_vqa": _pruned(AlbefVQA, ByEncoder, **OWN, **QUESTION),
-    "albef_nlvr": pruned_class(
-        __name__, AlbefNLVR, ByForward, **OWN, **SENTENCE, images_per_text=2
+    "albef_nlvr": _pruned(AlbefNLVR, ByForward, **OWN, **SENTENCE, images_per_text=2),
+    "albef_classification": _pruned(AlbefClassification, ByForward, **OWN, **SENTENCE),
+    "albef_feature_extractor": _pruned(
+        AlbefFeatureExtractor, ByFeatures, **OWN, **PADDED, text_at_test=True
     ),
-    "albef_classification": pruned_class(
-        __name__, AlbefClassification, ByForward, **OWN, **SENTENCE
-    ),
-    "albef_feature_extractor": pruned_class(
-        __name__, AlbefFeatureExtractor, ByFeatures, **OWN, **PADDED, text_at_test=True
-    ),
-    "blip_pretrain": pruned_class(
-        __name__, BlipPretrain, Scored, PRETRAINED_MODEL_CONFIG_DICT=_small(BlipPretrain, "blip")
-    ),
+    "blip_pretrain": _pruned(BlipPretrain, Scored, **{TYPES: _small(BlipPretrain, "blip")}),
     "blip_retrieval": _pruned(BlipRetrieval, ByForward, **OWN, tokens=Scored.tokens),
     "blip_vqa": _pruned(BlipVQA, ByEncoder, **QUESTION),
-    "blip_nlvr": pruned_class(
-        __name__, BlipNLVR, ByForward, **SENTENCE, images_per_text=2, tokens={"padding": "longest"}
+    "blip_nlvr": _pruned(
+        BlipNLVR, ByForward, **SENTENCE, images_per_text=2, tokens={"padding": "longest"}
     ),
-    "blip_classification": ElipBlipClassification,
+    "blip_classification": _pruned(BlipClassification, ByForward, **SENTENCE),
     # The caption is the answer, so the image alone chooses its tokens.
     "blip_caption": _pruned(BlipCaption, PrunedModel, guided_by="nothing"),
     "blip_image_text_matching": ElipBlipITM,
-    "blip_feature_extractor": pruned_class(
-        __name__, BlipFeatureExtractor, ByFeatures, **PADDED, text_at_test=True
+    "blip_feature_extractor": _pruned(
+        BlipFeatureExtractor, ByFeatures, **PADDED, text_at_test=True
     ),
     "clip": ElipClip,
     "clip_feature_extractor": ElipClip,

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pkgutil import resolve_name
 from threading import RLock
@@ -24,8 +25,7 @@ from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.versions import installed_version
 from elip_plugin.patching.monkeypatch import replaced
 
-COMPAT = "elip_plugin.hosts.lavis.compat"
-LAVIS = "lavis 1.0.2"
+OURS = "elip_plugin.hosts.lavis.compat"
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Fix:
             runner is at work ("run").
         where: The attribute of LAVIS or its libraries that is at fault, as "module:name".
         by: What replaces or repairs it, as "module:name".
-        versions: The versions that have the fault.
         breaks: What breaks without the repair, and why.
+        beside: The versions of other libraries with which LAVIS has the fault; "" for any.
         needed: Whether this process needs the repair, computed from the runner, if any.
         wraps: Whether `by` makes the new value from LAVIS' own one; for a "model" also from
             `Users`, for a "run" also from the runner.
@@ -48,8 +48,8 @@ class Fix:
     when: Literal["import", "register", "model", "run"]
     where: str
     by: str
-    versions: str
     breaks: str
+    beside: str = ""
     needed: Callable[..., bool] = lambda *_: True
     wraps: bool = False
 
@@ -68,20 +68,16 @@ class Users:
     report: Callable[[list[Any], int, int], None]
 
 
-def _moved(where: str, by: str, versions: str, breaks: str) -> Fix:
-    return Fix(
-        "import", where, by, f"{LAVIS} with {versions}", breaks, lambda *_: _is_missing(where)
-    )
+def _moved(where: str, by: str, beside: str, breaks: str) -> Fix:
+    return Fix("import", where, by, breaks, beside, needed=lambda: _is_missing(where))
 
 
 def _since(*version: int) -> Callable[..., bool]:
-    return lambda *_: installed_version("transformers") >= version
+    return lambda: installed_version("transformers") >= version
 
 
-def _on_other_devices(where: str, by: str, breaks: str) -> Fix:
-    by = f"{COMPAT}.devices:{by}"
-    return Fix("run", where, by, LAVIS, breaks, lambda runner: not runner.cuda_enabled, wraps=True)
-
+_wrapped = partial(Fix, wraps=True)
+_on_other_devices = partial(_wrapped, "run", needed=lambda runner: not runner.cuda_enabled)
 
 FIXES = (
     *(
@@ -101,114 +97,101 @@ FIXES = (
     Fix(
         "register",
         "lavis.models.med:BertLMPredictionHead._tie_weights",
-        f"{COMPAT}.generation:tie_weights",
-        f"{LAVIS} with transformers 4.40 and later",
+        f"{OURS}.generation:tie_weights",
         "published weights: a language head's bias has two names, which transformers ties again "
         "after loading only where a module has this method; without it the bias stays zero",
+        "transformers 4.40 and later",
         needed=_since(4, 40),
     ),
     Fix(
         "register",
         "lavis.models.med:BertLMHeadModel.generate",
-        f"{COMPAT}.generation:generate",
-        f"{LAVIS} with transformers 4.27 and later",
+        f"{OURS}.generation:generate",
         "captions and answers: transformers repeats the image tokens once more, changed its beam "
         "search, and from 4.50 on models do not inherit generate",
+        "transformers 4.27 and later",
         needed=_since(4, 27),
     ),
     Fix(
         "model",
         "lavis.models.blip2_models.blip2_qformer:dist",
-        f"{COMPAT}.processes:dist",
-        LAVIS,
+        f"{OURS}.processes:dist",
         "one process: blip2_qformer.py:153 asks for its rank, which takes a process group",
     ),
-    Fix(
+    _wrapped(
         "model",
         "lavis.models.blip2_models.blip2_qformer:all_gather_with_grad",
-        f"{COMPAT}.processes:gathering",
-        LAVIS,
+        f"{OURS}.processes:gathering",
         "one process: base_model.py:209 asks how many there are, which takes a process group",
-        wraps=True,
     ),
-    Fix(
+    _wrapped(
         "model",
         "lavis.models.clip_models.model:CLIP.loss",
-        f"{COMPAT}.processes:clip_loss",
-        LAVIS,
+        f"{OURS}.processes:clip_loss",
         "one process: model.py:507 asks how many there are, which takes a process group",
-        wraps=True,
     ),
     Fix(
         "model",
         "lavis.models.blip_models.blip_classification:BlipIntermediateOutput",
         "lavis.models.albef_models.albef_outputs:AlbefIntermediateOutput",
-        LAVIS,
         "training BLIP to classify: blip_classification.py:129 fills a field of its record of "
         "outputs that only ALBEF's record has",
     ),
-    Fix(
+    _wrapped(
         "model",
         "lavis.runners.runner_base:RunnerBase.lr_scheduler",
-        f"{COMPAT}.progress:reporting",
-        LAVIS,
+        f"{OURS}.progress:reporting",
         "schedules by progress: a model is not given the number of all steps, and the runners have "
         "no hook; they call the learning-rate schedule before each forward",
-        wraps=True,
     ),
-    Fix(
+    _wrapped(
         "model",
         "lavis.runners.runner_base:RunnerBase.evaluate",
-        f"{COMPAT}.devices:evaluate",
-        LAVIS,
+        f"{OURS}.devices:evaluate",
         "evaluate.py on a CPU, which uses LAVIS' own runner whatever the config says",
-        wraps=True,
     ),
     Fix(
         "run",
         "lavis.runners.runner_base:dist",
-        f"{COMPAT}.processes:dist",
-        LAVIS,
+        f"{OURS}.processes:dist",
         "one process: runner_base.py:406 waits for others even where there are none",
     ),
     Fix(
         "run",
         "lavis.common.logger:SmoothedValue.synchronize_between_processes",
-        f"{COMPAT}.processes:synchronize",
-        LAVIS,
+        f"{OURS}.processes:synchronize",
         "gloo: logger.py:43 makes a CUDA tensor whatever the process group can carry",
     ),
-    Fix(
+    _wrapped(
         "run",
         "lavis.runners.runner_base:IterLoader",
-        f"{COMPAT}.devices:iter_loader",
-        LAVIS,
+        f"{OURS}.devices:iter_loader",
         "resuming: dataloader_utils.py:79 shuffles as in epoch 0",
-        wraps=True,
     ),
     _on_other_devices(
         "lavis.runners.runner_base:RunnerBase.model",
-        "unwrapped",
+        f"{OURS}.devices:unwrapped",
         "CPUs: runner_base.py:85 has no model where it need not be moved",
     ),
     _on_other_devices(
         "lavis.runners.runner_base:PrefetchLoader",
-        "no_prefetching",
+        f"{OURS}.devices:no_prefetching",
         "CPUs: dataloader_utils.py:56 opens a CUDA stream",
     ),
     _on_other_devices(
         "lavis.runners.runner_base:DataLoader",
-        "no_pinned_memory",
+        f"{OURS}.devices:no_pinned_memory",
         "CPUs: runner_base.py pins memory, which needs a GPU",
     ),
     _on_other_devices(
         "lavis.tasks.base_task:prepare_sample",
-        "no_cuda",
+        f"{OURS}.devices:no_cuda",
         "CPUs: base_task.py:80 moves the samples of an evaluation to CUDA",
     ),
 )
 
-_applied: dict[Fix, ExitStack] = {}
+_applied: set[Fix] = set()
+_undoing = ExitStack()
 _applying = RLock()
 
 
@@ -234,8 +217,8 @@ def extend(users: Users) -> None:
 def undo() -> None:
     """Undo what `prepare`, `register` and `extend` did, last first."""
     with _applying:
-        while _applied:
-            _applied.popitem()[1].close()
+        _undoing.close()
+        _applied.clear()
 
 
 @contextmanager
@@ -268,9 +251,8 @@ def _apply(when: str, *given: Any) -> None:
     with _applying:
         for fix in FIXES:
             if fix.when == when and fix not in _applied and fix.needed():
-                stack = ExitStack()
-                stack.enter_context(_in_force(fix, *given))
-                _applied[fix] = stack
+                _undoing.enter_context(_in_force(fix, *given))
+                _applied.add(fix)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from torch import distributed as dist
 
 from elip_plugin.errors import ConfigError
 from elip_plugin.hosts.lavis.compat.processes import join_processes
-from elip_plugin.hosts.lavis.compat.run_config import check_run_config, read_run_config
+from elip_plugin.hosts.lavis.compat.run_config import check_run_config
 from elip_plugin.patching.checkpoints import load_checkpoint
 
 log = logging.getLogger("elip_plugin")
@@ -47,13 +47,12 @@ def run(
         ConfigError: Before anything is written, if config or checkpoint is at fault.
     """
     warnings.filterwarnings("ignore", category=FutureWarning, module="lavis|fairscale")
-    read_run_config(cfg_path, options)
+    check_run_config(cfg_path, options, evaluate=evaluate)
     if checkpoint is not None and not checkpoint.is_file():
         raise ConfigError(f"checkpoint {str(checkpoint)!r} is no file")
     cfg = Config(SimpleNamespace(cfg_path=str(cfg_path), options=list(options)))
     cfg.run_cfg.evaluate = evaluate
     cfg.run_cfg.setdefault("resume_ckpt_path", None)
-    check_run_config(cfg)
     alone = not dist.is_initialized()
     join_processes(cfg.run_cfg)
     try:
