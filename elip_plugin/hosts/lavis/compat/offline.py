@@ -155,20 +155,12 @@ class _Sources:
 
     def tower(self, theirs: Any, cls: Any, cfg: Any, from_pretrained: bool = False) -> Any:
         """Build a vision tower of the given sizes and initial weights."""
-        init, sizes = self.settings.init.get("vision"), self.settings.vit
-        if from_pretrained and init is None:
-            if sizes:
-                raise ConfigError(SIZES_WITHOUT_WEIGHTS)
-            return _fetch(
-                f"the initial weights of the {cfg.get('vit_type', 'base')} vision tower",
-                "set init: {vision: random}, or to a local checkpoint",
-                lambda: theirs(cls, cfg, from_pretrained=True),
-            )
+        if from_pretrained and "vision" not in self.settings.init:
+            name = cfg.get("vit_type", "base")
+            return self._fetched_tower(name, partial(theirs, cls, cfg, from_pretrained=True))
+        sizes = self.settings.vit
         tower = _small_tower(theirs, cls, cfg, sizes) if sizes else theirs(cls, cfg)
-        if init not in (None, RANDOM):
-            self.used.add("vision")
-            _load_tower(tower, str(init))
-        return tower
+        return self._initialized(tower)
 
     def eva_tower(
         self,
@@ -179,30 +171,33 @@ class _Sources:
         precision: str,
     ) -> Any:
         """Build BLIP-2's vision tower of the given sizes and initial weights."""
-        init = self.settings.init.get("vision")
-        if init is None:
-            if self.settings.vit:
-                raise ConfigError(SIZES_WITHOUT_WEIGHTS)
-            return _fetch(
-                "the initial weights of the EVA ViT-g vision tower",
-                "set init: {vision: random}, or to a local checkpoint",
-                lambda: theirs(img_size, drop_path_rate, use_checkpoint, precision),
-            )
-        names = {"width": "embed_dim", "heads": "num_heads"}
-        sizes = {**VIT_G, **{names.get(k, k): v for k, v in self.settings.vit.items()}}
+        if "vision" not in self.settings.init:
+            given = (img_size, drop_path_rate, use_checkpoint, precision)
+            return self._fetched_tower("EVA ViT-g", partial(theirs, *given))
         tower = EvaTower(
             img_size=img_size,
             drop_path_rate=drop_path_rate,
             use_checkpoint=use_checkpoint,
             norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
             qkv_bias=True,
-            **sizes,
+            **{**VIT_G, **_renamed(self.settings.vit)},
         )
-        if init != RANDOM:
-            self.used.add("vision")
-            _load_tower(tower, str(init))
+        self._initialized(tower)
         if precision == "fp16":
             convert_weights_to_fp16(tower)
+        return tower
+
+    def _fetched_tower(self, name: str, get: Callable[[], Any]) -> Any:
+        if self.settings.vit:
+            raise ConfigError(SIZES_WITHOUT_WEIGHTS)
+        what = f"the initial weights of the {name} vision tower"
+        return _fetch(what, "set init: {vision: random}, or to a local checkpoint", get)
+
+    def _initialized(self, tower: Any) -> Any:
+        init = self.settings.init.get("vision", RANDOM)
+        if init != RANDOM:
+            self.used.add("vision")
+            _load_tower(tower, init)
         return tower
 
     def qformer_config(self, theirs: Any, cls: Any, name: Any, *args: Any, **options: Any) -> Any:
@@ -284,12 +279,16 @@ def _first_line(error: OSError) -> str:
 
 def _small_tower(theirs: Any, cls: Any, cfg: Any, sizes: Mapping[str, int]) -> Any:
     """Build LAVIS' base tower with the sizes of our `vit` section in place of its own."""
-    names = {"width": "embed_dim", "heads": "num_heads"}
-    ours = {names.get(key, key): value for key, value in sizes.items()}
-    base = OmegaConf.merge(cfg, {"vit_type": "base"})
+    base, ours = OmegaConf.merge(cfg, {"vit_type": "base"}), _renamed(sizes)
     tower = theirs(lambda **options: cls(**{**options, **ours}), base)
     tower.vision_width = tower.embed_dim
     return tower
+
+
+def _renamed(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Return sizes by the names that LAVIS' towers take."""
+    names = {"width": "embed_dim", "heads": "num_heads"}
+    return {names.get(key, key): value for key, value in sizes.items()}
 
 
 def _load_tower(tower: Any, path: str) -> None:
