@@ -18,6 +18,7 @@ from elip_plugin.core.guide import Reading
 from elip_plugin.core.score import Query, text_similarity
 from elip_plugin.errors import ConfigError
 from elip_plugin.hosts.lavis.guide import reading_guide
+from elip_plugin.patching.install import find_pruner
 
 ELIP = {"reducer": "similarity", "preset": "fast"}
 READ = [arch for arch in family.ARCHS if not arch.startswith("clip") and arch != "blip_caption"]
@@ -138,16 +139,28 @@ def test_the_text_encoder_reads_once_per_forward() -> None:
 
 def test_a_pruned_momentum_encoder_is_guided_by_its_own_text_encoder() -> None:
     model = family.pruned("albef_pretrain", elip={**ELIP, "prune_momentum": True})
+    generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in model.text_encoder_m.parameters():
-            weight.mul_(1.1)
-    texts = family.CAPTIONS
-    own = reading_guide(model, model.tokenizer, texts).first
-    twin = reading_guide(model, model.tokenizer, texts, "_m").first
-    assert not torch.allclose(own, twin)
-    with family.seen(model, "_m") as lengths:
-        family.run("albef_pretrain", model)
-    assert lengths[:12] == list(elip_plugin.find_handle(model).plan.tokens)
+            weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
+    momentum, given = model.visual_encoder_m, family.samples()
+    with elip_plugin.Handle(momentum).trace() as trace, family.seen(model, "_m") as lengths:
+        family.run("albef_pretrain", model, given)
+    assert lengths == list(elip_plugin.find_handle(model).plan.tokens)
+    kept = [stage.kept for stage in trace.stages]
+
+    def kept_by(suffix: str) -> list[Tensor]:
+        reading = reading_guide(model, model.tokenizer, given["text_input"], suffix)
+        with (
+            elip_plugin.Handle(momentum).trace() as trace,
+            find_pruner(momentum).guided(reading),
+            torch.no_grad(),
+        ):
+            momentum(given["image"])
+        return [stage.kept for stage in trace.stages]
+
+    assert len(kept) > 1 and all(torch.equal(*pair) for pair in zip(kept, kept_by("_m")))
+    assert any(not torch.equal(*pair) for pair in zip(kept, kept_by("")))
 
 
 @pytest.mark.parametrize("arch", ["blip_vqa", "albef_vqa", "blip_retrieval"])
