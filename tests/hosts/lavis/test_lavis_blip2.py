@@ -17,7 +17,10 @@ pytest.importorskip("lavis")
 
 from lavis.processors.blip_processors import BlipImageEvalProcessor
 from lavis_attributes import attributes, changes
-from lavis_family import CAPTIONS, OTHERS
+from lavis_family import (
+    CAPTIONS,
+    OTHERS,
+)
 
 import elip_plugin
 from elip_plugin.data.vocab import write_vocab

@@ -21,19 +21,20 @@ from lavis_family import (
     FULL,
     OTHERS,
     PLANNED,
-    assert_equal,
-    choices,
     evaluate,
-    forget_nothing,
     is_clip,
-    one_thread,  # noqa: F401
     pruned,
     run,
     samples,
-    seen,
-    shape_of,
     step,
     stock,
+)
+from lavis_recorders import (
+    assert_equal,
+    assert_nothing_left,
+    choices,
+    seen,
+    shape_of,
     tensors,
     text_calls,
     tokenizations,
@@ -89,7 +90,7 @@ def test_trains_and_evaluates(arch: str) -> None:
     assert lengths == PLANNED == list(find_handle(model).plan.tokens)
     assert all(v.isfinite().all() for k, v in output.items() if v.is_floating_point()), arch
     assert all(g.isfinite().all() for g in gradients.values())
-    forget_nothing(model)
+    assert_nothing_left(model)
     for ours, theirs in zip((output, gradients), step(arch, base)):
         assert_equal(ours, theirs)
     handle.remove()
@@ -237,7 +238,7 @@ def test_the_text_chooses_in_evaluation_where_it_is_an_input(arch: str) -> None:
     ours, same, others = forward(CAPTIONS), forward(CAPTIONS), forward(OTHERS)
     assert all(torch.equal(a, b) for a, b in zip(ours, same))
     assert any(not torch.equal(a, b) for a, b in zip(ours, others))
-    forget_nothing(model)
+    assert_nothing_left(model)
 
 
 @pytest.mark.parametrize("arch", sorted(set(ARCHS) - set(TEXT_AT_TEST)))
@@ -380,7 +381,7 @@ def test_nothing_is_left_after_an_exception(arch: str) -> None:
         run(arch, model)
     hook.remove()
     assert calls  # the guide had been made
-    forget_nothing(model)
+    assert_nothing_left(model)
     assert model.tokenizer is tokenizer
     assert shape_of(model) == before
     step(arch, model)

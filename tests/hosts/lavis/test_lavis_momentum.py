@@ -17,18 +17,19 @@ from lavis_family import (
     MOMENTUM,
     PLANNED,
     STILL,
-    assert_equal,
-    choices,
-    forget_nothing,
     is_clip,
-    one_thread,  # noqa: F401
     pruned,
     run,
     samples,
-    seen,
-    shape_of,
     step,
     stock,
+)
+from lavis_recorders import (
+    assert_equal,
+    assert_nothing_left,
+    choices,
+    seen,
+    shape_of,
     text_calls,
     tower,
 )
@@ -68,7 +69,7 @@ def test_it_is_pruned_on_request_and_guided_by_its_own_text(arch: str) -> None:
     assert calls.count("text") == 1
     assert output["/loss"].isfinite()
     assert not any("_m." in name for name in gradients)
-    forget_nothing(model)
+    assert_nothing_left(model)
 
     def kept() -> list[Any]:
         with choices() as chosen:
@@ -99,7 +100,7 @@ def test_it_has_its_own_guide_beside_a_users() -> None:
         step("albef_retrieval", model)
     assert momentum == PLANNED
     assert calls.count("text") == own.count("text") == 1
-    forget_nothing(model)
+    assert_nothing_left(model)
 
 
 @each_momentum

@@ -11,7 +11,7 @@ from torch import Tensor
 pytest.importorskip("lavis")
 
 import lavis_family as family
-from lavis_family import one_thread  # noqa: F401
+import lavis_recorders as recorders
 
 import elip_plugin
 from elip_plugin.core.guide import Reading
@@ -74,7 +74,7 @@ def test_every_arch_trains_with_it_and_its_text_decides(arch: str) -> None:
     model = family.pruned(arch, elip={**ELIP, "final_unpruned": 0.5})
     handle = elip_plugin.find_handle(model)
     handle.update_progress(0, 10)
-    with family.seen(model) as lengths:
+    with recorders.seen(model) as lengths:
         _, gradients = family.step(arch, model)
     assert lengths[: len(handle.plan.tokens)] == list(handle.plan.tokens)
     if arch not in family.EXTRACTORS:
@@ -86,7 +86,7 @@ def test_every_arch_trains_with_it_and_its_text_decides(arch: str) -> None:
         kept.append(trace.stages[-1].kept)
     assert not torch.equal(*kept)
     handle.update_progress(9, 10)
-    with family.seen(model) as lengths:
+    with recorders.seen(model) as lengths:
         family.run(arch, model)
     assert {*lengths} == {17}
 
@@ -96,7 +96,7 @@ def test_the_text_pass_runs_as_often_as_without_pruning(arch: str) -> None:
     calls = []
     for elip in ({"text_weight": 0.0}, ELIP):
         model = family.pruned(arch, elip=elip)
-        with family.text_calls(model) as modes:
+        with recorders.text_calls(model) as modes:
             family.run(arch, model)
         calls.append(" ".join(modes).replace("multimodal", "text fusion").split())
     assert sorted(calls[0]) == sorted(calls[1])
@@ -106,7 +106,7 @@ def test_the_text_pass_runs_as_often_as_without_pruning(arch: str) -> None:
 def test_questions_choose_at_test_time_too(arch: str) -> None:
     model = family.pruned(arch, elip={**ELIP, "eval_mode": "text"}).eval()
     handle = elip_plugin.find_handle(model)
-    with family.seen(model) as lengths:
+    with recorders.seen(model) as lengths:
         family.evaluate(arch, model)
     assert lengths[:12] == list(handle.plan.tokens)
     given = family.samples()
@@ -144,7 +144,7 @@ def test_a_pruned_momentum_encoder_is_guided_by_its_own_text_encoder() -> None:
         for weight in model.text_encoder_m.parameters():
             weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
     momentum, given = model.visual_encoder_m, family.samples()
-    with elip_plugin.Handle(momentum).trace() as trace, family.seen(model, "_m") as lengths:
+    with elip_plugin.Handle(momentum).trace() as trace, recorders.seen(model, "_m") as lengths:
         family.run("albef_pretrain", model, given)
     assert lengths == list(elip_plugin.find_handle(model).plan.tokens)
     kept = [stage.kept for stage in trace.stages]
@@ -171,7 +171,7 @@ def test_the_loss_on_the_choice_teaches_the_text_side_and_changes_no_forward(arc
         out, found = family.step(arch, model)
         losses.append(out)
         gradients.append(found)
-    family.assert_equal(*losses)
+    recorders.assert_equal(*losses)
     changed = {
         name for name, g in gradients[0].items() if not torch.allclose(g, gradients[1][name])
     }

@@ -25,7 +25,10 @@ from lavis.runners import runner_base
 from lavis.runners.runner_base import RunnerBase
 from lavis.tasks import base_task
 from lavis.tasks.base_task import BaseTask
-from lavis_family import PLANNED, one_thread, seen  # noqa: F401
+from lavis_family import (
+    PLANNED,
+)
+from lavis_recorders import seen
 
 from elip_plugin import find_handle
 from elip_plugin.cli.main import app

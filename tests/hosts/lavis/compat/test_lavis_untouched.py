@@ -23,13 +23,12 @@ from lavis_attributes import attributes, changes
 from lavis_family import (
     ARCHS,
     VIT,
-    one_thread,  # noqa: F401
     pruned,
     run,
     section,
     stock,
-    tower,
 )
+from lavis_recorders import tower
 from omegaconf import OmegaConf
 from packaging.version import Version
 from torch.optim import SGD
