@@ -16,7 +16,7 @@ from lavis.models.blip_models.nlvr_encoder import BertModel as NlvrBertModel
 from lavis.models.med import BertModel, XBertEncoder
 from torch import Tensor, nn
 
-from elip_plugin.hosts.lavis.compat.masks import with_fitting_masks
+from elip_plugin.hosts.lavis.compat.masks import fit_mask
 from elip_plugin.patching.swap import Patched
 
 
@@ -45,7 +45,11 @@ class ElipBertModel(Patched, BertModel):
 
     def forward(self, input_ids: Tensor | None = None, **options: Any) -> Any:
         """Encode text, alone or fused with image tokens."""
-        options = with_fitting_masks(options)
+        states, mask = options.get("encoder_hidden_states"), options.get("encoder_attention_mask")
+        if isinstance(states, Tensor) and mask is not None and mask.shape[1] != states.shape[1]:
+            options["encoder_attention_mask"] = fit_mask(mask, states)
+        elif isinstance(states, list) and mask is not None:
+            options["encoder_attention_mask"] = [fit_mask(m, s) for m, s in zip(mask, states)]
         cache = self.elip_cache
         if input_ids is None or input_ids is not cache.ids:
             return super().forward(input_ids, **options)

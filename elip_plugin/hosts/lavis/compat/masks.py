@@ -6,9 +6,6 @@ LAVIS pairs the momentum encoder's tokens with the mask it made for the other to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor
 
 
@@ -23,13 +20,3 @@ def fit_mask(mask: Tensor, states: Tensor) -> Tensor:
         The mask [B, T], itself where it fits.
     """
     return mask if mask.shape[1] == states.shape[1] else mask[:, :1].expand(states.shape[:2])
-
-
-def with_fitting_masks(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a text encoder's call with masks that fit its image tokens."""
-    states, mask = options.get("encoder_hidden_states"), options.get("encoder_attention_mask")
-    if states is None or mask is None:
-        return dict(options)
-    several = isinstance(states, list)  # two images (NLVR2)
-    fitting = [fit_mask(m, s) for m, s in zip(mask, states)] if several else fit_mask(mask, states)
-    return {**options, "encoder_attention_mask": fitting}
