@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from elip_plugin.errors import ConfigError, join_faults, nearest
-from elip_plugin.hosts.lavis.compat.settings import is_misspelt
+from elip_plugin.hosts.lavis.compat.settings import slips
 
 SECTIONS = ("model", "datasets", "run")
 NEEDED = ("task", "batch_size_train", "batch_size_eval", "num_workers", "device", "output_dir")
@@ -56,11 +56,7 @@ def check_run_config(path: Path, options: Sequence[str], *, evaluate: bool) -> N
     missing = [k for k in NEEDED + (() if evaluate else NEEDED_TO_TRAIN) if run.get(k) is None]
     faults += [f"run: {missing} missing"] if run and missing else []
     known = [*create_runner_config_validator().arguments, *MORE_RUN_KEYS]
-    faults += [
-        f"run: key {key!r} is not known: {nearest(key, known)}"
-        for key in map(str, run)
-        if key not in known and is_misspelt(key, known)
-    ]
+    faults += [f"run: {slip}" for slip in slips(run, known)]
     if run and run.get("train_splits") is None and not evaluate:
         faults.append('run: train_splits is missing: set train_splits: ["train"]')
     if faults:

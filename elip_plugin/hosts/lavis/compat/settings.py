@@ -61,11 +61,7 @@ def read_settings(cfg: DictConfig, family: Sequence[str], others: Sequence[str] 
     """
     values: dict[Any, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     ours, allowed = {*others, *BERT_FAMILY, *CLIP_FAMILY}, [*others, *family]
-    faults = [
-        f"key {key!r} is not known: {nearest(key, allowed)}"
-        for key in map(str, values)
-        if key not in ours and is_misspelt(key, allowed)
-    ]
+    faults = slips(values.keys() - ours, allowed)
     faults += [
         f"key {key!r} does not suit this arch; ours are {allowed}"
         for key in (*BERT_FAMILY, *CLIP_FAMILY)
@@ -78,9 +74,14 @@ def read_settings(cfg: DictConfig, family: Sequence[str], others: Sequence[str] 
     return Settings(**given)
 
 
-def is_misspelt(key: str, known: Iterable[str]) -> bool:
-    """Check whether an unknown key is nearly a known one; LAVIS takes any key in silence."""
-    return any(SequenceMatcher(None, name, key).ratio() >= 0.75 for name in known)
+def slips(given: Iterable[Any], known: Sequence[str]) -> list[str]:
+    """Name unknown keys that are nearly known ones; LAVIS takes any key in silence."""
+    return [
+        f"key {key!r} is not known: {nearest(key, known)}"
+        for key in sorted(map(str, given))
+        if key not in known
+        and any(SequenceMatcher(None, name, key).ratio() >= 0.75 for name in known)
+    ]
 
 
 def _section_faults(given: Mapping[str, Any]) -> list[str]:
