@@ -1,4 +1,7 @@
-"""Narrow copies of LAVIS' models, pruned and stock, with samples that suit each of them."""
+"""Narrow copies of LAVIS' models, pruned and stock, with samples, runs and evaluations of each.
+
+What records and compares them is in `lavis_recorders.py`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import gc
 import io
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,20 +19,17 @@ from typing import Any
 from unittest import mock
 
 import lavis  # noqa: F401
-import pytest
 import torch
 import torch.nn.functional as F
-from conftest import recorded_lengths
 from lavis.models.albef_models.albef_outputs import AlbefIntermediateOutput
+from lavis_recorders import tensors
 from omegaconf import OmegaConf
 from torch import Tensor
 
 from elip_plugin.hosts.lavis import models
-from elip_plugin.hosts.lavis.runtime.offline import construction
-from elip_plugin.hosts.lavis.runtime.settings import read_settings
+from elip_plugin.hosts.lavis.compat.offline import construction
+from elip_plugin.hosts.lavis.compat.settings import BERT_FAMILY, CLIP_FAMILY, read_settings
 from elip_plugin.patching.swap import Patched
-from elip_plugin.reducers import elip
-from elip_plugin.reducers.tome import merge_inside
 
 gc.freeze()  # what was imported is never garbage, and looking through it takes a third of the time
 
@@ -103,15 +103,6 @@ EXTRACTORS = ["albef_feature_extractor", "blip_feature_extractor"]
 """Archs whose only method takes no gradient."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this narrow only wait for each other's threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @functools.cache
 def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory()
@@ -168,14 +159,11 @@ def pruned(arch: str, seed: int = 0, **changes: Any) -> Any:
         return ARCHS[arch].from_config(section(arch, **changes)).train()
 
 
-twin = pruned
-
-
 def stock(arch: str, seed: int = 0, **changes: Any) -> Any:
     """LAVIS' own model, with the weights of the pruned model of the same seed."""
     cls = ARCHS[arch]
-    cfg = section(arch, **{"elip": {"text_weight": 0.0}, **changes})
-    settings = read_settings(cls, cfg)
+    cfg = section(arch, **changes)
+    settings = read_settings(cfg, CLIP_FAMILY if is_clip(arch) else BERT_FAMILY, others=["elip"])
     torch.manual_seed(seed)
     with quiet(), construction(settings, cls.replaces):
         made = cls.replaces(**settings.clip) if is_clip(arch) else cls.replaces.from_config(cfg)
@@ -289,130 +277,3 @@ def loader(given: Mapping[str, Any]) -> Any:
             yield from ({"image": part} for part in given["image"].split(2))
 
     return Loader()
-
-
-def tensors(value: Any, name: str = "") -> dict[str, Any]:
-    """All tensors, arrays and strings in an output, by path."""
-    if value is None:
-        return {}
-    if isinstance(value, Mapping):
-        parts = {str(key): value[key] for key in value}
-    elif isinstance(value, (list, tuple)):
-        parts = {str(i): part for i, part in enumerate(value)}
-    elif isinstance(value, (Tensor, str, int, float)):
-        return {name: value.detach().clone() if isinstance(value, Tensor) else value}
-    elif hasattr(value, "__array__"):
-        return {name: torch.as_tensor(value)}
-    else:
-        parts = dict(vars(value))
-    return {k: v for key, part in parts.items() for k, v in tensors(part, f"{name}/{key}").items()}
-
-
-def assert_equal(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    """Equal bit for bit, NaN included."""
-    assert list(ours) == list(theirs)
-    for name, value in theirs.items():
-        if isinstance(value, Tensor):
-            torch.testing.assert_close(ours[name], value, rtol=0, atol=0, equal_nan=True)
-        else:
-            assert ours[name] == value, name
-
-
-def tower(model: Any, suffix: str = "") -> Any:
-    return model.visual if hasattr(model, "visual") else getattr(model, f"visual_encoder{suffix}")
-
-
-@contextmanager
-def seen(model: Any, suffix: str = "") -> Iterator[list[int]]:
-    """Record how many tokens enter each block, but not in calls that only look ahead."""
-    vision = tower(model, suffix)
-    if hasattr(vision, "blocks"):
-        with recorded_lengths(vision.blocks) as lengths:
-            yield lengths
-        return
-    lengths = []
-
-    def record(module: Any, args: Any, options: Any) -> None:
-        if options.get("elip") in (None, merge_inside):
-            # By itself a block takes tokens [T, B, D], in a mode [B, T, D].
-            lengths.append(args[0].shape["elip" in options])
-
-    with ExitStack() as stack:
-        for block in vision.transformer.resblocks:
-            hook = block.register_forward_pre_hook(record, with_kwargs=True)
-            stack.callback(hook.remove)
-        yield lengths
-
-
-@contextmanager
-def choices() -> Iterator[list[Tensor]]:
-    """Record which tokens each stage keeps."""
-    kept: list[Tensor] = []
-    select = elip.select
-
-    def recorded(*args: Any) -> Any:
-        selection = select(*args)
-        kept.append(selection.kept)
-        return selection
-
-    with mock.patch.object(elip, "select", recorded):
-        yield kept
-
-
-@contextmanager
-def text_calls(model: Any, suffix: str = "") -> Iterator[list[str]]:
-    """Record the calls of the text encoder, by mode; of CLIP's text transformer as "text"."""
-    calls: list[str] = []
-    if hasattr(model, "visual"):
-        encoder: Any = model.transformer
-        note: Callable[[Any], str] = lambda options: "text"  # noqa: E731
-    else:
-        bert = getattr(model, f"text_encoder{suffix}")
-        encoder = getattr(bert, "bert", bert).encoder
-        note = lambda options: str(options["mode"])  # noqa: E731
-
-    def record(module: Any, args: Any, options: Any) -> None:
-        calls.append(note(options))
-
-    hook = encoder.register_forward_pre_hook(record, with_kwargs=True)
-    try:
-        yield calls
-    finally:
-        hook.remove()
-
-
-@contextmanager
-def tokenizations(model: Any) -> Iterator[list[Any]]:
-    """Record what the model's tokenizer is asked for."""
-    asked: list[Any] = []
-    tokenizer = model.tokenizer
-
-    class Counted:
-        def __call__(self, text: Any, **options: Any) -> Any:
-            asked.append(text)
-            return tokenizer(text, **options)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(tokenizer, name)
-
-    model.tokenizer = Counted()
-    try:
-        yield asked
-    finally:
-        model.tokenizer = tokenizer
-
-
-def shape_of(model: Any) -> list[Any]:
-    """Types and attribute names of all modules: what a model is, but for its weights."""
-    return [(name, type(m), sorted(vars(m))) for name, m in model.named_modules()]
-
-
-def forget_nothing(model: Any) -> None:
-    """Assert that no forward has left anything behind."""
-    from elip_plugin.hosts.lavis.text import CachingTokenizer
-
-    pruners = [vars(m)["elip"] for m in model.modules() if "elip" in vars(m)]
-    assert pruners and all(pruner.guide is None for pruner in pruners)
-    for cache in (vars(m)["elip_cache"] for m in model.modules() if "elip_cache" in vars(m)):
-        assert cache.ids is None and cache.output is None
-    assert not isinstance(model.tokenizer, CachingTokenizer)

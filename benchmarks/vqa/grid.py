@@ -114,7 +114,7 @@ def train_all(
         for path, (recipe, seed) in base.items()
         if not path.exists()
     ]
-    one = partial(_one, data=data, emojis=emojis)
+    one = partial(run_row, data=data, emojis=emojis)
     run_all(bases, one, out.with_suffix(".bases.jsonl"), jobs=jobs)
     run_all(rows, one, out, jobs=jobs, done=done)
 
@@ -131,7 +131,8 @@ def weights_of(recipe: VqaRecipe, data: Path, seed: int) -> Path:
     return data / f"vqa-{hashlib.sha256(key).hexdigest()[:12]}-{seed}.pt"
 
 
-def _one(row: dict[str, Any], data: Path, emojis: Path) -> dict[str, Any]:
+def run_row(row: dict[str, Any], data: Path, emojis: Path) -> dict[str, Any]:
+    """Train and score what one row of the table asks for; return the row with what was found."""
     recipe, seed = VqaRecipe(**row["recipe"]), row["seed"]
     vocabulary = make(recipe, data, emojis)
     questions, held_out = _questions(recipe, data, "train"), _questions(recipe, data, "held_out")

@@ -13,8 +13,8 @@ from importlib import metadata
 from pathlib import Path
 
 from elip_plugin.hosts import autoload
-from elip_plugin.hosts.base import installed_version
 from elip_plugin.hosts.registry import hosts
+from elip_plugin.hosts.versions import installed_version
 
 OLDEST_TORCH = (2, 4)
 REINSTALL = "pip install --force-reinstall --no-deps elip-plugin"

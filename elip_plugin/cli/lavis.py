@@ -30,9 +30,7 @@ MoreOptions = Annotated[list[str] | None, typer.Argument(help="More overrides.",
 )
 def train(cfg_path: CfgPath, options: Options = None, more: MoreOptions = None) -> None:
     """Train a model, and evaluate it on the config's splits."""
-    from elip_plugin.hosts.lavis.runtime.train import run
-
-    _print_scores(run(cfg_path, [*(options or []), *(more or [])], evaluate=False))
+    _run(cfg_path, [*(options or []), *(more or [])], evaluate=False)
 
 
 @app.command(
@@ -50,10 +48,8 @@ def evaluate(
     more: MoreOptions = None,
 ) -> None:
     """Evaluate a model on the config's test splits."""
-    from elip_plugin.hosts.lavis.runtime.train import run
-
     overrides = [*(options or []), *(more or [])]
-    _print_scores(run(cfg_path, overrides, evaluate=True, checkpoint=checkpoint))
+    _run(cfg_path, overrides, evaluate=True, checkpoint=checkpoint)
 
 
 @app.command(
@@ -61,14 +57,19 @@ def evaluate(
 )
 def configs() -> None:
     """List the run configs that come with this package."""
-    from elip_plugin.hosts.lavis.runtime.paths import configs_root
+    from elip_plugin.hosts.lavis.compat.paths import configs_root
 
     for path in sorted((configs_root() / "projects").rglob("*.yaml")):
         typer.echo(path)
 
 
-def _print_scores(scores: dict[str, Any]) -> None:
-    for split, values in scores.items():
+def _run(*args: Any, **options: Any) -> None:
+    """Run LAVIS with our models, and print the scores."""
+    from elip_plugin.hosts.lavis.compat.train import run
+    from elip_plugin.hosts.lavis.names import register
+
+    register()
+    for split, values in run(*args, **options).items():
         figures = (values or {}).items()
         shown = [f"{k} {v:.1f}" for k, v in figures if isinstance(v, (int, float))]
         if shown:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any
 
 from torch import Tensor, nn
@@ -114,15 +112,6 @@ class HostModel(ABC):
         raise UnsupportedModelError(
             f"{self.name} has no gradient checkpointing: measure it without"
         )
-
-
-def installed_version(distribution: str) -> tuple[int, ...]:
-    """Return the first two numbers of an installed version, without an import; () if none is."""
-    try:
-        version = metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return ()
-    return tuple(map(int, re.findall(r"\d+", version)[:2]))
 
 
 class Host:

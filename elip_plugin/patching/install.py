@@ -48,7 +48,7 @@ def install(description: Description, config: ElipConfig) -> Pruner:
     if config.prune_momentum and description.momentum is not None:
         towers.append(description.momentum)
     for tower in towers:
-        for swap in (tower.stack, *tower.blocks, *tower.others, *description.others):
+        for swap in (tower.stack, *tower.blocks, *description.others):
             refuse_replaced_forward(swap.module)
     # Shared: no optimizer trains a momentum encoder.
     tower = description.tower

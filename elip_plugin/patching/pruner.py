@@ -154,8 +154,10 @@ class Pruner:
             The call; None if it keeps all tokens, as the host does.
         """
         before = self.open(tower)
+        assert thread.innermost is not None
+        call: Call = thread.innermost[1]
         try:
-            yield self.current(tower)
+            yield call if call.level > 0 else None
         finally:
             thread.innermost = before
 

@@ -141,7 +141,7 @@ def test_a_variant_trains_and_is_scored(data: Path, folder: Path) -> None:
 
     rows = grid.wanted(RECIPE, [REFERENCE, "taught similarity 0.25"], ["steps", "none"], [0])
     assert len(rows) == 4
-    found = {(row["variant"], row["budget"]): grid._one(row, data, folder) for row in rows}
+    found = {(row["variant"], row["budget"]): grid.run_row(row, data, folder) for row in rows}
     trained, as_it_is = (found["taught similarity 0.25", b] for b in ("steps", "none"))
     assert (trained["steps"], as_it_is["steps"]) == (3, 0)
     assert 0.4 < trained["operations"] < 1
@@ -150,7 +150,7 @@ def test_a_variant_trains_and_is_scored(data: Path, folder: Path) -> None:
     plan = trained["scores"]["plan"]
     assert plan["lift"] == pytest.approx(9 * plan["share"], abs=1e-3)
     assert found[REFERENCE, "steps"]["scores"].keys() == {"plan"}
-    again = grid._one(rows[1], data, folder)
+    again = grid.run_row(rows[1], data, folder)
     assert (rows[1]["variant"], rows[1]["budget"]) == ("taught similarity 0.25", "steps")
     assert again["scores"] == trained["scores"]
     with pytest.raises(ValueError, match="not known"):

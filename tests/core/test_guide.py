@@ -138,7 +138,7 @@ def test_lavis_towers_take_a_batch_guide(arch: str, monkeypatch: pytest.MonkeyPa
     pytest.importorskip("lavis")
     import lavis_family as family
 
-    model = family.twin(arch, elip={**FAST, "guide_source": "batch"}).eval()
+    model = family.pruned(arch, elip={**FAST, "guide_source": "batch"}).eval()
     getattr(model, "visual_encoder", getattr(model, "visual", None)).train()
     seen = seen_guides(monkeypatch)
     given = family.samples()

@@ -187,7 +187,7 @@ def test_lavis_models_are_traced(arch: str) -> None:
 
     from elip_plugin import find_handle
 
-    model = family.twin(arch)
+    model = family.pruned(arch)
     with find_handle(model).trace() as trace:
         family.run(arch, model)
     assert tuple(stage.block for stage in trace.stages) == BLOCKS

@@ -115,8 +115,8 @@ def check_by_lavis(path: Path, overrides: list[str]) -> None:
         import lavis  # noqa: F401
     except ImportError:
         return
+    from elip_plugin.hosts.lavis.compat.run_config import check_run_config
     from elip_plugin.hosts.lavis.names import register
-    from elip_plugin.hosts.lavis.runtime.run_config import read_run_config
 
     register()
-    read_run_config(path, overrides)
+    check_run_config(path, overrides, evaluate=False)

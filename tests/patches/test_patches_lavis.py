@@ -1,18 +1,17 @@
-"""The mends for LAVIS' published release: each applies, and mends what the plugin mends as well.
+"""The patches for LAVIS' published release: each applies, and repairs what the package repairs.
 
-The checks, in `lavis_patched.py`, are the same for three forms, so that they cannot drift apart:
+What they repair is tested by the file that tests the package (test_lavis_repairs.py), here run in
+processes of their own, without the package:
 
-    broken   LAVIS as published, without the plugin: each check fails, so that a release
-             without the fault fails here and its patch can go
-    patched  LAVIS with all patches, without the plugin: its own models and runner_base
-    plugin   LAVIS as published, with our models and elip_runner
+    broken   LAVIS as published: each test fails, so that a release without the fault fails here
+             and its patch can go
+    patched  LAVIS with all patches: its own models and runner_base
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-import json
 import os
 import random
 import re
@@ -23,6 +22,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -41,54 +41,59 @@ TOOLS = {
     "patch": ["patch", "--fuzz=0", "-p1", "-i"],
     "git": ["git", "apply", "-p1"],
 }
-SCRIPT = Path(__file__).parents[1] / "lavis_patched.py"
+TESTS = Path(__file__).with_name("test_lavis_repairs.py")
 LENGTHS = "RuntimeError: The size of tensor a (5) must match the size of tensor b (17)"
 NO_GROUP = "ValueError: Default process group has not been initialized"
+FEWER, NO_TEACHER = (
+    "test_it_learns_beside_fewer_momentum_tokens",
+    "test_it_learns_without_distillation",
+)
+MOMENTUM = "test_a_checkpointed_momentum_encoder_has_its_weights"
 
 FAULTS = {
-    "trains": ("any-device", "AttributeError: 'NoneType' object has no attribute 'train'"),
-    "iterates": ("any-device", r"\w+Error: .*(CUDA|NVIDIA)"),
-    "evaluates": ("any-device", r"\w+Error: .*(CUDA|NVIDIA)"),
-    "torchrun": ("any-device", r"\w+Error: .*(CUDA|cuda)"),
-    "slurm": ("any-device", "ZeroDivisionError"),
-    "mask_pretrain": ("twin-mask", re.escape(LENGTHS)),
-    "mask_nlvr": ("twin-mask", re.escape(LENGTHS)),
-    "twin_weights": ("checkpoint-twin", "AssertionError: the twin runs the weights of the other"),
-    "clip_loss": ("clip-loss", NO_GROUP),
-    "nlvr_loading": ("nlvr", "AttributeError: 'list' object has no attribute 'missing_keys'"),
-    "distill_off_nlvr": ("nlvr", "TypeError: expected Tensor as element 0"),
-    "distill_off_vqa": ("use-distill-off", "UnboundLocalError: .*'logits_m'"),
-    "distill_off_classification": ("use-distill-off", "UnboundLocalError: .*'image_embeds_m'"),
-    "classification": ("blip-classification", "TypeError: .* argument 'encoder_output_m'"),
+    "test_it_trains": ("any-device", "AttributeError: 'NoneType' object has no attribute 'train'"),
+    "test_it_trains_by_iterations": ("any-device", r"\w+Error: .*(CUDA|NVIDIA)"),
+    "test_an_evaluation_leaves_samples_on_the_cpu": ("any-device", r"\w+Error: .*(CUDA|NVIDIA)"),
+    "test_it_joins_what_torchrun_starts": ("any-device", r"\w+Error: .*(CUDA|cuda)"),
+    "test_it_joins_what_slurm_starts": ("any-device", "ZeroDivisionError"),
+    f"{FEWER}[albef_pretrain]": ("twin-mask", re.escape(LENGTHS)),
+    f"{FEWER}[albef_nlvr]": ("twin-mask", re.escape(LENGTHS)),
+    MOMENTUM: ("checkpoint-twin", "AssertionError: the twin runs the weights of the other"),
+    "test_clip_has_a_loss": ("clip-loss", NO_GROUP),
+    "test_nlvr_loads": ("nlvr", "AttributeError: 'list' object has no attribute 'missing_keys'"),
+    f"{NO_TEACHER}[albef_nlvr]": ("nlvr", "TypeError: expected Tensor as element 0"),
+    f"{NO_TEACHER}[albef_vqa]": ("use-distill-off", "UnboundLocalError: .*'logits_m'"),
+    f"{NO_TEACHER}[blip_classification]": (
+        "use-distill-off",
+        "UnboundLocalError: .*'image_embeds_m'",
+    ),
+    "test_blip_classifies": ("blip-classification", "TypeError: .* argument 'encoder_output_m'"),
 }
-"""By check: the patch that mends it, and how the fault shows."""
+"""By test: the patch that repairs it, and how the fault shows."""
 
 HIDDEN = {
-    "resumes": ("resume", r"RuntimeError: .*\s*Missing key\(s\) in state_dict: \"visual_encoder_m"),
-    "resumed_order": ("resume", "AssertionError: the order of epoch 0"),
-    "resumed_best": ("resume", "AssertionError: the best score was forgotten"),
+    "test_it_resumes_with_what_was_saved": (
+        "resume",
+        r"RuntimeError: .*\s*Missing key\(s\) in state_dict: \"visual_encoder_m",
+    ),
+    "test_it_resumes_in_the_order_of_its_epoch": ("resume", "AssertionError: the order of epoch 0"),
+    "test_it_resumes_with_the_best_score": (
+        "resume",
+        "AssertionError: the best score was forgotten",
+    ),
 }
-"""Faults that nobody without a GPU sees before `any-device` is mended."""
+"""Faults that nobody without a GPU sees before `any-device` is repaired."""
 
 IMPORT = {
-    "newer": ("newer-libraries", "ImportError: cannot import name 'apply_chunking_to_forward'"),
+    "test_a_language_head_keeps_its_bias": (
+        "newer-libraries",
+        "ImportError: cannot import name 'apply_chunking_to_forward'",
+    ),
 }
-"""Faults behind which no other check can run."""
+"""Faults behind which no other test can run."""
 
-ALONE = [*IMPORT, *FAULTS, "resumes", "resumed_best"]
-TOGETHER = ["trains", "resumes", "resumed_order", "clip_loss"]
-
-ONLY_PATCHED = {
-    # The plugin would have to copy LAVIS' forwards.
-    "distill_off_nlvr",
-    "distill_off_vqa",
-    "distill_off_classification",
-    # It mends its own runner only.
-    "iterates",
-    # It leaves SLURM to LAVIS.
-    "slurm",
-}
-"""Checks that the plugin does not pass."""
+ALONE = ["test_it_resumes_with_what_was_saved", "test_it_resumes_with_the_best_score", *FAULTS]
+TOGETHER = ["test_it_trains", *list(HIDDEN)[:2], "test_clip_has_a_loss"]
 
 NEWER = int(version("numpy").split(".")[0]) > 1 or int(version("timm").split(".")[0]) > 0
 """Whether LAVIS is beside newer libraries here, where unpatched it is not imported."""
@@ -200,48 +205,66 @@ class Forms:
         return copy
 
     @functools.cache  # noqa: B019
-    def outcomes(self, form: str, checks: tuple[str, ...], processes: int = 0) -> list[Any]:
-        """What each process found, and what it wrote; without `processes`, in no group."""
+    def outcomes(self, form: str, tests: tuple[str, ...], processes: int = 0) -> list[Any]:
+        """What each process found, by test; without `processes`, in no group."""
         names = {"patched": PATCHES, "broken": [], "hidden": ["any-device"]}.get(form, [])
-        if NEWER and form in ("broken", "hidden") and checks != tuple(IMPORT):
+        if NEWER and form in ("broken", "hidden") and tests != tuple(IMPORT):
             names = [*names, "newer-libraries"]
-        runs = self.folder / f"{form}_{len(checks)}_{processes}"
+        runs = self.folder / f"{form}_{len(tests)}_{processes}"
+        runs.mkdir()
+        shutil.copytree(self.data, runs / "data")
         env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        env |= {"ELIP_AUTOLOAD": "1" if form == "plugin" else "0"}
-        if form != "plugin":
-            env["PYTHONPATH"] = str(self.copy(*names))
+        env |= {"ELIP_LAVIS_RUNS": str(runs), "ELIP_LAVIS_NEWER": str(int(tests == tuple(IMPORT)))}
+        options = []
+        if form == "plugin":
+            env["ELIP_AUTOLOAD"] = "1"
+        else:
+            place = self.copy(*names)
+            env |= {"ELIP_LAVIS_FORM": "stock", "ELIP_AUTOLOAD": "0"}
+            env |= {"PYTHONPATH": str(place), "ELIP_LAVIS_PLACE": str(place)}
+            options = ["--noconftest"]  # that file imports the package
         if processes:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 env["MASTER_PORT"] = str(probe.getsockname()[1])
             env |= {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": str(processes)}
-        command = [sys.executable, str(SCRIPT), "plugin" if form == "plugin" else "stock"]
-        command += [str(self.data), str(runs), *checks]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
+        command += [f"{TESTS}::{test}" for test in ("test_this_is_the_form_that_is_meant", *tests)]
+        reports = [runs / f"{i}.xml" for i in range(max(processes, 1))]
         started = [
             subprocess.Popen(
-                command,
+                [*command, f"--junitxml={path}"],
                 cwd=self.folder,
                 env={**env, **({"RANK": str(i), "LOCAL_RANK": str(i)} if processes else {})},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 text=True,
             )
-            for i in range(max(processes, 1))
+            for i, path in enumerate(reports)
         ]
-        errors = [process.communicate(timeout=300)[1][-6000:] for process in started]
-        assert not any(process.returncode for process in started), errors
+        outputs = [process.communicate(timeout=300)[0] for process in started]
         found = []
-        for i, error in enumerate(errors):
-            outcome = json.loads(Path(f"{runs}.{i}.json").read_text())
-            if "lavis" in outcome:
-                used = installed().parent if form == "plugin" else self.copy(*names)
-                assert Path(outcome["lavis"]).is_relative_to(used)
-            found.append((outcome, error))
+        for path, printed in zip(reports, outputs):
+            assert path.is_file(), printed[-6000:]
+            found.append(outcomes_in(path))
+            meant = found[-1].get("test_this_is_the_form_that_is_meant", "works")
+            assert meant == "works", meant
         return found
 
-    def outcome(self, form: str, check: str, checks: Any, processes: int = 0) -> tuple[str, str]:
-        [(outcome, error)] = self.outcomes(form, tuple(checks), processes)
-        return outcome[check], error
+    def outcome(self, form: str, test: str, tests: Any, processes: int = 0) -> str:
+        [outcomes] = self.outcomes(form, tuple(tests), processes)
+        # Where the file could not be imported, that is each test's outcome.
+        return str(outcomes.get(test) or next(iter(outcomes.values())))
+
+
+def outcomes_in(report: Path) -> dict[str, str]:
+    """By test: "works", or the error."""
+    found = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        faults = [f for kind in ("failure", "error", "skipped") for f in case.iter(kind)]
+        texts = [f"{fault.get('message')}\n{fault.text}" for fault in faults]
+        found[case.get("name", "")] = "\n".join(texts) or "works"
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -250,44 +273,43 @@ def forms(tmp_path_factory: pytest.TempPathFactory) -> Forms:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("check", FAULTS)
-def test_fault(forms: Forms, check: str) -> None:
-    outcome, error = forms.outcome("broken", check, FAULTS)
-    assert re.match(FAULTS[check][1], outcome), outcome + error
+@pytest.mark.parametrize("test", FAULTS)
+def test_fault(forms: Forms, test: str) -> None:
+    outcome = forms.outcome("broken", test, FAULTS)
+    assert re.search(FAULTS[test][1], outcome), outcome
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("check", IMPORT)
-def test_fault_beside_newer_libraries(forms: Forms, check: str) -> None:
-    outcome, error = forms.outcome("broken", check, IMPORT)
-    assert re.match(IMPORT[check][1], outcome), outcome + error
+@pytest.mark.parametrize("test", IMPORT)
+def test_fault_beside_newer_libraries(forms: Forms, test: str) -> None:
+    outcome = forms.outcome("broken", test, IMPORT)
+    assert re.search(IMPORT[test][1], outcome), outcome
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("check", HIDDEN)
-def test_fault_behind_that_of_other_devices(forms: Forms, check: str) -> None:
+@pytest.mark.parametrize("test", HIDDEN)
+def test_fault_behind_that_of_other_devices(forms: Forms, test: str) -> None:
     """Also shows that the patch for devices does alone, with one process in a group."""
-    checks = ["trains", *HIDDEN]
-    assert forms.outcome("hidden", "trains", checks, 1)[0] == "works"
-    outcome, error = forms.outcome("hidden", check, checks, 1)
-    assert re.match(HIDDEN[check][1], outcome, re.S), outcome + error
+    tests = ["test_it_trains", *HIDDEN]
+    assert forms.outcome("hidden", "test_it_trains", tests, 1) == "works"
+    outcome = forms.outcome("hidden", test, tests, 1)
+    assert re.search(HIDDEN[test][1], outcome, re.S), outcome
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("check", ALONE)
-@pytest.mark.parametrize("form", ["patched", "plugin"])
-def test_mended(forms: Forms, form: str, check: str) -> None:
-    outcome, error = forms.outcome(form, check, ALONE)
-    if form == "plugin" and check in ONLY_PATCHED:
-        assert outcome != "works", f"take {check} off the list of what only the patches mend"
-        return
-    assert outcome == "works", outcome + error
+@pytest.mark.parametrize("test", ALONE)
+def test_repaired(forms: Forms, test: str) -> None:
+    assert forms.outcome("patched", test, ALONE) == "works"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["patched", "plugin"])
-def test_mended_on_two_processes(forms: Forms, form: str) -> None:
-    for outcome, error in forms.outcomes(form, tuple(TOGETHER), 2):
-        assert {check: outcome[check] for check in TOGETHER} == dict.fromkeys(TOGETHER, "works"), (
-            error
-        )
+def test_repaired_beside_newer_libraries(forms: Forms, form: str) -> None:
+    assert [forms.outcome(form, test, IMPORT) for test in IMPORT] == ["works"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["patched", "plugin"])
+def test_repaired_on_two_processes(forms: Forms, form: str) -> None:
+    for outcomes in forms.outcomes(form, tuple(TOGETHER), 2):
+        assert {test: outcomes[test] for test in TOGETHER} == dict.fromkeys(TOGETHER, "works")

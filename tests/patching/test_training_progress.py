@@ -193,7 +193,7 @@ def test_momentum_encoders_follow_the_models_progress() -> None:
     pytest.importorskip("lavis")
     import lavis_family as family
 
-    model = family.twin(
+    model = family.pruned(
         "albef_pretrain", elip={"preset": "fast", "final_unpruned": 0.5, "prune_momentum": True}
     )
     seen = []

@@ -370,7 +370,7 @@ def test_lavis_models_are_shown_from_a_runs_checkpoint(arch: str, tmp_path: Path
     from omegaconf import OmegaConf
 
     base = arch.removeprefix("elip_")
-    model = family.twin(base)
+    model = family.pruned(base)
     section = OmegaConf.to_container(OmegaConf.create(family.section(base)))
     state = {"model": model.state_dict(), "config": {"model": section}}
     torch.save(state, tmp_path / "checkpoint_0.pth")

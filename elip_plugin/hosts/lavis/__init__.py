@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from elip_plugin.hosts.base import Host, installed_version
-from elip_plugin.hosts.lavis.runtime import fixes
+from elip_plugin.hosts.base import Host
+from elip_plugin.hosts.lavis.compat import fixes
+from elip_plugin.hosts.versions import installed_version
 
 
 class LavisHost(Host):

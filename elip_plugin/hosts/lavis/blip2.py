@@ -6,20 +6,15 @@ pruning saves then is the tower's forward. The Q-Former's masks follow the numbe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar
 
-from lavis.common import dist_utils
 from lavis.common.registry import registry
 from lavis.models import Blip2OPT, Blip2Qformer, Blip2T5
-from lavis.models.blip2_models import blip2_qformer
 from lavis.models.blip2_models.blip2_image_text_matching import Blip2ITM
 
 from elip_plugin.hosts.lavis.entries import PrunedModel, pruned_class
 from elip_plugin.hosts.lavis.guide import guided_by_text
 from elip_plugin.hosts.lavis.text import qformer_pass
-from elip_plugin.patching.monkeypatch import replaced
 
 
 class ByQFormer(PrunedModel):
@@ -42,7 +37,7 @@ class ByQFormer(PrunedModel):
 
     def forward(self: Any, samples: dict[str, Any], *args: Any, **options: Any) -> Any:
         """Run LAVIS' forward with the tower guided by the samples' text, if the model has one."""
-        with in_one_process(), self.elip.treated_as_training(self), guided_by_text(self, samples):
+        with self.elip.treated_as_training(self), guided_by_text(self, samples):
             return super().forward(samples, *args, **options)  # type: ignore[misc]
 
 
@@ -71,19 +66,6 @@ class ByInstruction(ByQFormer):
         texts = [prompt] * len(samples["image"]) if isinstance(prompt, str) else list(prompt)
         with guided_by_text(self, {"text_input": texts}):
             return super().generate(samples, *args, **options)  # type: ignore[misc]
-
-
-@contextmanager
-def in_one_process() -> Iterator[None]:
-    """Let LAVIS' first stage train without a process group, which it takes for granted."""
-    if dist_utils.is_dist_avail_and_initialized():
-        yield
-        return
-    with (
-        replaced(blip2_qformer, "dist", dist_utils),
-        replaced(blip2_qformer, "all_gather_with_grad", lambda tensors: tensors),
-    ):
-        yield
 
 
 ARCHS: dict[str, type[Any]] = {

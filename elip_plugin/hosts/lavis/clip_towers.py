@@ -53,7 +53,8 @@ class ElipClipTransformer(PrunableStack, Transformer):
         pruning = self.elip.current(self)
         if pruning is None:
             return super().forward(x, attn_mask)
-        pruning.refuse_mask(attn_mask=attn_mask)
+        if attn_mask is not None:
+            pruning.refuse_mask(attn_mask=attn_mask)
         return pruning.run_blocks(x.transpose(0, 1), self.resblocks, _call).transpose(0, 1)
 
 

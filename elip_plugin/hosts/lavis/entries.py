@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from elip_plugin.config import DEFAULT_PRESET
+from elip_plugin.hosts.lavis.build import from_config
 from elip_plugin.hosts.lavis.guide import guided_by_text
 from elip_plugin.hosts.lavis.text import TokenizesOnce, inner_bert, text_pass
 from elip_plugin.patching.swap import Patched
@@ -41,9 +42,7 @@ class PrunedModel(TokenizesOnce, Patched):
 
     @classmethod
     def from_config(cls, cfg: Any = None) -> Any:
-        """Build the model from LAVIS' model section; see `factory.from_config`."""
-        from elip_plugin.hosts.lavis.factory import from_config  # needs these classes
-
+        """Build the model from LAVIS' model section; see `build.from_config`."""
         return from_config(cls, cfg)
 
     @property

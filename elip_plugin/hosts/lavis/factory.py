@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
-from functools import partial
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,22 +19,16 @@ from torch import Tensor
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.data.vocab import write_vocab
-from elip_plugin.errors import ConfigError, DataError, UnsupportedModelError
+from elip_plugin.errors import DataError, UnsupportedModelError
 from elip_plugin.hosts.base import HostModel
-from elip_plugin.hosts.lavis.blip2 import in_one_process
+from elip_plugin.hosts.lavis.build import from_config
+from elip_plugin.hosts.lavis.compat.offline import NumbersOnCpu, checkpoint_blocks
 from elip_plugin.hosts.lavis.guide import CaptionGuide, is_read_by_text
-from elip_plugin.hosts.lavis.models import ARCHS, ElipClip, describe
+from elip_plugin.hosts.lavis.models import ARCHS
 from elip_plugin.hosts.lavis.names import PREFIX
-from elip_plugin.hosts.lavis.runtime import fixes
-from elip_plugin.hosts.lavis.runtime.offline import construction
-from elip_plugin.hosts.lavis.runtime.settings import read_settings
 from elip_plugin.hosts.lavis.text import text_token
 from elip_plugin.hosts.lavis.towers import fuse_attention
 from elip_plugin.patching.checkpoints import load_checkpoint
-from elip_plugin.patching.install import install
-from elip_plugin.patching.monkeypatch import replaced
-
-log = logging.getLogger("elip_plugin")
 
 EXAMPLE = "a photograph of a cat on a sofa"
 PRETRAINED = "pretrained"
@@ -44,61 +36,6 @@ PRETRAINED = "pretrained"
 
 BERT_WORDS = 30524
 """Vocabulary of LAVIS' text encoders, by which a language head costs what it costs there."""
-
-
-def from_config(patched: Any, cfg: Any, config: ElipConfig | None = None) -> Any:
-    """Build a pruned model from LAVIS' model section.
-
-    Args:
-        patched: A class in `elip_plugin.hosts.lavis.models`.
-        cfg: LAVIS' model section, with our keys beside its own: `elip`, and for a model that
-            is small or needs no network `tokenizer`, `init`, `vit`, `bert` (ALBEF, BLIP) or
-            `clip`; see `elip_plugin.hosts.lavis.runtime.settings`.
-        config: What to prune; None for what the section says.
-
-    Returns:
-        The model.
-
-    Raises:
-        ConfigError: If our keys are at fault, or something could not be fetched.
-        PlanError: If the plan does not fit the tower.
-    """
-    fixes.check_libraries()
-    cfg = OmegaConf.create(dict(cfg) if isinstance(cfg, Mapping) else cfg)
-    settings = read_settings(patched, cfg)
-    # LAVIS would wrap the tower's layers before it copies them into the momentum encoder, and
-    # the copies would run the tower's weights. We wrap after the copy was made.
-    checkpointing = bool(cfg.get("vit_grad_ckpt", False))
-    with construction(settings, patched.replaces):
-        base = OmegaConf.merge(cfg, {"vit_grad_ckpt": False})
-        model = _clip(settings, cfg) if settings.clip else patched.replaces.from_config(base)
-    config = config or settings.config
-    pruner = install(describe(model), config)
-    if checkpointing:
-        _checkpoint(model.visual_encoder, int(cfg.get("vit_ckpt_layer", 0)))
-    how = "image alone" if config.text_weight == 0 else patched.guided_by
-    log.info("ELIP prunes the vision tower by the %s: %s", how, pruner.plan.summary())
-    return model
-
-
-def _clip(settings: Any, cfg: Any) -> Any:
-    model = CLIP(**settings.clip)
-    if cfg.get("pretrained"):
-        missing = model.load_checkpoint(cfg.pretrained).missing_keys
-        if missing:
-            raise ConfigError(
-                f"pretrained: {cfg.pretrained} lacks {len(missing)} of the model's weights, e.g. "
-                f"{missing[:3]}"
-            )
-    return model
-
-
-def _checkpoint(tower: Any, last: int) -> None:
-    """Checkpoint the attention and the MLP of the last blocks, as LAVIS does."""
-    from fairscale.nn.checkpoint.checkpoint_activations import checkpoint_wrapper
-
-    for block in tower.blocks[len(tower.blocks) - last :]:
-        block.attn, block.mlp = checkpoint_wrapper(block.attn), checkpoint_wrapper(block.mlp)
 
 
 @dataclass
@@ -167,9 +104,7 @@ class LavisModel(HostModel):
                 f"{self.name} does not train on plain pairs: of LAVIS' archs, albef_pretrain, "
                 "blip_pretrain, albef_retrieval, blip_retrieval, blip_caption, blip2 and clip do"
             )
-        # LAVIS' own CLIP and BLIP-2 require a process group; see `ElipClip.loss`.
-        with in_one_process(), replaced(CLIP, "loss", ElipClip.loss):
-            loss: Tensor = self.model(samples)["loss"]
+        loss: Tensor = self.model(samples)["loss"]
         return loss
 
     def checkpoint(self) -> None:
@@ -177,7 +112,7 @@ class LavisModel(HostModel):
         tower: Any = getattr(self.model, "visual_encoder", None)
         if tower is None:
             super().checkpoint()
-        _checkpoint(tower, len(tower.blocks))
+        checkpoint_blocks(tower, len(tower.blocks))
 
 
 def create(
@@ -201,7 +136,7 @@ def create(
     torch.manual_seed(0)
     place = torch.device(device if device == "meta" else "cpu")
     # BLIP prints the name of each weight that it ties.
-    with TemporaryDirectory() as folder, _built_on(place), redirect_stdout(StringIO()):
+    with TemporaryDirectory() as folder, place, NumbersOnCpu(), redirect_stdout(StringIO()):
         if checkpoint != PRETRAINED:
             section = _offline(section, patched, kind, folder if saved is None else "")
         model: Any = from_config(patched, section, config).eval()
@@ -256,13 +191,6 @@ def _offline(section: Any, patched: Any, kind: str, folder: str) -> Any:
         # LAVIS' config of blip_classification leaves it open.
         ours["num_classes"] = max(2, section.get("num_classes", 2))
     return OmegaConf.merge(section, ours)
-
-
-@contextmanager
-def _built_on(device: torch.device) -> Iterator[None]:
-    # LAVIS reads numbers from `torch.linspace` while it builds a tower, whatever the device.
-    with device, replaced(torch, "linspace", partial(torch.linspace, device="cpu")):
-        yield
 
 
 def _read(path: str) -> Mapping[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,34 +14,37 @@ from torch import Tensor
 from elip_plugin.core.guide import Reading, TextGuide, project_to_vision_width
 from elip_plugin.errors import GuideError
 from elip_plugin.hosts.lavis.text import CachingTokenizer, TextPass, inner_bert, text_pass
-from elip_plugin.patching.calls import opened
+from elip_plugin.patching.calls import thread
 
 
 @contextmanager
 def guided_by_text(model: Any, samples: Mapping[str, Any]) -> Iterator[None]:
     """Guide a model's towers by the samples' text, where pruning wants it."""
     captions, pruner = samples.get("text_input"), model.elip
-    call = pruner.start(model, model.elip_training)
-    if captions is None or not call.needs_guide:
+    calls = {"": pruner.start(model, model.elip_training)}
+    # A momentum encoder is guided by its own text encoder, if it is pruned at all.
+    momentum = vars(getattr(model, "visual_encoder_m", model)).get("elip")
+    if momentum is not None and momentum is not pruner:
+        calls["_m"] = momentum.start(model, model.elip_training)
+    calls = {suffix: call for suffix, call in calls.items() if call.needs_guide}
+    if captions is None or not calls:
         yield
         return
-    with ExitStack() as stack:
-        tokenizer = model.tokenizer
+    before, tokenizer = thread.innermost, model.tokenizer
+    if model.own_text_pass:
+        tokenizer = CachingTokenizer(tokenizer, captions, model.device)
+        thread.innermost = (model, tokenizer, before)
+    for suffix, each in calls.items():
+        done = TextPass()
         if model.own_text_pass:
-            tokenizer = CachingTokenizer(tokenizer, captions, model.device)
-            stack.enter_context(opened(model, tokenizer))
-        # A momentum encoder is guided by its own text encoder, if it is pruned at all.
-        calls = {"": call}
-        momentum = vars(getattr(model, "visual_encoder_m", model)).get("elip")
-        if momentum is not None and momentum is not pruner:
-            calls["_m"] = momentum.start(model, model.elip_training)
-        for suffix, each in calls.items():
-            done = TextPass()
-            if model.own_text_pass:
-                stack.enter_context(opened(model.elip_encoder(suffix), done))
-            guide = CaptionGuide(model, tokenizer, captions, suffix, done)
-            stack.enter_context(each.guided(guide))
+            thread.innermost = (model.elip_encoder(suffix), done, thread.innermost)
+        guide = CaptionGuide(model, tokenizer, captions, suffix, done)
+        guided = replace(each, guide=guide, needs_guide=False)
+        thread.innermost = (each.pruner, guided, thread.innermost)
+    try:
         yield
+    finally:
+        thread.innermost = before
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from lavis.common import dist_utils
 from lavis.models import (
     CLIP,
     AlbefClassification,
@@ -26,14 +25,11 @@ from lavis.models import (
     BlipRetrieval,
     BlipVQA,
 )
-from lavis.models.albef_models.albef_outputs import AlbefIntermediateOutput
-from lavis.models.blip_models import blip_classification
-from lavis.models.clip_models.loss import ClipLoss
-from lavis.models.eva_vit import VisionTransformer as EvaTower
 from torch import Tensor
 
-from elip_plugin.errors import ConfigError, ElipError, UnsupportedModelError
-from elip_plugin.hosts.lavis import blip2, clip_towers, eva_tower, towers
+from elip_plugin.hosts.lavis import blip2
+from elip_plugin.hosts.lavis.compat.paths import configs_root
+from elip_plugin.hosts.lavis.describe import describe_model, describe_tower
 from elip_plugin.hosts.lavis.entries import (
     ByEncoder,
     ByFeatures,
@@ -42,20 +38,16 @@ from elip_plugin.hosts.lavis.entries import (
     pruned_class,
 )
 from elip_plugin.hosts.lavis.guide import guided_by_text
-from elip_plugin.hosts.lavis.runtime.paths import configs_root
-from elip_plugin.hosts.lavis.text import (
-    TEXT_ENCODERS,
-    inner_bert,
-    text_pass_of,
-    text_token,
-)
-from elip_plugin.patching.description import Description, Tower
-from elip_plugin.patching.monkeypatch import replaced
+from elip_plugin.hosts.lavis.text import text_pass_of, text_token
+from elip_plugin.patching.description import Description
 from elip_plugin.patching.swap import choose
 from elip_plugin.reducers import FOR_QUESTIONS
 
 SMALL = "openmoji"
 """Model type of the small towers of `lavis_configs`, which train on a CPU."""
+
+TYPES = "PRETRAINED_MODEL_CONFIG_DICT"
+"""Class attribute of LAVIS: the files of a model's types."""
 
 TEXTS_PER_BATCH = 256
 
@@ -82,20 +74,6 @@ class Scored(ByForward):
         image = torch.cat([self.vision_proj(encode(each)[:, 0]) for each in images])
         scores = (F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).t()).cpu().numpy()
         return scores, scores.T
-
-
-class ElipBlipClassification(ByForward, BlipClassification):
-    """BLIP classifying pairs."""
-
-    replaces = BlipClassification
-    guided_by = "sentence"
-    text_at_test = True
-
-    def forward(self, samples: dict[str, Any], is_train: bool = True) -> Any:
-        """Run LAVIS' forward, which by itself cannot train."""
-        # blip_classification.py:129 fills a field that only ALBEF's record of outputs has.
-        with replaced(blip_classification, "BlipIntermediateOutput", AlbefIntermediateOutput):
-            return super().forward(samples, is_train)
 
 
 class ElipBlipITM(ByForward, BlipITM):
@@ -138,11 +116,6 @@ class ElipClip(ByForward, CLIP):
         done = text_pass_of(self, tokens)
         return super().encode_text(tokens) if done is None else done.output
 
-    @property
-    def loss(self) -> Any:
-        """LAVIS' loss, which requires a process group; here one process is enough."""
-        return ClipLoss(world_size=dist_utils.get_world_size(), rank=dist_utils.get_rank())
-
 
 _pruned = partial(pruned_class, __name__)
 QUESTION = {
@@ -155,36 +128,26 @@ OWN = {"own_text_pass": True}
 PADDED: dict[str, Any] = {"tokens": {"padding": True}}
 
 ARCHS: dict[str, type[Any]] = {
-    "albef_pretrain": pruned_class(
-        __name__, AlbefPretrain, Scored, PRETRAINED_MODEL_CONFIG_DICT=_small(AlbefPretrain, "albef")
-    ),
-    "albef_retrieval": pruned_class(
-        __name__, AlbefRetrieval, ByForward, **OWN, tokens=Scored.tokens
-    ),
+    "albef_pretrain": _pruned(AlbefPretrain, Scored, **{TYPES: _small(AlbefPretrain, "albef")}),
+    "albef_retrieval": _pruned(AlbefRetrieval, ByForward, **OWN, tokens=Scored.tokens),
     "albef_vqa": _pruned(AlbefVQA, ByEncoder, **OWN, **QUESTION),
-    "albef_nlvr": pruned_class(
-        __name__, AlbefNLVR, ByForward, **OWN, **SENTENCE, images_per_text=2
+    "albef_nlvr": _pruned(AlbefNLVR, ByForward, **OWN, **SENTENCE, images_per_text=2),
+    "albef_classification": _pruned(AlbefClassification, ByForward, **OWN, **SENTENCE),
+    "albef_feature_extractor": _pruned(
+        AlbefFeatureExtractor, ByFeatures, **OWN, **PADDED, text_at_test=True
     ),
-    "albef_classification": pruned_class(
-        __name__, AlbefClassification, ByForward, **OWN, **SENTENCE
-    ),
-    "albef_feature_extractor": pruned_class(
-        __name__, AlbefFeatureExtractor, ByFeatures, **OWN, **PADDED, text_at_test=True
-    ),
-    "blip_pretrain": pruned_class(
-        __name__, BlipPretrain, Scored, PRETRAINED_MODEL_CONFIG_DICT=_small(BlipPretrain, "blip")
-    ),
+    "blip_pretrain": _pruned(BlipPretrain, Scored, **{TYPES: _small(BlipPretrain, "blip")}),
     "blip_retrieval": _pruned(BlipRetrieval, ByForward, **OWN, tokens=Scored.tokens),
     "blip_vqa": _pruned(BlipVQA, ByEncoder, **QUESTION),
-    "blip_nlvr": pruned_class(
-        __name__, BlipNLVR, ByForward, **SENTENCE, images_per_text=2, tokens={"padding": "longest"}
+    "blip_nlvr": _pruned(
+        BlipNLVR, ByForward, **SENTENCE, images_per_text=2, tokens={"padding": "longest"}
     ),
-    "blip_classification": ElipBlipClassification,
+    "blip_classification": _pruned(BlipClassification, ByForward, **SENTENCE),
     # The caption is the answer, so the image alone chooses its tokens.
     "blip_caption": _pruned(BlipCaption, PrunedModel, guided_by="nothing"),
     "blip_image_text_matching": ElipBlipITM,
-    "blip_feature_extractor": pruned_class(
-        __name__, BlipFeatureExtractor, ByFeatures, **PADDED, text_at_test=True
+    "blip_feature_extractor": _pruned(
+        BlipFeatureExtractor, ByFeatures, **PADDED, text_at_test=True
     ),
     "clip": ElipClip,
     "clip_feature_extractor": ElipClip,
@@ -196,64 +159,8 @@ MODELS: dict[type, type[Any]] = {cls.replaces: cls for cls in ARCHS.values()}
 """Pruned classes by LAVIS' class."""
 
 
-LEAK = (
-    "at test time its text is the answer, or is compared with all images, and an image pruned by "
-    "it would leak it into the scores; use 'full' or 'image'"
-)
-
-
 def describe(module: Any) -> Description:
     """Describe a LAVIS model, or a bare vision tower of ALBEF and BLIP; see `Host.describe`."""
     if not hasattr(module, "visual_encoder") and not hasattr(module, "visual"):
-        return Description(module, _describe_tower(module))
-    model = choose(module, MODELS)
-    patched: Any = model.patched
-    leak = "" if patched.text_at_test else LEAK
-    if hasattr(module, "visual"):
-        return Description(module, clip_towers.describe(module.visual), (model,), None, leak)
-    if hasattr(module, "Qformer"):
-        tower = _describe_tower(module.visual_encoder)
-        return Description(module, tower, (model,), None, leak, _why_no_guide(module, patched))
-    encoders = [getattr(module, n, None) for n in ("text_encoder", "text_encoder_m")]
-    berts = [inner_bert(e) for e in encoders if e is not None] if patched.own_text_pass else []
-    return Description(
-        module,
-        towers.describe(module.visual_encoder),
-        (*(choose(bert, TEXT_ENCODERS) for bert in berts), model),
-        towers.describe(module.visual_encoder_m) if hasattr(module, "visual_encoder_m") else None,
-        leak,
-        _why_no_guide(module, patched),
-        teachable=True,
-    )
-
-
-def _describe_tower(tower: Any) -> Tower:
-    return (eva_tower if isinstance(tower, EvaTower) else towers).describe(tower)
-
-
-def _why_no_guide(model: Any, patched: Any) -> ElipError | None:
-    name = patched.replaces.__name__
-    if patched.guided_by == "nothing":
-        return ConfigError(
-            f"{name} has no text to guide its tower (its caption is the answer): set "
-            "text_weight 0 to prune by the image alone"
-        )
-    if hasattr(model, "Qformer"):
-        if model.Qformer.bert.embeddings.word_embeddings is not None:
-            return None
-        return ConfigError(
-            f"the Q-Former of {name} reads no text that could guide its tower "
-            "(qformer_text_input is false): set text_weight 0 to prune by the image alone"
-        )
-    text_width = inner_bert(model.text_encoder).config.hidden_size
-    vision_width = model.visual_encoder.embed_dim
-    if text_width == vision_width or hasattr(model, "vision_proj"):
-        return None
-    # LAVIS' answer decoders take the tower's width, so VQA cannot do with unequal ones.
-    needs_equal = hasattr(model, "text_decoder")
-    other = "" if needs_equal else ", or set text_weight 0 to prune by the image alone"
-    return UnsupportedModelError(
-        f"{name} has a text encoder of width {text_width}, a tower of width {vision_width} "
-        "and no projection between them by which text could guide it: make the widths "
-        f"equal{other}"
-    )
+        return Description(module, describe_tower(module))
+    return describe_model(module, choose(module, MODELS))

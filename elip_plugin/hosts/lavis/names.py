@@ -1,22 +1,31 @@
-"""Names: makes `elip_X` known to LAVIS' registry, with the runner and the data sets."""
+"""Names: makes `elip_X` known to LAVIS' registry, with the runner and the data sets.
+
+An arch that cannot be pruned has a name, too, which says why.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
 from lavis.common.registry import registry
 from lavis.models import load_model, model_zoo
 
-from elip_plugin.errors import UnknownModelError, nearest
+from elip_plugin.errors import UnknownModelError, UnsupportedModelError, nearest
 from elip_plugin.hosts.base import OWN_SECTION, ModelName
+from elip_plugin.hosts.lavis.compat import fixes
+from elip_plugin.hosts.lavis.compat.datasets import register_builders
+from elip_plugin.hosts.lavis.compat.runner import NAME, ElipRunner
 from elip_plugin.hosts.lavis.models import ARCHS
-from elip_plugin.hosts.lavis.refused import refuse, refused
-from elip_plugin.hosts.lavis.runtime import fixes
-from elip_plugin.hosts.lavis.runtime.datasets import register_builders
-from elip_plugin.hosts.lavis.runtime.runner import NAME, ElipRunner
 
 PREFIX = "elip_"
+
+REASONS = {
+    "blip_diffusion": "makes images, and keeps its BLIP-2 tower frozen",
+    "blip2_vicuna_xinstruct": "reads sound, video and point clouds, and is not tried",
+    "alpro": "has a TimeSformer, whose attention needs all patches of all frames",
+}
+"""Reasons by the beginning of an arch's name."""
 
 
 def register() -> None:
@@ -29,7 +38,7 @@ def register() -> None:
             model_zoo.model_zoo[name] = list(patched.PRETRAINED_MODEL_CONFIG_DICT)
     for base in [*registry.mapping["model_name_mapping"]]:
         if not base.startswith(PREFIX) and registry.get_model_class(PREFIX + base) is None:
-            registry.register_model(PREFIX + base)(refused(base))
+            registry.register_model(PREFIX + base)(_refused(base))
     if registry.get_runner_class(NAME) is None:
         registry.register_runner(NAME)(ElipRunner)
     register_builders()
@@ -58,3 +67,33 @@ def find(name: str) -> ModelName | None:
     if kind and kind not in kinds:
         raise UnknownModelError(f"{arch} has no model type {kind!r}; {nearest(kind, kinds)}")
     return list_names()[PREFIX + base]
+
+
+def refuse(base: str) -> NoReturn:
+    """Raise the error that says why an arch cannot be pruned."""
+    found = (reason for start, reason in REASONS.items() if base.startswith(start))
+    reason = next(found, "trains no vision tower of ALBEF, BLIP or CLIP")
+    raise UnsupportedModelError(
+        f"LAVIS' {base} cannot be pruned: it {reason}; those that can are {', '.join(ARCHS)}"
+    )
+
+
+class Refused:
+    """Stands for an arch that cannot be pruned; LAVIS calls one of its methods."""
+
+    base: ClassVar[str]
+
+    @classmethod
+    def default_config_path(cls, model_type: Any = None) -> NoReturn:
+        """Refuse the arch."""
+        refuse(cls.base)
+
+    @classmethod
+    def from_config(cls, cfg: Any = None) -> NoReturn:
+        """Refuse the arch."""
+        refuse(cls.base)
+
+
+def _refused(base: str) -> type[Any]:
+    model = registry.get_model_class(base)
+    return type(f"Refused{model.__name__}", (Refused, model), {"base": base})

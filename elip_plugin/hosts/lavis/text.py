@@ -16,7 +16,8 @@ from lavis.models.blip_models.nlvr_encoder import BertModel as NlvrBertModel
 from lavis.models.med import BertModel, XBertEncoder
 from torch import Tensor, nn
 
-from elip_plugin.patching.calls import find
+from elip_plugin.hosts.lavis.compat.masks import fit_mask
+from elip_plugin.patching.calls import find, thread
 from elip_plugin.patching.swap import Patched
 
 
@@ -37,11 +38,14 @@ class ElipBertModel(Patched, BertModel):
         """Encode text, alone or fused with image tokens."""
         states, mask = options.get("encoder_hidden_states"), options.get("encoder_attention_mask")
         if isinstance(states, Tensor) and mask is not None and mask.shape[1] != states.shape[1]:
-            options["encoder_attention_mask"] = _fit_mask(mask, states)
+            options["encoder_attention_mask"] = fit_mask(mask, states)
         elif isinstance(states, list) and mask is not None:
-            options["encoder_attention_mask"] = [_fit_mask(m, s) for m, s in zip(mask, states)]
-        done = text_pass_of(self, input_ids)
-        if done is None:
+            options["encoder_attention_mask"] = [fit_mask(m, s) for m, s in zip(mask, states)]
+        entry = thread.innermost
+        while entry is not None and entry[0] is not self:
+            entry = entry[2]
+        done = None if entry is None else entry[1]
+        if done is None or input_ids is None or done.ids is not input_ids:
             return super().forward(input_ids, **options)
         if options.get("mode") == "text":
             return done.output
@@ -96,16 +100,6 @@ TEXT_ENCODERS: dict[type, type[nn.Module]] = {
     XBertEncoder: ElipXBertEncoder,
 }
 """Text encoders that are patched; BLIP's NLVR2 encoder only gives a guide and stays as it is."""
-
-
-def _fit_mask(mask: Tensor, states: Tensor) -> Tensor:
-    """Fit the mask of image tokens to their number.
-
-    LAVIS pairs the momentum encoder's tokens with the mask it made for the other tower's, of
-    which there may be fewer. Its masks leave no image token out, so the class token's value
-    holds for all.
-    """
-    return mask if mask.shape[1] == states.shape[1] else mask[:, :1].expand(states.shape[:2])
 
 
 def inner_bert(text_encoder: Any) -> Any:
@@ -178,8 +172,12 @@ class TokenizesOnce:
     @property
     def tokenizer(self) -> Any:
         """The model's tokenizer."""
-        caching = find(self, CachingTokenizer)
-        return vars(self)["tokenizer"] if caching is None else caching
+        entry = thread.innermost
+        while entry is not None:
+            if entry[0] is self and isinstance(entry[1], CachingTokenizer):
+                return entry[1]
+            entry = entry[2]
+        return self.__dict__["tokenizer"]
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: Any) -> None:

@@ -17,15 +17,29 @@ from elip_plugin.patching.description import Tower, TowerShape
 from elip_plugin.patching.swap import Patched, Swap, choose, choose_all
 
 
+class Fused:
+    """As `register_hook`, which LAVIS' blocks hand to their attention: fuse it, and register none.
+
+    An argument says so, and not what is true of the forward in progress: `vit_grad_ckpt` runs the
+    attention again in the backward pass.
+    """
+
+    def __bool__(self) -> bool:
+        return False
+
+
+FUSED: Any = Fused()
+
+
 class FusedAttention(Patched, Attention):
     """LAVIS' attention, fused where it is asked for: in pruned forwards."""
 
     replaces = Attention
 
-    def forward(self, x: Tensor, register_hook: bool = False, fused: bool = False) -> Tensor:
+    def forward(self, x: Tensor, register_hook: bool = False) -> Tensor:
         """Attend."""
         # By class: what `vit_grad_ckpt` wraps around this function stays when pruning is removed.
-        if register_hook or not (fused or getattr(self, "elip_always", False)):
+        if register_hook is not FUSED and (register_hook or not hasattr(self, "elip_always")):
             return Attention.forward(self, x, register_hook)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         dropout = self.attn_drop.p if self.training else 0.0
@@ -45,6 +59,13 @@ class ElipBlock(PrunableBlock, Block):
 
     replaces = Block
 
+    def forward(self, x: Tensor, *args: Any, elip: Any = None, **options: Any) -> Any:
+        """Run LAVIS' forward, or a mode; see `PrunableBlock`."""
+        if elip is not None:
+            options.pop("register_hook", None)
+            return elip(self, x, **options)
+        return Block.forward(self, x, *args, **options)
+
     def packed_attention(self) -> PackedAttention:
         """Return the attention's projections."""
         attn = self.attn
@@ -63,17 +84,6 @@ class ElipBlock(PrunableBlock, Block):
         return self.drop_path(added)
 
 
-def fused(block: Any, x: Tensor) -> Tensor:
-    """Run a block with fused attention (a mode of patched blocks).
-
-    An argument says so, and not what is true of the forward in progress: `vit_grad_ckpt` runs the
-    attention again in the backward pass.
-    """
-    x = x + block.drop_path(block.attn(block.norm1(x), fused=True))
-    y: Tensor = x + block.drop_path(block.mlp(block.norm2(x)))
-    return y
-
-
 class ElipVisionTransformer(PrunableStack, VisionTransformer):
     """A tower that prunes between its blocks; LAVIS' checkpointed regions are inside them."""
 
@@ -86,16 +96,16 @@ class ElipVisionTransformer(PrunableStack, VisionTransformer):
                 return VisionTransformer.forward(self, x, register_blk)
             class_token = self.cls_token.expand(x.shape[0], -1, -1)
             tokens = torch.cat([class_token, self.patch_embed(x)], dim=1) + self.pos_embed
-            mapped = self.blocks[register_blk] if register_blk >= 0 else None
-            call = partial(_call_fused, mapped)
-            return self.norm(pruning.run_blocks(self.pos_drop(tokens), self.blocks, call))
+            blocks = [partial(block, register_hook=FUSED) for block in self.blocks]
+            call = None if register_blk < 0 else partial(_call_mapped, blocks[register_blk])
+            return self.norm(pruning.run_blocks(self.pos_drop(tokens), blocks, call))
 
 
-def _call_fused(mapped: Any, block: Any, x: Tensor, mode: Any = None, **options: Any) -> Any:
-    """Call a block with fused attention; one that is `mapped` keeps its attention map."""
+def _call_mapped(mapped: Any, block: Any, x: Tensor, mode: Any = None, **options: Any) -> Any:
+    """Call a block; one that is `mapped` keeps its attention map."""
     if block is mapped and mode is None:
         return block(x, register_hook=True)
-    return call_block(block, x, fused if mode is None else mode, **options)
+    return call_block(block, x, mode, **options)
 
 
 class ElipVisionTransformerEncoder(ElipVisionTransformer, VisionTransformerEncoder):
@@ -132,7 +142,6 @@ def describe(tower: Any) -> Tower:
         choose(tower, TOWERS),
         blocks,
         attention,
-        # All blocks have the mode `fused`; looking ahead may call one that has no dropout.
         random_blocks=not still,
         patch_embed=tower.patch_embed.proj,
         norm="norm",

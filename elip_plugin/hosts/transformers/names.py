@@ -12,8 +12,9 @@ from torch import nn
 
 from elip_plugin.config import DEFAULT_PRESET
 from elip_plugin.errors import DataError, UnknownModelError, UnsupportedModelError, nearest
-from elip_plugin.hosts.base import OWN_SECTION, ModelName, installed_version
+from elip_plugin.hosts.base import OWN_SECTION, ModelName
 from elip_plugin.hosts.transformers import HOST
+from elip_plugin.hosts.versions import installed_version
 
 PREFIX = "hf:"
 

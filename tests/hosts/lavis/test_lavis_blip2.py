@@ -11,15 +11,22 @@ from unittest import mock
 import pytest
 import torch
 from conftest import recorded_lengths
+from torch import distributed
 
 pytest.importorskip("lavis")
 
 from lavis.processors.blip_processors import BlipImageEvalProcessor
-from lavis_family import CAPTIONS, OTHERS
+from lavis_attributes import attributes, changes
+from lavis_family import (
+    CAPTIONS,
+    OTHERS,
+)
 
 import elip_plugin
 from elip_plugin.data.vocab import write_vocab
 from elip_plugin.errors import ConfigError, GuideError, UnsupportedModelError
+from elip_plugin.hosts.lavis.compat import fixes
+from elip_plugin.hosts.lavis.describe import USERS
 from elip_plugin.hosts.lavis.factory import LavisModel, create
 from elip_plugin.hosts.lavis.models import ARCHS
 from elip_plugin.measure.speed import measure_speed
@@ -132,11 +139,37 @@ def test_evaluation_and_removal_are_the_base_models(
     assert torch.equal(model.extract_features(samples, mode="image").image_embeds, features)
     handle.remove()
     assert type(model) is ARCHS["blip2"].replaces
-    with (
-        mock.patch("lavis.models.blip2_models.blip2_qformer.dist.get_rank", lambda: 0),
-        mock.patch("lavis.models.blip2_models.blip2_qformer.all_gather_with_grad", lambda x: x),
-    ):
-        assert torch.equal(lengths_of(model.train(), samples)[1].loss, expected)
+    assert torch.equal(lengths_of(model.train(), samples)[1].loss, expected)
+
+
+def test_a_forward_changes_nothing_of_lavis(tmp_path: Path, samples: dict[str, Any]) -> None:
+    model = make(tmp_path)
+    lengths_of(model, samples)  # what is imported late is there
+    before, found = attributes(), []
+    model.ln_vision.register_forward_hook(lambda *_: found.append(changes(before)))
+    lengths_of(model, samples)
+    assert found == [[]]
+
+
+def test_in_a_process_group_losses_are_lavis_own(tmp_path: Path, samples: dict[str, Any]) -> None:
+    """And in none LAVIS has no loss."""
+    model, losses = make(tmp_path), []
+    elip_plugin.find_handle(model).remove()
+    losses.append(lengths_of(model, samples)[1].loss)
+    store = f"file://{tmp_path / 'store'}"
+    distributed.init_process_group("gloo", init_method=store, world_size=1, rank=0)
+    try:
+        losses.append(lengths_of(model, samples)[1].loss)
+        fixes.undo()
+        losses.append(lengths_of(model, samples)[1].loss)
+        distributed.destroy_process_group()
+        with pytest.raises(ValueError, match="process group has not been initialized"):
+            lengths_of(model, samples)
+    finally:
+        fixes.prepare()
+        fixes.register()
+        fixes.extend(USERS)
+    assert torch.equal(losses[0], losses[1]) and torch.equal(losses[1], losses[2])
 
 
 def test_evaluation_by_the_image(tmp_path: Path, samples: dict[str, Any]) -> None:

@@ -7,7 +7,10 @@ from test_call_count import own_calls
 
 pytest.importorskip("lavis")
 
-from lavis_family import one_thread, pruned, run  # noqa: F401
+from lavis_family import (
+    pruned,
+    run,
+)
 
 
 # LAVIS' CLIP runs sequence first, so each of its blocks is called by a function of ours.

@@ -18,12 +18,10 @@ from lavis_family import (
     ARCHS,
     CAPTIONS,
     PLANNED,
-    assert_equal,
-    one_thread,  # noqa: F401
     pruned,
     section,
-    seen,
 )
+from lavis_recorders import assert_equal, seen
 from omegaconf import OmegaConf
 from PIL import Image
 

@@ -21,19 +21,20 @@ from lavis_family import (
     FULL,
     OTHERS,
     PLANNED,
-    assert_equal,
-    choices,
     evaluate,
-    forget_nothing,
     is_clip,
-    one_thread,  # noqa: F401
     pruned,
     run,
     samples,
-    seen,
-    shape_of,
     step,
     stock,
+)
+from lavis_recorders import (
+    assert_equal,
+    assert_nothing_left,
+    choices,
+    seen,
+    shape_of,
     tensors,
     text_calls,
     tokenizations,
@@ -43,7 +44,8 @@ from lavis_family import (
 from elip_plugin import apply, find_handle
 from elip_plugin.core.score import score
 from elip_plugin.errors import ConfigError, UnsupportedModelError
-from elip_plugin.hosts.lavis.text import CachingTokenizer, TextCache
+from elip_plugin.hosts.lavis.text import CachingTokenizer, TextPass
+from elip_plugin.patching.calls import thread
 from elip_plugin.reducers import elip
 
 every_arch = pytest.mark.parametrize("arch", ARCHS)
@@ -89,7 +91,7 @@ def test_trains_and_evaluates(arch: str) -> None:
     assert lengths == PLANNED == list(find_handle(model).plan.tokens)
     assert all(v.isfinite().all() for k, v in output.items() if v.is_floating_point()), arch
     assert all(g.isfinite().all() for g in gradients.values())
-    forget_nothing(model)
+    assert_nothing_left(model)
     for ours, theirs in zip((output, gradients), step(arch, base)):
         assert_equal(ours, theirs)
     handle.remove()
@@ -179,7 +181,7 @@ def test_text_is_tokenized_and_encoded_once_which_changes_nothing(arch: str) -> 
     else:
         assert calls == plain and calls.count("text") == 1
     forgetful = property(lambda cache: None, lambda cache, ids: None)
-    with mock.patch.object(TextCache, "ids", forgetful), text_calls(other) as calls:
+    with mock.patch.object(TextPass, "ids", forgetful), text_calls(other) as calls:
         alone = step(arch, other)
     assert len(calls) > 1
     for ours, theirs in zip(shared, alone):
@@ -237,7 +239,7 @@ def test_the_text_chooses_in_evaluation_where_it_is_an_input(arch: str) -> None:
     ours, same, others = forward(CAPTIONS), forward(CAPTIONS), forward(OTHERS)
     assert all(torch.equal(a, b) for a, b in zip(ours, same))
     assert any(not torch.equal(a, b) for a, b in zip(ours, others))
-    forget_nothing(model)
+    assert_nothing_left(model)
 
 
 @pytest.mark.parametrize("arch", sorted(set(ARCHS) - set(TEXT_AT_TEST)))
@@ -380,7 +382,7 @@ def test_nothing_is_left_after_an_exception(arch: str) -> None:
         run(arch, model)
     hook.remove()
     assert calls  # the guide had been made
-    forget_nothing(model)
+    assert_nothing_left(model)
     assert model.tokenizer is tokenizer
     assert shape_of(model) == before
     step(arch, model)
@@ -428,8 +430,10 @@ def test_a_copy_made_within_a_forward_starts_clean() -> None:
     )
     run("albef_retrieval", model)
     hook.remove()
-    assert copies[0].elip_cache.output is None and copies[0].elip_cache.ids is None
-    assert copies[1].elip.settings.guide is None
+    assert thread.innermost is None
+    for copied, module in zip(copies, (model.text_encoder, model.visual_encoder), strict=True):
+        assert [*vars(copied)] == [*vars(module)]
+        assert shape_of(copied) == shape_of(module)
 
 
 @pytest.mark.parametrize("arch", ["albef_pretrain", "blip_pretrain", "albef_nlvr", "clip"])

@@ -17,25 +17,26 @@ from lavis_family import (
     MOMENTUM,
     PLANNED,
     STILL,
-    assert_equal,
-    choices,
-    forget_nothing,
     is_clip,
-    one_thread,  # noqa: F401
     pruned,
     run,
     samples,
-    seen,
-    shape_of,
     step,
     stock,
+)
+from lavis_recorders import (
+    assert_equal,
+    assert_nothing_left,
+    choices,
+    seen,
+    shape_of,
     text_calls,
     tower,
 )
 
 from elip_plugin import Handle, find_handle
 from elip_plugin.errors import ConfigError
-from elip_plugin.hosts.lavis.text import _fit_mask
+from elip_plugin.hosts.lavis.compat.masks import fit_mask
 from elip_plugin.patching.install import find_pruner
 
 BOTH = {"prune_momentum": True}
@@ -68,7 +69,7 @@ def test_it_is_pruned_on_request_and_guided_by_its_own_text(arch: str) -> None:
     assert calls.count("text") == 1
     assert output["/loss"].isfinite()
     assert not any("_m." in name for name in gradients)
-    forget_nothing(model)
+    assert_nothing_left(model)
 
     def kept() -> list[Any]:
         with choices() as chosen:
@@ -99,7 +100,7 @@ def test_it_has_its_own_guide_beside_a_users() -> None:
         step("albef_retrieval", model)
     assert momentum == PLANNED
     assert calls.count("text") == own.count("text") == 1
-    forget_nothing(model)
+    assert_nothing_left(model)
 
 
 @each_momentum
@@ -163,9 +164,9 @@ def test_the_momentum_encoders_mask_is_the_one_lavis_would_make_for_its_tokens(a
 def test_a_mask_that_leaves_images_out_keeps_leaving_them_out() -> None:
     states = torch.zeros(3, 17, 32)
     mask = torch.tensor([1, 0, 1]).unsqueeze(1).repeat(1, 8)
-    assert torch.equal(_fit_mask(mask, states), mask[:, :1].repeat(1, 17))
+    assert torch.equal(fit_mask(mask, states), mask[:, :1].repeat(1, 17))
     fitting = torch.randint(0, 2, (3, 17))
-    assert _fit_mask(fitting, states) is fitting
+    assert fit_mask(fitting, states) is fitting
 
 
 VITS = [arch for arch in ARCHS if not is_clip(arch) and not arch.endswith("_extractor")]

@@ -11,13 +11,14 @@ from torch import Tensor
 pytest.importorskip("lavis")
 
 import lavis_family as family
-from lavis_family import one_thread  # noqa: F401
+import lavis_recorders as recorders
 
 import elip_plugin
 from elip_plugin.core.guide import Reading
 from elip_plugin.core.score import Query, text_similarity
 from elip_plugin.errors import ConfigError
-from elip_plugin.hosts.lavis.guide import reading_guide
+from elip_plugin.hosts.lavis.guide import CaptionGuide
+from elip_plugin.patching.install import find_pruner
 
 ELIP = {"reducer": "similarity", "preset": "fast"}
 READ = [arch for arch in family.ARCHS if not arch.startswith("clip") and arch != "blip_caption"]
@@ -48,6 +49,12 @@ def attention_maps(model: Any, given: dict[str, Any], mask: Tensor) -> list[Tens
     return maps
 
 
+def reading_guide(model: Any, texts: Any, suffix: str = "") -> Any:
+    """How a model's text encoder reads texts."""
+    guide = CaptionGuide(model, model.tokenizer, texts, suffix)
+    return guide.queries(model.elip.config.cross_attentions, gradient=False)
+
+
 @pytest.mark.parametrize("count", [1, 2, 9])
 @pytest.mark.parametrize("arch", ["blip_vqa", "albef_vqa"])
 def test_the_scores_are_the_attention_of_the_first_cross_attentions(arch: str, count: int) -> None:
@@ -58,7 +65,7 @@ def test_the_scores_are_the_attention_of_the_first_cross_attentions(arch: str, c
     mask = model.elip_tokenize(model.tokenizer, texts).attention_mask
     assert mask.sum(1).unique().numel() > 1  # some are padded
     theirs = attention_maps(model, {**given, "text_input": texts}, mask)[:count]
-    first, further = reading_guide(model, model.tokenizer, texts)
+    first, further = reading_guide(model, texts)
     assert first.shape == (4, mask.shape[1] * 2, 32) and not first.requires_grad
     assert (further is None) == (len(theirs) == 1)
     # The keys' bias adds the same to each token.
@@ -73,7 +80,7 @@ def test_every_arch_trains_with_it_and_its_text_decides(arch: str) -> None:
     model = family.pruned(arch, elip={**ELIP, "final_unpruned": 0.5})
     handle = elip_plugin.find_handle(model)
     handle.update_progress(0, 10)
-    with family.seen(model) as lengths:
+    with recorders.seen(model) as lengths:
         _, gradients = family.step(arch, model)
     assert lengths[: len(handle.plan.tokens)] == list(handle.plan.tokens)
     if arch not in family.EXTRACTORS:
@@ -85,7 +92,7 @@ def test_every_arch_trains_with_it_and_its_text_decides(arch: str) -> None:
         kept.append(trace.stages[-1].kept)
     assert not torch.equal(*kept)
     handle.update_progress(9, 10)
-    with family.seen(model) as lengths:
+    with recorders.seen(model) as lengths:
         family.run(arch, model)
     assert {*lengths} == {17}
 
@@ -95,7 +102,7 @@ def test_the_text_pass_runs_as_often_as_without_pruning(arch: str) -> None:
     calls = []
     for elip in ({"text_weight": 0.0}, ELIP):
         model = family.pruned(arch, elip=elip)
-        with family.text_calls(model) as modes:
+        with recorders.text_calls(model) as modes:
             family.run(arch, model)
         calls.append(" ".join(modes).replace("multimodal", "text fusion").split())
     assert sorted(calls[0]) == sorted(calls[1])
@@ -105,14 +112,14 @@ def test_the_text_pass_runs_as_often_as_without_pruning(arch: str) -> None:
 def test_questions_choose_at_test_time_too(arch: str) -> None:
     model = family.pruned(arch, elip={**ELIP, "eval_mode": "text"}).eval()
     handle = elip_plugin.find_handle(model)
-    with family.seen(model) as lengths:
+    with recorders.seen(model) as lengths:
         family.evaluate(arch, model)
     assert lengths[:12] == list(handle.plan.tokens)
     given = family.samples()
     with handle.trace() as trace, torch.no_grad():
         model.forward_encoder(dict(given))
     own = trace.stages[-1].kept
-    guide = reading_guide(model, model.tokenizer, given["text_input"])
+    guide = reading_guide(model, given["text_input"])
     with handle.trace() as trace, torch.no_grad(), model.elip.guided(guide):
         model.visual_encoder.forward_features(given["image"])
     assert torch.equal(own, trace.stages[-1].kept)
@@ -122,7 +129,7 @@ def test_the_text_encoder_reads_once_per_forward() -> None:
     model = family.pruned("blip_vqa", elip=ELIP)
     assert len(elip_plugin.find_handle(model).plan.stages) > 1
     given = family.samples()
-    first, further = reading_guide(model, model.tokenizer, given["text_input"])
+    first, further = reading_guide(model, given["text_input"])
     assert further is not None
     shapes: list[torch.Size] = []
 
@@ -138,16 +145,28 @@ def test_the_text_encoder_reads_once_per_forward() -> None:
 
 def test_a_pruned_momentum_encoder_is_guided_by_its_own_text_encoder() -> None:
     model = family.pruned("albef_pretrain", elip={**ELIP, "prune_momentum": True})
+    generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in model.text_encoder_m.parameters():
-            weight.mul_(1.1)
-    texts = family.CAPTIONS
-    own = reading_guide(model, model.tokenizer, texts).first
-    twin = reading_guide(model, model.tokenizer, texts, "_m").first
-    assert not torch.allclose(own, twin)
-    with family.seen(model, "_m") as lengths:
-        family.run("albef_pretrain", model)
-    assert lengths[:12] == list(elip_plugin.find_handle(model).plan.tokens)
+            weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
+    momentum, given = model.visual_encoder_m, family.samples()
+    with elip_plugin.Handle(momentum).trace() as trace, recorders.seen(model, "_m") as lengths:
+        family.run("albef_pretrain", model, given)
+    assert lengths == list(elip_plugin.find_handle(model).plan.tokens)
+    kept = [stage.kept for stage in trace.stages]
+
+    def kept_by(suffix: str) -> list[Tensor]:
+        reading = reading_guide(model, given["text_input"], suffix)
+        with (
+            elip_plugin.Handle(momentum).trace() as trace,
+            find_pruner(momentum).guided(reading),
+            torch.no_grad(),
+        ):
+            momentum(given["image"])
+        return [stage.kept for stage in trace.stages]
+
+    assert len(kept) > 1 and all(torch.equal(*pair) for pair in zip(kept, kept_by("_m")))
+    assert any(not torch.equal(*pair) for pair in zip(kept, kept_by("")))
 
 
 @pytest.mark.parametrize("arch", ["blip_vqa", "albef_vqa", "blip_retrieval"])
@@ -158,7 +177,7 @@ def test_the_loss_on_the_choice_teaches_the_text_side_and_changes_no_forward(arc
         out, found = family.step(arch, model)
         losses.append(out)
         gradients.append(found)
-    family.assert_equal(*losses)
+    recorders.assert_equal(*losses)
     changed = {
         name for name, g in gradients[0].items() if not torch.allclose(g, gradients[1][name])
     }
@@ -182,8 +201,8 @@ def test_the_loss_on_the_choice_teaches_the_text_side_and_changes_no_forward(arc
             {**ELIP, "choice_loss": 1.0},
             "choice_loss is for models whose text encoder reads",
         ),
-        ("blip_vqa", {"choice_loss": 1.0}, "has no scores that could learn"),
-        ("blip_vqa", {"cross_attentions": 3}, "reads no cross-attention"),
+        ("blip_vqa", {"choice_loss": 1.0}, "has no option .choice_loss"),
+        ("blip_vqa", {"cross_attentions": 3}, "has no option .cross_attentions"),
         ("blip_vqa", {**ELIP, "choice_loss": -1.0}, "choice_loss must be a number from 0 up"),
         ("blip_vqa", {**ELIP, "cross_attentions": 0}, "cross_attentions must be an integer from 1"),
     ],

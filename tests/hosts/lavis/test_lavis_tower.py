@@ -18,7 +18,6 @@ from elip_plugin.patching.install import find_pruner
 
 vit = pytest.importorskip("lavis.models.vit")
 
-from lavis_family import one_thread  # noqa: E402, F401
 
 PLANNED = [17] * 2 + [16] * 2 + [12] * 6 + [8] * 2
 CHECKPOINTED = {"use_grad_checkpointing": True, "ckpt_layer": 12}

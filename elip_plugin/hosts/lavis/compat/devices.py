@@ -1,35 +1,10 @@
-"""LAVIS' runner on other devices than CUDA's and in one process: the "run" part of `fixes`."""
+"""LAVIS' runner on other devices than CUDA's, and where a run resumes."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from types import SimpleNamespace
 from typing import Any
 
-import torch
-from lavis.common.dist_utils import is_dist_avail_and_initialized
-from torch import distributed
-
-from elip_plugin.hosts.lavis.runtime.fixes import running
-
-
-def _barrier() -> None:
-    if is_dist_avail_and_initialized():
-        distributed.barrier()
-
-
-dist = SimpleNamespace(barrier=_barrier)
-"""All that `runner_base` needs of `torch.distributed`."""
-
-
-def synchronize(self: Any) -> None:
-    """Sum a `SmoothedValue` over all processes, on a device that their backend carries."""
-    if not is_dist_avail_and_initialized():
-        return
-    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-    sums = torch.tensor([self.count, self.total], dtype=torch.float64, device=device)
-    distributed.all_reduce(sums)
-    self.count, self.total = int(sums[0]), float(sums[1])
+from elip_plugin.hosts.lavis.compat.fixes import Users, running
 
 
 def iter_loader(theirs: Any, runner: Any) -> Any:
@@ -45,11 +20,13 @@ def iter_loader(theirs: Any, runner: Any) -> Any:
     return start
 
 
-def evaluate(theirs: Any) -> Any:
+def evaluate(theirs: Any, users: Users) -> Any:
     """Return `RunnerBase.evaluate`, which `evaluate.py` calls whatever the config's runner."""
 
     def evaluate_anywhere(runner: Any, *args: Any, **options: Any) -> Any:
-        with nullcontext() if runner.cuda_enabled else running(runner):
+        if runner.cuda_enabled or not users.includes(runner._model):
+            return theirs(runner, *args, **options)
+        with running(runner):
             return theirs(runner, *args, **options)
 
     return evaluate_anywhere

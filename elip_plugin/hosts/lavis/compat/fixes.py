@@ -3,8 +3,11 @@
 LAVIS is unmaintained. Its last release pins timm 0.4.12, transformers below 4.27 and numpy 1, but
 works beside timm 1, transformers 4.40 to 4.57 and numpy 2 with equal losses. `FIXES` lists what is
 repaired, when, and why. This module imports no host library, and no fix changes a file;
-`patches/lavis-1.0.2` has the same repairs for other people's checkouts. What is at fault in a model
-or a runner is repaired in our own class for it.
+`patches/lavis-1.0.2` has the same repairs for other people's checkouts.
+
+Importing LAVIS changes nothing that works: what it lacks beside newer libraries is put back, and
+what is broken there is replaced. All other fixes are for people who use this package: they begin
+with the first model that it builds or patches, and leave other models to LAVIS.
 """
 
 from __future__ import annotations
@@ -12,16 +15,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pkgutil import resolve_name
+from threading import RLock
 from typing import Any, Literal
 
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.hosts.base import installed_version
+from elip_plugin.hosts.versions import installed_version
 from elip_plugin.patching.monkeypatch import replaced
 
-RUNTIME = "elip_plugin.hosts.lavis.runtime"
-LAVIS = "lavis 1.0.2"
+OURS = "elip_plugin.hosts.lavis.compat"
 
 
 @dataclass(frozen=True)
@@ -29,35 +33,51 @@ class Fix:
     """A fault of LAVIS and its repair.
 
     Attributes:
-        when: When the repair is in force: from before LAVIS' "import" or after it ("register")
-            until `undo`, or while our runner runs ("run").
+        when: When the repair begins: before LAVIS' "import", after it ("register"), with the
+            first "model" that this package builds or patches, each until `undo`; or while a
+            runner is at work ("run").
         where: The attribute of LAVIS or its libraries that is at fault, as "module:name".
         by: What replaces or repairs it, as "module:name".
-        versions: The versions that have the fault.
         breaks: What breaks without the repair, and why.
+        beside: The versions of other libraries with which LAVIS has the fault; "" for any.
         needed: Whether this process needs the repair, computed from the runner, if any.
-        wraps: Whether `by` makes the new value from LAVIS' own one, and the runner, if any.
+        wraps: Whether `by` makes the new value from LAVIS' own one; for a "model" also from
+            `Users`, for a "run" also from the runner.
     """
 
-    when: Literal["import", "register", "run"]
+    when: Literal["import", "register", "model", "run"]
     where: str
     by: str
-    versions: str
     breaks: str
-    needed: Callable[[Any], bool] = lambda runner: True
+    beside: str = ""
+    needed: Callable[..., bool] = lambda *_: True
     wraps: bool = False
 
 
-def _moved(where: str, by: str, versions: str, breaks: str) -> Fix:
-    return Fix(
-        "import", where, by, f"{LAVIS} with {versions}", breaks, lambda _: _is_missing(where)
-    )
+@dataclass(frozen=True)
+class Users:
+    """For whom LAVIS' runners are extended.
+
+    Attributes:
+        includes: Whether a model is among them; LAVIS' own code serves the others.
+        report: Takes the progress of a training: the trained parameters, the optimizer steps
+            made, and all steps.
+    """
+
+    includes: Callable[[Any], bool]
+    report: Callable[[list[Any], int, int], None]
 
 
-def _on_other_devices(where: str, by: str, breaks: str) -> Fix:
-    by = f"{RUNTIME}.devices:{by}"
-    return Fix("run", where, by, LAVIS, breaks, lambda runner: not runner.cuda_enabled, wraps=True)
+def _moved(where: str, by: str, beside: str, breaks: str) -> Fix:
+    return Fix("import", where, by, breaks, beside, needed=lambda: _is_missing(where))
 
+
+def _since(*version: int) -> Callable[..., bool]:
+    return lambda: installed_version("transformers") >= version
+
+
+_wrapped = partial(Fix, wraps=True)
+_on_other_devices = partial(_wrapped, "run", needed=lambda runner: not runner.cuda_enabled)
 
 FIXES = (
     *(
@@ -77,82 +97,102 @@ FIXES = (
     Fix(
         "register",
         "lavis.models.med:BertLMPredictionHead._tie_weights",
-        f"{RUNTIME}.generation:tie_weights",
-        f"{LAVIS} with transformers 4.40 and later",
+        f"{OURS}.generation:tie_weights",
         "published weights: a language head's bias has two names, which transformers ties again "
         "after loading only where a module has this method; without it the bias stays zero",
+        "transformers 4.40 and later",
+        needed=_since(4, 40),
     ),
     Fix(
         "register",
         "lavis.models.med:BertLMHeadModel.generate",
-        f"{RUNTIME}.generation:generate",
-        f"{LAVIS} with transformers 4.27 and later",
+        f"{OURS}.generation:generate",
         "captions and answers: transformers repeats the image tokens once more, changed its beam "
         "search, and from 4.50 on models do not inherit generate",
-        needed=lambda _: installed_version("transformers") >= (4, 27),
+        "transformers 4.27 and later",
+        needed=_since(4, 27),
     ),
     Fix(
-        "register",
+        "model",
+        "lavis.models.blip2_models.blip2_qformer:dist",
+        f"{OURS}.processes:dist",
+        "one process: blip2_qformer.py:153 asks for its rank, which takes a process group",
+    ),
+    _wrapped(
+        "model",
+        "lavis.models.blip2_models.blip2_qformer:all_gather_with_grad",
+        f"{OURS}.processes:gathering",
+        "one process: base_model.py:209 asks how many there are, which takes a process group",
+    ),
+    _wrapped(
+        "model",
+        "lavis.models.clip_models.model:CLIP.loss",
+        f"{OURS}.processes:clip_loss",
+        "one process: model.py:507 asks how many there are, which takes a process group",
+    ),
+    Fix(
+        "model",
+        "lavis.models.blip_models.blip_classification:BlipIntermediateOutput",
+        "lavis.models.albef_models.albef_outputs:AlbefIntermediateOutput",
+        "training BLIP to classify: blip_classification.py:129 fills a field of its record of "
+        "outputs that only ALBEF's record has",
+    ),
+    _wrapped(
+        "model",
         "lavis.runners.runner_base:RunnerBase.lr_scheduler",
-        f"{RUNTIME}.progress:reporting",
-        LAVIS,
-        "pruning schedules: a model is not given the number of all steps, and the runners have no "
-        "hook; they call the learning-rate schedule before each forward",
-        wraps=True,
+        f"{OURS}.progress:reporting",
+        "schedules by progress: a model is not given the number of all steps, and the runners have "
+        "no hook; they call the learning-rate schedule before each forward",
     ),
-    Fix(
-        "register",
+    _wrapped(
+        "model",
         "lavis.runners.runner_base:RunnerBase.evaluate",
-        f"{RUNTIME}.devices:evaluate",
-        LAVIS,
+        f"{OURS}.devices:evaluate",
         "evaluate.py on a CPU, which uses LAVIS' own runner whatever the config says",
-        wraps=True,
     ),
     Fix(
         "run",
         "lavis.runners.runner_base:dist",
-        f"{RUNTIME}.devices:dist",
-        LAVIS,
+        f"{OURS}.processes:dist",
         "one process: runner_base.py:406 waits for others even where there are none",
     ),
     Fix(
         "run",
         "lavis.common.logger:SmoothedValue.synchronize_between_processes",
-        f"{RUNTIME}.devices:synchronize",
-        LAVIS,
+        f"{OURS}.processes:synchronize",
         "gloo: logger.py:43 makes a CUDA tensor whatever the process group can carry",
     ),
-    Fix(
+    _wrapped(
         "run",
         "lavis.runners.runner_base:IterLoader",
-        f"{RUNTIME}.devices:iter_loader",
-        LAVIS,
+        f"{OURS}.devices:iter_loader",
         "resuming: dataloader_utils.py:79 shuffles as in epoch 0",
-        wraps=True,
     ),
     _on_other_devices(
         "lavis.runners.runner_base:RunnerBase.model",
-        "unwrapped",
+        f"{OURS}.devices:unwrapped",
         "CPUs: runner_base.py:85 has no model where it need not be moved",
     ),
     _on_other_devices(
         "lavis.runners.runner_base:PrefetchLoader",
-        "no_prefetching",
+        f"{OURS}.devices:no_prefetching",
         "CPUs: dataloader_utils.py:56 opens a CUDA stream",
     ),
     _on_other_devices(
         "lavis.runners.runner_base:DataLoader",
-        "no_pinned_memory",
+        f"{OURS}.devices:no_pinned_memory",
         "CPUs: runner_base.py pins memory, which needs a GPU",
     ),
     _on_other_devices(
         "lavis.tasks.base_task:prepare_sample",
-        "no_cuda",
+        f"{OURS}.devices:no_cuda",
         "CPUs: base_task.py:80 moves the samples of an evaluation to CUDA",
     ),
 )
 
-_applied: dict[Fix, ExitStack] = {}
+_applied: set[Fix] = set()
+_undoing = ExitStack()
+_applying = RLock()
 
 
 def prepare() -> None:
@@ -169,10 +209,16 @@ def register() -> None:
     _apply("register")
 
 
+def extend(users: Users) -> None:
+    """Apply the fixes that models of this package need; safe to repeat, the first users stay."""
+    _apply("model", users)
+
+
 def undo() -> None:
-    """Undo what `prepare` and `register` did, last first."""
-    while _applied:
-        _applied.popitem()[1].close()
+    """Undo what `prepare`, `register` and `extend` did, last first."""
+    with _applying:
+        _undoing.close()
+        _applied.clear()
 
 
 @contextmanager
@@ -201,19 +247,19 @@ def find(reference: str) -> tuple[Any, str]:
     return resolve_name(f"{module}:{owner}"), name
 
 
-def _apply(when: str) -> None:
-    for fix in FIXES:
-        if fix.when == when and fix not in _applied and fix.needed(None):
-            stack = ExitStack()
-            stack.enter_context(_in_force(fix))
-            _applied[fix] = stack
+def _apply(when: str, *given: Any) -> None:
+    with _applying:
+        for fix in FIXES:
+            if fix.when == when and fix not in _applied and fix.needed():
+                _undoing.enter_context(_in_force(fix, *given))
+                _applied.add(fix)
 
 
 @contextmanager
-def _in_force(fix: Fix, *runner: Any) -> Iterator[None]:
+def _in_force(fix: Fix, *given: Any) -> Iterator[None]:
     owner, name = find(fix.where)
     value = resolve_name(fix.by)
-    with replaced(owner, name, value(getattr(owner, name), *runner) if fix.wraps else value):
+    with replaced(owner, name, value(getattr(owner, name), *given) if fix.wraps else value):
         yield
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from elip_plugin.errors import ConfigError
-from elip_plugin.hosts.lavis.runtime.fixes import running
+from elip_plugin.hosts.lavis.compat.fixes import running
 from elip_plugin.patching.checkpoints import load_checkpoint
 
 NAME = "elip_runner"

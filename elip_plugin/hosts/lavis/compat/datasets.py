@@ -16,8 +16,8 @@ from lavis.datasets.datasets.retrieval_datasets import RetrievalDataset, Retriev
 
 from elip_plugin.data.pairs import decode_fault, list_faults, read_list, strict_decoding
 from elip_plugin.errors import DataError, join_faults
-from elip_plugin.hosts.lavis.runtime.paths import configs_root
-from elip_plugin.hosts.lavis.runtime.section import read_section
+from elip_plugin.hosts.lavis.compat.paths import configs_root
+from elip_plugin.hosts.lavis.compat.section import read_section
 
 
 class UndecodableError(DataError):

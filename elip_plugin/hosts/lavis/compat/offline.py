@@ -10,7 +10,9 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from inspect import getattr_static
 from pathlib import Path
+from threading import RLock, get_ident
 from typing import Any
 
 import torch
@@ -22,11 +24,12 @@ from lavis.models.clip_models import model as clip_model
 from lavis.models.eva_vit import VisionTransformer as EvaTower
 from lavis.models.eva_vit import convert_weights_to_fp16
 from lavis.models.vit import VisionTransformerEncoder, interpolate_pos_embed
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from torch.overrides import TorchFunctionMode
 from transformers import BertConfig, BertTokenizer
 
 from elip_plugin.errors import ConfigError, DataError
-from elip_plugin.hosts.lavis.runtime.settings import RANDOM, Settings
+from elip_plugin.hosts.lavis.compat.settings import RANDOM, Settings
 from elip_plugin.patching.checkpoints import load_checkpoint
 from elip_plugin.patching.monkeypatch import replaced
 
@@ -41,13 +44,59 @@ VIT_G = {"embed_dim": 1408, "depth": 39, "num_heads": 16, "mlp_ratio": 4.3637, "
 """The sizes of BLIP-2's vision tower."""
 
 
+_building = RLock()
+
+
+def build_base(base: Any, cfg: DictConfig, settings: Settings) -> Any:
+    """Build a model of LAVIS' class `base` by its model section and our settings.
+
+    LAVIS would wrap the tower's layers for `vit_grad_ckpt` before it copies them into the momentum
+    encoder, and the copies would run the tower's weights. So none is wrapped here; see
+    `checkpoint_blocks`.
+    """
+    with construction(settings, base):
+        if not settings.clip:
+            return base.from_config(OmegaConf.merge(cfg, {"vit_grad_ckpt": False}))
+        model = base(**settings.clip)
+        missing = cfg.get("pretrained") and model.load_checkpoint(cfg.pretrained).missing_keys
+    if missing:
+        raise ConfigError(
+            f"pretrained: {cfg.pretrained} lacks {len(missing)} of the model's weights, e.g. "
+            f"{missing[:3]}"
+        )
+    return model
+
+
+def checkpoint_blocks(tower: Any, last: int) -> None:
+    """Checkpoint the attention and the MLP of the last blocks, as LAVIS does."""
+    from fairscale.nn.checkpoint.checkpoint_activations import checkpoint_wrapper
+
+    for block in tower.blocks[len(tower.blocks) - last :]:
+        block.attn, block.mlp = checkpoint_wrapper(block.attn), checkpoint_wrapper(block.mlp)
+
+
+class NumbersOnCpu(TorchFunctionMode):
+    """Keeps `torch.linspace` on the CPU, whose numbers LAVIS reads while it builds a tower."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call the function, `linspace` on the CPU."""
+        return func(
+            *args, **{**(kwargs or {}), **({"device": "cpu"} if func is torch.linspace else {})}
+        )
+
+
 @contextmanager
 def construction(settings: Settings, base: Any) -> Iterator[None]:
-    """Build a model of LAVIS' class `base` by our settings inside the context."""
+    """Build a model of LAVIS' class `base` by our settings inside the context.
+
+    One thread at a time; what others build or load meanwhile goes through LAVIS' own lookups.
+    """
     sources = _Sources(settings, base)
-    with ExitStack() as stack:
-        for owner, name, value in sources.replacements():
-            stack.enter_context(replaced(owner, name, value))
+    with _building, ExitStack() as stack:
+        for owner, name, ours in sources.lookups():
+            stack.enter_context(replaced(owner, name, _in_this_thread(owner, name, ours)))
         try:
             yield
         except OSError as error:  # of a language model, whose lookups are not replaced
@@ -66,6 +115,19 @@ def construction(settings: Settings, base: Any) -> Iterator[None]:
         )
 
 
+def _in_this_thread(owner: Any, name: str, ours: Callable[..., Any]) -> Any:
+    """Return a lookup that is ours in this thread, and LAVIS' own in all others."""
+    theirs = getattr_static(owner, name)
+    function, here = getattr(theirs, "__func__", theirs), get_ident()
+
+    def lookup(*args: Any, **options: Any) -> Any:
+        if get_ident() != here:
+            return function(*args, **options)
+        return ours(function, *args, **options)
+
+    return classmethod(lookup) if isinstance(theirs, classmethod) else lookup
+
+
 class _Sources:
     """Where the parts of a model come from; each method takes LAVIS' own lookup first."""
 
@@ -73,46 +135,32 @@ class _Sources:
         self.settings, self.base = settings, base
         self.used: set[str] = set()
 
-    def replacements(self) -> Iterator[tuple[Any, str, Any]]:
-        """Yield owner, name and new value of each lookup."""
-        for owner, name, ours in (
-            (VisionTransformerEncoder, "from_config", self.tower),
-            (med.BertPreTrainedModel, "from_pretrained", self.bert),
-            (BertConfig, "from_json_file", self.bert_config),
-            (BertTokenizer, "from_pretrained", self.tokenizer),
-            (Qformer.BertLMHeadModel, "from_pretrained", self.bert),
-            (BertConfig, "from_pretrained", self.qformer_config),
-        ):
-            yield owner, name, classmethod(partial(ours, getattr(owner, name).__func__))
-        yield blip2, "create_eva_vit_g", partial(self.eva_tower, blip2.create_eva_vit_g)
-        yield torch, "load", partial(_load, torch.load)
-        yield clip_model, "download_pretrained", partial(_download, clip_model.download_pretrained)
-        choose = _wrapped(BaseModel.load_checkpoint_from_config, _choose_weights)
-        yield BaseModel, "load_checkpoint_from_config", choose
-        pretrained = getattr(self.base, "load_from_pretrained", None)
-        key = "pretrained" if pretrained is None else "finetuned"
-        yield BaseModel, "load_checkpoint", _wrapped(BaseModel.load_checkpoint, _load_weights, key)
-        if pretrained is not None:
-            theirs = load_nlvr if self.base is AlbefNLVR else pretrained
-            load = _wrapped(theirs, _load_weights, "pretrained")
-            yield self.base, "load_from_pretrained", load
+    def lookups(self) -> Iterator[tuple[Any, str, Callable[..., Any]]]:
+        """Yield owner and name of each lookup, and what takes its place."""
+        yield VisionTransformerEncoder, "from_config", self.tower
+        yield med.BertPreTrainedModel, "from_pretrained", self.bert
+        yield BertConfig, "from_json_file", self.bert_config
+        yield BertTokenizer, "from_pretrained", self.tokenizer
+        yield Qformer.BertLMHeadModel, "from_pretrained", self.bert
+        yield BertConfig, "from_pretrained", self.qformer_config
+        yield blip2, "create_eva_vit_g", self.eva_tower
+        yield torch, "load", _load
+        yield clip_model, "download_pretrained", _download
+        yield BaseModel, "load_checkpoint_from_config", _choose_weights
+        renames = hasattr(self.base, "load_from_pretrained")
+        key = "finetuned" if renames else "pretrained"
+        yield BaseModel, "load_checkpoint", partial(_load_weights, key)
+        if renames:
+            yield self.base, "load_from_pretrained", partial(_load_weights, "pretrained")
 
     def tower(self, theirs: Any, cls: Any, cfg: Any, from_pretrained: bool = False) -> Any:
         """Build a vision tower of the given sizes and initial weights."""
-        init, sizes = self.settings.init.get("vision"), self.settings.vit
-        if from_pretrained and init is None:
-            if sizes:
-                raise ConfigError(SIZES_WITHOUT_WEIGHTS)
-            return _fetch(
-                f"the initial weights of the {cfg.get('vit_type', 'base')} vision tower",
-                "set init: {vision: random}, or to a local checkpoint",
-                lambda: theirs(cls, cfg, from_pretrained=True),
-            )
+        if from_pretrained and "vision" not in self.settings.init:
+            name = cfg.get("vit_type", "base")
+            return self._fetched_tower(name, partial(theirs, cls, cfg, from_pretrained=True))
+        sizes = self.settings.vit
         tower = _small_tower(theirs, cls, cfg, sizes) if sizes else theirs(cls, cfg)
-        if init not in (None, RANDOM):
-            self.used.add("vision")
-            _load_tower(tower, str(init))
-        return tower
+        return self._initialized(tower)
 
     def eva_tower(
         self,
@@ -123,30 +171,33 @@ class _Sources:
         precision: str,
     ) -> Any:
         """Build BLIP-2's vision tower of the given sizes and initial weights."""
-        init = self.settings.init.get("vision")
-        if init is None:
-            if self.settings.vit:
-                raise ConfigError(SIZES_WITHOUT_WEIGHTS)
-            return _fetch(
-                "the initial weights of the EVA ViT-g vision tower",
-                "set init: {vision: random}, or to a local checkpoint",
-                lambda: theirs(img_size, drop_path_rate, use_checkpoint, precision),
-            )
-        names = {"width": "embed_dim", "heads": "num_heads"}
-        sizes = {**VIT_G, **{names.get(k, k): v for k, v in self.settings.vit.items()}}
+        if "vision" not in self.settings.init:
+            given = (img_size, drop_path_rate, use_checkpoint, precision)
+            return self._fetched_tower("EVA ViT-g", partial(theirs, *given))
         tower = EvaTower(
             img_size=img_size,
             drop_path_rate=drop_path_rate,
             use_checkpoint=use_checkpoint,
             norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
             qkv_bias=True,
-            **sizes,
+            **{**VIT_G, **_renamed(self.settings.vit)},
         )
-        if init != RANDOM:
-            self.used.add("vision")
-            _load_tower(tower, str(init))
+        self._initialized(tower)
         if precision == "fp16":
             convert_weights_to_fp16(tower)
+        return tower
+
+    def _fetched_tower(self, name: str, get: Callable[[], Any]) -> Any:
+        if self.settings.vit:
+            raise ConfigError(SIZES_WITHOUT_WEIGHTS)
+        what = f"the initial weights of the {name} vision tower"
+        return _fetch(what, "set init: {vision: random}, or to a local checkpoint", get)
+
+    def _initialized(self, tower: Any) -> Any:
+        init = self.settings.init.get("vision", RANDOM)
+        if init != RANDOM:
+            self.used.add("vision")
+            _load_tower(tower, init)
         return tower
 
     def qformer_config(self, theirs: Any, cls: Any, name: Any, *args: Any, **options: Any) -> Any:
@@ -212,11 +263,6 @@ def _resized(config: Any, sizes: Mapping[str, Any], where: Any) -> Any:
     return config
 
 
-def _wrapped(theirs: Any, ours: Any, *first: Any) -> Any:
-    """Return a method that calls ours with LAVIS' own one."""
-    return lambda model, *args, **options: ours(*first, theirs, model, *args, **options)
-
-
 def _fetch(what: str, instead: str, get: Callable[[], Any]) -> Any:
     """Return what LAVIS fetches; name it if it is not available."""
     try:
@@ -233,12 +279,16 @@ def _first_line(error: OSError) -> str:
 
 def _small_tower(theirs: Any, cls: Any, cfg: Any, sizes: Mapping[str, int]) -> Any:
     """Build LAVIS' base tower with the sizes of our `vit` section in place of its own."""
-    names = {"width": "embed_dim", "heads": "num_heads"}
-    ours = {names.get(key, key): value for key, value in sizes.items()}
-    base = OmegaConf.merge(cfg, {"vit_type": "base"})
+    base, ours = OmegaConf.merge(cfg, {"vit_type": "base"}), _renamed(sizes)
     tower = theirs(lambda **options: cls(**{**options, **ours}), base)
     tower.vision_width = tower.embed_dim
     return tower
+
+
+def _renamed(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Return sizes by the names that LAVIS' towers take."""
+    names = {"width": "embed_dim", "heads": "num_heads"}
+    return {names.get(key, key): value for key, value in sizes.items()}
 
 
 def _load_tower(tower: Any, path: str) -> None:
@@ -294,6 +344,8 @@ def _load_weights(key: str, theirs: Any, model: Any, url_or_filename: Any, **opt
         raise ConfigError(
             f"{key} is {str(url_or_filename)!r}, which is no file: name a local checkpoint or a URL"
         )
+    if isinstance(model, AlbefNLVR) and key == "pretrained":
+        theirs = load_nlvr
     return _fetch(
         f"the checkpoint {url_or_filename}",
         f"set {key} to a local file, or load_finetuned: False and pretrained: null",

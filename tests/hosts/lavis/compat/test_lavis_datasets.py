@@ -17,7 +17,7 @@ from omegaconf import OmegaConf  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 
 from elip_plugin.errors import DataError  # noqa: E402
-from elip_plugin.hosts.lavis.runtime.datasets import (  # noqa: E402
+from elip_plugin.hosts.lavis.compat.datasets import (  # noqa: E402
     PairsBuilder,
     RetrievalBuilder,
     register_builders,

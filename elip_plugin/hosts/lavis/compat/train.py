@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 import warnings
 from collections.abc import Sequence
@@ -15,12 +14,7 @@ import lavis.common.optims  # noqa: F401  registers LAVIS' schedules
 import numpy as np
 import torch
 from lavis.common.config import Config
-from lavis.common.dist_utils import (
-    get_rank,
-    init_distributed_mode,
-    is_main_process,
-    setup_for_distributed,
-)
+from lavis.common.dist_utils import get_rank, is_main_process
 from lavis.common.logger import setup_logger
 from lavis.common.registry import registry
 from lavis.common.utils import now
@@ -28,8 +22,8 @@ from lavis.tasks import setup_task
 from torch import distributed as dist
 
 from elip_plugin.errors import ConfigError
-from elip_plugin.hosts.lavis.names import register
-from elip_plugin.hosts.lavis.runtime.run_config import check_run_config, read_run_config
+from elip_plugin.hosts.lavis.compat.processes import join_processes
+from elip_plugin.hosts.lavis.compat.run_config import check_run_config
 from elip_plugin.patching.checkpoints import load_checkpoint
 
 log = logging.getLogger("elip_plugin")
@@ -53,16 +47,14 @@ def run(
         ConfigError: Before anything is written, if config or checkpoint is at fault.
     """
     warnings.filterwarnings("ignore", category=FutureWarning, module="lavis|fairscale")
-    register()
-    read_run_config(cfg_path, options)
+    check_run_config(cfg_path, options, evaluate=evaluate)
     if checkpoint is not None and not checkpoint.is_file():
         raise ConfigError(f"checkpoint {str(checkpoint)!r} is no file")
     cfg = Config(SimpleNamespace(cfg_path=str(cfg_path), options=list(options)))
     cfg.run_cfg.evaluate = evaluate
     cfg.run_cfg.setdefault("resume_ckpt_path", None)
-    check_run_config(cfg)
     alone = not dist.is_initialized()
-    _start_processes(cfg.run_cfg)
+    join_processes(cfg.run_cfg)
     try:
         return _run(cfg, evaluate=evaluate, checkpoint=checkpoint)
     finally:
@@ -96,22 +88,3 @@ def _run(cfg: Any, *, evaluate: bool, checkpoint: Path | None) -> dict[str, Any]
         return runner.evaluate(skip_reload=True) or {}
     runner.train()
     return getattr(runner, "test_logs", {})
-
-
-def _start_processes(run_cfg: Any) -> None:
-    """Join the other processes that were started, if any were."""
-    if str(run_cfg.device).startswith("cuda"):
-        init_distributed_mode(run_cfg)
-        return
-    if "RANK" not in os.environ:
-        if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-            raise ConfigError("several processes on CPUs are started by torchrun, not by srun")
-        run_cfg.distributed = False
-        return
-    # LAVIS knows nccl only.
-    run_cfg.rank, run_cfg.gpu = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    run_cfg.world_size, run_cfg.distributed = int(os.environ["WORLD_SIZE"]), True
-    run_cfg.dist_backend = "gloo"
-    url, world = run_cfg.get("dist_url", "env://"), run_cfg.world_size
-    dist.init_process_group("gloo", init_method=url, world_size=world, rank=run_cfg.rank)
-    setup_for_distributed(run_cfg.rank == 0)

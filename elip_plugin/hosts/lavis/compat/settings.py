@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -10,13 +10,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from elip_plugin.config import ElipConfig
 from elip_plugin.errors import ConfigError, join_faults, nearest
 
 RANDOM = "random"
 
-BERT_FAMILY = ("elip", "tokenizer", "init", "vit", "bert")
-CLIP_FAMILY = ("elip", "clip")
+BERT_FAMILY = ("tokenizer", "init", "vit", "bert")
+CLIP_FAMILY = ("clip",)
 SECTIONS: dict[str, tuple[str, ...] | None] = {
     "init": ("vision", "text"),
     "vit": ("width", "depth", "heads", "patch_size"),
@@ -31,7 +30,6 @@ class Settings:
     """The values of our keys in a model section.
 
     Attributes:
-        config: What to prune (`elip`).
         tokenizer: Vocabulary file or tokenizer folder; None for LAVIS' bert-base-uncased.
         init: Initial weights by part, "vision" and "text": "random" or a local path; a part
             that is missing is what LAVIS fetches.
@@ -40,7 +38,6 @@ class Settings:
         clip: A whole model config for LAVIS' CLIP, in place of one of its names.
     """
 
-    config: ElipConfig
     tokenizer: str | None = None
     init: Mapping[str, str] = field(default_factory=dict)
     vit: Mapping[str, int] = field(default_factory=dict)
@@ -48,39 +45,43 @@ class Settings:
     clip: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_settings(patched: Any, cfg: DictConfig) -> Settings:
-    """Read our keys for a class of our models; raise one `ConfigError` with every fault."""
+def read_settings(cfg: DictConfig, family: Sequence[str], others: Sequence[str] = ()) -> Settings:
+    """Read our keys in LAVIS' model section.
+
+    Args:
+        cfg: The section.
+        family: Our keys for this kind of model: `BERT_FAMILY` or `CLIP_FAMILY`.
+        others: Further keys that are known, and read elsewhere.
+
+    Returns:
+        Their values.
+
+    Raises:
+        ConfigError: With every fault at once.
+    """
     values: dict[Any, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    allowed = CLIP_FAMILY if hasattr(patched, "encode_image") else BERT_FAMILY
-    ours = {*BERT_FAMILY, *CLIP_FAMILY}
-    faults = [
-        f"key {key!r} is not known: {nearest(key, allowed)}"
-        for key in map(str, values)
-        if key not in ours and is_misspelt(key, allowed)
-    ]
+    ours, allowed = {*others, *BERT_FAMILY, *CLIP_FAMILY}, [*others, *family]
+    faults = slips(values.keys() - ours, allowed)
     faults += [
-        f"key {key!r} does not suit this arch; ours are {list(allowed)}"
+        f"key {key!r} does not suit this arch; ours are {allowed}"
         for key in (*BERT_FAMILY, *CLIP_FAMILY)
         if key in values and key not in allowed
     ]
-    given = {key: values[key] for key in allowed if values.get(key) is not None}
-    faults += _section_faults(given)
-    if not faults:
-        faults = _value_faults(given)
+    given = {key: values[key] for key in family if values.get(key) is not None}
+    faults += _section_faults(given) or _value_faults(given)
     if faults:
         raise ConfigError(join_faults("LAVIS' model section", faults))
-    pruning = given.pop("elip", None)
-    pruning = patched.default if pruning is None else pruning
-    if patched.guided_by == "nothing":
-        # Nothing guides this model, so where the section is silent the image alone chooses.
-        pruning = {"preset": pruning} if isinstance(pruning, str) else dict(pruning)
-        pruning = {"text_weight": 0.0, **pruning}
-    return Settings(ElipConfig.from_mapping(pruning), **given)
+    return Settings(**given)
 
 
-def is_misspelt(key: str, known: Iterable[str]) -> bool:
-    """Check whether an unknown key is nearly a known one; LAVIS takes any key in silence."""
-    return any(SequenceMatcher(None, name, key).ratio() >= 0.75 for name in known)
+def slips(given: Iterable[Any], known: Sequence[str]) -> list[str]:
+    """Name unknown keys that are nearly known ones; LAVIS takes any key in silence."""
+    return [
+        f"key {key!r} is not known: {nearest(key, known)}"
+        for key in sorted(map(str, given))
+        if key not in known
+        and any(SequenceMatcher(None, name, key).ratio() >= 0.75 for name in known)
+    ]
 
 
 def _section_faults(given: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Training progress of LAVIS' runners, for the schedules of pruning.
+"""Training progress of LAVIS' runners.
 
 All runners of LAVIS call their learning-rate schedule before each forward, with the epoch and
 the iteration. How many of each there are, the runner knows.
@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from elip_plugin.patching.progress import update_for
+from elip_plugin.hosts.lavis.compat.fixes import Users
 
 
-def reporting(lr_scheduler: property) -> property:
-    """Return `RunnerBase.lr_scheduler`, whose steps also update the pruned models' progress."""
+def reporting(lr_scheduler: property, users: Users) -> property:
+    """Return `RunnerBase.lr_scheduler`, whose steps also report the progress of `users`."""
 
-    def get(runner: Any) -> _ReportingSchedule:
-        return _ReportingSchedule(lr_scheduler.fget(runner), runner)  # type: ignore[misc]
+    def get(runner: Any) -> Any:
+        schedule = lr_scheduler.fget(runner)  # type: ignore[misc]
+        included = users.includes(runner._model)
+        return _ReportingSchedule(schedule, runner, users) if included else schedule
 
     return property(get, doc=lr_scheduler.__doc__)
 
@@ -23,8 +25,8 @@ def reporting(lr_scheduler: property) -> property:
 class _ReportingSchedule:
     """A learning-rate schedule of LAVIS that passes its progress on."""
 
-    def __init__(self, schedule: Any, runner: Any) -> None:
-        self.schedule, self.runner = schedule, runner
+    def __init__(self, schedule: Any, runner: Any, users: Users) -> None:
+        self.schedule, self.runner, self.report = schedule, runner, users.report
         groups = runner.optimizer.param_groups
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         # RunnerIter calls so many iterations an epoch.
@@ -39,4 +41,4 @@ class _ReportingSchedule:
         self.schedule.step(cur_epoch=cur_epoch, cur_step=cur_step)
         done = min(cur_step // self.runner.accum_grad_iters, self.steps_per_epoch)
         total = self.runner.max_epoch * self.steps_per_epoch
-        update_for(self.parameters, cur_epoch * self.steps_per_epoch + done, total)
+        self.report(self.parameters, cur_epoch * self.steps_per_epoch + done, total)

@@ -25,14 +25,17 @@ from lavis.runners import runner_base
 from lavis.runners.runner_base import RunnerBase
 from lavis.tasks import base_task
 from lavis.tasks.base_task import BaseTask
-from lavis_family import PLANNED, one_thread, seen  # noqa: F401
+from lavis_family import (
+    PLANNED,
+)
+from lavis_recorders import seen
 
 from elip_plugin import find_handle
 from elip_plugin.cli.main import app
 from elip_plugin.errors import ConfigError, DataError, PlanError
-from elip_plugin.hosts.lavis.runtime import train
-from elip_plugin.hosts.lavis.runtime.fixes import running
-from elip_plugin.hosts.lavis.runtime.runner import ElipRunner
+from elip_plugin.hosts.lavis.compat import train
+from elip_plugin.hosts.lavis.compat.fixes import running
+from elip_plugin.hosts.lavis.compat.runner import ElipRunner
 from elip_plugin.patching.install import find_pruner
 
 ARCHS = ["elip_albef_pretrain", "elip_blip_pretrain", "elip_clip"]

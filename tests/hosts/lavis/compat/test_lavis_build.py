@@ -24,16 +24,15 @@ from lavis_family import (
     CLIP,
     STILL,
     VIT,
-    assert_equal,
     is_clip,
-    one_thread,  # noqa: F401
+    pruned,
     quiet,
     run,
     section,
     stock,
-    twin,
     vocabulary,
 )
+from lavis_recorders import assert_equal
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -78,7 +77,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def refused(match: str, arch: str = "albef_vqa", error: Any = ConfigError, **changes: Any) -> str:
     with pytest.raises(error, match=match) as caught:
-        twin(arch, **changes)
+        pruned(arch, **changes)
     return str(caught.value)
 
 
@@ -119,12 +118,13 @@ def test_keys_of_lavis_pass() -> None:
     """LAVIS' own keys may lie near ours; none of any shipped config is called a slip."""
     from lavis.common.utils import get_abs_path
 
-    from elip_plugin.hosts.lavis.runtime.settings import read_settings
+    from elip_plugin.hosts.lavis.compat.settings import BERT_FAMILY, CLIP_FAMILY, read_settings
 
     for arch, cls in ARCHS.items():
-        for path in cls.replaces.PRETRAINED_MODEL_CONFIG_DICT.values():
-            read_settings(cls, OmegaConf.load(get_abs_path(path)).model)
-        read_settings(cls, section(arch))
+        family = CLIP_FAMILY if is_clip(arch) else BERT_FAMILY
+        paths = cls.replaces.PRETRAINED_MODEL_CONFIG_DICT.values()
+        for given in (*(OmegaConf.load(get_abs_path(p)).model for p in paths), section(arch)):
+            read_settings(given, family, others=["elip"])
 
 
 @pytest.mark.parametrize("arch", FETCHING_TOWER)
@@ -152,11 +152,11 @@ def test_a_checkpoint_that_is_missing_is_named(arch: str) -> None:
 
 def test_no_checkpoint_at_all_is_said(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "elip_plugin")
-    twin("albef_vqa")
+    pruned("albef_vqa")
     assert "No weights are loaded" in caplog.text
     assert "ELIP prunes the vision tower by the question" in caplog.text
     caplog.clear()
-    twin("albef_vqa", elip={"text_weight": 0.0})
+    pruned("albef_vqa", elip={"text_weight": 0.0})
     assert "by the image alone" in caplog.text
 
 
@@ -200,7 +200,7 @@ def test_local_weights_of_a_tower(tmp_path: Path) -> None:
         torch.save(content, tmp_path / name)
         # Not only where LAVIS would fetch them; a whole checkpoint comes later and wins.
         for arch in (*FETCHING_TOWER, "albef_nlvr", "blip_caption"):
-            model = twin(arch, init={"vision": str(tmp_path / name), "text": "random"})
+            model = pruned(arch, init={"vision": str(tmp_path / name), "text": "random"})
             assert_equal(dict(model.visual_encoder.state_dict()), dict(tower))
             if hasattr(model, "visual_encoder_m"):
                 assert_equal(dict(model.visual_encoder_m.state_dict()), dict(tower))
@@ -210,7 +210,7 @@ def test_local_weights_of_a_tower_at_another_resolution(tmp_path: Path) -> None:
     larger = stock("albef_retrieval", seed=5, image_size=96).visual_encoder.state_dict()
     torch.save(larger, tmp_path / "larger.pt")
     init = {"vision": str(tmp_path / "larger.pt"), "text": "random"}
-    model = twin("albef_pretrain", init=init)
+    model = pruned("albef_pretrain", init=init)
     assert torch.equal(model.visual_encoder.pos_embed[:, 0], larger["pos_embed"][:, 0])
     assert model.visual_encoder.pos_embed.shape[1] == 17
     assert torch.equal(model.visual_encoder.cls_token, larger["cls_token"])
@@ -253,7 +253,7 @@ def test_local_weights_of_a_text_encoder(arch: str, bert_folder: Path) -> None:
     """One folder serves as tokenizer and as initial weights, also where BLIP adds tokens."""
     saved = transformers.BertForMaskedLM.from_pretrained(bert_folder).bert.state_dict()
     init = {"vision": "random", "text": str(bert_folder)}
-    model = twin(arch, init=init, tokenizer=str(bert_folder))
+    model = pruned(arch, init=init, tokenizer=str(bert_folder))
     # ALBEF's VQA takes its decoder from there, and its encoder from the checkpoint.
     encoder = model.text_decoder if arch == "albef_vqa" else model.text_encoder
     bert = getattr(encoder, "bert", encoder).state_dict()
@@ -273,7 +273,7 @@ def test_a_whole_checkpoint(arch: str, tmp_path: Path) -> None:
     given = stock(arch, seed=5).state_dict()
     torch.save({"model": given}, path)
     if arch not in STRAIGHT:
-        loaded = twin(arch, load_finetuned=True, finetuned=path).state_dict()
+        loaded = pruned(arch, load_finetuned=True, finetuned=path).state_dict()
         assert_equal(
             {k: v for k, v in loaded.items() if k != "queue_ptr"},
             {k: v for k, v in given.items() if k != "queue_ptr"},
@@ -283,7 +283,7 @@ def test_a_whole_checkpoint(arch: str, tmp_path: Path) -> None:
     if arch == "albef_vqa":  # takes the checkpoint of a pre-training model
         given = stock("albef_pretrain", seed=5).state_dict()
         torch.save({"model": given}, path)
-    loaded = twin(arch, pretrained=path).state_dict()
+    loaded = pruned(arch, pretrained=path).state_dict()
     tower = [key for key in given if key.startswith("visual_encoder.")]
     assert_equal({k: loaded[k] for k in tower}, {k: given[k] for k in tower})
     if arch == "albef_vqa":
@@ -299,7 +299,7 @@ def test_nlvr_copies_what_it_loads_into_its_momentum_twin(tmp_path: Path) -> Non
     with pytest.raises(AttributeError), quiet():
         given.load_from_pretrained(str(tmp_path / "nlvr.pt"))
     for distill in (True, False):
-        model = twin("albef_nlvr", pretrained=str(tmp_path / "nlvr.pt"), use_distill=distill)
+        model = pruned("albef_nlvr", pretrained=str(tmp_path / "nlvr.pt"), use_distill=distill)
         loaded = model.state_dict()
         assert_equal({k: loaded[k] for k in state}, state)
         for key in state:
@@ -313,8 +313,8 @@ def test_checkpoints_of_a_clip_with_its_own_sizes(tmp_path: Path) -> None:
     given = stock("clip", seed=5).state_dict()
     for content in ({"model": given}, given):
         torch.save(content, path)
-        assert_equal(dict(twin("clip", pretrained=str(path)).state_dict()), dict(given))
-    twin("clip", pretrained="")
+        assert_equal(dict(pruned("clip", pretrained=str(path)).state_dict()), dict(given))
+    pruned("clip", pretrained="")
     torch.save({"state_dict": given}, path)
     refused("clip.pt lacks .* of the model's weights", "clip", pretrained=str(path))
 
@@ -332,7 +332,7 @@ def test_a_checkpoint_of_other_objects_must_be_trusted(
     load = {"load_finetuned": key == "finetuned", key: path}
     refused(r"Opaque.*ELIP_TRUST_CHECKPOINT=", "albef_retrieval", error=DataError, **load)
     monkeypatch.setenv("ELIP_TRUST_CHECKPOINT", path)
-    twin("albef_retrieval", **load)
+    pruned("albef_retrieval", **load)
 
 
 def seam_state(arch: str) -> list[Any]:
@@ -353,9 +353,9 @@ def seam_state(arch: str) -> list[Any]:
 @pytest.mark.parametrize("arch", ["albef_vqa", "albef_nlvr", "albef_pretrain", "blip_vqa", "clip"])
 def test_lavis_is_as_it_was_after_success_and_after_failure(arch: str) -> None:
     # The first BERT of a process sets a class attribute of transformers' own.
-    twin(arch)
+    pruned(arch)
     before = seam_state(arch)
-    twin(arch)
+    pruned(arch)
     assert seam_state(arch) == before
     if is_clip(arch):
         refused("no file", arch, pretrained="nowhere.pt")
@@ -366,7 +366,7 @@ def test_lavis_is_as_it_was_after_success_and_after_failure(arch: str) -> None:
 
 def hand_built(arch: str) -> Any:
     """A model from LAVIS' own parts, without any of our construction."""
-    cls, tokenizer = ARCHS[arch].replaces, twin(arch).tokenizer
+    cls, tokenizer = ARCHS[arch].replaces, pruned(arch).tokenizer
     sizes = {"encoder_width": 32, "add_cross_attention": True, "add_type_embeddings": False}
     config = med.BertConfig(vocab_size=len(tokenizer), **sizes, **BERT, **STILL)
     torch.manual_seed(3)
@@ -384,7 +384,7 @@ def hand_built(arch: str) -> Any:
 
 @pytest.mark.parametrize("arch", ["albef_pretrain", "blip_retrieval"])
 def test_random_weights_are_lavis_own_seed_for_seed(arch: str) -> None:
-    ours = twin(arch, seed=3)
+    ours = pruned(arch, seed=3)
     assert_equal(dict(ours.state_dict()), dict(hand_built(arch).state_dict()))
 
 
@@ -393,7 +393,7 @@ def test_lavis_own_construction_gives_the_same_weights(
 ) -> None:
     """With a tower of LAVIS' own size, LAVIS' `from_config` needs nothing of ours."""
     cls = ARCHS["blip_feature_extractor"].replaces
-    tokenizer = twin("blip_feature_extractor").tokenizer
+    tokenizer = pruned("blip_feature_extractor").tokenizer
     config = med.BertConfig.from_json_file
     sizes = {"encoder_width": 768, "add_cross_attention": True, "add_type_embeddings": False}
     path = tmp_path / "bert.json"
@@ -412,20 +412,20 @@ def test_lavis_own_construction_gives_the_same_weights(
         theirs = cls.from_config(plain)
     assert med.BertConfig.from_json_file == config
     vit = {"width": 768, "heads": 12}
-    ours = twin("blip_feature_extractor", seed=3, vit=vit, bert={**BERT, **STILL})
+    ours = pruned("blip_feature_extractor", seed=3, vit=vit, bert={**BERT, **STILL})
     assert_equal(dict(ours.state_dict()), dict(theirs.state_dict()))
 
 
 def test_the_tower_takes_lavis_own_options() -> None:
-    model = twin("blip_vqa", vit_drop_path_rate=0.25, vit_layer_norm_epsilon=1e-3)
+    model = pruned("blip_vqa", vit_drop_path_rate=0.25, vit_layer_norm_epsilon=1e-3)
     blocks = model.visual_encoder.blocks
     assert blocks[11].drop_path.drop_prob == pytest.approx(0.25)
     assert {m.eps for m in model.visual_encoder.modules() if isinstance(m, nn.LayerNorm)} == {1e-3}
-    default = twin("blip_vqa", vit_drop_path_rate=0)
+    default = pruned("blip_vqa", vit_drop_path_rate=0)
     assert {m.eps for m in default.visual_encoder.modules() if isinstance(m, nn.LayerNorm)} == {
         1e-6
     }
-    assert find_handle(twin("blip_vqa", elip="fast")).config.stages[0].lookahead == 1
+    assert find_handle(pruned("blip_vqa", elip="fast")).config.stages[0].lookahead == 1
 
 
 def test_plain_mappings_will_do() -> None:

@@ -20,14 +20,15 @@ from omegaconf import OmegaConf
 
 from elip_plugin import ElipConfig, plan
 from elip_plugin.errors import DataError
+from elip_plugin.hosts.lavis.build import SECTION
+from elip_plugin.hosts.lavis.compat import paths
+from elip_plugin.hosts.lavis.compat.datasets import register_builders
+from elip_plugin.hosts.lavis.compat.paths import configs_root
+from elip_plugin.hosts.lavis.compat.runner import NAME as RUNNER
+from elip_plugin.hosts.lavis.compat.section import read_section
+from elip_plugin.hosts.lavis.compat.settings import BERT_FAMILY, CLIP_FAMILY
 from elip_plugin.hosts.lavis.models import ARCHS, SMALL
 from elip_plugin.hosts.lavis.names import PREFIX, register
-from elip_plugin.hosts.lavis.runtime import paths
-from elip_plugin.hosts.lavis.runtime.datasets import register_builders
-from elip_plugin.hosts.lavis.runtime.paths import configs_root
-from elip_plugin.hosts.lavis.runtime.runner import NAME as RUNNER
-from elip_plugin.hosts.lavis.runtime.section import read_section
-from elip_plugin.hosts.lavis.runtime.settings import BERT_FAMILY, CLIP_FAMILY
 
 ROOT = configs_root()
 PROJECTS = sorted((ROOT / "projects").rglob("*.yaml"))
@@ -40,7 +41,7 @@ LAVIS_MODEL_KEYS = {
     *("med_config_path", "queue_size", "alpha", "momentum", "max_txt_len", "num_classes"),
     "negative_all_rank",
 }
-OUR_MODEL_KEYS = {*BERT_FAMILY, *CLIP_FAMILY}
+OUR_MODEL_KEYS = {SECTION, *BERT_FAMILY, *CLIP_FAMILY}
 # What its runner reads, but its own list of run keys leaves out.
 MORE_RUN_KEYS = {"beta2"}
 PROCESSOR_KEYS = {"name", "image_size", "prompt"}
@@ -134,7 +135,7 @@ def test_no_key_of_a_model_is_unread(path: Path) -> None:
     model = OmegaConf.load(path).model
     assert {str(key) for key in model} <= LAVIS_MODEL_KEYS | OUR_MODEL_KEYS
     family = CLIP_FAMILY if model.arch == f"{PREFIX}clip" else BERT_FAMILY
-    assert {str(key) for key in model} & OUR_MODEL_KEYS <= set(family)
+    assert {str(key) for key in model} & OUR_MODEL_KEYS <= {SECTION, *family}
     config = ARCHS[model.arch.removeprefix(PREFIX)].PRETRAINED_MODEL_CONFIG_DICT[SMALL]
     assert Path(config).samefile(path)
 

@@ -1,13 +1,12 @@
-"""Checks, on tiny models, of the faults that `patches/lavis-1.0.2` and the plugin repair.
+"""The faults of LAVIS that this package and `patches/lavis-1.0.2` repair, on tiny models.
 
-A script, because each form needs a process of its own:
+Here they are tested with our models and elip_runner on LAVIS as published. The tests of the patches
+(test_patches_lavis.py) run this file in processes of their own, each with another copy of LAVIS and
+without the package:
 
-    python tests/lavis_patched.py FORM DATA RUNS CHECK...
-
-FORM is "plugin" (our models and elip_runner on LAVIS as published) or "stock" (LAVIS' own models
-and runner_base, without the plugin). DATA is a folder of `write_data`, RUNS one for the runs. It
-uses whatever `lavis` comes first on the path, and writes RUNS.<rank>.json: for each check "works",
-or the error.
+    ELIP_LAVIS_FORM   "stock": LAVIS' own models and runner_base
+    ELIP_LAVIS_RUNS   Folder of data and runs, which processes of one group share
+    ELIP_LAVIS_NEWER  With 1, what newer libraries took away is taken away before LAVIS' import
 """
 # ruff: noqa: E402
 
@@ -18,35 +17,20 @@ import logging
 import os
 import socket
 import sys
-import traceback
-import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-FORM, DATA, RUNS, WANTED = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:]
-PLUGIN, RANK = FORM == "plugin", os.environ.get("RANK", "0")
-CHECKS: dict[str, Callable[[], None]] = {}
-RUNS.mkdir(parents=True, exist_ok=True)
-warnings.simplefilter("ignore")
+import pytest
 
+PLUGIN = os.environ.get("ELIP_LAVIS_FORM") != "stock"
+NEWER = os.environ.get("ELIP_LAVIS_NEWER") == "1"
+RANK = os.environ.get("RANK", "0")
 
-def check(function: Callable[[], None]) -> Callable[[], None]:
-    CHECKS[function.__name__] = function
-    return function
-
-
-def report(found: dict[str, str]) -> None:
-    """Write the outcomes; LAVIS keeps all processes but the first from printing."""
-    Path(f"{RUNS}.{RANK}.json").write_text(json.dumps(found))
-
-
-if PLUGIN:
-    import elip_plugin  # noqa: F401
-if "newer" in WANTED:  # take away what transformers 4.57 and numpy 2 took away
+if NEWER:  # take away what transformers 4.57 and numpy 2 took away
     import numpy
     import transformers.modeling_utils
 
@@ -54,11 +38,9 @@ if "newer" in WANTED:  # take away what transformers 4.57 and numpy 2 took away
     for name in ("apply_chunking_to_forward", "find_pruneable_heads_and_indices"):
         vars(transformers.modeling_utils).pop(name, None)
     vars(transformers.modeling_utils).pop("prune_linear_layer", None)
-try:
     import lavis.models
-except ImportError as error:
-    report({name: f"{type(error).__name__}: {error}" for name in WANTED})
-    sys.exit()
+else:
+    pytest.importorskip("lavis")
 
 import lavis.common.optims
 import lavis.runners
@@ -74,20 +56,75 @@ from lavis.models import CLIP, med, vit
 from lavis.models.base_model import BaseModel
 from lavis.tasks import RetrievalTask, setup_task
 from lavis.tasks.base_task import BaseTask
-from lavis_runs import model_section, write_config
+from lavis_runs import model_section, write_config, write_data
 from omegaconf import OmegaConf
 from torch import nn
 from transformers import BertConfig, BertTokenizer, PreTrainedModel
 
 if PLUGIN:
-    from elip_plugin.hosts.lavis.runtime.train import _start_processes as init_distributed_mode
+    from elip_plugin.hosts.lavis.compat.processes import join_processes as init_distributed_mode
+
+pytestmark = pytest.mark.slow
+
+
+def patches_alone(why: str) -> Any:
+    """Mark what only the patches repair."""
+    return pytest.mark.xfail(PLUGIN, reason=why, strict=True)
+
+
+its_forwards = patches_alone("the package would have to copy LAVIS' forwards")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    given = os.environ.get("ELIP_LAVIS_RUNS")
+    return Path(given) if given else tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def data(runs: Path) -> Path:
+    folder = runs / "data"
+    if not folder.exists():
+        folder.mkdir()
+        write_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet() -> Iterator[None]:
+    """LAVIS sleeps between epochs, logs, and sets up handlers."""
+    handlers, threads = logging.root.handlers[:], torch.get_num_threads()
+    torch.set_num_threads(1)
+    logging.disable(logging.INFO)
+    with mock.patch.object(dataloader_utils.time, "sleep", lambda _: None):
+        yield
+    logging.disable(logging.NOTSET)
+    torch.set_num_threads(threads)
+    logging.root.handlers[:] = handlers
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small(data: Path) -> None:
+    """Give LAVIS' own models small sizes, in a process of their own; ours have keys for that."""
+    if not PLUGIN:
+        stand_in(data)
+
+
+def test_this_is_the_form_that_is_meant() -> None:
+    place = os.environ.get("ELIP_LAVIS_PLACE")
+    assert place is None or Path(lavis.models.__file__).is_relative_to(place)
+    loaded = {name for name in sys.modules if name.partition(".")[0] == "elip_plugin"}
+    # elip.pth looks at its switch in the third module.
+    alone = {"elip_plugin", "elip_plugin.hosts", "elip_plugin.hosts.autoload"}
+    assert ("elip_plugin.hosts.lavis.names" in loaded) if PLUGIN else loaded <= alone
+
 
 # Models.
 
 
-def stand_in() -> None:
-    """Give LAVIS' own models what they would fetch, and small sizes; ours have keys for that."""
-    sizes, vocabulary = model_section("", DATA), DATA / "vocab.txt"
+def stand_in(data: Path) -> None:
+    """Put small parts in the place of what LAVIS' own models would fetch."""
+    sizes, vocabulary = model_section("", data), data / "vocab.txt"
     words = len(vocabulary.read_text().splitlines()) + 2  # BLIP adds two
     bert = {**sizes["bert"], "encoder_width": sizes["vit"]["width"], "vocab_size": words}
     read: Any = BertConfig.from_json_file
@@ -124,16 +161,16 @@ def stand_in() -> None:
     BaseModel.load_checkpoint_from_config = lambda self, cfg: cfg.pretrained and load(self, cfg)
 
 
-def section(arch: str, **more: Any) -> dict[str, Any]:
+def section(arch: str, data: Path, **more: Any) -> dict[str, Any]:
     types = {"albef_retrieval": "flickr", "albef_nlvr": "nlvr", "albef_vqa": "vqav2"}
     more = {"queue_size": 8, "pretrained": None, "load_finetuned": False, "num_classes": 3, **more}
-    keys = model_section(("elip_" if PLUGIN else "") + arch, DATA, **more)
+    keys = model_section(("elip_" if PLUGIN else "") + arch, data, **more)
     return {**keys, "model_type": types.get(arch, "base")}
 
 
-def build(arch: str, **more: Any) -> Any:
+def build(arch: str, data: Path, **more: Any) -> Any:
     torch.manual_seed(0)
-    keys = section(arch, **more)
+    keys = section(arch, data, **more)
     cls = registry.get_model_class(keys["arch"])
     default = OmegaConf.load(cls.default_config_path(keys["model_type"])).model
     return cls.from_config(OmegaConf.merge(default, keys)).train()
@@ -166,23 +203,20 @@ def learns(model: Any) -> Any:
     return output
 
 
-def learns_beside_fewer_momentum_tokens(arch: str) -> None:
-    model = build(arch)
+@pytest.mark.parametrize("arch", ["albef_pretrain", "albef_nlvr"])
+def test_it_learns_beside_fewer_momentum_tokens(arch: str, data: Path) -> None:
+    model = build(arch, data)
     model.visual_encoder_m.register_forward_hook(lambda module, args, output: output[:, :5])
     learns(model)
 
 
-CHECKS |= {
-    "mask_pretrain": lambda: learns_beside_fewer_momentum_tokens("albef_pretrain"),
-    "mask_nlvr": lambda: learns_beside_fewer_momentum_tokens("albef_nlvr"),
-    "distill_off_nlvr": lambda: learns(build("albef_nlvr", use_distill=False)),
-    "distill_off_vqa": lambda: learns(build("albef_vqa", use_distill=False)),
-    "distill_off_classification": lambda: learns(build("blip_classification", use_distill=False)),
-}
+@its_forwards
+@pytest.mark.parametrize("arch", ["albef_nlvr", "albef_vqa", "blip_classification"])
+def test_it_learns_without_distillation(arch: str, data: Path) -> None:
+    learns(build(arch, data, use_distill=False))
 
 
-@check
-def twin_weights() -> None:
+def test_a_checkpointed_momentum_encoder_has_its_weights(data: Path) -> None:
     """Checkpointing changes no gradient, and the momentum encoder runs its own weights."""
     calls: list[Any] = []
     inner = vit.Attention.forward
@@ -191,9 +225,9 @@ def twin_weights() -> None:
         calls.append(self)
         return inner(self, *args, **options)
 
-    image, plain = samples()["image"], build("albef_pretrain")
+    image, plain = samples()["image"], build("albef_pretrain", data)
     with mock.patch.object(vit.Attention, "forward", counted):
-        model = build("albef_pretrain", vit_grad_ckpt=True, vit_ckpt_layer=12)
+        model = build("albef_pretrain", data, vit_grad_ckpt=True, vit_ckpt_layer=12)
         with torch.no_grad():
             for weight in model.visual_encoder.parameters():
                 weight.add_(0.1 * torch.randn_like(weight))
@@ -211,11 +245,10 @@ def twin_weights() -> None:
     assert torch.equal(theirs, own), "the twin runs the weights of the other tower"
 
 
-@check
-def clip_loss() -> None:
+def test_clip_has_a_loss(data: Path) -> None:
     """CLIP's loss in one process, and over all processes if there are several."""
     torch.manual_seed(0)
-    keys = model_section("elip_clip", DATA)
+    keys = model_section("elip_clip", data)
     make = registry.get_model_class("elip_clip").from_config if PLUGIN else None
     model = make(keys) if make else CLIP(**keys["clip"])
     output = learns(model.train())
@@ -228,35 +261,32 @@ def clip_loss() -> None:
         torch.testing.assert_close(output.loss, own)
 
 
-@check
-def nlvr_loading() -> None:
+def test_nlvr_loads(data: Path, tmp_path: Path) -> None:
     """Pre-trained weights without a momentum encoder load, and it becomes their copy."""
-    made = build("albef_nlvr").state_dict()
+    made = build("albef_nlvr", data).state_dict()
     state = {k: v + v.is_floating_point() for k, v in made.items() if "_m." not in k}
-    torch.save({"model": state}, RUNS / "nlvr.pth")
-    model = build("albef_nlvr", pretrained=str(RUNS / "nlvr.pth"))
+    torch.save({"model": state}, tmp_path / "nlvr.pth")
+    model = build("albef_nlvr", data, pretrained=str(tmp_path / "nlvr.pth"))
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, state[name.replace("_m.", ".", 1)]), name
 
 
-@check
-def classification() -> None:
-    output = learns(build("blip_classification"))
+def test_blip_classifies(data: Path) -> None:
+    output = learns(build("blip_classification", data))
     assert output.intermediate_output.encoder_output_m is not None
 
 
-@check
-def newer() -> None:
+def test_a_language_head_keeps_its_bias(data: Path, tmp_path: Path) -> None:
     """LAVIS' language heads keep their bias when published weights load."""
-    keys: Any = section("albef_pretrain")["bert"]
+    keys: Any = section("albef_pretrain", data)["bert"]
     config: Any = BertConfig(**keys, num_hidden_layers=1, vocab_size=30)
     config.update({"fusion_layer": 1, "encoder_width": 32})
     config.update({"add_cross_attention": False, "add_type_embeddings": False})
     head = med.BertForMaskedLM(config)
     nn.init.ones_(head.cls.predictions.bias)
-    head.save_pretrained(RUNS / "head", safe_serialization=False)
+    head.save_pretrained(tmp_path / "head", safe_serialization=False)
     load: Any = PreTrainedModel.from_pretrained
-    loaded = load.__func__(med.BertForMaskedLM, str(RUNS / "head"), config=config)
+    loaded = load.__func__(med.BertForMaskedLM, str(tmp_path / "head"), config=config)
     predictions = loaded.cls.predictions
     assert predictions.decoder.bias is predictions.bias and bool((predictions.bias == 1).all())
 
@@ -264,7 +294,7 @@ def newer() -> None:
 # Runs, by the steps of the train.py that LAVIS documents.
 
 
-def start(name: str, **run: Any) -> Any:
+def start(runs: Path, name: str, **run: Any) -> Any:
     """Do all steps but the last; return the runner."""
     for path in ("output_dir", "result_dir"):  # LAVIS refuses a second run in a process
         registry.mapping["paths"].pop(path, None)
@@ -272,13 +302,13 @@ def start(name: str, **run: Any) -> Any:
         "runner": "elip_runner" if PLUGIN else "runner_base",
         "batch_size_train": 8 // int(os.environ.get("WORLD_SIZE", 1)),
         "k_test": 4,
-        "output_dir": str(RUNS),
+        "output_dir": str(runs),
         "valid_splits": [],
         "use_dist_eval_sampler": False,
         "distributed": True,
     }
-    path = RUNS / f"{name}_{RANK}.yaml"
-    write_config(path, section("albef_retrieval"), DATA, "flickr30k", **{**own, **run})
+    path, data = runs / f"{name}_{RANK}.yaml", runs / "data"
+    write_config(path, section("albef_retrieval", data), data, "flickr30k", **{**own, **run})
     cfg = Config(SimpleNamespace(cfg_path=str(path), options=None))
     if not torch.distributed.is_initialized():
         init_distributed_mode(cfg.run_cfg)
@@ -309,37 +339,36 @@ def train(runner: Any) -> dict[int, list[int]]:
     return images
 
 
-def saved(name: str) -> list[str]:
-    return sorted(path.name for path in (RUNS / name).glob("*.pth"))
+def saved(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.pth"))
 
 
-ORDER: dict[int, list[int]] = {}
-
-
-@check
-def trains() -> None:
-    """Two epochs of two steps and a retrieval evaluation."""
-    runner = start("first")
+@pytest.fixture(scope="module")
+def first(runs: Path, data: Path) -> dict[int, list[int]]:
+    """Train two epochs of two steps with a retrieval evaluation; the images of each."""
+    runner = start(runs, "first")
     before = {name: weight.clone() for name, weight in runner._model.state_dict().items()}
-    ORDER.update(train(runner))
-    share = 16 // get_world_size()
-    assert [(epoch, len(ids)) for epoch, ids in ORDER.items()] == [(0, share), (1, share)]
+    images = train(runner)
     after = runner._model.state_dict()
     for part in ("visual_encoder.", "visual_encoder_m."):
         assert any(not torch.equal(before[k], after[k]) for k in before if k.startswith(part))
     wrapped = isinstance(runner.model, nn.parallel.DistributedDataParallel)
     assert wrapped == torch.distributed.is_initialized()
+    return images
+
+
+def test_it_trains(runs: Path, first: dict[int, list[int]]) -> None:
+    share = 16 // get_world_size()
+    assert [(epoch, len(ids)) for epoch, ids in first.items()] == [(0, share), (1, share)]
     if get_rank() == 0:
-        assert saved("first") == ["checkpoint_0.pth", "checkpoint_1.pth"]
-        scores = [json.loads(row) for row in (RUNS / "first" / "evaluate.txt").open()]
+        assert saved(runs / "first") == ["checkpoint_0.pth", "checkpoint_1.pth"]
+        scores = [json.loads(row) for row in (runs / "first" / "evaluate.txt").open()]
         assert len(scores) == 1 and 0 <= scores[0]["txt_r1"] <= 100
-        assert (RUNS / "first" / "log.txt").read_text().count('"train_loss":') == 2
+        assert (runs / "first" / "log.txt").read_text().count('"train_loss":') == 2
 
 
-@check
-def evaluates() -> None:
-    """`BaseTask.evaluation` leaves a CPU run's samples on the CPU."""
-    runner = start("evaluation")
+def test_an_evaluation_leaves_samples_on_the_cpu(runs: Path, data: Path) -> None:
+    runner = start(runs, "evaluation")
     task: Any = runner.task
     task.evaluation = partial(BaseTask.evaluation, task)
     task.valid_step = lambda model, samples: [samples["image"].device.type] * len(samples["image"])
@@ -347,19 +376,19 @@ def evaluates() -> None:
     assert runner.evaluate(skip_reload=True) == {"test": ["cpu"] * 6}
 
 
-@check
-def iterates() -> None:
+@patches_alone("the package repairs its own runner only")
+def test_it_trains_by_iterations(runs: Path, data: Path) -> None:
     """The other runner, which counts iterations."""
     counts = {"max_iters": 4, "iters_per_inner_epoch": 2}
-    start("iterations", runner="runner_iter", test_splits=[], **counts).train()
-    assert saved("iterations") == ["checkpoint_2.pth", "checkpoint_4.pth"]
+    start(runs, "iterations", runner="runner_iter", test_splits=[], **counts).train()
+    assert saved(runs / "iterations") == ["checkpoint_2.pth", "checkpoint_4.pth"]
 
 
-@check
-def resumes() -> None:
-    """A run resumes with what was saved, the momentum encoder included."""
-    state = torch.load(RUNS / "first" / "checkpoint_0.pth")
-    runner = start("second", resume_ckpt_path=str(RUNS / "first" / "checkpoint_0.pth"))
+@pytest.mark.usefixtures("first")
+def test_it_resumes_with_what_was_saved(runs: Path) -> None:
+    """The momentum encoder included."""
+    state = torch.load(runs / "first" / "checkpoint_0.pth")
+    runner = start(runs, "second", resume_ckpt_path=str(runs / "first" / "checkpoint_0.pth"))
     inner, epochs = runner.train_epoch, []
 
     def compared(epoch: int) -> Any:
@@ -377,23 +406,23 @@ def resumes() -> None:
     runner.train_epoch = compared
     runner.train()
     assert epochs == [1]
-    assert saved("second") == ["checkpoint_1.pth"]
+    assert saved(runs / "second") == ["checkpoint_1.pth"]
 
 
-@check
-def resumed_order() -> None:
-    """A run that resumes in epoch 1 reads the images in the order of epoch 1."""
-    runner = start("order", test_splits=[], max_epoch=3)
+def test_it_resumes_in_the_order_of_its_epoch(runs: Path, first: dict[int, list[int]]) -> None:
+    """LAVIS shuffles by the epoch in a process group only."""
+    if not torch.distributed.is_initialized():
+        pytest.skip("there is no process group")
+    runner = start(runs, "order", test_splits=[], max_epoch=3)
     runner.start_epoch = 1
     images = train(runner)
-    assert images[1] != ORDER[0], "the order of epoch 0"
-    assert images[1] == ORDER[1]
+    assert images[1] != first[0], "the order of epoch 0"
+    assert images[1] == first[1]
     assert images[2] != images[1], "the order of epoch 1 twice"
 
 
-@check
-def resumed_best() -> None:
-    """A run that resumes keeps the best score so far, and is tested where none is better."""
+def test_it_resumes_with_the_best_score(runs: Path, data: Path) -> None:
+    """And is tested where no epoch is better."""
     scores = iter([10.0, 30.0, 20.0, 0.0, 25.0, 28.0, 0.0])
     inner = nn.Module.load_state_dict
 
@@ -406,11 +435,12 @@ def resumed_best() -> None:
         mock.patch.object(RetrievalTask, "_report_metrics", reported),
         mock.patch.object(nn.Module, "load_state_dict", lenient),
     ):
-        start("best", valid_splits=["val"], max_epoch=3).train()
-        best = RUNS / "best" / "checkpoint_best.pth"
+        start(runs, "best", valid_splits=["val"], max_epoch=3).train()
+        best = runs / "best" / "checkpoint_best.pth"
         assert torch.load(best)["epoch"] == 1
-        start("worse", valid_splits=["val"], max_epoch=4, resume_ckpt_path=str(best)).train()
-    assert "checkpoint_best.pth" not in saved("worse"), "the best score was forgotten"
+        path = str(best)
+        start(runs, "worse", valid_splits=["val"], max_epoch=4, resume_ckpt_path=path).train()
+    assert "checkpoint_best.pth" not in saved(runs / "worse"), "the best score was forgotten"
     assert next(scores, None) is None
 
 
@@ -426,28 +456,10 @@ def joins(**variables: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-CHECKS["torchrun"] = partial(joins, RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
-CHECKS["slurm"] = partial(joins, SLURM_PROCID="0")
+def test_it_joins_what_torchrun_starts() -> None:
+    joins(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
 
 
-def outcome(name: str) -> str:
-    try:
-        CHECKS[name]()
-    except Exception as error:
-        traceback.print_exc()
-        return f"{type(error).__name__}: {error}"[:200]
-    return "works"
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    logging.disable(logging.INFO)
-    dataloader_utils.time.sleep = lambda _: None  # LAVIS sleeps between epochs
-    if not PLUGIN:
-        stand_in()
-    found = {name: outcome(name) for name in WANTED}
-    if not PLUGIN:
-        # elip.pth looks at its switch in this module.
-        loaded = {name for name in sys.modules if name.startswith("elip_plugin")}
-        assert loaded <= {"elip_plugin", "elip_plugin.hosts", "elip_plugin.hosts.autoload"}, loaded
-    report({"lavis": os.path.dirname(lavis.models.__file__), **found})
+@patches_alone("the package leaves SLURM to LAVIS")
+def test_it_joins_what_slurm_starts() -> None:
+    joins(SLURM_PROCID="0")

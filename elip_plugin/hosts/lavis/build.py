@@ -1,0 +1,64 @@
+"""Build a pruned model from LAVIS' model section."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from elip_plugin.config import ElipConfig
+from elip_plugin.hosts.lavis.compat import fixes
+from elip_plugin.hosts.lavis.compat.offline import build_base, checkpoint_blocks
+from elip_plugin.hosts.lavis.compat.settings import BERT_FAMILY, CLIP_FAMILY, read_settings
+from elip_plugin.hosts.lavis.describe import describe_model
+from elip_plugin.patching.install import install
+from elip_plugin.patching.swap import choose
+
+log = logging.getLogger("elip_plugin")
+
+SECTION = "elip"
+"""The key of a model section that says what to prune."""
+
+
+def from_config(patched: Any, cfg: Any, config: ElipConfig | None = None) -> Any:
+    """Build a pruned model from LAVIS' model section.
+
+    Args:
+        patched: A class in `elip_plugin.hosts.lavis.models`.
+        cfg: LAVIS' model section, with our keys beside its own: `elip`, and for a model that
+            is small or needs no network `tokenizer`, `init`, `vit`, `bert` (ALBEF, BLIP) or
+            `clip`; see `elip_plugin.hosts.lavis.compat.settings`.
+        config: What to prune; None for what the section says.
+
+    Returns:
+        The model.
+
+    Raises:
+        ConfigError: If our keys are at fault, or something could not be fetched.
+        PlanError: If the plan does not fit the tower.
+    """
+    fixes.check_libraries()
+    cfg = OmegaConf.create(dict(cfg) if isinstance(cfg, Mapping) else cfg)
+    family = CLIP_FAMILY if hasattr(patched, "encode_image") else BERT_FAMILY
+    settings = read_settings(cfg, family, others=[SECTION])
+    config = config or pruning_of(patched, cfg)
+    model = build_base(patched.replaces, cfg, settings)
+    pruner = install(describe_model(model, choose(model, {patched.replaces: patched})), config)
+    if cfg.get("vit_grad_ckpt", False):
+        checkpoint_blocks(model.visual_encoder, int(cfg.get("vit_ckpt_layer", 0)))
+    how = "image alone" if config.text_weight == 0 else patched.guided_by
+    log.info("ELIP prunes the vision tower by the %s: %s", how, pruner.plan.summary())
+    return model
+
+
+def pruning_of(patched: Any, cfg: DictConfig) -> ElipConfig:
+    """Return what a model section prunes; where it is silent, what its class does by default."""
+    given = OmegaConf.to_container(cfg, resolve=True).get(SECTION)  # type: ignore[union-attr]
+    pruning = patched.default if given is None else given
+    if patched.guided_by == "nothing":
+        # Nothing guides this model, so where the section is silent the image alone chooses.
+        pruning = {"preset": pruning} if isinstance(pruning, str) else dict(pruning)
+        pruning = {"text_weight": 0.0, **pruning}
+    return ElipConfig.from_mapping(pruning)
