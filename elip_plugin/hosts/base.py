@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.patching.install import Description
+from elip_plugin.patching.description import Description
 
 OWN_SECTION = "own"
 """`ModelName.preset` of a model whose own config says what is pruned."""

@@ -9,8 +9,8 @@ from lavis.models.eva_vit import VisionTransformer as EvaTower
 from elip_plugin.errors import ConfigError, ElipError, UnsupportedModelError
 from elip_plugin.hosts.lavis import clip_towers, eva_tower, towers
 from elip_plugin.hosts.lavis.compat import fixes
-from elip_plugin.hosts.lavis.text import TEXT_ENCODERS, TextCache, inner_bert
-from elip_plugin.patching.install import Description, Tower
+from elip_plugin.hosts.lavis.text import TEXT_ENCODERS, inner_bert
+from elip_plugin.patching.description import Description, Tower
 from elip_plugin.patching.progress import update_for
 from elip_plugin.patching.swap import Swap, choose, find_patched
 
@@ -41,8 +41,7 @@ def describe_model(module: Any, model: Swap) -> Description:
     patched: Any = model.patched
     leak = "" if patched.text_at_test else LEAK
     if hasattr(module, "visual"):
-        others = (Swap(module, patched, {"elip_cache": TextCache()}),)
-        return Description(module, clip_towers.describe(module.visual), others, None, leak)
+        return Description(module, clip_towers.describe(module.visual), (model,), None, leak)
     if hasattr(module, "Qformer"):
         tower = describe_tower(module.visual_encoder)
         return Description(module, tower, (model,), None, leak, _why_no_guide(module, patched))
@@ -51,7 +50,7 @@ def describe_model(module: Any, model: Swap) -> Description:
     return Description(
         module,
         towers.describe(module.visual_encoder),
-        (*(choose(bert, TEXT_ENCODERS, elip_cache=TextCache()) for bert in berts), model),
+        (*(choose(bert, TEXT_ENCODERS) for bert in berts), model),
         towers.describe(module.visual_encoder_m) if hasattr(module, "visual_encoder_m") else None,
         leak,
         _why_no_guide(module, patched),

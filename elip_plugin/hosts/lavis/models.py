@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -38,9 +38,10 @@ from elip_plugin.hosts.lavis.entries import (
     pruned_class,
 )
 from elip_plugin.hosts.lavis.guide import guided_by_text
-from elip_plugin.hosts.lavis.text import TextCache, text_token
-from elip_plugin.patching.install import Description
+from elip_plugin.hosts.lavis.text import text_pass_of, text_token
+from elip_plugin.patching.description import Description
 from elip_plugin.patching.swap import choose
+from elip_plugin.reducers import FOR_QUESTIONS
 
 SMALL = "openmoji"
 """Model type of the small towers of `lavis_configs`, which train on a CPU."""
@@ -95,9 +96,6 @@ class ElipClip(ByForward, CLIP):
     PRETRAINED_MODEL_CONFIG_DICT = _small(CLIP, "clip")
     own_text_pass = True
 
-    if TYPE_CHECKING:
-        elip_cache: TextCache
-
     def extract_features(self, samples: dict[str, Any]) -> Any:
         """Extract features; those of the image depend on a text in training only."""
         with guided_by_text(self, samples):
@@ -115,16 +113,15 @@ class ElipClip(ByForward, CLIP):
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Encode token ids, unless this forward has encoded them already."""
-        cache = self.elip_cache
-        return cache.output if tokens is cache.ids else super().encode_text(tokens)
+        done = text_pass_of(self, tokens)
+        return super().encode_text(tokens) if done is None else done.output
 
 
 _pruned = partial(pruned_class, __name__)
 QUESTION = {
     "guided_by": "question",
     "text_at_test": True,
-    # The paper's cuts; docs/text.md shows how much better this chooses.
-    "default": {"preset": "fast", "reducer": "similarity", "choice_loss": 1.0},
+    "default": FOR_QUESTIONS,
 }
 SENTENCE = {"guided_by": "sentence", "text_at_test": True}
 OWN = {"own_text_pass": True}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from elip_plugin.hosts.base import Host
-from elip_plugin.patching.install import Description
+from elip_plugin.patching.description import Description
 
 
 class TransformersHost(Host):

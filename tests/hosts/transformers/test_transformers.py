@@ -29,7 +29,7 @@ FAMILIES = list(MODELS)
 
 
 def config_of(reducer: str, **fields: Any) -> dict[str, Any]:
-    preset = {} if reducers()[reducer].at_input else {"preset": "fast"}
+    preset = {} if hasattr(reducers()[reducer], "input_keep") else {"preset": "fast"}
     return {**preset, "reducer": reducer, **fields}
 
 
@@ -307,7 +307,11 @@ def test_a_plain_vit_alone() -> None:
     with recorded_lengths(layers_of(vit)) as lengths, handle.guide(torch.randn(len(images), 48)):
         pruned = vit(images)
         assert torch.equal(vit(images, return_dict=False)[1], pruned.pooler_output)
-        masked = vit(images, bool_masked_pos=torch.zeros(len(images), 64, dtype=torch.bool))
+        mask = torch.zeros(len(images), 64, dtype=torch.bool)
+        with pytest.raises(UnsupportedModelError, match="bool_masked_pos is given to a pruned"):
+            vit(images, bool_masked_pos=mask)
+        with handle.disabled():
+            masked = vit(images, bool_masked_pos=mask)
     assert lengths == [*handle.plan.tokens] * 2 + [65] * 12
     assert not torch.equal(pruned.pooler_output, before.pooler_output)
     assert torch.equal(masked.pooler_output, before.pooler_output)
