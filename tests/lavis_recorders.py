@@ -12,6 +12,7 @@ from conftest import recorded_lengths
 from torch import Tensor
 
 from elip_plugin.hosts.lavis.text import CachingTokenizer
+from elip_plugin.patching.calls import thread
 from elip_plugin.reducers import elip
 from elip_plugin.reducers.tome import merge_inside
 
@@ -135,7 +136,6 @@ def shape_of(model: Any) -> list[Any]:
 def assert_nothing_left(model: Any) -> None:
     """Assert that no forward has left anything behind."""
     pruners = [vars(m)["elip"] for m in model.modules() if "elip" in vars(m)]
-    assert pruners and all(pruner.guide is None for pruner in pruners)
-    for cache in (vars(m)["elip_cache"] for m in model.modules() if "elip_cache" in vars(m)):
-        assert cache.ids is None and cache.output is None
+    assert pruners and all(pruner.settings.guide is None for pruner in pruners)
+    assert thread.innermost is None
     assert not isinstance(model.tokenizer, CachingTokenizer)

@@ -44,7 +44,8 @@ from lavis_recorders import (
 from elip_plugin import apply, find_handle
 from elip_plugin.core.score import score
 from elip_plugin.errors import ConfigError, UnsupportedModelError
-from elip_plugin.hosts.lavis.text import CachingTokenizer, TextCache
+from elip_plugin.hosts.lavis.text import CachingTokenizer, TextPass
+from elip_plugin.patching.calls import find
 from elip_plugin.reducers import elip
 
 every_arch = pytest.mark.parametrize("arch", ARCHS)
@@ -179,8 +180,8 @@ def test_text_is_tokenized_and_encoded_once_which_changes_nothing(arch: str) -> 
         assert plain == ["multimodal"] * fusions
     else:
         assert calls == plain and calls.count("text") == 1
-    forgetful = property(lambda cache: None, lambda cache, ids: None)
-    with mock.patch.object(TextCache, "ids", forgetful), text_calls(other) as calls:
+    forgetful = property(lambda done: None, lambda done, ids: None)
+    with mock.patch.object(TextPass, "ids", forgetful), text_calls(other) as calls:
         alone = step(arch, other)
     assert len(calls) > 1
     for ours, theirs in zip(shared, alone):
@@ -422,15 +423,17 @@ def test_an_own_guide_wins_over_the_caption() -> None:
 
 
 def test_a_copy_made_within_a_forward_starts_clean() -> None:
-    model, copies = pruned("albef_retrieval"), []
-    last = model.visual_encoder.blocks[11].mlp
-    hook = last.register_forward_pre_hook(
-        lambda *_: copies.extend(map(copy.deepcopy, (model.text_encoder, model.visual_encoder)))
-    )
+    model, done = pruned("albef_retrieval"), []
+
+    def copied(*_: Any) -> None:
+        encoders = model.text_encoder, copy.deepcopy(model.text_encoder)
+        done.extend(find(encoder, TextPass) for encoder in encoders)
+        assert copy.deepcopy(model.visual_encoder).elip.settings.guide is None
+
+    hook = model.visual_encoder.blocks[11].mlp.register_forward_pre_hook(copied)
     run("albef_retrieval", model)
     hook.remove()
-    assert copies[0].elip_cache.output is None and copies[0].elip_cache.ids is None
-    assert copies[1].elip.settings.guide is None
+    assert done[0].output is not None and done[1] is None
 
 
 @pytest.mark.parametrize("arch", ["albef_pretrain", "blip_pretrain", "albef_nlvr", "clip"])

@@ -17,7 +17,7 @@ import elip_plugin
 from elip_plugin.core.guide import Reading
 from elip_plugin.core.score import Query, text_similarity
 from elip_plugin.errors import ConfigError
-from elip_plugin.hosts.lavis.guide import reading_guide
+from elip_plugin.hosts.lavis.guide import CaptionGuide
 from elip_plugin.patching.install import find_pruner
 
 ELIP = {"reducer": "similarity", "preset": "fast"}
@@ -59,7 +59,7 @@ def test_the_scores_are_the_attention_of_the_first_cross_attentions(arch: str, c
     mask = model.elip_tokenize(model.tokenizer, texts).attention_mask
     assert mask.sum(1).unique().numel() > 1  # some are padded
     theirs = attention_maps(model, {**given, "text_input": texts}, mask)[:count]
-    first, further = reading_guide(model, model.tokenizer, texts)
+    first, further = CaptionGuide(model, model.tokenizer, texts).queries(count, gradient=False)
     assert first.shape == (4, mask.shape[1] * 2, 32) and not first.requires_grad
     assert (further is None) == (len(theirs) == 1)
     # The keys' bias adds the same to each token.
@@ -113,7 +113,7 @@ def test_questions_choose_at_test_time_too(arch: str) -> None:
     with handle.trace() as trace, torch.no_grad():
         model.forward_encoder(dict(given))
     own = trace.stages[-1].kept
-    guide = reading_guide(model, model.tokenizer, given["text_input"])
+    guide = CaptionGuide(model, model.tokenizer, given["text_input"])
     with handle.trace() as trace, torch.no_grad(), model.elip.guided(guide):
         model.visual_encoder.forward_features(given["image"])
     assert torch.equal(own, trace.stages[-1].kept)
@@ -123,7 +123,8 @@ def test_the_text_encoder_reads_once_per_forward() -> None:
     model = family.pruned("blip_vqa", elip=ELIP)
     assert len(elip_plugin.find_handle(model).plan.stages) > 1
     given = family.samples()
-    first, further = reading_guide(model, model.tokenizer, given["text_input"])
+    guide = CaptionGuide(model, model.tokenizer, given["text_input"])
+    first, further = guide.queries(2, gradient=False)
     assert further is not None
     shapes: list[torch.Size] = []
 
@@ -150,7 +151,7 @@ def test_a_pruned_momentum_encoder_is_guided_by_its_own_text_encoder() -> None:
     kept = [stage.kept for stage in trace.stages]
 
     def kept_by(suffix: str) -> list[Tensor]:
-        reading = reading_guide(model, model.tokenizer, given["text_input"], suffix)
+        reading = CaptionGuide(model, model.tokenizer, given["text_input"], suffix)
         with (
             elip_plugin.Handle(momentum).trace() as trace,
             find_pruner(momentum).guided(reading),
