@@ -91,7 +91,8 @@ def test_unpruned_is_stock_and_the_choice_is_per_image(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     runs.write_data(tmp_path)
-    env = {**os.environ, "PYTHONPATH": str(Path(runs.__file__).parent), "OMP_NUM_THREADS": "1"}
+    path = f"{Path(runs.__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
         [sys.executable, *launch, str(script), str(tmp_path), *ARCHS],

@@ -117,6 +117,7 @@ print("elip_plugin.hosts.lavis.names" in sys.modules, file=sys.stderr)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not PINNED, reason="LAVIS alone cannot be imported beside newer libraries")
 def test_an_unpruned_model_computes_the_same_bits_without_this_package() -> None:
     alone, beside = output(OUTPUTS, ELIP_AUTOLOAD="0"), output(OUTPUTS, ELIP_AUTOLOAD="1")
