@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +11,7 @@ from torch import nn
 
 from elip_plugin.config import DEFAULT_PRESET
 from elip_plugin.errors import DataError, UnknownModelError, UnsupportedModelError, nearest
-from elip_plugin.hosts.base import OWN_SECTION, ModelName, installed_version
-from elip_plugin.hosts.transformers import HOST
+from elip_plugin.hosts.base import OWN_SECTION, ModelName
 
 PREFIX = "hf:"
 
@@ -97,25 +95,10 @@ MODEL_TYPES = ("clip", "siglip", "metaclip_2", "altclip", "chinese_clip")
 """Families whose folders can be built; as written in a folder's config.json."""
 
 
-def is_supported() -> bool:
-    """Return whether the installed transformers is not older than what this host is for."""
-    return installed_version("transformers") >= HOST.oldest
-
-
-def check_version() -> None:
-    """Refuse a transformers that is too old; see `is_supported`."""
-    if not is_supported():
-        oldest = ".".join(map(str, HOST.oldest))
-        raise UnsupportedModelError(
-            f"models of transformers {metadata.version('transformers')} cannot be pruned: "
-            f"{oldest} or later is needed; run: {HOST.install}"
-        )
-
-
 @functools.cache
 def list_names() -> dict[str, ModelName]:
-    """List the models of the table by name; none for an older transformers."""
-    return {PREFIX + base: _name(base, DEFAULT_PRESET) for base in SHAPES if is_supported()}
+    """List the models of the table by name."""
+    return {PREFIX + base: _name(base, DEFAULT_PRESET) for base in SHAPES}
 
 
 def _name(base: str, preset: str) -> ModelName:
@@ -135,7 +118,7 @@ def find(name: str) -> ModelName | None:
     known = list_names()
     if PREFIX + base in known:
         return known[PREFIX + base]
-    if base == name or not is_supported():
+    if base == name:
         return None
     if not (Path(base) / "config.json").is_file():
         raise UnknownModelError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ hf = pytest.importorskip("transformers", minversion="4.57")
 
 from hosts.transformers.tiny import make  # noqa: E402
 
-from elip_plugin.hosts.transformers import names  # noqa: E402
+from elip_plugin.hosts import registry  # noqa: E402
 from elip_plugin.hosts.transformers.names import SHAPES  # noqa: E402
 
 BASE = "openai/clip-vit-base-patch16"
@@ -88,7 +89,14 @@ def test_faults(tmp_path: Path) -> None:
 
 
 def test_an_older_version_has_no_names_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(names.metadata, "version", lambda _: "4.26.1")
-    assert names.list_names.__wrapped__() == {}
-    with pytest.raises(UnsupportedModelError, match=r"4\.57 or later"):
-        elip_plugin.apply(make("clip"))
+    monkeypatch.setattr(registry.hosts()["transformers"], "oldest", (99, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # an old version may be there for other packages alone
+        assert not [name for name in elip_plugin.list_models() if name.startswith("hf:")]
+    refused = r"models of transformers .* cannot be pruned: 99\.1 or later"
+    for call in (
+        lambda: elip_plugin.apply(make("clip")),
+        lambda: elip_plugin.list_models("transformers"),
+    ):
+        with pytest.raises(UnsupportedModelError, match=refused):
+            call()
