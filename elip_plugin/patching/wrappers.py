@@ -49,7 +49,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 def _child(model: Any) -> nn.Module | None:
     for cls in type(model).__mro__:
         if cls.__name__ in WRAPPERS:
-            child = model._modules.get(WRAPPERS[cls.__name__])
+            child: nn.Module | None = model._modules.get(WRAPPERS[cls.__name__])
             if child is not None:
                 return child
     return None
