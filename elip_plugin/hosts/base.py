@@ -9,7 +9,7 @@ from elip_plugin.hosts.contracts import (
     ModelName,
     installed_version,
 )
-from elip_plugin.hosts.model import HostModel, seeded
+from elip_plugin.hosts.model import HostModel, reading, seeded
 
 __all__ = [
     "OWN_SECTION",
@@ -18,5 +18,6 @@ __all__ = [
     "HostModel",
     "ModelName",
     "installed_version",
+    "reading",
     "seeded",
 ]

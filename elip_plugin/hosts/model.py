@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.errors import DataError, ElipError, UnsupportedModelError
 from elip_plugin.hosts.registry import find_host
 
 
@@ -102,3 +102,25 @@ def seeded(device: str = "cpu", seed: int = 0) -> Iterator[None]:
         torch.default_generator.manual_seed(seed)
         module.manual_seed(seed)
         yield
+
+
+@contextmanager
+def reading(checkpoint: str, build: Callable[[], object]) -> Iterator[None]:
+    """Report what fails inside the context as an unreadable checkpoint, if it is one.
+
+    Args:
+        checkpoint: What is read; "" for nothing.
+        build: Builds the model without it: what fails there, too, is not the checkpoint's fault.
+
+    Yields:
+        Nothing. DataError where only reading fails.
+    """
+    try:
+        yield
+    except (ElipError, MemoryError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:  # of as many kinds as there are kinds of broken files
+        if not checkpoint:
+            raise
+        build()
+        raise DataError(f"checkpoint {checkpoint!r} cannot be read: {error}") from error

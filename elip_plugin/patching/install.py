@@ -117,8 +117,10 @@ def install(description: Description, config: ElipConfig) -> Pruner:
     if config.prune_momentum and description.momentum is not None:
         towers.append(description.momentum)
     for tower in towers:
-        for swap in (tower.stack, *tower.blocks):
+        for swap in (tower.stack, *tower.blocks, *tower.others):
             refuse_replaced_forward(swap.module)
+    for swap in description.others:
+        refuse_replaced_forward(swap.module)
     # Shared: no optimizer trains a momentum encoder.
     progress = TrainingProgress(config, towers[0].module or towers[0].stack.module)
     pruners = [

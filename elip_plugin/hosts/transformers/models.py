@@ -5,22 +5,30 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+from contextlib import suppress
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import transformers
 from torch import nn
-from transformers import PreTrainedModel, VisionTextDualEncoderModel
+from transformers import PreTrainedModel
 
 from elip_plugin.core.guide import project_to_vision_width
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.hosts.transformers import towers, vit
+from elip_plugin.hosts.transformers import towers
 from elip_plugin.hosts.transformers.guide import linear_maps, text_features
-from elip_plugin.hosts.transformers.names import CONFIG_KEY
+from elip_plugin.hosts.transformers.shapes import CONFIG_KEY
 from elip_plugin.patching.install import Description, Tower
 from elip_plugin.patching.monkeypatch import replaced
-from elip_plugin.patching.swap import Patched, choose
+from elip_plugin.patching.swap import Patched, Swap, choose
+from elip_plugin.patching.wrappers import unwrap
 
 if TYPE_CHECKING:
     from elip_plugin.patching.pruner import Pruner
+
+vit: ModuleType | None = None
+with suppress(ImportError):  # of a class that a newer transformers renamed
+    from elip_plugin.hosts.transformers import vit
 
 LEAK = (
     "an image pruned by its own caption leaks the answer into retrieval and zero-shot scores; use "
@@ -108,19 +116,33 @@ def _text_first(replaces: Any) -> Any:
     )
 
 
+class ModelSwap(Swap):
+    """The swap of a model. A saved plan leaves its config, where it would outlast the pruning."""
+
+    def make(self, **attributes: Any) -> None:
+        """Make the swap; saving writes the plan that is then in force."""
+        super().make(**attributes)
+        config: Any = self.module.config
+        vars(config).pop(CONFIG_KEY, None)
+
+
 MODELS: dict[type, type[nn.Module]] = {
     cls: _text_first(cls)
     for cls in (
         *(family.find_class(f"{family.prefix}Model") for family in towers.FAMILIES),
-        VisionTextDualEncoderModel,
+        getattr(transformers, "VisionTextDualEncoderModel", None),
     )
+    if cls is not None
 }
 
-TOWERS = frozenset(
-    family.find_class(family.prefix + kind)
-    for family in towers.FAMILIES
-    for kind in ("VisionModel", "VisionModelWithProjection", "VisionTransformer")
-) | {*vit.MODELS}
+TOWERS = {
+    *(vit.MODELS if vit is not None else ()),
+    *(
+        family.find_class(family.prefix + kind)
+        for family in towers.FAMILIES
+        for kind in ("VisionModel", "VisionModelWithProjection", "VisionTransformer")
+    ),
+}
 """Vision towers without a text model, which are left as they are but for what runs their layers."""
 
 
@@ -129,7 +151,7 @@ def _describe_tower(module: Any) -> Tower:
     tower = module
     while not hasattr(tower, "encoder") and hasattr(tower, "vision_model"):
         tower = tower.vision_model
-    if type(tower) in vit.MODELS:
+    if vit is not None and type(tower) in vit.MODELS:
         return vit.describe(tower)
     if type(getattr(tower, "encoder", None)) in towers.ENCODERS:
         return towers.describe(tower)
@@ -142,9 +164,8 @@ def _describe_tower(module: Any) -> Tower:
 
 
 def describe(module: Any) -> Description:
-    """Describe a model, also within a PeftModel, or a bare vision tower; see `Host.describe`."""
-    if hasattr(module, "get_base_model"):
-        module = module.get_base_model()
+    """Describe a model, wrapped or not, or a bare vision tower; see `Host.describe`."""
+    module = unwrap(module)
     tower = _describe_tower(module)
     if type(module) in TOWERS:
         return Description(module, tower)
@@ -154,4 +175,5 @@ def describe(module: Any) -> Description:
             "vision_model, or one of "
             f"{sorted(cls.__name__ for cls in MODELS)}"
         )
-    return Description(module, tower, (choose(module, MODELS),), no_eval_by_text=LEAK)
+    model = ModelSwap(module, choose(module, MODELS).patched)
+    return Description(module, tower, (model,), no_eval_by_text=LEAK)

@@ -18,7 +18,7 @@ hf = pytest.importorskip("transformers", minversion="4.57")
 from hosts.transformers.tiny import make  # noqa: E402
 
 from elip_plugin.hosts import registry  # noqa: E402
-from elip_plugin.hosts.transformers.names import SHAPES  # noqa: E402
+from elip_plugin.hosts.transformers.shapes import SHAPES  # noqa: E402
 
 BASE = "openai/clip-vit-base-patch16"
 
