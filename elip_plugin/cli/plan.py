@@ -38,12 +38,12 @@ def models(
 
     from elip_plugin.cli.environment import version_of
     from elip_plugin.errors import ElipError
-    from elip_plugin.hosts.registry import hosts, load_catalogue
+    from elip_plugin.hosts.registry import hosts, list_names
 
     console, table = Console(), Table("name", "prunes", "plan", "host")
     for name in [host] if host else hosts():
         try:
-            offered = load_catalogue(name).names().values()
+            offered = list_names(name).values()
         except ElipError as error:  # not installed, broken, or without names
             if name not in hosts():
                 raise

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, TypeVar
@@ -88,8 +89,23 @@ def load_host(name: str) -> Host:
                 f"({type(error).__name__}: {error}); try: {host.import_advice()}"
             ) from error
     if isinstance(host, Catalogue):
-        host.register()
+        with _blaming(name):
+            host.register()
     return host
+
+
+@contextmanager
+def _blaming(name: str) -> Iterator[None]:
+    """Name the host whose code fails inside the context."""
+    try:
+        yield
+    except ElipError:
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"host {name!r} fails ({type(error).__name__}: {error}); its library may be newer than "
+            "what this version was made for"
+        ) from error
 
 
 def _is_installed(host: Host) -> bool:
@@ -105,6 +121,13 @@ def load_catalogue(name: str) -> Catalogue:
             "it by elip_plugin.apply(model)"
         )
     return host
+
+
+def list_names(host: str) -> Mapping[str, ModelName]:
+    """List the pruned models of one host by name; see `list_models` for the errors."""
+    catalogue = load_catalogue(host)
+    with _blaming(host):
+        return catalogue.names()
 
 
 def _ask_catalogues(
@@ -259,7 +282,7 @@ def list_models(host: str | None = None) -> list[str]:
         ['elip-EVA01-g-14', 'elip-EVA01-g-14-plus']
     """
     if host is not None:
-        return list(load_catalogue(host).names())
+        return list(list_names(host))
     return [name for _, names in _ask_catalogues(lambda each: each.names()) for name in names]
 
 
