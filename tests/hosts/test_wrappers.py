@@ -24,7 +24,11 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
     "PEFT": lambda model: peft.get_peft_model(model, LORA),
 }
 LORA = peft.LoraConfig(r=2, target_modules=r".*(q_proj|c_fc|fc1)", init_lora_weights=False)
-PAIRS = list(itertools.product(WRAPPERS, repeat=2))
+CONFIG = {"stages": [{"block": 1, "lookahead": 1, "keep": 0.5}]}
+PAIRS = [
+    pytest.param(pair, marks=[pytest.mark.slow] if "compile" in pair else [])
+    for pair in itertools.product(WRAPPERS, repeat=2)
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,7 +42,8 @@ def process_group(tmp_path_factory: Any) -> Iterator[None]:
 def make_open_clip() -> tuple[Any, tuple[Any, ...], dict[str, Any], Any]:
     open_clip = pytest.importorskip("open_clip")
     torch.manual_seed(0)
-    model = open_clip.CLIP(**TINY, output_dict=True)
+    small = {**TINY, "vision_cfg": {**TINY["vision_cfg"], "layers": 4}}
+    model = open_clip.CLIP(**small, output_dict=True)
     pairs = torch.randn(2, 3, 64, 64), torch.randint(1, 100, (2, 24))
     return model, pairs, {}, model.visual.transformer.resblocks
 
@@ -47,7 +52,7 @@ def make_transformers() -> tuple[Any, tuple[Any, ...], dict[str, Any], Any]:
     pytest.importorskip("transformers", minversion="4.57")
     from hosts.transformers.tiny import inputs, layers_of, make
 
-    model = make("clip")
+    model = make("clip", num_hidden_layers=4)
     return model, (), inputs(batch=2), layers_of(model)
 
 
@@ -66,29 +71,31 @@ def wrapped(model: Any, names: tuple[str, ...]) -> Any:
 
 
 @pytest.mark.parametrize("applied", ["inside", "outside"])
-@pytest.mark.parametrize("names", PAIRS, ids=" of ".join)
+@pytest.mark.parametrize("names", PAIRS, ids="-".join)
 @pytest.mark.parametrize("host", MAKERS)
 def test_two_wrappers(host: str, names: tuple[str, ...], applied: str) -> None:
     """Pruned before or after it is wrapped, a model gives what it gives with adapters alone."""
     torch.compiler.reset()
     alone, args, options, _ = MAKERS[host]()
-    handle = elip_plugin.apply(alone, "fast")
+    handle = elip_plugin.apply(alone, CONFIG)
     wrapped(alone, tuple(name for name in names if name == "PEFT"))
     expected = image_features(alone.train()(*args, **options))
     model, args, options, blocks = MAKERS[host]()
     if applied == "inside":
-        elip_plugin.apply(model, "fast")
+        elip_plugin.apply(model, CONFIG)
     outer = wrapped(model, names).train()
     unpruned = None if applied == "inside" else image_features(outer(*args, **options))
     if applied == "outside":
-        elip_plugin.apply(outer, "fast")
+        elip_plugin.apply(outer, CONFIG)
     assert unwrap(outer) is model and find_host(outer).name == host
     found = elip_plugin.find_handle(outer)
     assert found.model is model and found.plan == handle.plan
-    with recorded_lengths(blocks) as lengths:
-        features = image_features(outer(*args, **options))
-    assert lengths == list(found.plan.tokens)
+    features = image_features(outer(*args, **options))
     torch.testing.assert_close(features, expected)
+    if "compile" not in names:  # which a hook on each block would break up
+        with recorded_lengths(blocks) as lengths:
+            outer(*args, **options)
+        assert lengths == list(found.plan.tokens)
     texts = torch.randn(2, features.shape[1])
     with elip_plugin.guide(outer, texts):
         guided = image_features(outer(*args, **options))
@@ -147,7 +154,7 @@ def test_a_replaced_forward_is_refused() -> None:
     forward = model.forward
     model.forward = lambda *args, **options: forward(*args, **options)
     with pytest.raises(UnsupportedModelError, match="forward of this CLIP was replaced on the obj"):
-        elip_plugin.apply(model, "fast")
+        elip_plugin.apply(model, CONFIG)
     assert not [n for m in model.modules() for n in vars(m) if n.startswith("elip")]
     del model.forward
-    elip_plugin.apply(model, "fast").remove()
+    elip_plugin.apply(model, CONFIG).remove()
