@@ -7,6 +7,7 @@ a layer with a tanh before the projection: its weight is a map, the tanh is take
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -47,9 +48,9 @@ def text_features(model: Any, **inputs: Any) -> Tensor:
 
 
 @torch.no_grad()
-def _weight(layer: Any, name: str = "weight") -> Tensor:
-    """Return a layer's weight [out, in], with what its active LoRA adapters of peft add to it."""
-    weight: Tensor = getattr(layer, name)  # peft's layers hand on that of the base
+def _weight(layer: Any) -> Tensor:
+    """Return a linear layer's weight [out, in], with what LoRA adapters of peft add to it."""
+    weight: Tensor = layer.weight
     if hasattr(layer, "lora_A") and not (layer.merged or layer.disable_adapters):
         for adapter in layer.active_adapters:  # in a fixed order: sums of floats depend on it
             if adapter in layer.lora_A:
@@ -59,10 +60,11 @@ def _weight(layer: Any, name: str = "weight") -> Tensor:
 
 def _pooling_maps(attention: Any) -> list[Tensor]:
     """List the maps of a pooling by attention: its output projection, that of its values."""
+    if hasattr(attention, "lora_A") and not (attention.merged or attention.disable_adapters):
+        attention = copy.deepcopy(attention)  # peft merges the adapters for each forward
+        attention.merge()
     # Adapters of the output projection alone have no effect in `nn.MultiheadAttention`.
-    adapted = hasattr(attention, "get_base_layer")
-    out = _weight(attention.get_base_layer().out_proj) if adapted else attention.out_proj.weight
-    return [out, _weight(attention, "in_proj_weight").chunk(3)[2]]
+    return [attention.out_proj.weight, attention.in_proj_weight.chunk(3)[2]]
 
 
 def linear_maps(module: Any) -> list[Tensor]:

@@ -155,7 +155,7 @@ def _describe_tower(module: Any) -> Tower:
         return vit.describe(tower)
     if type(getattr(tower, "encoder", None)) in towers.ENCODERS:
         return towers.describe(tower)
-    known = [*(family.prefix for family in towers.FAMILIES), "ViT"]
+    known = [family.prefix for family in towers.FAMILIES] + ["ViT"] * (vit is not None)
     raise UnsupportedModelError(
         f"the vision tower {type(tower).__name__} of {type(module).__name__} cannot be pruned; "
         f"those of {known} can (SigLIP 2 at a fixed size is SigLIP's; NaFlex, whose tokens "
