@@ -43,7 +43,8 @@ class Handle:
         """Guide the forwards inside the context, where pruning is active, by this text.
 
         A guide given here wins over the caption in `model(image, text)`. In evaluation the
-        config's `eval_mode` decides whether anything is pruned.
+        config's `eval_mode` decides whether anything is pruned. It holds for forwards of this
+        thread; around `torch.nn.DataParallel`, which splits the batch, it is refused.
 
         Args:
             features: Text features [B, E] for a whole model (any norm), or a guide [B, D]
@@ -60,6 +61,9 @@ class Handle:
     def disabled(self) -> Iterator[None]:
         """Run the forwards inside the context unpruned, bitwise as the base model.
 
+        It holds for forwards of this thread, and for the replicas of `torch.nn.DataParallel` that
+        are called in it.
+
         Yields:
             Nothing.
         """
@@ -73,7 +77,8 @@ class Handle:
     def trace(self) -> Iterator[Trace]:
         """Record which patches the forwards inside the context keep and merge.
 
-        A trace holds the last of these forwards, and puts its tokens back on the full grid.
+        A trace holds the last of these forwards, and puts its tokens back on the full grid. It
+        records forwards of this thread; around `torch.nn.DataParallel` it is refused.
 
         Yields:
             The trace, which is filled as forwards run.

@@ -5,12 +5,20 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any
 
 from elip_plugin.errors import ConfigError, ElipDeprecationWarning, join_faults, nearest
-from elip_plugin.reducers import find_reducer, reducers
+from elip_plugin.reducers import (
+    DEFAULT_REDUCER,
+    Reducer,
+    find_reducer,
+    make_reducer,
+    option_defaults,
+    option_faults,
+    reducers,
+)
 
 EVAL_MODES = ("full", "image", "text")
 GUIDE_SOURCES = ("caption", "batch")
@@ -28,11 +36,6 @@ RENAMED = {
 """Keys of version 0.1, still read with a DeprecationWarning."""
 
 DEFAULT_PRESET = "paper"
-NO_LOOKAHEAD_PRESET = "fast"
-"""The default of reducers that do not look ahead."""
-
-INPUT_KEEP = 0.5
-"""The default of reducers whose one stage is at block 0."""
 
 _INCOMPLETE = object()  # holds the place of a stage whose fault is named already
 
@@ -79,8 +82,8 @@ class ElipConfig:
             the depth of the tower. None takes them as they stand.
         prune_momentum: Whether a momentum encoder (ALBEF, BLIP) is pruned as well; by default
             it sees all tokens, as in the paper's code.
-        reducer: What decides; see the list of reducers. Those that read no text, or the text alone,
-            take no `text_weight`.
+        reducer: Name of what decides; see the list of reducers. Those that read no text, or the
+            text alone, take no `text_weight`. A mapping has its options beside its `name`.
         guide_source: `"caption"`, an image's own text; or `"batch"`, the mean of all the batch's
             texts weighted by their similarity to the image, so that no pairing is used.
         warmup: Share of the training, 0 to 1, over which pruning sets in, from all tokens to
@@ -88,17 +91,17 @@ class ElipConfig:
         final_unpruned: Share of the training, at its end, with all tokens.
         text_anneal: Share of the training over which the text weight falls evenly to 0; by
             default it stays.
-        choice_loss: Weight of a loss on the choice, with which the backward pass teaches the scores
-            which of the kept tokens the task needs; for reducer `similarity` on LAVIS' ALBEF and
-            BLIP, whose text encoder learns by it. 0 for none. No value of a forward changes.
-        cross_attentions: By how many cross-attentions of the text encoder, from the first, tokens
-            are compared with the text; for reducer `similarity` on ALBEF and BLIP. Each beyond the
-            first costs a layer of the text encoder. More than there are means all.
         total_steps: Deprecated: optimizer steps of the whole training. The training command
             or `Handle.update_progress` reports them.
+        reducer_options: The reducer's options that are not at their defaults, as pairs. A mapping
+            of `reducer`, or the options by themselves, give them as well.
 
     Raises:
         ConfigError: Names every fault at once.
+
+    Example:
+        >>> ElipConfig(stages=(Stage(0, 1, 0.5),), reducer="tome", text_weight=0.0).merge
+        True
     """
 
     stages: tuple[Stage, ...]
@@ -107,14 +110,13 @@ class ElipConfig:
     eval_mode: str = "full"
     reference_depth: int | None = None
     prune_momentum: bool = False
-    reducer: str = "elip"
+    reducer: str = DEFAULT_REDUCER
     guide_source: str = "caption"
     warmup: float = 0.0
     final_unpruned: float = 0.0
     text_anneal: float = 0.0
-    choice_loss: float = 0.0
-    cross_attentions: int = 2
     total_steps: int | None = None
+    reducer_options: tuple[tuple[str, Any], ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         """Check all fields together."""
@@ -128,6 +130,17 @@ class ElipConfig:
         faults = _faults(self)
         if faults:
             raise ConfigError(join_faults("ELIP config", faults))
+
+    @property
+    def method(self) -> Reducer:
+        """The reducer, with its options."""
+        return make_reducer(self.reducer, self.reducer_options)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an option of a reducer; the default where this configuration has another one."""
+        if not name.startswith("_") and name in option_defaults():
+            return dict(self.reducer_options).get(name, option_defaults()[name])
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @classmethod
     def preset(cls, name: str) -> ElipConfig:
@@ -173,27 +186,24 @@ class ElipConfig:
                 f"an ELIP config is a mapping or a preset's name, got {type(mapping).__name__}"
             )
         values = _renamed({str(key): mapping[key] for key in mapping})
-        faults = _unknown_keys(values, ("preset", *_names(cls)), "")
+        faults = _unknown_keys(values, ("preset", *_names(cls), *option_defaults()), "")
         if "preset" in values and "stages" in values:
             faults.append("give either 'preset' or 'stages', not both")
-        known = {key: values[key] for key in _names(cls) if key in values}
-        default = DEFAULT_PRESET
-        if values.get("reducer", cls.reducer) in list(reducers()):
-            reducer = find_reducer(values.get("reducer", cls.reducer))
-            if not reducer.looks_ahead:
-                default = NO_LOOKAHEAD_PRESET
-            if not reducer.reads_text or reducer.compares:
-                known.setdefault("text_weight", 1.0 if reducer.compares else 0.0)
-            if reducer.at_input and "preset" not in values:
-                known.setdefault("stages", (Stage(0, 1, reducer.only_keep or INPUT_KEEP),))
-        preset, base = values.get("preset", default), PRESETS[default]
-        if preset in list(PRESETS):
-            base = PRESETS[preset]
-        else:
+        values, defaults = _with_options(values), {}
+        if "reducer" in values and values["reducer"] in list(reducers()):
+            defaults = dict(find_reducer(values["reducer"]).config_defaults(values))
+        preset = values.get("preset", defaults.pop("preset", DEFAULT_PRESET))
+        if preset not in list(PRESETS):  # by equality: a list or dict would not hash
             faults.append(f"preset {preset!r} is not known; {nearest(preset, PRESETS)}")
+            preset = DEFAULT_PRESET
+        known = {**defaults, **{key: values[key] for key in _names(cls) if key in values}}
+        base = PRESETS[preset]
         if "stages" in known:
             known["stages"] = _stages(known["stages"], faults)
             known.setdefault("reference_depth", None)
+        if "reducer" not in known and "reducer_options" in known:
+            options = {**dict(base.reducer_options), **dict(known["reducer_options"])}
+            known["reducer_options"] = tuple(sorted(options.items()))
         # Without __init__ the fields are not checked yet: all faults go into one error.
         draft = object.__new__(cls)
         for name in _names(cls):
@@ -212,6 +222,9 @@ class ElipConfig:
         mapping: dict[str, Any] = {name: getattr(self, name) for name in _names(type(self))}
         if self.total_steps is None:
             del mapping["total_steps"]
+        options = dict(mapping.pop("reducer_options"))
+        if options:
+            mapping["reducer"] = {"name": self.reducer, **options}
         mapping["stages"] = [
             {name: value for name, value in vars(stage).items() if value is not None}
             for stage in self.stages
@@ -220,12 +233,12 @@ class ElipConfig:
 
 
 def _accept_old_names(cls: type[ElipConfig]) -> None:
-    """Let the constructor and attribute access take the names of `RENAMED`, with a warning."""
+    """Let the constructor take options by themselves, and it and attribute access old names."""
     init = cls.__init__
 
     @functools.wraps(init)
     def __init__(self: ElipConfig, *args: Any, **fields: Any) -> None:
-        init(self, *args, **_renamed(fields))
+        init(self, *args, **_with_options(_renamed(fields)))
 
     cls.__init__ = __init__  # type: ignore[method-assign]
     for old, new in RENAMED.items():
@@ -244,6 +257,25 @@ def _renamed(values: dict[str, Any]) -> dict[str, Any]:
         values.setdefault(RENAMED[old], values.pop(old))
         values.pop(old, None)
     return values
+
+
+def _with_options(values: dict[str, Any]) -> dict[str, Any]:
+    """Take a reducer's options out of its mapping, and those that are given by themselves."""
+    defaults, options = option_defaults(), dict(values.get("reducer_options", ()))
+    options |= {key: values.pop(key) for key in defaults if key in values}
+    if isinstance(values.get("reducer"), Mapping):
+        given = {str(key): value for key, value in values["reducer"].items()}
+        values["reducer"] = given.pop("name", None)
+        options |= given
+    # Those at their defaults say nothing, whatever the reducer: older files have them all.
+    changed = {k: v for k, v in options.items() if k not in defaults or not _same(v, defaults[k])}
+    if options or "reducer_options" in values:
+        values["reducer_options"] = tuple(sorted(changed.items()))
+    return values
+
+
+def _same(value: Any, default: Any) -> bool:
+    return bool(value == default) and isinstance(value, bool) == isinstance(default, bool)
 
 
 def _warn_deprecated(key: str, what: str) -> None:
@@ -285,12 +317,16 @@ def _is_int(value: Any) -> bool:
 
 
 def _faults(config: ElipConfig) -> list[str]:
-    faults = []
+    faults, stage_faults = [], []
     if not isinstance(config.stages, tuple):
-        faults.append(f"stages must be a list of stages, got {config.stages!r}")
+        stage_faults.append(f"stages must be a list of stages, got {config.stages!r}")
+        faults += stage_faults
     else:
         for i, stage in enumerate(config.stages):
-            faults += [f"stage {i}: {fault}" for fault in _stage_faults(stage)]
+            stage_faults += [f"stage {i}: {fault}" for fault in _stage_faults(stage)]
+        faults += stage_faults
+        if any(stage is _INCOMPLETE for stage in config.stages):
+            stage_faults.append("named already")
         blocks = [s.block for s in config.stages if isinstance(s, Stage) and _is_int(s.block)]
         if any(later <= earlier for earlier, later in pairwise(blocks)):
             faults.append(f"blocks of the stages must increase, got {blocks}")
@@ -298,13 +334,6 @@ def _faults(config: ElipConfig) -> list[str]:
     weight = config.text_weight
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
         faults.append(f"text_weight must be a number from 0 to 1, got {weight!r}")
-    loss = config.choice_loss
-    if isinstance(loss, bool) or not isinstance(loss, (int, float)) or not loss >= 0:
-        faults.append(f"choice_loss must be a number from 0 up, got {loss!r}")
-    if not _is_int(config.cross_attentions) or config.cross_attentions < 1:
-        faults.append(
-            f"cross_attentions must be an integer from 1 up, got {config.cross_attentions!r}"
-        )
     for name in ("merge", "prune_momentum"):
         if not isinstance(getattr(config, name), bool):
             faults.append(f"{name} must be true or false, got {getattr(config, name)!r}")
@@ -313,7 +342,9 @@ def _faults(config: ElipConfig) -> list[str]:
         if getattr(config, name) not in list(known):
             faults.append(f"{name} must be one of {list(known)}, got {getattr(config, name)!r}")
     if config.reducer in list(reducers()):
-        faults += _reducer_faults(config)
+        faults += _option_faults(config.reducer, dict(config.reducer_options))
+        if not stage_faults:
+            faults += find_reducer(config.reducer).config_faults(config)
     faults += _schedule_faults(config)
     depth = config.reference_depth
     if depth is not None and (not _is_int(depth) or depth < 1):
@@ -352,60 +383,17 @@ def _schedule_faults(config: ElipConfig) -> list[str]:
     return faults
 
 
-def _reducer_faults(config: ElipConfig) -> list[str]:
-    faults, reducer = [], find_reducer(config.reducer)
-    if config.text_weight and not reducer.reads_text:
-        faults.append(
-            f"reducer {config.reducer!r} reads no text: leave text_weight out, or set it to 0"
-        )
-    if reducer.compares and (config.text_weight != 1 or config.text_anneal):
-        faults.append(
-            f"reducer {config.reducer!r} chooses by the text alone: leave text_weight and "
-            f"text_anneal out, got {config.text_weight!r} and {config.text_anneal!r}"
-        )
-    if config.choice_loss and not reducer.compares:
-        faults.append(
-            f"reducer {config.reducer!r} has no scores that could learn: leave choice_loss out, or "
-            "use reducer 'similarity'"
-        )
-    if config.cross_attentions != ElipConfig.cross_attentions and not reducer.compares:
-        faults.append(
-            f"reducer {config.reducer!r} reads no cross-attention: leave cross_attentions out, or "
-            "use reducer 'similarity'"
-        )
-    if reducer.compares and config.eval_mode == "image":
-        faults.append(
-            f"reducer {config.reducer!r} cannot choose without a text: eval_mode must be 'full', "
-            "or 'text' where a text is an input at test time"
-        )
-    stages = config.stages if isinstance(config.stages, tuple) else ()
-    far = any(isinstance(s, Stage) and _is_int(s.lookahead) and s.lookahead > 1 for s in stages)
-    if far and not reducer.looks_ahead:
-        faults.append(
-            f"reducer {config.reducer!r} does not look ahead: use preset 'fast' or lookahead 1"
-        )
-    back = any(isinstance(s, Stage) and s.until is not None for s in stages)
-    if back and not reducer.returns:
-        faults.append(
-            f"reducer {config.reducer!r} makes tokens of several others, which cannot come back: "
-            "leave until out"
-        )
-    blocks = [s.block for s in stages if isinstance(s, Stage)]
-    if reducer.at_input and blocks != [0]:
-        faults.append(
-            f"reducer {config.reducer!r} has one stage, at block 0, got stages at blocks {blocks}: "
-            "leave preset and stages out, or give that one"
-        )
-    only = reducer.only_keep
-    keeps = [s.keep for s in stages if isinstance(s, Stage)]
-    if only is not None and any(keep != only for keep in keeps):
-        faults.append(f"reducer {config.reducer!r} keeps {only} of the tokens, got keep {keeps}")
-    if only is not None and config.warmup:
-        faults.append(
-            f"reducer {config.reducer!r} has no keep ratio but {only}, so warmup has no steps in "
-            "between: leave it out; final_unpruned may stay"
-        )
-    return faults
+def _option_faults(reducer: str, options: Mapping[str, Any]) -> list[str]:
+    known, faults = option_defaults(reducer), []
+    for key in options:
+        if key in known:
+            continue
+        others = [name for name in reducers() if key in option_defaults(name)]
+        hint = nearest(key, known, f"it has {list(known)}")
+        if others:
+            hint = f"reducers {others} have it"
+        faults.append(f"reducer {reducer!r} has no option {key!r}: leave it out; {hint}")
+    return faults or option_faults(replace(find_reducer(reducer), **options))
 
 
 def _stage_faults(stage: Any) -> list[str]:
@@ -433,26 +421,19 @@ def _stage_faults(stage: Any) -> list[str]:
 
 _accept_old_names(ElipConfig)
 
-PRESETS = {
-    "paper": ElipConfig(
-        stages=(Stage(2, 2, 0.90), Stage(4, 6, 0.65), Stage(10, 2, 0.40)), reference_depth=12
-    ),
-    "fast": ElipConfig(
-        stages=(Stage(2, 1, 0.90), Stage(4, 1, 0.65), Stage(10, 1, 0.40)), reference_depth=12
-    ),
-    # ToMe, in every block as many of the patches as there are blocks can spare.
-    "half": ElipConfig(
-        stages=(Stage(0, 1, 0.5),), text_weight=0.0, reference_depth=12, reducer="tome"
-    ),
-    # Low resolution first (RECLIP, CLIPF), with an unpruned end.
-    "lowres": ElipConfig(
-        stages=(Stage(0, 1, 0.25),),
-        text_weight=0.0,
-        reference_depth=12,
-        reducer="pool",
-        final_unpruned=0.4,
-    ),
-}
+
+def _presets() -> dict[str, ElipConfig]:
+    made = {}
+    for reducer in reducers().values():
+        for name, mapping in vars(type(reducer)).get("presets", {}).items():
+            values = {**reducer.config_defaults(mapping), **mapping, "reducer": reducer.name}
+            values["stages"] = tuple(Stage(**stage) for stage in values["stages"])
+            made[name] = ElipConfig(**{k: v for k, v in values.items() if k != "preset"})
+    return made
+
+
+PRESETS = _presets()
+"""Configurations by name, which their reducers keep."""
 
 RECOMMENDED = "half"
 """The preset that scored best for its cost in docs/quality.md."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from elip_plugin.config import ElipConfig, Stage
+from elip_plugin.core.stage import PlannedStage, block_macs
 from elip_plugin.errors import PlanError, join_faults
-from elip_plugin.reducers import PlannedStage, find_reducer
-from elip_plugin.reducers.base import block_cost
+from elip_plugin.reducers import make_reducer
 
 __all__ = ["Plan", "PlannedStage", "kept_count", "plan", "scale"]
 
@@ -23,6 +24,7 @@ class Plan:
         stages: The stages that prune, in order; skipped ones are left out.
         tokens: Sequence length inside each block, prefix included; one entry per block.
         reducer: Name of the reducer, which knows what choosing costs.
+        reducer_options: Its options that are not at their defaults.
         by_block: The stages by their block.
     """
 
@@ -31,6 +33,7 @@ class Plan:
     stages: tuple[PlannedStage, ...]
     tokens: tuple[int, ...]
     reducer: str = ElipConfig.reducer
+    reducer_options: tuple[tuple[str, Any], ...] = field(default=(), repr=False)
     by_block: dict[int, PlannedStage] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -74,15 +77,15 @@ class Plan:
         return self._main(width, mlp_ratio) + self._lookahead(width, mlp_ratio) / 3
 
     def _full(self, width: int, mlp_ratio: float) -> float:
-        return self.depth * block_cost(self.prefix + self.num_patches, width, mlp_ratio)
+        return self.depth * block_macs(self.prefix + self.num_patches, width, mlp_ratio)
 
     def _main(self, width: int, mlp_ratio: float) -> float:
-        costs = sum(block_cost(tokens, width, mlp_ratio) for tokens in self.tokens)
+        costs = sum(block_macs(tokens, width, mlp_ratio) for tokens in self.tokens)
         return costs / self._full(width, mlp_ratio)
 
     def _lookahead(self, width: int, mlp_ratio: float) -> float:
-        reducer = find_reducer(self.reducer)
-        total = sum(reducer.cost(stage, width, mlp_ratio) for stage in self.stages)
+        reducer = make_reducer(self.reducer, self.reducer_options)
+        total = sum(reducer.selection_macs(stage, width, mlp_ratio) for stage in self.stages)
         return total / self._full(width, mlp_ratio)
 
     def summary(self) -> str:
@@ -167,7 +170,7 @@ def plan(
     if faults:
         tower = f"ELIP plan for {num_patches} patches and {depth} blocks"
         raise PlanError(join_faults(tower, faults))
-    done = find_reducer(config.reducer).tokens(
+    done = config.method.resolve_stages(
         tuple(stages), num_patches=num_patches, depth=depth, prefix=prefix
     )
     tokens = [prefix + num_patches] * depth
@@ -175,7 +178,8 @@ def plan(
         tokens[planned.block :] = [planned.tokens_out] * (depth - planned.block)
         if planned.until is not None:
             tokens[planned.until :] = [planned.tokens_in] * (depth - planned.until)
-    return Plan(num_patches, prefix, done, tuple(tokens), config.reducer)
+    made = tuple(tokens)
+    return Plan(num_patches, prefix, done, made, config.reducer, config.reducer_options)
 
 
 def kept_count(keep: float, num_patches: int) -> int:

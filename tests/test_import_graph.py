@@ -11,12 +11,8 @@ import elip_plugin
 PACKAGE = Path(elip_plugin.__file__).parent
 Graph = dict[str, set[str]]
 
-ALLOWED = {
-    ("hosts.transformers.towers", "hosts.transformers.models"): (
-        "unpickling a patched class imports the table of all of them, which is built from it"
-    ),
-}
-"""Imports inside functions that are left out, with the reason."""
+ALLOWED: dict[tuple[str, str], str] = {}
+"""Imports inside functions that are left out: who imports, what, and the reason."""
 
 KNOWN = ("hosts.lavis",)
 """Folders whose circles are being removed."""

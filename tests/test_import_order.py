@@ -30,7 +30,7 @@ LAYERS = (
 
 LEVEL = {part: level for level, layer in enumerate(LAYERS) for part in layer}
 DATA_USERS = ("hosts.lavis.factory", "hosts.lavis.runtime", "measure", "cli", "data")
-SHARED = ("autoload", "base", "contracts", "model", "packaged", "registry")
+SHARED = ("autoload", "base", "contracts", "model", "registry", "versions")
 HOST_LIBRARIES = ("open_clip", "open_clip_train", "lavis", "timm", "transformers", "torchvision")
 PUBLIC = {*elip_plugin.__all__, "TrainerCallback", "__version__", "data"}
 

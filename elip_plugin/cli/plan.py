@@ -135,11 +135,7 @@ def _print_plan(name: str, pruner: Pruner, keep: str) -> None:
     table = Table("block", "tokens", "", "stage", title=f"{name}, {full} tokens of width {width}")
     for block, tokens in enumerate(plan.tokens):
         stage = plan.by_block.get(block)
-        about = "" if stage is None else f"keep {stage.keep}"
-        if stage is not None and pruner.reducer.scores:
-            about += f", look ahead {stage.lookahead}"
-        if stage is not None and stage.until is not None:
-            about += f", the others back at block {stage.until}"
+        about = "" if stage is None else pruner.reducer.describe_stage(stage)
         table.add_row(str(block), str(tokens), "█" * round(BAR * tokens / full), about)
     console.print(table)
     forward, step = plan.forward_cost(width), pruner.step_cost(plan)

@@ -25,6 +25,34 @@ class Reading(NamedTuple):
     further: Callable[[Tensor], Tensor] | None
 
 
+class TextGuide:
+    """What a host guides a tower by, computed once a forward asks for it.
+
+    A host's class has `pooled`; where a text encoder reads the tower by cross-attention it also
+    has `queries`.
+    """
+
+    def pooled(self) -> Tensor:
+        """Compute one guide for each image [B, D]."""
+        raise NotImplementedError(f"{type(self).__name__} has no pooled guide")
+
+    def queries(self, layers: int, gradient: bool) -> Tensor | Reading:
+        """Compute what the text side compares the tower's tokens with; by default `pooled`.
+
+        Args:
+            layers: How many cross-attentions read the tokens, from the first.
+            gradient: Whether the guide has a gradient.
+
+        Returns:
+            The guide [B, D], or how a text encoder reads.
+        """
+        return self.pooled()
+
+
+Guide = Tensor | Reading | TextGuide | Callable[[], Tensor]
+"""A text guide [B, D], how a text encoder reads; or what makes either once a forward needs it."""
+
+
 TEMPERATURE = 0.07
 """Of the softmax over the texts of a batch; CLIP's own at the start of its training."""
 

@@ -104,7 +104,8 @@ def score(
         if guide is not None and from_batch:
             guide = guide_from_batch(query_token(y, prefix, class_query, valid), guide)
         if class_query and guide is not None:
-            y = torch.cat([blend_class_token(y[:, :1], guide, weight), y[:, 1:]], dim=1)
+            towards = guide.detach().to(y.dtype).unsqueeze(1)  # as `blend_class_token` does
+            y = torch.cat([torch.lerp(y[:, :1], towards, weight), y[:, 1:]], dim=1)
         for block in blocks[:-1]:
             y = block(y, elip=look_ahead) if random_blocks else block(y)
         if not class_query:

@@ -20,14 +20,14 @@ class Selection(NamedTuple):
         weights: Merge weights of the dropped [B, M], float32 or wider; None drops them unmerged.
         valid: Which of those kept are real [B, K], in a batch with padding, whose images keep
             different numbers; None where all are.
-        taught: Scores [B, N] with gradient, which the backward pass shall teach; None mostly.
+        trainable_scores: Scores [B, N] with a gradient, for a loss on the choice; mostly None.
     """
 
     kept: Tensor
     dropped: Tensor
     weights: Tensor | None
     valid: Tensor | None = None
-    taught: Tensor | None = None
+    trainable_scores: Tensor | None = None
 
 
 def select(

@@ -99,7 +99,7 @@ class Trace:
             self.stages, self.sources = [], None
         if self.sources is not None:
             return self.sources
-        return torch.eye(present, device=like.device).expand(len(like), -1, -1)
+        return torch.eye(present, device=like.device).expand(like.shape[0], -1, -1)
 
     def unmerge(self, tokens: Tensor, fill: float = 0.0) -> Tensor:
         """Put the features of a pruned tower's tokens back on the full grid.

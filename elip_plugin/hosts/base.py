@@ -7,9 +7,9 @@ from elip_plugin.hosts.contracts import (
     Catalogue,
     Host,
     ModelName,
-    installed_version,
 )
 from elip_plugin.hosts.model import HostModel, reading, seeded
+from elip_plugin.hosts.versions import installed_version
 
 __all__ = [
     "OWN_SECTION",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,23 +12,14 @@ from torch import Tensor, nn
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.hosts import packaged
-from elip_plugin.patching.install import Description
+from elip_plugin.hosts.versions import installed_version
+from elip_plugin.patching.description import Description
 
 if TYPE_CHECKING:
     from elip_plugin.hosts.model import HostModel
 
 OWN_SECTION = "own"
 """`ModelName.preset` of a model whose own config says what is pruned."""
-
-
-def installed_version(distribution: str) -> tuple[int, ...]:
-    """Return the first two numbers of an installed version, without an import; () if none is."""
-    try:
-        version = metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return ()
-    return tuple(map(int, re.findall(r"\d+", version)[:2]))
 
 
 class Host(ABC):
@@ -66,11 +56,6 @@ class Host(ABC):
     install: str
     oldest: tuple[int, ...] = ()
     dependency: bool = False
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Complete a class that was written for version 0.2."""
-        super().__init_subclass__(**options)
-        packaged.complete(cls, Catalogue.find)
 
     @abstractmethod
     def describe(self, module: nn.Module) -> Description:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -115,7 +115,7 @@ def variant_names(host_model: HostModel) -> list[str]:
     """List the variants of a model that every tower can do, the unpruned ones first."""
     asked = {name: ElipConfig.from_mapping(v).reducer for name, v in pruned_variants().items()}
     found = {name: find_reducer(reducer) for name, reducer in asked.items()}
-    pruned = [name for name, r in found.items() if not (r.at_input or r.compares)]
+    pruned = [name for name, reducer in found.items() if reducer.fits_every_tower()]
     return [UNPRUNED, *host_model.references, *pruned]
 
 
@@ -143,21 +143,30 @@ def make_variants(
         model = _make_model(host_model, name, by_text=by_text, compiled=compiled)
         copied = replace(host_model, model=model.train())
         guided: Callable[[], Any] = nullcontext
-        if by_text and name in pruned_variants():
-            guided = _guided(copied, tokens)
+        if name in pruned_variants():
+            guided = _opened(copied, tokens if by_text else None)
         if compiled:  # some passes call the tower alone
             copied.encode_image = torch.compile(copied.encode_image)  # type: ignore[method-assign]
         made[name] = Variant(copied, images, tokens, guided, precision)
     return made
 
 
-def _guided(variant: HostModel, tokens: Any) -> Callable[[], AbstractContextManager[None]]:
-    """Return what guides a pruned variant by texts, which are encoded here."""
-    model = variant.model
-    with torch.no_grad():
-        guide = variant.guide(tokens)
-    pruner = find_pruner(model)
-    return lambda: pruner.guided(guide)
+def _opened(variant: HostModel, tokens: Any) -> Callable[[], AbstractContextManager[None]]:
+    """Return what prunes a variant in evaluation too, guided by texts if there are any."""
+    pruner, guide = find_pruner(variant.model), None
+    if tokens is not None:
+        with torch.no_grad():
+            guide = variant.guide(tokens)
+
+    @contextmanager
+    def opened() -> Iterator[None]:
+        # Whatever the model may be scored by.
+        mode = pruner.reducer.alone_eval_mode()
+        given = nullcontext() if guide is None else pruner.guided(guide)
+        with pruner.evaluated_by(mode), given:
+            yield
+
+    return opened
 
 
 def _make_model(host_model: HostModel, name: str, *, by_text: bool, compiled: bool) -> nn.Module:
@@ -169,8 +178,6 @@ def _make_model(host_model: HostModel, name: str, *, by_text: bool, compiled: bo
         weight = {} if by_text else {"text_weight": 0.0}
         config = ElipConfig.from_mapping({**pruned_variants()[name], **weight, **NO_SCHEDULE})
         apply(model, config)
-        # A pass in evaluation is pruned too, whatever the model may be scored by.
-        find_pruner(model).eval_mode = "text" if find_reducer(config.reducer).compares else "image"
     if compiled:
         model.compile()
     return model

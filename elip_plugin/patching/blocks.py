@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from elip_plugin.core.blocks import PackedAttention
+from elip_plugin.patching.calls import thread
 from elip_plugin.patching.swap import Patched
 
 if TYPE_CHECKING:
@@ -75,6 +76,21 @@ class PrunableBlock(Patched):
     def stochastic_depth(self, added: Tensor) -> Tensor:
         """Return what is added to the tokens [B, T, D]; a host with stochastic depth applies it."""
         return added
+
+
+class PrunableTower(Patched):
+    """A tower whose forward, from images to features, is one forward of its pruner."""
+
+    if TYPE_CHECKING:
+        elip: Pruner
+
+    def forward(self, *args: Any, **options: Any) -> Any:
+        """Run the host's forward, which `Pruner.current` finds in the parts of the tower."""
+        before = self.elip.open(self)  # type: ignore[arg-type]
+        try:
+            return super().forward(*args, **options)  # type: ignore[misc]
+        finally:
+            thread.innermost = before
 
 
 class PrunableStack(Patched):

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from elip_plugin.core.stage import PlannedStage
 from elip_plugin.errors import PlanError
 from elip_plugin.planning import Plan
-from elip_plugin.reducers import PlannedStage
 
 Stage = tuple[PlannedStage, list[int]]
 """A stage, and how many tokens each image keeps."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elip_plugin.core.patches import split_patches
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.patching.swap import Patched, Swap
 
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ElipPatchEmbedding(Patched, nn.Conv2d):
-    """A convolution that embeds patches, and gives their pixels to the pruner."""
+    """A convolution that embeds patches as the reducer of a pruned forward does."""
 
     replaces = nn.Conv2d
 
@@ -26,36 +24,11 @@ class ElipPatchEmbedding(Patched, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Embed images [B, C, height, width]."""
-        pruner = self.elip
-        if not pruner.is_active(self.training):
+        pruning = self.elip.current()
+        if pruning is None:
             return super().forward(input)
-        pruner.patches = split_patches(input.detach(), self.kernel_size)
-        downscale = pruner.reducer.downscale
-        if downscale == 1:
-            return super().forward(input)
-        # As many embeddings as the tower expects, so that what it adds to them fits.
-        rows, columns = pruner.patches.shape[2:4]
-        small = super().forward(shrink(input, downscale, (rows, columns), self.kernel_size))
-        repeated = small.repeat_interleave(downscale, 2).repeat_interleave(downscale, 3)
-        return repeated[:, :, :rows, :columns]
-
-
-def shrink(images: Tensor, downscale: int, grid: tuple[int, int], patch: tuple[int, int]) -> Tensor:
-    """Shrink pictures to whole patches, of which each stands for `downscale` per side.
-
-    Args:
-        images: Images [B, C, height, width].
-        downscale: By how much the sides shrink; by a little less where it does not divide the grid.
-        grid: Rows and columns of patches in the images.
-        patch: Height and width of a patch in pixels.
-
-    Returns:
-        Images of ceil(rows / downscale) x ceil(columns / downscale) patches, or a few pixels more.
-    """
-    if not any(count % downscale for count in grid):
-        return F.avg_pool2d(images, downscale)
-    height, width = (-(-count // downscale) * side for count, side in zip(grid, patch))
-    return F.interpolate(images, (height, width), mode="bilinear", antialias=True)
+        embedded, pruning.patches = pruning.reducer.embed(super().forward, input, self.kernel_size)
+        return embedded
 
 
 def swap_patch_embedding(embedding: nn.Module | None, reducer: str) -> Swap:

@@ -46,7 +46,8 @@ def config_at(level: float, config: ElipConfig, num_patches: int) -> ElipConfig:
 
     def keep(stage: Stage) -> float:
         if isinstance(stage.keep, int):
-            return round(num_patches - level * (num_patches - stage.keep))
+            # At least 2: the integer 1 would be ambiguous.
+            return max(2, round(num_patches - level * (num_patches - stage.keep)))
         return 1 - level * (1 - stage.keep)
 
     stages = (replace(stage, keep=keep(stage)) for stage in config.stages)

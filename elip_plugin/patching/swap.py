@@ -25,6 +25,14 @@ class Patched:
     replaces: ClassVar[type[nn.Module]]
     """The host's class that the patched module had before."""
 
+    def _replicate_for_data_parallel(self) -> Any:
+        """Replicate for `torch.nn.DataParallel`, with what its caller has opened."""
+        replica = super()._replicate_for_data_parallel()  # type: ignore[misc]
+        pruner = vars(self).get(ATTRIBUTE)
+        if pruner is not None:
+            pruner.hand_to(replica)
+        return replica
+
 
 @dataclass(frozen=True)
 class Swap:

@@ -1,50 +1,39 @@
-"""What a reducer is: the object that decides which tokens leave, and what that costs.
+"""What a reducer is: the method that decides which tokens leave, with all that belongs to it.
+
+Its options, what it asks of a configuration and a tower, how many tokens each block sees, what
+choosing costs, and how a choice is applied: nothing outside this folder knows one reducer from
+another.
 
 Shapes: B batch, P prefix tokens, N patches, T tokens, K kept, D width.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from elip_plugin.core.choice_loss import teach_choice
+from elip_plugin.core.guide import Guide, Reading, TextGuide
 from elip_plugin.core.merge import keep_and_merge, put_back
 from elip_plugin.core.positions import Positions, positions_after, valid_after
 from elip_plugin.core.score import Query
 from elip_plugin.core.select import Selection
+from elip_plugin.core.stage import PlannedStage, block_macs
 from elip_plugin.core.trace import Trace
+from elip_plugin.errors import ConfigError, GuideError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from elip_plugin.patching.swap import Swap
 
 BlockCall = Callable[..., Any]
 """Runs one main block: (block, tokens [B, T, D], mode=None, **options) -> tokens [B, T, D], or what
 the mode returns; checkpointed if the tower is."""
 
-
-@dataclass(frozen=True)
-class PlannedStage:
-    """A stage with every number resolved.
-
-    Attributes:
-        block: The block before which tokens are pruned.
-        lookahead: Blocks looked through, `block` included; the last gives one row only.
-        keep: Tokens kept, K.
-        tokens_in: Sequence length before the stage, prefix included.
-        tokens_out: Sequence length after it, prefix and merged token included.
-        until: The block before which the dropped tokens come back; None if they do not.
-        keep_each: How many each image of a batch with padding keeps [B], of which `keep` is the
-            largest; None without padding.
-    """
-
-    block: int
-    lookahead: int
-    keep: int
-    tokens_in: int
-    tokens_out: int
-    until: int | None = None
-    keep_each: Tensor | None = field(default=None, compare=False)
+RENAMED = {"tokens": "resolve_stages", "cost": "selection_macs"}
+"""Methods of version 0.2, which a subclass may still define by their old names."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +53,7 @@ class StageContext:
             reads pixels.
         positions: Where the tokens are, and which are padding; None where the blocks do not read
             that.
-        norm: The tower's last norm; None unless the reducer compares.
-        choice_loss: Weight of the loss on the choice; see `elip_plugin.core.choice_loss`.
+        norm: The tower's last norm; None where it has none.
     """
 
     blocks: tuple[Any, ...]
@@ -77,7 +65,6 @@ class StageContext:
     patches: Tensor | None = None
     positions: Positions | None = None
     norm: Callable[[Tensor], Tensor] | None = None
-    choice_loss: float = 0.0
 
     @property
     def prefix(self) -> int:
@@ -97,39 +84,154 @@ class StageContext:
         return replace(self, positions=positions, blocks=positions.bound_blocks(), query=query)
 
 
+class SetAside(NamedTuple):
+    """The tokens that a stage dropped, which skip some blocks.
+
+    Attributes:
+        restore_at: The block before which they come back.
+        tokens: All tokens before the stage [B, T, D].
+        selection: What the stage kept of them.
+        context: Their context.
+    """
+
+    restore_at: int
+    tokens: Tensor
+    selection: Selection
+    context: StageContext
+
+
+@dataclass(frozen=True)
 class Reducer:
-    """Decides which tokens leave a tower. A subclass is one file and has no state.
+    """Decides which tokens leave a tower. A subclass is one file; it holds its options only.
+
+    A subclass with options is a frozen dataclass whose fields they are; a configuration gives them
+    by `reducer: {name: ..., option: ...}`. The type of an option is that of its default.
 
     Attributes:
         name: What a configuration asks for by `reducer`.
         reads_text: Whether the text guide takes part in the choice.
-        compares: Whether it compares the tokens with the text guide, which then is not blended
-            with anything: `StageContext.norm` is needed, the text weight is 1, and the guide is
-            what the text side compares a tower's output with.
         looks_ahead: Whether a stage may have a lookahead above 1.
         traceable: Whether it records its stages in `StageContext.trace`.
         returns: Whether `Stage.until` can bring back what a stage drops.
-        scores: Whether each stage computes an attention row, which the plan then counts.
-        reads_pixels: Whether `StageContext.patches` is needed.
-        at_input: Whether its one stage is at block 0.
-        only_keep: The only keep ratio that it can do; None if it can do any.
-        downscale: By how much the sides of the picture shrink before it is embedded; each embedding
-            then stands for as many patches per side. Needs `reads_pixels`.
+        uses_attention: Whether each stage computes an attention row, which the plan then counts.
+        guide_kind: What the text guide is: "pooled", a feature of each text [B, D], or "queries",
+            what the text side compares a tower's output with.
+        presets: Configurations of it that have a name: mappings as for
+            `ElipConfig.from_mapping`, by their names.
+
+    Example:
+        >>> from elip_plugin.reducers import find_reducer
+        >>> find_reducer("evit").uses_attention
+        True
     """
 
-    name: str
-    reads_text: bool = False
-    compares: bool = False
-    looks_ahead: bool = False
-    traceable: bool = True
-    returns: bool = True
-    scores: bool = True
-    reads_pixels: bool = False
-    at_input: bool = False
-    only_keep: float | None = None
-    downscale: int = 1
+    name: ClassVar[str]
+    reads_text: ClassVar[bool] = False
+    looks_ahead: ClassVar[bool] = False
+    traceable: ClassVar[bool] = True
+    returns: ClassVar[bool] = True
+    uses_attention: ClassVar[bool] = True
+    guide_kind: ClassVar[str] = "pooled"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
-    def tokens(
+    def __init_subclass__(cls) -> None:
+        """Refuse methods of version 0.2, which nothing would call."""
+        for old, new in RENAMED.items():
+            if old in vars(cls):
+                raise ConfigError(f"{cls.__name__}.{old} is now called {new}: rename it")
+
+    # What it asks of a configuration.
+
+    def config_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values of a configuration that names this reducer and leaves them out.
+
+        Args:
+            given: What it has.
+
+        Returns:
+            Values by `ElipConfig`'s fields; `stages` as mappings, or a `preset`.
+        """
+        defaults: dict[str, Any] = {} if self.reads_text else {"text_weight": 0.0}
+        return defaults if self.looks_ahead else {**defaults, "preset": "fast"}
+
+    def option_faults(self) -> list[str]:
+        """List what is wrong with the options, besides their types.
+
+        Returns:
+            A sentence for each fault.
+        """
+        return []
+
+    def config_faults(self, config: Any) -> list[str]:
+        """List what a configuration asks of this reducer that it cannot do.
+
+        Args:
+            config: An `ElipConfig` whose fields have been checked by themselves.
+
+        Returns:
+            A sentence for each fault.
+        """
+        faults = []
+        if config.text_weight and not self.reads_text:
+            faults.append(
+                f"reducer {self.name!r} reads no text: leave text_weight out, or set it to 0"
+            )
+        if not self.looks_ahead and any(stage.lookahead > 1 for stage in config.stages):
+            faults.append(
+                f"reducer {self.name!r} does not look ahead: use preset 'fast' or lookahead 1"
+            )
+        if not self.returns and any(stage.until is not None for stage in config.stages):
+            faults.append(
+                f"reducer {self.name!r} makes tokens of several others, which cannot come back: "
+                "leave until out"
+            )
+        return faults
+
+    # What it asks of a model.
+
+    def check_model(self, name: str, *, text_is_sought: bool, teachable: bool) -> None:
+        """Refuse a model that this reducer cannot prune, or warn of one; by default nothing.
+
+        Args:
+            name: The model's class.
+            text_is_sought: Whether an image's text is what the model is trained to find.
+            teachable: Whether the guide has a gradient in training.
+        """
+
+    def swaps_around(self, patch_embed: nn.Module | None, norm: str) -> tuple[Swap, ...]:
+        """Return swaps of what lies around a tower's blocks; by default none.
+
+        Args:
+            patch_embed: The convolution that embeds patches; None where there is none.
+            norm: Name of the tower's last norm in the tower; "" where there is none.
+
+        Returns:
+            The swaps. UnsupportedModelError if the tower lacks what the reducer needs.
+        """
+        return ()
+
+    def fits_every_tower(self) -> bool:
+        """Return whether it needs nothing of a tower but its blocks.
+
+        Returns:
+            Whether it does.
+        """
+        return self.guide_kind == "pooled"
+
+    def why_not_stem(self, stem: str) -> str:
+        """Say why a tower is not supported whose patches are not embedded by one convolution.
+
+        Args:
+            stem: How it embeds them, as a clause.
+
+        Returns:
+            The reason; "" where that does not matter.
+        """
+        return ""
+
+    # What it does to the number of tokens, and what that costs.
+
+    def resolve_stages(
         self, stages: tuple[PlannedStage, ...], *, num_patches: int, depth: int, prefix: int
     ) -> tuple[PlannedStage, ...]:
         """Return the stages as this reducer does them; by default those of the configuration.
@@ -155,9 +257,9 @@ class Reducer:
         Returns:
             Indices of blocks; by default those that give an attention row.
         """
-        return {s.block + s.lookahead - 1 for s in stages} if self.scores else set()
+        return {s.block + s.lookahead - 1 for s in stages} if self.uses_attention else set()
 
-    def cost(self, stage: PlannedStage, width: int, mlp_ratio: float) -> float:
+    def selection_macs(self, stage: PlannedStage, width: int, mlp_ratio: float) -> float:
         """Count what choosing costs at one stage; it has no backward pass.
 
         Args:
@@ -168,10 +270,100 @@ class Reducer:
         Returns:
             Multiply-adds per image; by default those of the lookahead and of one attention row.
         """
-        if not self.scores:
+        if not self.uses_attention:
             return 0.0
         row = stage.tokens_in * (width**2 + width)  # key projection, one row of logits
-        return (stage.lookahead - 1) * block_cost(stage.tokens_in, width, mlp_ratio) + row
+        return (stage.lookahead - 1) * block_macs(stage.tokens_in, width, mlp_ratio) + row
+
+    def describe_stage(self, stage: PlannedStage) -> str:
+        """Describe a stage, for a table.
+
+        Args:
+            stage: The stage.
+
+        Returns:
+            A few words.
+        """
+        about = f"keep {stage.keep}"
+        if self.uses_attention:
+            about += f", look ahead {stage.lookahead}"
+        if stage.until is not None:
+            about += f", the others back at block {stage.until}"
+        return about
+
+    # What it does in a forward.
+
+    def alone_eval_mode(self) -> str:
+        """Return the `eval_mode` by which a tower is pruned in evaluation with nothing but images.
+
+        Returns:
+            "image"; "text" of a reducer that cannot do without one.
+        """
+        return "image"
+
+    def make_trace(self, prefix: int) -> Trace:
+        """Return an empty trace.
+
+        Args:
+            prefix: Prefix tokens P.
+
+        Returns:
+            The trace. UnsupportedModelError if the reducer records nothing.
+        """
+        if not self.traceable:
+            raise UnsupportedModelError(
+                f"reducer {self.name!r} records nothing, so it cannot be traced; the "
+                "built-in reducers can"
+            )
+        return Trace(prefix)
+
+    def read_guide(self, guide: Guide, *, training: bool) -> Tensor | Reading:
+        """Compute the guide of a forward.
+
+        Args:
+            guide: What the host or the caller guides by.
+            training: Whether the tower is training.
+
+        Returns:
+            The guide, [B, D] by default.
+        """
+        if isinstance(guide, TextGuide):
+            return guide.pooled()
+        return guide() if callable(guide) else guide
+
+    def check_guide(self, guide: Tensor, texts: int | None, width: int) -> None:
+        """Refuse a guide of another shape than [B, D].
+
+        Args:
+            guide: The guide.
+            texts: How many it must be of; None for any number.
+            width: Tower width D.
+
+        Raises:
+            GuideError: If it is not of that shape.
+        """
+        if guide.ndim != 2 or guide.shape[-1] != width or texts not in (None, guide.shape[0]):
+            rows = "texts" if texts is None else texts
+            raise GuideError(
+                f"the text guide has shape {tuple(guide.shape)}, but this tower and batch need "
+                f"({rows}, {width}): one row per {'text' if texts is None else 'image'}, one "
+                "column per tower channel"
+            )
+
+    def embed(
+        self, embedding: Callable[[Tensor], Tensor], images: Tensor, patch: tuple[int, int]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embed the patches of a pruned forward; for a reducer that swaps the patch embedding.
+
+        Args:
+            embedding: The host's convolution.
+            images: Images [B, C, height, width].
+            patch: Height and width of a patch in pixels.
+
+        Returns:
+            Embeddings [B, D, rows, columns], and the pixels for `StageContext.patches`.
+        """
+        return embedding(images), None
 
     def run(
         self,
@@ -194,25 +386,24 @@ class Reducer:
         Returns:
             Tokens [B, T', D], and the context for them.
         """
-        prefix = context.query.prefix
-        # Until; tokens, what was kept of them, and their context.
-        aside: tuple[int, Tensor, Selection, StageContext] | None = None
+        aside: SetAside | None = None
         for i in range(len(context.blocks)):
-            if aside is not None and i == aside[0]:
-                x, context, aside = put_back(x, aside[1], aside[2], prefix), aside[3], None
+            if aside is not None and i == aside.restore_at:
+                x = put_back(x, aside.tokens, aside.selection, context.query.prefix)
+                context, aside = aside.context, None
             if i in stages:
-                until = stages[i].until
-                selection = self.decide(x, stages[i], context)
-                if not context.merge or until is not None:
+                stage = stages[i]
+                selection = self.decide(x, stage, context)
+                if not context.merge or stage.until is not None:
                     selection = selection._replace(weights=None)
+                if stage.until is not None:
+                    aside = SetAside(stage.until, x, selection, context)
+                prefix = context.query.prefix
                 if context.trace is not None:
-                    context.trace.record(i, selection, x.shape[1] - prefix, until)
-                if until is not None:
-                    aside = until, x, selection, context
+                    context.trace.record(i, selection, x.shape[1] - prefix, stage.until)
                 x = keep_and_merge(x, selection, prefix)
-                if selection.taught is not None:
-                    weight = context.choice_loss
-                    x = teach_choice(x, selection.taught, selection.kept, prefix, weight)
+                if selection.trainable_scores is not None:
+                    x = self.teach(x, selection, prefix)
                 if context.positions is not None:
                     after = positions_after(selection), valid_after(selection)
                     context = context.at(context.positions.take(*after))
@@ -223,7 +414,7 @@ class Reducer:
     def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
         """Decide which tokens stay, and how the others are merged; without gradient.
 
-        Only `Selection.taught` may have one.
+        Only `Selection.trainable_scores` may have one.
 
         Args:
             x: Tokens [B, tokens_in, D] that are about to enter the stage's block.
@@ -236,16 +427,41 @@ class Reducer:
         """
         raise NotImplementedError(f"reducer {type(self).__name__} does not decide")
 
+    def teach(self, x: Tensor, selection: Selection, prefix: int) -> Tensor:
+        """Let the backward pass teach the scores of a selection that has `trainable_scores`.
 
-def block_cost(tokens: int, width: int, mlp_ratio: float) -> float:
-    """Count one block: its projections, its MLP, and the two products of attention.
+        Args:
+            x: Tokens [B, tokens_out, D] after the stage.
+            selection: What was decided.
+            prefix: Prefix tokens P.
+
+        Returns:
+            The tokens, of the same values.
+        """
+        raise NotImplementedError(f"reducer {type(self).__name__} does not teach its scores")
+
+
+def option_faults(reducer: Reducer) -> list[str]:
+    """List what is wrong with a reducer's options: their types, and what it says itself.
 
     Args:
-        tokens: Sequence length T.
-        width: Tower width D.
-        mlp_ratio: Hidden width of the MLP over D.
+        reducer: The reducer.
 
     Returns:
-        Multiply-adds per image.
+        A sentence for each fault.
     """
-    return tokens * width * (width * (4 + 2 * mlp_ratio) + 2 * tokens)
+    faults = []
+    for option in fields(reducer):
+        value, default = getattr(reducer, option.name), option.default
+        if isinstance(default, bool):
+            fits, kind = isinstance(value, bool), "true or false"
+        elif isinstance(default, int):
+            fits, kind = type(value) is int, "an integer"
+        elif isinstance(default, float):
+            fits = type(value) in (int, float) and math.isfinite(value)
+            kind = "a finite number"
+        else:
+            fits, kind = isinstance(value, type(default)), f"a {type(default).__name__}"
+        if not fits:
+            faults.append(f"{option.name} must be {kind}, got {value!r}")
+    return faults or reducer.option_faults()

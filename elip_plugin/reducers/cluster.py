@@ -6,12 +6,16 @@ others at random, until as many are left as the stage keeps. In the first paper 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from elip_plugin.core.select import Selection
-from elip_plugin.reducers.base import PlannedStage, Reducer, StageContext
+from elip_plugin.core.stage import PlannedStage
+from elip_plugin.reducers.base import StageContext
+from elip_plugin.reducers.pixels import PixelReducer
 from elip_plugin.reducers.random import draw
 
 ANCHORS = 0.05
@@ -21,19 +25,16 @@ THRESHOLD = 0.5
 """Cosine to an anchor above which a patch is alike."""
 
 
-class Cluster(Reducer):
+@dataclass(frozen=True)
+class Cluster(PixelReducer):
     """Drop patches that look like a few random ones first, then at random; merge nothing."""
 
     name = "cluster"
-    scores = False
-    reads_pixels = True
-    at_input = True
 
     def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
         """Decide by the pixels; see `Reducer.decide`."""
-        assert context.patches is not None
-        looks = describe_patches(context.patches)
-        numbers = draw(len(x), looks.shape[1], x.device)
+        looks = describe_patches(self.patches_of(x, context))
+        numbers = draw(x.shape[0], looks.shape[1], x.device)
         anchors = numbers.argsort(dim=1)[:, : max(1, round(ANCHORS * looks.shape[1]))]
         # Those that look like none go after all others; each lot goes in the order of its numbers.
         order = (numbers + ~look_alike(looks, anchors)).argsort(dim=1, descending=True)

@@ -6,13 +6,17 @@ dropped ones, each times its attention; unlike ELIP's merged token, the weights 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from elip_plugin.core.score import score
 from elip_plugin.core.select import Selection, select
-from elip_plugin.reducers.base import PlannedStage, Reducer, StageContext
+from elip_plugin.core.stage import PlannedStage
+from elip_plugin.reducers.base import Reducer, StageContext
 
 
+@dataclass(frozen=True)
 class EViT(Reducer):
     """Keep by the class token's attention, fuse the rest."""
 

@@ -7,15 +7,19 @@ the quotient below.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from elip_plugin.core.score import score
 from elip_plugin.core.select import Selection, select
-from elip_plugin.reducers.base import PlannedStage, StageContext
+from elip_plugin.core.stage import PlannedStage
+from elip_plugin.reducers.base import StageContext
 from elip_plugin.reducers.elip import Elip
 from elip_plugin.reducers.random import draw
 
 
+@dataclass(frozen=True)
 class Gumbel(Elip):
     """Keep by ELIP's scores: in training a draw in proportion to them, in evaluation the best."""
 

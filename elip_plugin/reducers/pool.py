@@ -9,32 +9,71 @@ the tower stay as they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from elip_plugin.core.patches import split_patches
+from elip_plugin.core.stage import PlannedStage
 from elip_plugin.errors import PlanError
-from elip_plugin.reducers.base import BlockCall, PlannedStage, Reducer, StageContext
+from elip_plugin.reducers.base import BlockCall, StageContext
+from elip_plugin.reducers.pixels import PixelReducer
+
+DOWNSCALE = 2
+"""By how much the sides of a picture shrink."""
 
 
-class Pool(Reducer):
+@dataclass(frozen=True)
+class Pool(PixelReducer):
     """Average the tokens of 2 x 2 neighbouring patches at the input."""
 
     name = "pool"
     returns = False
-    scores = False
-    reads_pixels = True  # for the grid
-    at_input = True
-    only_keep = 0.25
-    downscale = 2
+    input_keep = 0.25  # and no other
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        # Low resolution first (RECLIP, CLIPF), with an unpruned end.
+        "lowres": {
+            "stages": [{"block": 0, "lookahead": 1, "keep": 0.25}],
+            "reference_depth": 12,
+            "final_unpruned": 0.4,
+        }
+    }
 
-    def tokens(
+    def config_faults(self, config: Any) -> list[str]:
+        """Refuse other keep ratios; see `Reducer.config_faults`."""
+        faults, only = super().config_faults(config), self.input_keep
+        keeps = [stage.keep for stage in config.stages]
+        if any(keep != only for keep in keeps):
+            faults.append(f"reducer {self.name!r} keeps {only} of the tokens, got keep {keeps}")
+        if config.warmup:
+            faults.append(
+                f"reducer {self.name!r} has no keep ratio but {only}, so warmup has no steps in "
+                "between: leave it out; final_unpruned may stay"
+            )
+        return faults
+
+    def embed(
+        self, embedding: Callable[[Tensor], Tensor], images: Tensor, patch: tuple[int, int]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embed the picture at half its side; see `Reducer.embed`.
+
+        Each embedding stands for 2 x 2 patches: there are as many as the tower expects, so that
+        what it adds to them fits.
+        """
+        patches = split_patches(images.detach(), patch)
+        rows, columns = patches.shape[2:4]
+        small = embedding(shrink(images, DOWNSCALE, (rows, columns), patch))
+        repeated = small.repeat_interleave(DOWNSCALE, 2).repeat_interleave(DOWNSCALE, 3)
+        return repeated[:, :, :rows, :columns], patches
+
+    def resolve_stages(
         self, stages: tuple[PlannedStage, ...], *, num_patches: int, depth: int, prefix: int
     ) -> tuple[PlannedStage, ...]:
-        """Leave a token per square, smaller ones at the edge too; see `Reducer.tokens`."""
+        """Leave a token per square, smaller ones at the edge too; see `Reducer.resolve_stages`."""
         side = math.isqrt(num_patches)
         if side**2 == num_patches:
             keep = (-(-side // 2)) ** 2
@@ -55,8 +94,7 @@ class Pool(Reducer):
         call: BlockCall | None = None,
     ) -> tuple[Tensor, StageContext]:
         """Average, then run all blocks; see `Reducer.run`."""
-        assert context.patches is not None
-        rows, columns = context.patches.shape[2:4]
+        rows, columns = self.patches_of(x, context).shape[2:4]
         if rows != columns and (rows % 2 or columns % 2):
             raise PlanError(
                 f"reducer 'pool' averages 2 x 2 patches, which a grid of {rows} x {columns} has "
@@ -64,12 +102,30 @@ class Pool(Reducer):
             )
         if context.positions is not None:
             context = context.at(
-                context.positions.take(upper_left(len(x), rows, columns, x.device))
+                context.positions.take(upper_left(x.shape[0], rows, columns, x.device))
             )
         if context.trace is not None:
-            groups, squares = squares_of(len(x), rows, columns, x.device)
+            groups, squares = squares_of(x.shape[0], rows, columns, x.device)
             context.trace.record_groups(0, groups, squares)
         return super().run(pool(x, context.prefix, rows, columns), {}, context, call)
+
+
+def shrink(images: Tensor, downscale: int, grid: tuple[int, int], patch: tuple[int, int]) -> Tensor:
+    """Shrink pictures to whole patches, of which each stands for `downscale` per side.
+
+    Args:
+        images: Images [B, C, height, width].
+        downscale: By how much the sides shrink; by a little less where it does not divide the grid.
+        grid: Rows and columns of patches in the images.
+        patch: Height and width of a patch in pixels.
+
+    Returns:
+        Images of ceil(rows / downscale) x ceil(columns / downscale) patches, or a few pixels more.
+    """
+    if not any(count % downscale for count in grid):
+        return F.avg_pool2d(images, downscale)
+    height, width = (-(-count // downscale) * side for count, side in zip(grid, patch))
+    return F.interpolate(images, (height, width), mode="bilinear", antialias=True)
 
 
 def pool(x: Tensor, prefix: int, rows: int, columns: int) -> Tensor:
@@ -84,7 +140,7 @@ def pool(x: Tensor, prefix: int, rows: int, columns: int) -> Tensor:
     Returns:
         Tokens [B, P + ceil(rows / 2) * ceil(columns / 2), D], row by row.
     """
-    grid = x[:, prefix:].transpose(1, 2).reshape(len(x), -1, rows, columns)
+    grid = x[:, prefix:].transpose(1, 2).reshape(x.shape[0], -1, rows, columns)
     pooled = F.avg_pool2d(grid, 2, ceil_mode=True).flatten(2).transpose(1, 2)
     return torch.cat([x[:, :prefix], pooled], dim=1)
 

@@ -6,11 +6,14 @@ at block 0 is FLIP's own.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from elip_plugin.core.select import Selection, select
-from elip_plugin.reducers.base import PlannedStage, Reducer, StageContext
+from elip_plugin.core.stage import PlannedStage
+from elip_plugin.reducers.base import Reducer, StageContext
 
 
 def draw(batch: int, tokens: int, device: torch.device) -> Tensor:
@@ -27,11 +30,12 @@ def draw(batch: int, tokens: int, device: torch.device) -> Tensor:
     return torch.rand(batch, tokens, device=device)
 
 
+@dataclass(frozen=True)
 class Random(Reducer):
     """Drop at random, merge nothing."""
 
     name = "random"
-    scores = False
+    uses_attention = False
 
     def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
         """Decide at random; see `Reducer.decide`."""

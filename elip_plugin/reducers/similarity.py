@@ -7,29 +7,130 @@ tokens can be read in the same way before any block (docs/text.md).
 
 from __future__ import annotations
 
-from torch import Tensor
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
+from torch import Tensor, nn
+
+from elip_plugin.core.choice_loss import teach_choice
+from elip_plugin.core.guide import Guide, Reading, TextGuide
 from elip_plugin.core.score import text_similarity
 from elip_plugin.core.select import Selection, select
-from elip_plugin.reducers.base import PlannedStage, Reducer, StageContext
+from elip_plugin.core.stage import PlannedStage
+from elip_plugin.errors import ConfigError, UnsupportedModelError
+from elip_plugin.patching.swap import Swap
+from elip_plugin.reducers.base import Reducer, StageContext
+
+FOR_QUESTIONS = {"preset": "fast", "reducer": {"name": "similarity", "choice_loss": 1.0}}
+"""For models that are asked questions: the paper's cuts; docs/text.md shows how much better this
+chooses."""
 
 
+@dataclass(frozen=True)
 class Similarity(Reducer):
-    """Keep by similarity to the text guide, the text alone; merge the others."""
+    """Keep by similarity to the text guide, the text alone; merge the others.
+
+    Attributes:
+        choice_loss: Weight of a loss on the choice, with which the backward pass teaches the scores
+            which of the kept tokens the task needs; on LAVIS' ALBEF and BLIP, whose text encoder
+            learns by it. 0 for none. No value of a forward changes.
+        cross_attentions: By how many cross-attentions of the text encoder, from the first, tokens
+            are compared with the text; on ALBEF and BLIP. Each beyond the first costs a layer of
+            the text encoder. More than there are means all.
+    """
 
     name = "similarity"
     reads_text = True
-    compares = True
-    scores = False
+    uses_attention = False
+    guide_kind = "queries"
 
-    def cost(self, stage: PlannedStage, width: int, mlp_ratio: float) -> float:
-        """Count the products with the guide; see `Reducer.cost`."""
+    choice_loss: float = 0.0
+    cross_attentions: int = 2
+
+    def option_faults(self) -> list[str]:
+        """Check the ranges; see `Reducer.option_faults`."""
+        faults = []
+        if self.choice_loss < 0:
+            faults.append(f"choice_loss must be a number from 0 up, got {self.choice_loss!r}")
+        if self.cross_attentions < 1:
+            given = self.cross_attentions
+            faults.append(f"cross_attentions must be an integer from 1 up, got {given!r}")
+        return faults
+
+    def config_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the weight of a text that decides alone; see `Reducer.config_defaults`."""
+        return {**super().config_defaults(given), "text_weight": 1.0}
+
+    def config_faults(self, config: Any) -> list[str]:
+        """Refuse all that is not the text; see `Reducer.config_faults`."""
+        faults = super().config_faults(config)
+        if config.text_weight != 1 or config.text_anneal:
+            faults.append(
+                f"reducer {self.name!r} chooses by the text alone: leave text_weight and "
+                f"text_anneal out, got {config.text_weight!r} and {config.text_anneal!r}"
+            )
+        if config.eval_mode == "image":
+            faults.append(
+                f"reducer {self.name!r} cannot choose without a text: eval_mode must be 'full', "
+                "or 'text' where a text is an input at test time"
+            )
+        return faults
+
+    def check_model(self, name: str, *, text_is_sought: bool, teachable: bool) -> None:
+        """Warn where the choice would tell which text it is; see `Reducer.check_model`."""
+        if self.choice_loss > 0 and not teachable:
+            raise ConfigError(
+                f"choice_loss is for models whose text encoder reads the tower by cross-attention "
+                f"(ALBEF and BLIP of LAVIS); {name} has none here: leave it out"
+            )
+        if text_is_sought:
+            warnings.warn(
+                f"the text that chooses tokens by {self.name!r} is one that {name} is trained to "
+                "find among others: the choice tells the loss which it is, and a contrastive "
+                "training then learns nothing else (docs/text.md); use another reducer",
+                stacklevel=4,
+            )
+
+    def swaps_around(self, patch_embed: nn.Module | None, norm: str) -> tuple[Swap, ...]:
+        """Refuse a tower without a last norm; see `Reducer.swaps_around`."""
+        if not norm:
+            raise UnsupportedModelError(
+                f"reducer {self.name!r} compares the tokens with the text after the tower's "
+                "last norm, which this tower does not have: use another reducer"
+            )
+        return ()
+
+    def selection_macs(self, stage: PlannedStage, width: int, mlp_ratio: float) -> float:
+        """Count the products with the guide; see `Reducer.selection_macs`."""
         return float(stage.tokens_in * width)
+
+    def alone_eval_mode(self) -> str:
+        """Return "text": nothing is chosen without; see `Reducer.alone_eval_mode`."""
+        return "text"
+
+    def read_guide(self, guide: Guide, *, training: bool) -> Tensor | Reading:
+        """Read the guide as the text side compares; see `Reducer.read_guide`."""
+        if isinstance(guide, TextGuide):
+            return guide.queries(self.cross_attentions, training and self.choice_loss > 0)
+        return super().read_guide(guide, training=training)
+
+    def check_guide(self, guide: Tensor, texts: int | None, width: int) -> None:
+        """Allow several guides per image [B, G, D] as well; see `Reducer.check_guide`."""
+        several = guide.ndim == 3 and texts is not None
+        super().check_guide(guide[:, 0] if several else guide, texts, width)
 
     def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
         """Decide by the similarities; see `Reducer.decide`."""
         assert context.norm is not None  # checked when the model was patched
-        teach = context.training and context.choice_loss > 0
+        teach = context.training and self.choice_loss > 0
         scores = text_similarity(x, context.norm, context.query, gradient=teach)
         chosen = select(scores.detach(), stage.keep, None, context.query.valid, stage.keep_each)
-        return chosen._replace(taught=scores) if scores.requires_grad else chosen
+        return chosen._replace(trainable_scores=scores) if scores.requires_grad else chosen
+
+    def teach(self, x: Tensor, selection: Selection, prefix: int) -> Tensor:
+        """Attach the loss on the choice; see `Reducer.teach`."""
+        assert selection.trainable_scores is not None
+        scores, kept = selection.trainable_scores, selection.kept
+        return teach_choice(x, scores, kept, prefix, self.choice_loss)

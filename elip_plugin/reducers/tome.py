@@ -10,28 +10,35 @@ second set, and keys are compared as attention compares them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from elip_plugin.core.blocks import BlockParts
-from elip_plugin.reducers.base import BlockCall, PlannedStage, Reducer, StageContext
+from elip_plugin.core.stage import PlannedStage
+from elip_plugin.reducers.base import BlockCall, Reducer, StageContext
 
 
+@dataclass(frozen=True)
 class ToMe(Reducer):
     """Merge similar tokens inside every block, as many token-layers as the stages remove."""
 
     name = "tome"
     returns = False
-    scores = False
+    uses_attention = False
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        # In every block as many of the patches as there are blocks can spare.
+        "half": {"stages": [{"block": 0, "lookahead": 1, "keep": 0.5}], "reference_depth": 12}
+    }
 
-    def tokens(
+    def resolve_stages(
         self, stages: tuple[PlannedStage, ...], *, num_patches: int, depth: int, prefix: int
     ) -> tuple[PlannedStage, ...]:
-        """Spread the removal evenly over the blocks, as ToMe does; see `Reducer.tokens`."""
+        """Spread the removal evenly over the blocks, as ToMe does; see `Reducer.resolve_stages`."""
         full = prefix + num_patches
         removed = sum((s.tokens_in - s.tokens_out) * (depth - s.block) for s in stages)
         pairs = depth * (depth - 1) / 2
@@ -143,16 +150,16 @@ class Pairs(NamedTuple):
 
     def left(self) -> Tensor:
         """Return which tokens are left, as indices [B, T - P - r] of those after the prefix."""
-        second = torch.arange(self.second, device=self.stay.device).expand(len(self.stay), -1)
+        second = torch.arange(self.second, device=self.stay.device).expand(self.stay.shape[0], -1)
         return torch.cat([2 * self.stay, 2 * second + 1], dim=1)
 
     def groups(self) -> Tensor:
         """Return the token after the merging that each one of those before it is in [B, T - P]."""
         stayed = self.stay.shape[1]
         numbers = torch.arange(stayed, device=self.stay.device).expand_as(self.stay)
-        first = self.stay.new_empty(len(self.stay), stayed + self.gone.shape[1])
+        first = self.stay.new_empty(self.stay.shape[0], stayed + self.gone.shape[1])
         first.scatter_(1, self.stay, numbers).scatter_(1, self.gone, stayed + self.into)
-        groups = self.stay.new_empty(len(self.stay), first.shape[1] + self.second)
+        groups = self.stay.new_empty(self.stay.shape[0], first.shape[1] + self.second)
         groups[:, ::2] = first
         groups[:, 1::2] = stayed + torch.arange(self.second, device=self.stay.device)
         return groups
@@ -236,8 +243,8 @@ def merge_padded(
     together = torch.cat([first * ~goes, second], dim=1)
     padding = together[..., -1].detach() == 0
     # One set after the other, as without padding; where nothing goes, the order stays.
-    place = torch.where(going > 0, torch.arange(len(order), device=x.device), order)
-    place = place + len(order) * padding
+    place = torch.where(going > 0, torch.arange(order.shape[0], device=x.device), order)
+    place = place + order.shape[0] * padding
     chosen = place.argsort(dim=1)[:, : real.shape[1] - remove]
     out = torch.cat([head, together.gather(1, _wide(chosen, together))], dim=1)
     return out[..., :-1] / out[..., -1:].clamp_min(1), out[..., -1].detach(), order[chosen]

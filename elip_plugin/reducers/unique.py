@@ -8,25 +8,28 @@ number, so that of a group of alike tokens all together count about once.
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from elip_plugin.core.blocks import key_uniqueness
 from elip_plugin.core.score import Query, score
 from elip_plugin.core.select import Selection, select
-from elip_plugin.reducers.base import PlannedStage, Reducer, StageContext
+from elip_plugin.core.stage import PlannedStage
+from elip_plugin.reducers.base import Reducer, StageContext
 
 HEAD_WIDTH = 64
 """Width of a head, for counting what the comparison costs; it is so in nearly all ViTs."""
 
 
+@dataclass(frozen=True)
 class Unique(Reducer):
     """Keep the tokens whose keys are least like the others', merge the rest."""
 
     name = "unique"
 
-    def cost(self, stage: PlannedStage, width: int, mlp_ratio: float) -> float:
-        """Count the key projection and the comparison of all pairs; see `Reducer.cost`."""
+    def selection_macs(self, stage: PlannedStage, width: int, mlp_ratio: float) -> float:
+        """Count the keys and the comparison of all pairs; see `Reducer.selection_macs`."""
         tokens = stage.tokens_in
         return tokens * width**2 + tokens**2 * HEAD_WIDTH
 

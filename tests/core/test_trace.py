@@ -99,7 +99,7 @@ def test_a_trace_changes_nothing_and_stays_inside(tiny_clip: Callable[..., Any])
             with handle.trace() as trace:
                 assert torch.equal(model.encode_image(images), plain)
                 copied = copy.deepcopy(model)
-            assert copied.visual.transformer.elip.trace is None
+            assert copied.visual.transformer.elip.settings.trace is None
             copied.encode_image(images)
             assert outer.stages == []
             model.encode_image(images)

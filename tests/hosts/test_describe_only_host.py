@@ -13,8 +13,7 @@ from elip_plugin.core.blocks import PackedAttention
 from elip_plugin.errors import UnknownModelError, UnsupportedModelError
 from elip_plugin.hosts.base import Host
 from elip_plugin.patching.blocks import PrunableBlock, PrunableStack
-from elip_plugin.patching.install import Description, Tower
-from elip_plugin.patching.pruner import TowerShape
+from elip_plugin.patching.description import Description, Tower, TowerShape
 from elip_plugin.patching.swap import Swap, choose_all
 
 
@@ -50,7 +49,7 @@ class PrunableLayers(PrunableStack, nn.Sequential):
     replaces = nn.Sequential
 
     def forward(self, x: Tensor) -> Any:
-        pass_ = self.elip.begin(x.shape[1] - 1, self.training)
+        pass_ = self.elip.current(self)
         return super().forward(x) if pass_ is None else pass_.run_blocks(x, self)
 
 

@@ -16,7 +16,7 @@ from elip_plugin import ElipConfig, apply, find_handle
 from elip_plugin.core.patches import split_patches
 from elip_plugin.core.score import Query
 from elip_plugin.errors import ConfigError, PlanError, UnsupportedModelError
-from elip_plugin.patching.install import find_pruner
+from elip_plugin.patching.calls import thread
 from elip_plugin.reducers import PlannedStage, StageContext, cluster, find_reducer
 
 IMAGE_EVAL = {"reducer": "cluster", "eval_mode": "image"}
@@ -132,7 +132,7 @@ def test_every_host_hands_over_its_pixels(kind: str, monkeypatch: pytest.MonkeyP
         assert [set(row) for row in trace.stages[0].kept.tolist()] == expected
     with torch.no_grad(), handle.disabled():
         assert torch.equal(tower.encode(model, images), before)
-    assert find_pruner(model).patches is None
+    assert thread.innermost is None
     model.train()
     with recorded_lengths(tower.blocks(model), tower.dim) as lengths:
         tower.encode(model, images).sum().backward()
@@ -161,7 +161,7 @@ def test_checkpointing_and_compilation_change_nothing(
         torch.manual_seed(5)
         run(*pairs)["image_features"].square().mean().backward()
         gradients.append([p.grad for p in model.visual.parameters()])
-        assert find_pruner(model).patches is None
+        assert thread.innermost is None
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
@@ -175,7 +175,7 @@ def test_half_is_the_default_and_schedules_hold(tiny_clip: Any) -> None:
         with recorded_lengths(model.visual.transformer.resblocks) as lengths:
             model.encode_image(torch.randn(2, 3, 64, 64))
         counts.append(lengths[0])
-        assert find_pruner(model).patches is None
+        assert thread.innermost is None
     assert counts == [65, 42, 34, 65]
 
 

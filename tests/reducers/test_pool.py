@@ -14,8 +14,8 @@ from towers import KINDS, make_tower
 
 from elip_plugin import ElipConfig, apply, plan
 from elip_plugin.errors import ConfigError, PlanError
-from elip_plugin.patching.patch_embedding import ElipPatchEmbedding, shrink
-from elip_plugin.reducers.pool import pool, upper_left
+from elip_plugin.patching.patch_embedding import ElipPatchEmbedding
+from elip_plugin.reducers.pool import pool, shrink, upper_left
 
 POOL = {"reducer": "pool", "final_unpruned": 0.2, "eval_mode": "image"}
 
@@ -46,11 +46,14 @@ def test_every_host_is_pooled_at_its_input(kind: str) -> None:
         before = tower.encode(model, images)
     handle = apply(model, POOL)
     (embedding,) = (m for m in model.modules() if isinstance(m, ElipPatchEmbedding))
+    made: list[torch.Tensor] = []
     with torch.no_grad():
+        hook = embedding.register_forward_hook(lambda module, args, out: made.append(out))
         pooled = tower.encode(model, images)
+        hook.remove()
+        (embedded,) = made
         with handle.disabled():
             assert torch.equal(tower.encode(model, images), before)
-        embedded = embedding(images)
         half = nn.Conv2d.forward(embedding, F.avg_pool2d(images, 2))
     side = 64 // tower.patch
     assert embedded.shape[2:] == (side, side)

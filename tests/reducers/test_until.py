@@ -18,7 +18,9 @@ from elip_plugin.core.trace import MERGED, Trace
 from elip_plugin.patching.install import find_pruner
 from elip_plugin.reducers import reducers
 
-DECIDING = [n for n, reducer in reducers().items() if reducer.returns and not reducer.compares]
+DECIDING = [
+    n for n, reducer in reducers().items() if reducer.returns and reducer.guide_kind == "pooled"
+]
 
 
 def stage(block: int, until: int | None = None, keep: float = 0.5) -> dict[str, Any]:
@@ -26,7 +28,7 @@ def stage(block: int, until: int | None = None, keep: float = 0.5) -> dict[str, 
 
 
 def config_of(reducer: str, **fields: Any) -> dict[str, Any]:
-    first = 0 if reducers()[reducer].at_input else 2
+    first = 0 if hasattr(reducers()[reducer], "input_keep") else 2
     return {"reducer": reducer, "stages": [stage(first, 9)], "eval_mode": "image", **fields}
 
 

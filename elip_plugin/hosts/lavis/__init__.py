@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from elip_plugin.hosts.base import Catalogue, Host, HostModel, ModelName, installed_version
 from elip_plugin.hosts.lavis.runtime import fixes
-from elip_plugin.patching.install import Description
+from elip_plugin.patching.description import Description
 
 
 class LavisHost(Host, Catalogue):

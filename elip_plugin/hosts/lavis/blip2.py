@@ -42,7 +42,7 @@ class ByQFormer(PrunedModel):
 
     def forward(self: Any, samples: dict[str, Any], *args: Any, **options: Any) -> Any:
         """Run LAVIS' forward with the tower guided by the samples' text, if the model has one."""
-        with in_one_process(), self.elip.trained(self.training), guided_by_text(self, samples):
+        with in_one_process(), self.elip.treated_as_training(self), guided_by_text(self, samples):
             return super().forward(samples, *args, **options)  # type: ignore[misc]
 
 

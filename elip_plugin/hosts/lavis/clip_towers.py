@@ -13,9 +13,8 @@ from torch import Tensor
 
 from elip_plugin.core.blocks import PackedAttention
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.patching.blocks import PrunableBlock, PrunableStack, call_block
-from elip_plugin.patching.install import Tower
-from elip_plugin.patching.pruner import TowerShape
+from elip_plugin.patching.blocks import PrunableBlock, PrunableStack, PrunableTower, call_block
+from elip_plugin.patching.description import Tower, TowerShape
 from elip_plugin.patching.swap import choose, choose_all
 
 
@@ -38,6 +37,12 @@ class ElipClipBlock(PrunableBlock, ResidualAttentionBlock):
         return self.mlp(self.ln_2(x))
 
 
+class ElipClipTower(PrunableTower, VisualTransformer):
+    """A tower that embeds patches and runs the stack."""
+
+    replaces = VisualTransformer
+
+
 class ElipClipTransformer(PrunableStack, Transformer):
     """A stack of blocks that prunes between them."""
 
@@ -45,9 +50,10 @@ class ElipClipTransformer(PrunableStack, Transformer):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Run the blocks on tokens [T, B, D], with the plan's stages if pruning is active."""
-        pruning = self.elip.begin(len(x) - 1, self.training)
+        pruning = self.elip.current(self)
         if pruning is None:
             return super().forward(x, attn_mask)
+        pruning.refuse_mask(attn_mask=attn_mask)
         return pruning.run_blocks(x.transpose(0, 1), self.resblocks, _call).transpose(0, 1)
 
 
@@ -66,7 +72,7 @@ def describe(visual: Any) -> Tower:
             "ViT is supported (model types ViT-B-32, ViT-B-16, ViT-L-14 and the like)"
         )
     transformer = visual.transformer
-    patches = len(visual.positional_embedding) - 1
+    patches = visual.positional_embedding.shape[0] - 1
     shape = TowerShape(patches, len(transformer.resblocks), transformer.width)
     stack = choose(transformer, {Transformer: ElipClipTransformer})
     blocks = choose_all(transformer.resblocks, {ResidualAttentionBlock: ElipClipBlock})
@@ -75,8 +81,9 @@ def describe(visual: Any) -> Tower:
         shape,
         stack,
         blocks,
+        others=(choose(visual, {VisualTransformer: ElipClipTower}),),
         random_blocks=True,
         module=visual,
         patch_embed=visual.conv1,
-        norm=visual.ln_post,
+        norm="ln_post",
     )

@@ -14,11 +14,11 @@ import torch
 
 from elip_plugin.config import DEFAULT_PRESET
 from elip_plugin.hosts.lavis.guide import guided_by_text
-from elip_plugin.hosts.lavis.text import inner_bert, text_pass
+from elip_plugin.hosts.lavis.text import TokenizesOnce, inner_bert, text_pass
 from elip_plugin.patching.swap import Patched
 
 
-class PrunedModel(Patched):
+class PrunedModel(TokenizesOnce, Patched):
     """A model of LAVIS whose vision tower is pruned."""
 
     guided_by: ClassVar[str] = "caption"

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from elip_plugin.core.blocks import PackedAttention
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.patching.blocks import PrunableBlock, PrunableStack, call_block, call_checkpointed
-from elip_plugin.patching.install import Tower
-from elip_plugin.patching.pruner import TowerShape
+from elip_plugin.patching.description import Tower, TowerShape
 from elip_plugin.patching.swap import Swap, choose_all
 
 
@@ -62,15 +61,15 @@ class ElipEvaTower(PrunableStack, VisionTransformer):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Embed images [B, 3, height, width] and run the blocks, pruned if pruning is active."""
-        pruning = self.elip.begin(self.patch_embed.num_patches, self.training)
-        if pruning is None:
-            return super().forward_features(x)
-        class_token = self.cls_token.expand(len(x), -1, -1)
-        tokens = torch.cat([class_token, self.patch_embed(x)], dim=1)
-        if self.pos_embed is not None:
-            tokens = tokens + self.pos_embed
-        call = call_checkpointed if self.use_checkpoint else call_block
-        return pruning.run_blocks(self.pos_drop(tokens), self.blocks, call)
+        with self.elip.begin(self) as pruning:
+            if pruning is None:
+                return super().forward_features(x)
+            class_token = self.cls_token.expand(x.shape[0], -1, -1)
+            tokens = torch.cat([class_token, self.patch_embed(x)], dim=1)
+            if self.pos_embed is not None:
+                tokens = tokens + self.pos_embed
+            call = call_checkpointed if self.use_checkpoint else call_block
+            return pruning.run_blocks(self.pos_drop(tokens), self.blocks, call)
 
 
 def describe(tower: Any) -> Tower:

@@ -24,7 +24,7 @@ from elip_plugin.data.vocab import write_vocab
 from elip_plugin.errors import ConfigError, DataError, UnsupportedModelError
 from elip_plugin.hosts.base import HostModel
 from elip_plugin.hosts.lavis.blip2 import in_one_process
-from elip_plugin.hosts.lavis.guide import is_read_by_text, reading_guide
+from elip_plugin.hosts.lavis.guide import CaptionGuide, is_read_by_text
 from elip_plugin.hosts.lavis.models import ARCHS, ElipClip, describe
 from elip_plugin.hosts.lavis.names import PREFIX
 from elip_plugin.hosts.lavis.runtime import fixes
@@ -149,7 +149,8 @@ class LavisModel(HostModel):
     def guide(self, tokens: list[str]) -> Any:
         """Compute what guides the tower; see `HostModel.guide`."""
         if is_read_by_text(self.model):
-            return reading_guide(self.model, self.model.tokenizer, tokens)
+            model: Any = self.model
+            return CaptionGuide(model, model.tokenizer, tokens)
         return super().guide(tokens)
 
     def loss(self, images: Tensor, tokens: list[str]) -> Tensor:

@@ -4,133 +4,136 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from elip_plugin.core.guide import Reading, project_to_vision_width
+from elip_plugin.core.guide import Reading, TextGuide, project_to_vision_width
 from elip_plugin.errors import GuideError
-from elip_plugin.hosts.lavis.text import TextCache, inner_bert, text_pass, tokenized_once
-from elip_plugin.patching.pruner import Guide
+from elip_plugin.hosts.lavis.text import CachingTokenizer, TextPass, inner_bert, text_pass
+from elip_plugin.patching.calls import opened
 
 
 @contextmanager
 def guided_by_text(model: Any, samples: Mapping[str, Any]) -> Iterator[None]:
     """Guide a model's towers by the samples' text, where pruning wants it."""
     captions, pruner = samples.get("text_input"), model.elip
-    if captions is None or not pruner.wants_guide(model.elip_training):
+    call = pruner.start(model, model.elip_training)
+    if captions is None or not call.needs_guide:
         yield
         return
     with ExitStack() as stack:
         tokenizer = model.tokenizer
         if model.own_text_pass:
-            tokenizer = stack.enter_context(tokenized_once(model, captions))
+            tokenizer = CachingTokenizer(tokenizer, captions, model.device)
+            stack.enter_context(opened(model, tokenizer))
         # A momentum encoder is guided by its own text encoder, if it is pruned at all.
-        momentum = vars(getattr(model, "visual_encoder_m", None) or model).get("elip")
-        for suffix, each in (("", pruner), ("_m", None if momentum is pruner else momentum)):
-            if each is None or each.guide is not None:  # the user's own
-                continue
-            stack.enter_context(each.guided(_lazy_guide(model, suffix, tokenizer, captions)))
+        calls = {"": call}
+        momentum = vars(getattr(model, "visual_encoder_m", model)).get("elip")
+        if momentum is not None and momentum is not pruner:
+            calls["_m"] = momentum.start(model, model.elip_training)
+        for suffix, each in calls.items():
+            done = TextPass()
             if model.own_text_pass:
-                stack.callback(model.elip_encoder(suffix).elip_cache.clear)
+                stack.enter_context(opened(model.elip_encoder(suffix), done))
+            guide = CaptionGuide(model, tokenizer, captions, suffix, done)
+            stack.enter_context(each.guided(guide))
         yield
 
 
-def _lazy_guide(model: Any, suffix: str, tokenizer: Callable[..., Any], captions: Any) -> Guide:
-    """Return a guide of images_per_text * B that runs the text pass once it is needed.
+@dataclass(frozen=True)
+class CaptionGuide(TextGuide):
+    """Guides a tower by captions; runs the text pass once a forward asks for it.
 
-    The text encoder is the model's, or with suffix "_m" the momentum encoder's.
-    """
-    # Where the pass is LAVIS' own it keeps its gradient, even if the tower is frozen.
-    gradient = torch.is_grad_enabled() and model.own_text_pass and not suffix
-    teach = torch.is_grad_enabled() and not suffix and model.elip.config.choice_loss > 0
-
-    images = model.images_per_text
-
-    def guide() -> Tensor | Reading:
-        cache = model.elip_encoder(suffix).elip_cache if model.own_text_pass else TextCache()
-        with torch.set_grad_enabled(gradient):
-            if is_read_by_text(model):
-                return reading_guide(
-                    model, tokenizer, captions, suffix, cache, images=images, gradient=teach
-                )
-            cache.ids, cache.output, features = model.elip_encode(tokenizer, captions, suffix)
-            made = text_guide(model, features, suffix)
-        return made if images == 1 else torch.cat([made] * images)
-
-    return guide
-
-
-def is_read_by_text(model: Any) -> bool:
-    """Whether a model's tower is pruned by how its text encoder reads it."""
-    return model.elip.reducer.compares and hasattr(model, "text_encoder")
-
-
-def reading_guide(
-    model: Any,
-    tokenizer: Any,
-    captions: Any,
-    suffix: str = "",
-    cache: TextCache | None = None,
-    *,
-    images: int = 1,
-    gradient: bool = False,
-) -> Reading:
-    """Compute what the cross-attentions of a text encoder compare the tower's tokens with.
-
-    Their logits are linear in the tokens: the queries, mapped back to the tower's width by the
-    keys' projection, give the same by one product each. Those of the first one depend on the text
-    alone; those of the following ones, up to `ElipConfig.cross_attentions` in all, on what the
-    layers before them read in the tokens.
-
-    Args:
+    Attributes:
         model: The model.
         tokenizer: Its tokenizer.
         captions: Texts, B.
         suffix: "_m" for the momentum encoder.
-        cache: Where the text pass of the layers before the first one is left, if there are any.
-        images: Images of each text, in one batch after the other.
-        gradient: Whether the guide has one.
-
-    Returns:
-        Guides per word and head [images * B, S * heads, D] of each, 0 for padding.
+        done: Where the text pass is left for the model's own.
     """
-    bert = model.elip_encoder(suffix)
-    first = next(i for i, x in enumerate(bert.encoder.layer) if hasattr(x, "crossattention"))
-    layers = bert.encoder.layer[first : first + model.elip.config.cross_attentions]
-    tokens = model.elip_tokenize(tokenizer, captions)
-    ids, mask = tokens.input_ids, tokens.attention_mask
-    additive = bert.get_extended_attention_mask(mask, mask.shape, ids.device, False)
-    output = text_pass(bert, tokens) if first else None
-    if output is not None and cache is not None:
-        cache.ids, cache.output = ids, output
 
-    def guides(layer: Any, states: Tensor) -> Tensor:
-        states = layer.attention(states, additive)[0]
-        readers = _readers(layer.crossattention)[:images]
-        found = [_queries_in_tower(reader, states, mask) for reader in readers]
-        return torch.cat(found * (images // len(found)))
+    model: Any
+    tokenizer: Callable[..., Any]
+    captions: Any
+    suffix: str = ""
+    done: TextPass = field(default_factory=TextPass)
 
-    def further(y: Tensor) -> Tensor:
-        read, states = [], words
-        for layer, following in pairwise(layers):
-            given = _to_read(layer, y.chunk(images))
-            # Detached: a backward pass through the reading of all tokens costs more than it gains.
-            # (Under no_grad, autocast would keep its casts of these weights without gradient.)
-            states = layer(states, additive, **given, mode="multimodal")[0].detach()
-            read.append(guides(following, states))
-        return torch.cat(read, dim=1)
+    def pooled(self) -> Tensor:
+        """Compute a guide for each image [images_per_text * B, D]."""
+        model, images = self.model, self.model.images_per_text
+        with torch.set_grad_enabled(self._keeps_gradient()):
+            encoded = model.elip_encode(self.tokenizer, self.captions, self.suffix)
+            self.done.ids, self.done.output, features = encoded
+            made = text_guide(model, features, self.suffix)
+        return made if images == 1 else torch.cat([made] * images)
 
-    with torch.set_grad_enabled(gradient):
-        if output is None:
-            ids = ids.clone()
-            ids[:, 0] = model.tokenizer.enc_token_id  # as LAVIS reads images (BLIP)
-            words = bert.embeddings(ids)
-        else:
-            words = output.last_hidden_state
-        return Reading(guides(layers[0], words), further if len(layers) > 1 else None)
+    def _keeps_gradient(self) -> bool:
+        """Whether the text pass is LAVIS' own, which keeps its gradient beside a frozen tower."""
+        return torch.is_grad_enabled() and self.model.own_text_pass and not self.suffix
+
+    def queries(self, layers: int, gradient: bool) -> Tensor | Reading:
+        """Compute what the cross-attentions of a text encoder compare the tower's tokens with.
+
+        Their logits are linear in the tokens: the queries, mapped back to the tower's width by the
+        keys' projection, give the same by one product each. Those of the first one depend on the
+        text alone; those of the following ones on what the layers before them read in the tokens.
+
+        Args:
+            layers: How many cross-attentions read the tokens, from the first.
+            gradient: Whether the guide has one.
+
+        Returns:
+            Guides per word and head [images * B, S * heads, D] of each, 0 for padding; of a model
+            that reads its tower otherwise one per image.
+        """
+        model = self.model
+        if not hasattr(model, "text_encoder"):
+            return self.pooled()
+        gradient = gradient and torch.is_grad_enabled() and not self.suffix
+        bert, images = model.elip_encoder(self.suffix), model.images_per_text
+        first = next(i for i, x in enumerate(bert.encoder.layer) if hasattr(x, "crossattention"))
+        readers = bert.encoder.layer[first : first + layers]
+        tokens = model.elip_tokenize(self.tokenizer, self.captions)
+        ids, mask = tokens.input_ids, tokens.attention_mask
+        additive = bert.get_extended_attention_mask(mask, mask.shape, ids.device, False)
+
+        def guides(layer: Any, states: Tensor) -> Tensor:
+            states = layer.attention(states, additive)[0]
+            attentions = _readers(layer.crossattention)[:images]
+            found = [_queries_in_tower(attention, states, mask) for attention in attentions]
+            return torch.cat(found * (images // len(found)))
+
+        def further(y: Tensor) -> Tensor:
+            read, states = [], words
+            for layer, following in pairwise(readers):
+                given = _to_read(layer, y.chunk(images))
+                # Detached: a backward pass through the reading of all tokens costs more than it
+                # gains. (Under no_grad, autocast would keep its casts of these weights without
+                # gradient.)
+                states = layer(states, additive, **given, mode="multimodal")[0].detach()
+                read.append(guides(following, states))
+            return torch.cat(read, dim=1)
+
+        if first:
+            with torch.set_grad_enabled(self._keeps_gradient()):
+                self.done.ids, self.done.output = ids, text_pass(bert, tokens)
+        with torch.set_grad_enabled(gradient):
+            if first:
+                words = self.done.output.last_hidden_state
+            else:
+                ids = ids.clone()
+                ids[:, 0] = model.tokenizer.enc_token_id  # as LAVIS reads images (BLIP)
+                words = bert.embeddings(ids)
+            return Reading(guides(readers[0], words), further if len(readers) > 1 else None)
+
+
+def is_read_by_text(model: Any) -> bool:
+    """Whether a model's tower is pruned by how its text encoder reads it."""
+    return model.elip.reducer.guide_kind == "queries" and hasattr(model, "text_encoder")
 
 
 def _readers(cross: Any) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -45,13 +45,14 @@ from elip_plugin.hosts.lavis.guide import guided_by_text
 from elip_plugin.hosts.lavis.runtime.paths import configs_root
 from elip_plugin.hosts.lavis.text import (
     TEXT_ENCODERS,
-    TextCache,
     inner_bert,
+    text_pass_of,
     text_token,
 )
-from elip_plugin.patching.install import Description, Tower
+from elip_plugin.patching.description import Description, Tower
 from elip_plugin.patching.monkeypatch import replaced
-from elip_plugin.patching.swap import Swap, choose
+from elip_plugin.patching.swap import choose
+from elip_plugin.reducers import FOR_QUESTIONS
 
 SMALL = "openmoji"
 """Model type of the small towers of `lavis_configs`, which train on a CPU."""
@@ -117,9 +118,6 @@ class ElipClip(ByForward, CLIP):
     PRETRAINED_MODEL_CONFIG_DICT = _small(CLIP, "clip")
     own_text_pass = True
 
-    if TYPE_CHECKING:
-        elip_cache: TextCache
-
     def extract_features(self, samples: dict[str, Any]) -> Any:
         """Extract features; those of the image depend on a text in training only."""
         with guided_by_text(self, samples):
@@ -137,8 +135,8 @@ class ElipClip(ByForward, CLIP):
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Encode token ids, unless this forward has encoded them already."""
-        cache = self.elip_cache
-        return cache.output if tokens is cache.ids else super().encode_text(tokens)
+        done = text_pass_of(self, tokens)
+        return super().encode_text(tokens) if done is None else done.output
 
     @property
     def loss(self) -> Any:
@@ -150,8 +148,7 @@ _pruned = partial(pruned_class, __name__)
 QUESTION = {
     "guided_by": "question",
     "text_at_test": True,
-    # The paper's cuts; docs/text.md shows how much better this chooses.
-    "default": {"preset": "fast", "reducer": "similarity", "choice_loss": 1.0},
+    "default": FOR_QUESTIONS,
 }
 SENTENCE = {"guided_by": "sentence", "text_at_test": True}
 OWN = {"own_text_pass": True}
@@ -213,8 +210,7 @@ def describe(module: Any) -> Description:
     patched: Any = model.patched
     leak = "" if patched.text_at_test else LEAK
     if hasattr(module, "visual"):
-        others = (Swap(module, patched, {"elip_cache": TextCache()}),)
-        return Description(module, clip_towers.describe(module.visual), others, None, leak)
+        return Description(module, clip_towers.describe(module.visual), (model,), None, leak)
     if hasattr(module, "Qformer"):
         tower = _describe_tower(module.visual_encoder)
         return Description(module, tower, (model,), None, leak, _why_no_guide(module, patched))
@@ -223,7 +219,7 @@ def describe(module: Any) -> Description:
     return Description(
         module,
         towers.describe(module.visual_encoder),
-        (*(choose(bert, TEXT_ENCODERS, elip_cache=TextCache()) for bert in berts), model),
+        (*(choose(bert, TEXT_ENCODERS) for bert in berts), model),
         towers.describe(module.visual_encoder_m) if hasattr(module, "visual_encoder_m") else None,
         leak,
         _why_no_guide(module, patched),

@@ -7,40 +7,31 @@ nothing is kept when a forward ends.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lavis.models.blip_models.nlvr_encoder import BertModel as NlvrBertModel
 from lavis.models.med import BertModel, XBertEncoder
 from torch import Tensor, nn
 
+from elip_plugin.patching.calls import find
 from elip_plugin.patching.swap import Patched
 
 
-class TextCache:
-    """The text pass of the forward in progress, identified by the very tensor of its token ids."""
+@dataclass
+class TextPass:
+    """The text pass of a call in progress, identified by the very tensor of its token ids."""
 
     ids: Tensor | None = None
     output: Any = None
-
-    def clear(self) -> None:
-        """Remove the text pass."""
-        self.ids, self.output = None, None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the text pass out: a copy or a pickle starts empty."""
-        return {}
 
 
 class ElipBertModel(Patched, BertModel):
     """A text encoder that does not run the same text pass twice."""
 
     replaces = BertModel
-
-    if TYPE_CHECKING:
-        elip_cache: TextCache
 
     def forward(self, input_ids: Tensor | None = None, **options: Any) -> Any:
         """Encode text, alone or fused with image tokens."""
@@ -49,18 +40,18 @@ class ElipBertModel(Patched, BertModel):
             options["encoder_attention_mask"] = _fit_mask(mask, states)
         elif isinstance(states, list) and mask is not None:
             options["encoder_attention_mask"] = [_fit_mask(m, s) for m, s in zip(mask, states)]
-        cache = self.elip_cache
-        if input_ids is None or input_ids is not cache.ids:
+        done = text_pass_of(self, input_ids)
+        if done is None:
             return super().forward(input_ids, **options)
         if options.get("mode") == "text":
-            return cache.output
+            return done.output
         layers = self.config.num_hidden_layers
         if getattr(self.config, "fusion_layer", layers) >= layers:
             return super().forward(input_ids, **options)
         # The lower layers (ALBEF), which attend to text only, have run; those that attend to the
         # image are left.
         options["mode"] = "fusion"
-        return super().forward(encoder_embeds=cache.output.last_hidden_state, **options)
+        return super().forward(encoder_embeds=done.output.last_hidden_state, **options)
 
 
 class ElipXBertEncoder(ElipBertModel, XBertEncoder):
@@ -70,13 +61,12 @@ class ElipXBertEncoder(ElipBertModel, XBertEncoder):
 
     def forward_text(self, tokenized_text: Any, **options: Any) -> Any:
         """Encode text alone."""
-        if tokenized_text.input_ids is self.elip_cache.ids:
-            return self.elip_cache.output
-        return super().forward_text(tokenized_text, **options)
+        done = text_pass_of(self, tokenized_text.input_ids)
+        return super().forward_text(tokenized_text, **options) if done is None else done.output
 
     def forward_automask(self, tokenized_text: Any, visual_embeds: Tensor, **options: Any) -> Any:
         """Encode text fused with image tokens, none of them masked."""
-        if tokenized_text.input_ids is not self.elip_cache.ids:
+        if text_pass_of(self, tokenized_text.input_ids) is None:
             return super().forward_automask(tokenized_text, visual_embeds, **options)
         return self(
             tokenized_text.input_ids,
@@ -85,6 +75,20 @@ class ElipXBertEncoder(ElipBertModel, XBertEncoder):
             encoder_attention_mask=torch.ones_like(visual_embeds[..., 0], dtype=torch.long),
             return_dict=True,
         )
+
+
+def text_pass_of(owner: Any, ids: Tensor | None) -> TextPass | None:
+    """Return the text pass that this call has made already.
+
+    Args:
+        owner: What encodes texts.
+        ids: Their token ids.
+
+    Returns:
+        The text pass; None if there is none of these ids.
+    """
+    done = find(owner, TextPass)
+    return done if done is not None and ids is not None and done.ids is ids else None
 
 
 TEXT_ENCODERS: dict[type, type[nn.Module]] = {
@@ -139,11 +143,11 @@ def text_token(model: Any, captions: Sequence[str]) -> Tensor:
 
 
 class CachingTokenizer:
-    """Takes a model's tokenizer's place during a forward; tokenizes its captions once.
+    """Takes a model's tokenizer's place during a call; tokenizes its captions once.
 
     Args:
         tokenizer: The model's tokenizer.
-        text: The captions of this forward; recognised by identity.
+        text: The captions of this call; recognised by identity.
         device: Where their tokens go; when LAVIS moves them there, they stay the same tensors,
             which identify the text pass.
     """
@@ -168,12 +172,15 @@ class CachingTokenizer:
         return getattr(self.tokenizer, name)
 
 
-@contextmanager
-def tokenized_once(model: Any, text: Sequence[str]) -> Iterator[CachingTokenizer]:
-    """Let a model tokenize its captions once inside the context."""
-    tokenizer = model.tokenizer
-    model.tokenizer = caching = CachingTokenizer(tokenizer, text, model.device)
-    try:
-        yield caching
-    finally:
-        model.tokenizer = tokenizer
+class TokenizesOnce:
+    """A model whose tokenizer is, in a guided call, one that tokenizes its captions once."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        caching = find(self, CachingTokenizer)
+        return vars(self)["tokenizer"] if caching is None else caching
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        vars(self)["tokenizer"] = tokenizer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,34 +13,19 @@ from torch import Tensor, nn
 from elip_plugin.core.blocks import PackedAttention
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.patching.blocks import PrunableBlock, PrunableStack, call_block
-from elip_plugin.patching.install import Tower
-from elip_plugin.patching.pruner import TowerShape
+from elip_plugin.patching.description import Tower, TowerShape
 from elip_plugin.patching.swap import Patched, Swap, choose, choose_all
 
 
-class Fused:
-    """Whether the attention of a tower is fused: while its last forward was a pruned one."""
-
-    def __init__(self, on: bool = False) -> None:
-        self.on = on
-
-
-UNFUSED = Fused()
-
-
 class FusedAttention(Patched, Attention):
-    """LAVIS' attention, fused: in pruned forwards, and in the reference to compare them with."""
+    """LAVIS' attention, fused where it is asked for: in pruned forwards."""
 
     replaces = Attention
 
-    if TYPE_CHECKING:
-        elip_fused: Fused
-
-    def forward(self, x: Tensor, register_hook: bool = False) -> Tensor:
+    def forward(self, x: Tensor, register_hook: bool = False, fused: bool = False) -> Tensor:
         """Attend."""
-        # By class and with a default: what `vit_grad_ckpt` wraps around this function stays when
-        # pruning is removed.
-        if register_hook or not getattr(self, "elip_fused", UNFUSED).on:
+        # By class: what `vit_grad_ckpt` wraps around this function stays when pruning is removed.
+        if register_hook or not (fused or getattr(self, "elip_always", False)):
             return Attention.forward(self, x, register_hook)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         dropout = self.attn_drop.p if self.training else 0.0
@@ -49,10 +34,10 @@ class FusedAttention(Patched, Attention):
 
 
 def fuse_attention(model: nn.Module) -> None:
-    """Give all attention of a model's towers the fused form, in place."""
+    """Give all attention of a model's towers the fused form, in place, to compare with."""
     for module in list(model.modules()):
         if type(module) is Attention:
-            Swap(module, FusedAttention, {"elip_fused": Fused(on=True)}).make()
+            Swap(module, FusedAttention, {"elip_always": True}).make()
 
 
 class ElipBlock(PrunableBlock, Block):
@@ -78,32 +63,39 @@ class ElipBlock(PrunableBlock, Block):
         return self.drop_path(added)
 
 
+def fused(block: Any, x: Tensor) -> Tensor:
+    """Run a block with fused attention (a mode of patched blocks).
+
+    An argument says so, and not what is true of the forward in progress: `vit_grad_ckpt` runs the
+    attention again in the backward pass.
+    """
+    x = x + block.drop_path(block.attn(block.norm1(x), fused=True))
+    y: Tensor = x + block.drop_path(block.mlp(block.norm2(x)))
+    return y
+
+
 class ElipVisionTransformer(PrunableStack, VisionTransformer):
     """A tower that prunes between its blocks; LAVIS' checkpointed regions are inside them."""
 
     replaces = VisionTransformer
 
-    if TYPE_CHECKING:
-        elip_fused: Fused
-
     def forward(self, x: Tensor, register_blk: int = -1) -> Tensor:
         """Embed images [B, 3, height, width] and run the blocks, pruned if pruning is active."""
-        pruning = self.elip.begin(self.patch_embed.num_patches, self.training)
-        # Left as it is at the end: `vit_grad_ckpt` runs the attention anew in the backward pass.
-        self.elip_fused.on = pruning is not None
-        if pruning is None:
-            return VisionTransformer.forward(self, x, register_blk)
-        class_token = self.cls_token.expand(len(x), -1, -1)
-        tokens = torch.cat([class_token, self.patch_embed(x)], dim=1) + self.pos_embed
-        call = None if register_blk < 0 else partial(_call_mapped, self.blocks[register_blk])
-        return self.norm(pruning.run_blocks(self.pos_drop(tokens), self.blocks, call))
+        with self.elip.begin(self) as pruning:
+            if pruning is None:
+                return VisionTransformer.forward(self, x, register_blk)
+            class_token = self.cls_token.expand(x.shape[0], -1, -1)
+            tokens = torch.cat([class_token, self.patch_embed(x)], dim=1) + self.pos_embed
+            mapped = self.blocks[register_blk] if register_blk >= 0 else None
+            call = partial(_call_fused, mapped)
+            return self.norm(pruning.run_blocks(self.pos_drop(tokens), self.blocks, call))
 
 
-def _call_mapped(mapped: Any, block: Any, x: Tensor, mode: Any = None, **options: Any) -> Any:
-    """Call a block, which keeps its attention map if it is `mapped`."""
+def _call_fused(mapped: Any, block: Any, x: Tensor, mode: Any = None, **options: Any) -> Any:
+    """Call a block with fused attention; one that is `mapped` keeps its attention map."""
     if block is mapped and mode is None:
         return block(x, register_hook=True)
-    return call_block(block, x, mode, **options)
+    return call_block(block, x, fused if mode is None else mode, **options)
 
 
 class ElipVisionTransformerEncoder(ElipVisionTransformer, VisionTransformerEncoder):
@@ -134,17 +126,14 @@ def describe(tower: Any) -> Tower:
         and block.attn.attn_drop.p == block.attn.proj_drop.p == block.mlp.drop.p == 0
         for block in tower.blocks
     )
-    fused = Fused()
-    stack = choose(tower, TOWERS, elip_fused=fused)
-    attention = choose_all(
-        (block.attn for block in tower.blocks), {Attention: FusedAttention}, elip_fused=fused
-    )
+    attention = choose_all((block.attn for block in tower.blocks), {Attention: FusedAttention})
     return Tower(
         shape,
-        stack,
+        choose(tower, TOWERS),
         blocks,
         attention,
+        # All blocks have the mode `fused`; looking ahead may call one that has no dropout.
         random_blocks=not still,
         patch_embed=tower.patch_embed.proj,
-        norm=tower.norm,
+        norm="norm",
     )

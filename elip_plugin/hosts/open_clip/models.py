@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import open_clip
 from open_clip.timm_model import TimmModel
@@ -15,7 +15,8 @@ from elip_plugin.errors import ElipError, UnsupportedModelError
 from elip_plugin.hosts.open_clip import towers
 from elip_plugin.hosts.open_clip.guide import linear_maps
 from elip_plugin.hosts.open_clip.support import SUPPORTED
-from elip_plugin.patching.install import Description, Tower
+from elip_plugin.patching.calls import find, opened
+from elip_plugin.patching.description import Description, Tower
 from elip_plugin.patching.swap import Patched, choose
 
 if TYPE_CHECKING:
@@ -42,13 +43,14 @@ class TextFirst(Patched):
     def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> Any:
         """Encode text, then the image guided by it."""
         host: Callable[..., Any] = super().forward  # type: ignore[misc]
-        pruner = self.elip
-        guided = image is not None and text is not None and pruner.wants_guide(self.training)
-        if not guided or pruner.guide is not None:
+        if image is None or text is None:
+            return host(image, text)
+        call = self.elip.start(self)  # type: ignore[arg-type]
+        if not call.needs_guide:
             return host(image, text)
         texts = host(None, text)
         features = texts["text_features"] if isinstance(texts, dict) else texts[1]
-        with pruner.guided(project_to_vision_width(features, linear_maps(self.visual))):
+        with call.guided(project_to_vision_width(features, linear_maps(self.visual))):
             images = host(image, None)
         if isinstance(images, dict):
             return {**images, "text_features": texts["text_features"]}
@@ -75,6 +77,12 @@ class ElipCustomTextCLIP(TextFirst, open_clip.CustomTextCLIP):
     replaces = open_clip.CustomTextCLIP
 
 
+class EncodedText(NamedTuple):
+    """The text of a forward in progress, which is encoded once."""
+
+    output: Any
+
+
 class ElipCoCa(Patched, open_clip.CoCa):
     """`open_clip.CoCa` with text-guided pruning."""
 
@@ -93,24 +101,20 @@ class ElipCoCa(Patched, open_clip.CoCa):
         **options: Any,
     ) -> Any:
         """Encode text, then the image guided by it, then decode; the rest is as in the host."""
-        pruner = self.elip
         ready = image_latent is not None and image_embs is not None
-        if (
-            ready
-            or text is None
-            or pruner.guide is not None
-            or not pruner.wants_guide(self.training)
-        ):
+        call = self.elip.start(self)
+        if ready or image is None or text is None or not call.needs_guide:
             return super().forward(image, text, image_latent, image_embs, *args, **options)
-        encoded = self._encode_text(text)
-        with pruner.guided(project_to_vision_width(encoded[0], linear_maps(self.visual))):
+        encoded = EncodedText(self._encode_text(text))
+        guide = project_to_vision_width(encoded.output[0], linear_maps(self.visual))
+        with call.guided(guide), opened(self, encoded):
             image_latent, image_embs = self._encode_image(image)
-        # The host encodes the text once more; for this call it gets what is there already.
-        self.__dict__["_encode_text"] = lambda *_, **__: encoded
-        try:
             return super().forward(image, text, image_latent, image_embs, *args, **options)
-        finally:
-            del self.__dict__["_encode_text"]
+
+    def _encode_text(self, *args: Any, **options: Any) -> Any:
+        """Encode text as the host does, which asks for it twice in a guided forward."""
+        encoded = find(self, EncodedText)
+        return super()._encode_text(*args, **options) if encoded is None else encoded.output
 
     __prepare_scriptable__ = TextFirst.__prepare_scriptable__
 

@@ -25,7 +25,7 @@ from elip_plugin.hosts.open_clip.timm_trunk import (
     shape_of,
 )
 from elip_plugin.patching.blocks import PrunableStack, call_block, call_checkpointed
-from elip_plugin.patching.install import Tower
+from elip_plugin.patching.description import Tower
 from elip_plugin.patching.swap import Swap, choose_all
 
 
@@ -88,26 +88,23 @@ class ElipNaFlex(PrunableStack, NaFlexVit):
         patch_valid: Tensor | None = None,
         attn_mask: Tensor | None = None,
     ) -> Any:
-        """Embed images or patches and run the blocks; with a mask of the caller's unpruned."""
-        pruner, prefix = self.elip, self.elip.shape.prefix
-        if attn_mask is not None or not pruner.is_active(self.training):
-            return super().forward_features(patches, patch_coord, patch_valid, attn_mask)
-        embedded = self._forward_embeds(patches, patch_coord, patch_valid, None)
-        x, valid = embedded["patches"], embedded["patch_valid"]
-        pruning = pruner.begin(x.shape[1] - prefix, self.training)
-        call = call_checkpointed if self.grad_checkpointing else call_block
-        rope = embedded["rope_embeds"]
-        positions = read_by_blocks(None if rope is None else rotations(rope), prefix, x.dtype)
-        if pruning is None:
-            options = {**positions(None, None), "attn_mask": embedded["attn_mask"]}
-            for block in self.blocks:
-                x = call(block, x, **options)
-        elif valid is None:
-            x = pruning.run_blocks(x, self.blocks, call, None if rope is None else positions)
-        else:
-            x, valid = pruning.run_padded_blocks(x, valid.bool(), self.blocks, call, positions)
-        x = self.norm(x)
-        return x if patch_coord is None else {"patches": x, "patch_valid": valid}
+        """Embed images or patches and run the blocks, pruned if pruning is active."""
+        with self.elip.begin(self) as pruning:
+            if pruning is None:
+                return super().forward_features(patches, patch_coord, patch_valid, attn_mask)
+            pruning.refuse_mask(attn_mask=attn_mask)
+            embedded = self._forward_embeds(patches, patch_coord, patch_valid, None)
+            x, valid = embedded["patches"], embedded["patch_valid"]
+            call = call_checkpointed if self.grad_checkpointing else call_block
+            rope = embedded["rope_embeds"]
+            rotary = None if rope is None else rotations(rope)
+            positions = read_by_blocks(rotary, self.elip.shape.prefix, x.dtype)
+            if valid is None:
+                x = pruning.run_blocks(x, self.blocks, call, None if rope is None else positions)
+            else:
+                x, valid = pruning.run_padded_blocks(x, valid.bool(), self.blocks, call, positions)
+            x = self.norm(x)
+            return x if patch_coord is None else {"patches": x, "patch_valid": valid}
 
 
 def read_by_blocks(

@@ -25,7 +25,7 @@ from elip_plugin.hosts.open_clip.timm_trunk import (
     shape_of,
 )
 from elip_plugin.patching.blocks import PrunableBlock
-from elip_plugin.patching.install import Tower
+from elip_plugin.patching.description import Tower
 from elip_plugin.patching.swap import Swap, choose_all
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from elip_plugin.config import DEFAULT_PRESET, PRESETS
-from elip_plugin.reducers import find_reducer
 
 SUPPORTED = (
     "OpenCLIP's native ViT (class-token, average or attentional pooling) and timm's "
@@ -37,11 +36,11 @@ def why_not(config: Mapping[str, Any], preset: str = DEFAULT_PRESET) -> str | No
 
 
 def _why_not_by(preset: str, vision: Mapping[str, Any]) -> str | None:
-    reads_pixels = find_reducer(PRESETS[preset].reducer).reads_pixels
     name = str(vision.get("timm_model_name"))
     for prefix, how in OTHER_STEMS.items():
-        if reads_pixels and name.startswith(prefix):
-            return f"{how}, and preset {preset!r} needs one convolution: use another preset"
+        reason = PRESETS[preset].method.why_not_stem(how)
+        if reason and name.startswith(prefix):
+            return f"{reason}: use another preset than {preset!r}"
     return None
 
 

@@ -26,7 +26,7 @@ from elip_plugin.hosts.open_clip.timm_trunk import (
     refuse_dropout,
     shape_of,
 )
-from elip_plugin.patching.install import Tower
+from elip_plugin.patching.description import Tower
 from elip_plugin.patching.swap import Patched, Swap, choose_all
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from elip_plugin.core.positions import PositionOptions
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.patching.blocks import PrunableStack, call_block, call_checkpointed
-from elip_plugin.patching.pruner import TowerShape
+from elip_plugin.patching.description import TowerShape
 
 
 class PrunableTrunk(PrunableStack):
@@ -28,22 +28,16 @@ class PrunableTrunk(PrunableStack):
         raise NotImplementedError(f"{type(self).__name__} has no embed")
 
     def forward_features(self, x: Tensor, *args: Any, **kw: Any) -> Tensor:
-        """Embed images [B, 3, height, width] and run the blocks; with a mask unpruned."""
-        pruner = self.elip
-        active = pruner.enabled and (self.training or pruner.eval_mode != "full")
-        if args or kw.get("attn_mask") is not None or kw.get("is_causal") or not active:
-            return super().forward_features(x, *args, **kw)  # type: ignore[misc]
-        tokens, positions = self.embed(x)
-        pruning = pruner.begin(tokens.shape[1] - pruner.shape.prefix, self.training)
-        call = call_checkpointed if self.grad_checkpointing else call_block
-        if pruning is not None:
-            tokens = pruning.run_blocks(tokens, self.blocks, call, positions)
-        else:
-            options = {} if positions is None else positions(None, None)
-            for block in self.blocks:
-                tokens = call(block, tokens, **options)
-        features: Tensor = self.norm(tokens)
-        return features
+        """Embed images [B, 3, height, width] and run the blocks, pruned if pruning is active."""
+        with self.elip.begin(self) as pruning:  # type: ignore[arg-type]
+            if pruning is None:
+                return super().forward_features(x, *args, **kw)  # type: ignore[misc]
+            mask, causal = (*args, None)[0], kw.get("is_causal") or None
+            pruning.refuse_mask(attn_mask=kw.get("attn_mask", mask), is_causal=causal)
+            tokens, positions = self.embed(x)
+            call = call_checkpointed if self.grad_checkpointing else call_block
+            features: Tensor = self.norm(pruning.run_blocks(tokens, self.blocks, call, positions))
+            return features
 
 
 def shape_of(trunk: Any, num_patches: int, class_token: bool) -> TowerShape:
@@ -84,7 +78,8 @@ def patch_convolution(trunk: Any) -> nn.Module | None:
     return embed.proj if type(embed) is PatchEmbed else None
 
 
-def last_norm(trunk: Any) -> nn.Module | None:
-    """Return what normalises the tokens, or their mean, after the last block."""
-    norms = (getattr(trunk, name, None) for name in ("norm", "fc_norm"))
-    return next((norm for norm in norms if not isinstance(norm, (nn.Identity, type(None)))), None)
+def last_norm(trunk: Any) -> str:
+    """Return the name of what normalises the tokens, or their mean, after the last block."""
+    nothing = (nn.Identity, type(None))
+    names = (n for n in ("norm", "fc_norm") if not isinstance(getattr(trunk, n, None), nothing))
+    return next(names, "")

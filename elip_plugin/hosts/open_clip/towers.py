@@ -9,14 +9,19 @@ from open_clip.transformer import (
     CustomResidualAttentionBlock,
     ResidualAttentionBlock,
     Transformer,
+    VisionTransformer,
 )
 from torch import Tensor, nn
 
 from elip_plugin.core.blocks import PackedAttention
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.patching.blocks import PrunableBlock, PrunableStack, call_checkpointed
-from elip_plugin.patching.install import Tower
-from elip_plugin.patching.pruner import TowerShape
+from elip_plugin.patching.blocks import (
+    PrunableBlock,
+    PrunableStack,
+    PrunableTower,
+    call_checkpointed,
+)
+from elip_plugin.patching.description import Tower, TowerShape
 from elip_plugin.patching.swap import choose, choose_all
 
 
@@ -69,6 +74,12 @@ class ElipCustomBlock(PrunableBlock, CustomResidualAttentionBlock):
         return self.ls_2(self.mlp(self.ln_2(x)))
 
 
+class ElipVisionTransformer(PrunableTower, VisionTransformer):
+    """A tower that embeds patches and runs the stack."""
+
+    replaces = VisionTransformer
+
+
 class ElipTransformer(PrunableStack, Transformer):
     """A stack of blocks that prunes between them, outside any checkpointed region."""
 
@@ -76,9 +87,11 @@ class ElipTransformer(PrunableStack, Transformer):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Run the blocks on tokens [B, T, D], with the plan's stages if pruning is active."""
-        pruning = self.elip.begin(x.shape[1] - 1, self.training)
+        pruning = self.elip.current(self)
         if pruning is None:
             return super().forward(x, attn_mask)
+        if attn_mask is not None:
+            pruning.refuse_mask(attn_mask=attn_mask)
         call = call_checkpointed if self.grad_checkpointing else None
         return pruning.run_blocks(x, self.resblocks, call)
 
@@ -122,9 +135,10 @@ def describe(visual: Any) -> Tower:
         shape,
         stack,
         blocks,
+        others=(choose(visual, {VisionTransformer: ElipVisionTransformer}),),
         random_blocks=custom,
         module=visual,
         patch_embed=visual.conv1,
         # Attentional pooling has it after the pooling, in another width.
-        norm=visual.ln_post if visual.attn_pool is None else None,
+        norm="ln_post" if visual.attn_pool is None else "",
     )

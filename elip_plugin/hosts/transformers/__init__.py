@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from elip_plugin.hosts.base import Catalogue, Host, HostModel, ModelName
-from elip_plugin.patching.install import Description
+from elip_plugin.patching.description import Description
 
 
 class TransformersHost(Host, Catalogue):

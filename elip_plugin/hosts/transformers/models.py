@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 from contextlib import suppress
 from types import ModuleType
@@ -18,9 +17,10 @@ from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.transformers import towers
 from elip_plugin.hosts.transformers.guide import linear_maps, text_features
 from elip_plugin.hosts.transformers.shapes import CONFIG_KEY
-from elip_plugin.patching.install import Description, Tower
+from elip_plugin.patching.calls import find, opened
+from elip_plugin.patching.description import Description, Tower
 from elip_plugin.patching.monkeypatch import replaced
-from elip_plugin.patching.swap import Patched, Swap, choose
+from elip_plugin.patching.swap import Swap, choose
 from elip_plugin.patching.wrappers import unwrap
 
 if TYPE_CHECKING:
@@ -39,11 +39,38 @@ NOT_TEXT = ("pixel_values", "return_loss", "interpolate_pos_encoding", "return_d
 """Arguments of a model's forward that do not concern its text."""
 
 
-class TextFirst(towers.NamedAsReplaced, Patched):
+class EncodedText:
+    """The text of a forward in progress, which is encoded once."""
+
+    output: Any = None
+
+
+class TextModel(towers.NamedAsReplaced):
+    """A text model that encodes the text of a guided forward once."""
+
+    @classmethod
+    def body_for(cls, replaces: Any) -> dict[str, Any]:
+        """Return the forward."""
+        return towers.wrapped_forward(replaces)
+
+    def elip_forward(self, host: Any, args: Any, options: Any) -> Any:
+        """Encode text, or return what is encoded already."""
+        encoded = find(self, EncodedText)
+        if encoded is None:
+            return host(self, *args, **options)
+        as_tuple = options.pop("return_dict", None) is False
+        if encoded.output is None:
+            encoded.output = host(self, *args, **options)
+        # A copy: `get_text_features` overwrites a part of what it is given.
+        output = copy.copy(encoded.output)
+        return output.to_tuple() if as_tuple and not isinstance(output, tuple) else output
+
+
+class TextFirst(towers.NamedAsReplaced):
     """A contrastive model whose vision tower is guided by the text.
 
     The host encodes the image first and the text second. Here the text is encoded before the
-    host's own forward, which then gets that result in place of its text model's.
+    host's own forward, which then gets that result from its text model.
     """
 
     elip_parameters: ClassVar[tuple[str, ...]]
@@ -55,32 +82,30 @@ class TextFirst(towers.NamedAsReplaced, Patched):
     if TYPE_CHECKING:
         elip: Pruner
 
+    @classmethod
+    def body_for(cls, replaces: Any) -> dict[str, Any]:
+        """Return the forward, and the names of its parameters."""
+        get_text = inspect.signature(replaces.get_text_features)
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in get_text.parameters.values())
+        return {
+            **towers.wrapped_forward(replaces),
+            "elip_parameters": tuple(inspect.signature(replaces.forward).parameters)[1:],
+            "elip_text_parameters": None if takes_any else frozenset(get_text.parameters),
+        }
+
     def elip_forward(self, host: Any, args: Any, options: Any) -> Any:
         """Encode text, then run the host's forward with the image guided by it."""
         model: Any = self
-        pruner = self.elip
         given = {**dict(zip(self.elip_parameters, args)), **options}
         both = given.get("input_ids") is not None and given.get("pixel_values") is not None
-        if not both or pruner.guide is not None or not pruner.wants_guide(model.training):
+        call = self.elip.start(model)
+        if not both or not call.needs_guide:
             return host(self, *args, **options)
-        text_model = model.text_model
-        encoded: list[Any] = []
-
-        def encode_once(*args: Any, return_dict: bool | None = None, **options: Any) -> Any:
-            if not encoded:
-                encoded.append(text_model(*args, **options))
-            # A copy: `get_text_features` overwrites a part of what it is given.
-            output = copy.copy(encoded[0])
-            as_tuple = return_dict is False and not isinstance(output, tuple)
-            return output.to_tuple() if as_tuple else output
-
-        model.__dict__["text_model"] = encode_once  # before the submodule of that name
-        try:
+        with opened(model.text_model, EncodedText()):
             features = text_features(model, **self._text_options(given))
-            with pruner.guided(project_to_vision_width(features, linear_maps(model))):
+            guide = project_to_vision_width(features, linear_maps(model))
+            with call.guided(guide):
                 return host(self, *args, **options)
-        finally:
-            del model.__dict__["text_model"]
 
     def _text_options(self, given: dict[str, Any]) -> dict[str, Any]:
         known = self.elip_text_parameters
@@ -98,24 +123,6 @@ class TextFirst(towers.NamedAsReplaced, Patched):
             return host.save_pretrained(*args, **options)
 
 
-def _text_first(replaces: Any) -> Any:
-    """Make the patched class of a model; its forward has the signature of the host's."""
-    host, get_text = replaces.forward, inspect.signature(replaces.get_text_features)
-
-    @functools.wraps(host)
-    def forward(self: Any, *args: Any, **options: Any) -> Any:
-        return self.elip_forward(host, args, options)
-
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in get_text.parameters.values())
-    return towers.patched_class(
-        TextFirst,
-        replaces,
-        forward=forward,
-        elip_parameters=tuple(inspect.signature(host).parameters)[1:],
-        elip_text_parameters=None if takes_any else frozenset(get_text.parameters),
-    )
-
-
 class ModelSwap(Swap):
     """The swap of a model. A saved plan leaves its config, where it would outlast the pruning."""
 
@@ -127,11 +134,12 @@ class ModelSwap(Swap):
 
 
 MODELS: dict[type, type[nn.Module]] = {
-    cls: _text_first(cls)
+    cls: towers.patched_class(TextFirst, cls)
     for cls in (
         *(family.find_class(f"{family.prefix}Model") for family in towers.FAMILIES),
         getattr(transformers, "VisionTextDualEncoderModel", None),
     )
+    if cls is not None
     if cls is not None
 }
 
@@ -175,5 +183,6 @@ def describe(module: Any) -> Description:
             "vision_model, or one of "
             f"{sorted(cls.__name__ for cls in MODELS)}"
         )
+    text = Swap(module.text_model, towers.patched_class(TextModel, type(module.text_model)))
     model = ModelSwap(module, choose(module, MODELS).patched)
-    return Description(module, tower, (model,), no_eval_by_text=LEAK)
+    return Description(module, tower, (text, model), no_eval_by_text=LEAK)

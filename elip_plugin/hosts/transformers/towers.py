@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,12 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.patching.blocks import PrunableBlock, PrunableStack
-from elip_plugin.patching.install import Tower
-from elip_plugin.patching.pruner import TowerShape
-from elip_plugin.patching.swap import choose, choose_all
+from elip_plugin.patching.calls import thread
+from elip_plugin.patching.description import Tower, TowerShape
+from elip_plugin.patching.swap import Patched, Swap, choose, choose_all
+
+if TYPE_CHECKING:
+    from elip_plugin.patching.pruner import Pruner
 
 RECORDED = ("output_attentions", "output_hidden_states")
 NOT_FOR_LAYERS = (*RECORDED, "return_dict", "attention_mask")
@@ -62,48 +65,83 @@ FAMILIES = tuple(family for family in KNOWN_FAMILIES if family.is_complete())
 """Those of this version of transformers: a class that it renamed takes its own family along."""
 
 
-PATCHED: dict[type, type[nn.Module]] = {}
-"""All patched classes, by the class of transformers that each replaces."""
-
-
-class NamedAsReplaced:
+class NamedAsReplaced(Patched):
     """A patched class with the module and the names of the class that it replaces.
 
     They are written into files (`save_pretrained`, the adapters of peft), and code of the host goes
     by them: FSDP's wrapping policies, the choice of an attention implementation. Pickle, which
-    would find the replaced class by them, is told the patched one.
+    would find the replaced class by them, is told how the patched one is made.
     """
 
-    replaces: ClassVar[type[nn.Module]]
+    elip_mixin: ClassVar[type[NamedAsReplaced]]
+    """What was added in front of the host's class."""
+
+    @classmethod
+    def body_for(cls, replaces: Any) -> dict[str, Any]:
+        """Return further class attributes, which depend on the host's class."""
+        return {}
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle or copy by the replaced class."""
         reduced: Any = super().__reduce_ex__(protocol)
-        return (_new, (self.replaces,), *reduced[2:])
+        return (_new, (self.elip_mixin, self.replaces), *reduced[2:])
 
 
-def _new(replaced: type) -> Any:
-    """Make an empty object of the patched class."""
-    importlib.import_module("elip_plugin.hosts.transformers.models")  # fills PATCHED
-    patched = PATCHED[replaced]
+def _new(mixin: type[NamedAsReplaced], replaced: type) -> Any:
+    """Make an empty object of a patched class."""
+    patched = patched_class(mixin, replaced)
     return patched.__new__(patched)
 
 
-def patched_class(mixin: type, replaces: Any, **body: Any) -> Any:
+def patched_class(mixin: Any, replaces: Any) -> Any:
     """Make the patched class of a class of transformers.
 
     Args:
-        mixin: What is added in front of the host's class; a `NamedAsReplaced`.
+        mixin: What is added in front of the host's class.
         replaces: The host's class.
-        **body: Further class attributes.
 
     Returns:
         The class.
     """
+    return _patched_class(mixin, replaces)
+
+
+@functools.cache
+def _patched_class(mixin: Any, replaces: Any) -> Any:
+    body = {**mixin.body_for(replaces), "elip_mixin": mixin, "replaces": replaces}
     body |= {"__module__": replaces.__module__, "__qualname__": replaces.__qualname__}
-    patched = type(replaces.__name__, (mixin, replaces), {**body, "replaces": replaces})
-    PATCHED[replaces] = patched
-    return patched
+    return type(replaces.__name__, (mixin, replaces), body)
+
+
+def wrapped_forward(replaces: Any) -> dict[str, Any]:
+    """Return a class body whose forward has the host's signature and calls `elip_forward`."""
+    host = replaces.forward
+
+    @functools.wraps(host)
+    def forward(self: Any, *args: Any, **options: Any) -> Any:
+        return self.elip_forward(host, args, options)
+
+    return {"forward": forward}
+
+
+class ElipTower(NamedAsReplaced):
+    """A tower, from images to features."""
+
+    if TYPE_CHECKING:
+        elip: Pruner
+
+    @classmethod
+    def body_for(cls, replaces: Any) -> dict[str, Any]:
+        """Return the forward."""
+        return wrapped_forward(replaces)
+
+    def elip_forward(self, host: Any, args: Any, options: Any) -> Any:
+        """Run the host's forward, which `Pruner.current` finds in the encoder."""
+        before = self.elip.open(self)  # type: ignore[arg-type]
+        try:
+            return host(self, *args, **options)
+        finally:
+            thread.innermost = before
 
 
 class ElipLayer(NamedAsReplaced, PrunableBlock):
@@ -111,6 +149,13 @@ class ElipLayer(NamedAsReplaced, PrunableBlock):
 
     elip_masks: ClassVar[int]
     """Attention masks that the host's layer must be given after the tokens; here all None."""
+
+    @classmethod
+    def body_for(cls, replaces: Any) -> dict[str, Any]:
+        """Return the number of masks."""
+        parameters = list(inspect.signature(replaces.forward).parameters.values())[2:]
+        positional = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        return {"elip_masks": sum(p.default is p.empty for p in positional)}
 
     def _heads(self, projected: Tensor) -> Tensor:
         attn: Any = self.self_attn  # type: ignore[attr-defined]
@@ -151,13 +196,12 @@ class ElipEncoder(NamedAsReplaced, PrunableStack):
     def forward(self, inputs_embeds: Tensor, *args: Any, **options: Any) -> Any:
         """Run the layers on tokens [B, P + N, D], with the plan's stages if pruning is active."""
         encoder: Any = self
-        pruner, pruning = self.elip, None
-        if not args and options.get("attention_mask") is None:
-            num_patches = inputs_embeds.shape[1] - pruner.shape.prefix
-            pruning = pruner.begin(num_patches, encoder.training)
+        pruning = self.elip.current(encoder)
         if pruning is None:
             host: Any = super()
             return host.forward(inputs_embeds, *args, **options)
+        mask = (*args, None)[0]
+        pruning.refuse_mask(attention_mask=options.get("attention_mask", mask))
         refuse_recording(encoder.config, options)
         options = {k: v for k, v in options.items() if k not in NOT_FOR_LAYERS}
         call = functools.partial(run_layer, _options=options)
@@ -204,18 +248,13 @@ def refuse_recording(config: Any, options: dict[str, Any]) -> None:
             )
 
 
-def _masks(layer: Any) -> int:
-    parameters = list(inspect.signature(layer.forward).parameters.values())[2:]
-    positional = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    return sum(p.default is p.empty for p in positional)
-
-
 LAYERS: dict[type, type[nn.Module]] = {}
 ENCODERS: dict[type, type[nn.Module]] = {}
 for _family in FAMILIES:
     _layer, _encoder = _family.find_class(_family.layer), _family.find_class(_family.encoder)
-    LAYERS[_layer] = patched_class(ElipLayer, _layer, elip_masks=_masks(_layer))
-    ENCODERS[_encoder] = patched_class(ElipEncoder, _encoder)
+    if _layer is not None and _encoder is not None:  # else this version has renamed them
+        LAYERS[_layer] = patched_class(ElipLayer, _layer)
+        ENCODERS[_encoder] = patched_class(ElipEncoder, _encoder)
 
 
 def describe(tower: Any) -> Tower:
@@ -236,6 +275,13 @@ def describe(tower: Any) -> Tower:
     )
     # Looking ahead cannot call a layer by itself: some versions want masks and return tuples.
     stack, blocks = choose(encoder, ENCODERS), choose_all(encoder.layers, LAYERS)
-    embedding = tower.embeddings.patch_embedding
-    norm = tower.post_layernorm
-    return Tower(shape, stack, blocks, random_blocks=True, patch_embed=embedding, norm=norm)
+    return Tower(
+        shape,
+        stack,
+        blocks,
+        others=(Swap(tower, patched_class(ElipTower, type(tower))),),
+        random_blocks=True,
+        module=tower,
+        patch_embed=tower.embeddings.patch_embedding,
+        norm="post_layernorm",
+    )

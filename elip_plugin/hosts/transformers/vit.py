@@ -17,13 +17,12 @@ from transformers.models.vit.modeling_vit import ViTLayer
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.transformers import towers
 from elip_plugin.patching.blocks import PrunableStack
-from elip_plugin.patching.install import Tower
-from elip_plugin.patching.pruner import TowerShape
+from elip_plugin.patching.description import Tower, TowerShape
 from elip_plugin.patching.swap import choose, choose_all
 
 PARAMETERS = tuple(inspect.signature(ViTModel.forward).parameters)[1:]
 MASKS = ("bool_masked_pos", "head_mask", "attention_mask")
-"""Arguments of the host's forward with which nothing is pruned."""
+"""Arguments of the host's forward that a pruned one cannot have."""
 
 DROPOUTS = ("attention_probs_dropout_prob", "hidden_dropout_prob")
 
@@ -73,36 +72,33 @@ class ElipViTLayer(towers.ElipLayer):
 class ElipViT(towers.NamedAsReplaced, PrunableStack):
     """A plain ViT that prunes between its layers, outside any checkpointed region."""
 
+    @classmethod
+    def body_for(cls, replaces: Any) -> dict[str, Any]:
+        """Return the forward."""
+        return towers.wrapped_forward(replaces)
+
     def elip_forward(self, host: Any, args: Any, options: Any) -> Any:
         """Run the host's forward, or its parts with the plan's stages if pruning is active."""
         vit: Any = self
-        given: dict[str, Any] = {**dict(zip(PARAMETERS, args)), **options}
-        images: Any
-        images, pruning = given.get("pixel_values"), None
-        if images is not None and all(given.get(name) is None for name in MASKS):
-            height, width = vit.embeddings.patch_embeddings.patch_size
-            num_patches = (images.shape[2] // height) * (images.shape[3] // width)
-            pruning = self.elip.begin(num_patches, vit.training)
-        if pruning is None:
-            return host(self, *args, **options)
-        towers.refuse_recording(vit.config, options)
-        images = images.to(vit.embeddings.patch_embeddings.projection.weight.dtype)
-        interpolate = given.get("interpolate_pos_encoding")
-        x = vit.embeddings(images, interpolate_pos_encoding=interpolate)
-        call = functools.partial(towers.run_layer, _options={})
-        x = vit.layernorm(pruning.run_blocks(x, layers_of(vit), call))
-        pooled = vit.pooler(x) if vit.pooler is not None else None
-        output = BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=pooled)
-        return output.to_tuple() if given.get("return_dict") is False else output
+        with self.elip.begin(vit) as pruning:
+            if pruning is None:
+                return host(self, *args, **options)
+            given: dict[str, Any] = {**dict(zip(PARAMETERS, args)), **options}
+            pruning.refuse_mask(**{name: given.get(name) for name in MASKS})
+            towers.refuse_recording(vit.config, options)
+            images: Any = given["pixel_values"]
+            images = images.to(vit.embeddings.patch_embeddings.projection.weight.dtype)
+            interpolate = given.get("interpolate_pos_encoding")
+            x = vit.embeddings(images, interpolate_pos_encoding=interpolate)
+            call = functools.partial(towers.run_layer, _options={})
+            x = vit.layernorm(pruning.run_blocks(x, layers_of(vit), call))
+            pooled = vit.pooler(x) if vit.pooler is not None else None
+            output = BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=pooled)
+            return output.to_tuple() if given.get("return_dict") is False else output
 
 
-@functools.wraps(ViTModel.forward)
-def _forward(self: Any, *args: Any, **options: Any) -> Any:
-    return self.elip_forward(ViTModel.forward, args, options)
-
-
-LAYERS = {ViTLayer: towers.patched_class(ElipViTLayer, ViTLayer, elip_masks=0)}
-MODELS = {ViTModel: towers.patched_class(ElipViT, ViTModel, forward=_forward)}
+LAYERS = {ViTLayer: towers.patched_class(ElipViTLayer, ViTLayer)}
+MODELS = {ViTModel: towers.patched_class(ElipViT, ViTModel)}
 
 
 def layers_of(vit: Any) -> Any:
@@ -133,5 +129,5 @@ def describe(vit: Any) -> Tower:
         choose_all(layers, LAYERS),
         random_blocks=True,
         patch_embed=embedding.projection,
-        norm=vit.layernorm,
+        norm="layernorm",
     )

@@ -111,11 +111,11 @@ def test_the_caption_chooses_and_can_be_given_by_hand(
         pass
 
 
-@pytest.mark.parametrize("reducer", [n for n, r in reducers().items() if not r.compares])
+@pytest.mark.parametrize("reducer", [n for n, r in reducers().items() if r.guide_kind == "pooled"])
 def test_every_reducer_by_the_image_alone(
     tmp_path: Path, samples: dict[str, Any], reducer: str
 ) -> None:
-    preset = {} if reducers()[reducer].at_input else {"preset": "fast"}
+    preset = {} if hasattr(reducers()[reducer], "input_keep") else {"preset": "fast"}
     model = make(tmp_path, elip={**preset, "reducer": reducer, "text_weight": 0.0})
     lengths, out = lengths_of(model, samples)
     assert lengths == list(elip_plugin.find_handle(model).plan.tokens) and out.loss.isfinite()

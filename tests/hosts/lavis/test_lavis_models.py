@@ -429,7 +429,7 @@ def test_a_copy_made_within_a_forward_starts_clean() -> None:
     run("albef_retrieval", model)
     hook.remove()
     assert copies[0].elip_cache.output is None and copies[0].elip_cache.ids is None
-    assert copies[1].elip.guide is None
+    assert copies[1].elip.settings.guide is None
 
 
 @pytest.mark.parametrize("arch", ["albef_pretrain", "blip_pretrain", "albef_nlvr", "clip"])

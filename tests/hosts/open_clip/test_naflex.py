@@ -39,7 +39,7 @@ KINDS = tuple(NAMES)
 GRIDS = ((6, 5), (3, 8), (4, 4), (2, 9))  # rows and columns; 30, 24, 16 and 18 patches
 SIDE = 8  # pixels of a patch
 TEXT = 12
-REDUCERS = [name for name, reducer in reducers().items() if not reducer.reads_pixels]
+REDUCERS = [name for name, reducer in reducers().items() if not hasattr(reducer, "input_keep")]
 
 
 def make(kind: str, elip: Any = None, **timm: Any) -> Any:
@@ -65,7 +65,7 @@ def config_of(reducer: str, **more: Any) -> dict[str, Any]:
         {"block": 3, "lookahead": ahead, "keep": 0.4},
     ]
     how: dict[str, Any] = {"eval_mode": "image", "text_weight": 0.0}
-    if find_reducer(reducer).compares:  # cannot choose without a text
+    if find_reducer(reducer).guide_kind == "queries":  # cannot choose without a text
         how = {"eval_mode": "text", "text_weight": 1.0, "guide_source": "batch"}
     return {"reducer": reducer, "stages": stages, **how, **more}
 
@@ -203,7 +203,7 @@ def test_training_has_the_planned_lengths_and_gradients(kind: str, reducer: str)
     batch, text = padded(pictures(), 36), captions()
     before = model.eval()(batch, text)["image_features"]
     weight = 0.5 if find_reducer(reducer).reads_text else 0.0
-    weight = 1.0 if find_reducer(reducer).compares else weight
+    weight = 1.0 if find_reducer(reducer).guide_kind == "queries" else weight
     handle = elip_plugin.apply(model, config_of(reducer, text_weight=weight, eval_mode="full"))
     gradients = []
     for checkpointed in (False, True):

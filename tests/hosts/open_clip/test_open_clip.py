@@ -388,7 +388,7 @@ def test_a_copy_made_in_mid_forward_has_no_guide(tiny_clip: Make) -> None:
     handle = apply(model)
     with handle.guide(torch.randn(4, 32)):
         copied = copy.deepcopy(model)
-    assert copied.visual.transformer.elip.guide is None
+    assert copied.visual.transformer.elip.settings.guide is None
 
 
 def test_whole_model_saved_by_torch(tiny_clip: Make, pairs: Pairs) -> None:
@@ -424,7 +424,7 @@ def test_an_exception_in_mid_forward_leaves_nothing(
             model(*pairs)
         with pytest.raises(RuntimeError, match="out of memory"), handle.disabled():
             model(*pairs)
-    assert model.visual.transformer.elip.guide is None
+    assert model.visual.transformer.elip.settings.guide is None
     assert same(model(*pairs), expected)
 
 
@@ -439,7 +439,7 @@ def test_a_guide_of_the_wrong_shape(
     handle = apply(model)
     with pytest.raises(GuideError, match=message), handle.guide(torch.randn(rows, columns)):
         model.encode_image(pairs[0])
-    assert model.visual.transformer.elip.guide is None
+    assert model.visual.transformer.elip.settings.guide is None
 
 
 def test_a_bare_towers_guide_of_the_wrong_width(tiny_clip: Make, pairs: Pairs) -> None:
@@ -519,4 +519,4 @@ def test_compiles_to_one_graph_with_the_same_result(tiny_clip: Make, pairs: Pair
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*pairs), model(*pairs))
     compiled(*pairs)["image_features"].sum().backward()
-    assert find_handle(compiled).model.visual.transformer.elip.guide is None
+    assert find_handle(compiled).model.visual.transformer.elip.settings.guide is None

@@ -269,7 +269,7 @@ def test_every_reducer_trains_a_step(kind: str, reducer: str) -> None:
         expected = encode(base.eval(), images)
         assert torch.equal(encode(model.eval(), images), expected)
         pruner = find_pruner(model)
-        mode = "text" if pruner.reducer.compares else "image"
+        mode = "text" if pruner.reducer.guide_kind == "queries" else "image"
         guide = torch.randn(len(images), pruner.shape.width, dtype=images.dtype)
         lengths_of = recorded_lengths(stack_of(model))
         with pruner.evaluated_by(mode), pruner.guided(guide), lengths_of as lengths:

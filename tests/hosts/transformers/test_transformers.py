@@ -29,7 +29,7 @@ FAMILIES = list(MODELS)
 
 
 def config_of(reducer: str, **fields: Any) -> dict[str, Any]:
-    preset = {} if reducers()[reducer].at_input else {"preset": "fast"}
+    preset = {} if hasattr(reducers()[reducer], "input_keep") else {"preset": "fast"}
     return {**preset, "reducer": reducer, **fields}
 
 

@@ -24,7 +24,7 @@ def cases() -> Iterator[tuple[str, str]]:
     """Every reducer, with every preset that it can follow; "" is its own stages."""
     yield "", ""
     for name, reducer in reducers().items():
-        if reducer.at_input:
+        if hasattr(reducer, "input_keep"):
             yield "", name
             continue
         for preset, config in PRESETS.items():
@@ -130,7 +130,7 @@ def config_of(preset: str, reducer: str) -> dict[str, Any]:
     config: dict[str, Any] = {"reducer": reducer, "eval_mode": "image"}
     if preset:
         config["preset"] = preset
-    if reducers()[reducer].compares:  # by the text alone
+    if reducers()[reducer].guide_kind == "queries":  # by the text alone
         return {**config, "eval_mode": "full"}
     return {**config, "text_weight": 0.5} if reducers()[reducer].reads_text else config
 

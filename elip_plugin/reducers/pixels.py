@@ -1,0 +1,91 @@
+"""Reducers that read the pixels of the patches, once, at the tower's input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from elip_plugin.core.patches import split_patches
+from elip_plugin.errors import PlanError
+from elip_plugin.patching.patch_embedding import swap_patch_embedding
+from elip_plugin.patching.swap import Swap
+from elip_plugin.reducers.base import Reducer, StageContext
+
+
+@dataclass(frozen=True)
+class PixelReducer(Reducer):
+    """A reducer whose one stage is at block 0 and which reads `StageContext.patches`.
+
+    Attributes:
+        input_keep: The keep ratio of a configuration that names no stages.
+    """
+
+    uses_attention = False
+    input_keep: ClassVar[float] = 0.5
+
+    def config_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return one stage at the input; see `Reducer.config_defaults`."""
+        defaults = super().config_defaults(given)
+        if "preset" not in given:
+            defaults["stages"] = [{"block": 0, "lookahead": 1, "keep": self.input_keep}]
+        return defaults
+
+    def config_faults(self, config: Any) -> list[str]:
+        """Refuse stages elsewhere; see `Reducer.config_faults`."""
+        faults = super().config_faults(config)
+        blocks = [stage.block for stage in config.stages]
+        if blocks != [0]:
+            faults.append(
+                f"reducer {self.name!r} has one stage, at block 0, got stages at blocks {blocks}: "
+                "leave preset and stages out, or give that one"
+            )
+        return faults
+
+    def swaps_around(self, patch_embed: nn.Module | None, norm: str) -> tuple[Swap, ...]:
+        """Return the swap of the patch embedding; see `Reducer.swaps_around`."""
+        return (swap_patch_embedding(patch_embed, self.name),)
+
+    def fits_every_tower(self) -> bool:
+        """Return False: some towers embed patches by several convolutions."""
+        return False
+
+    def why_not_stem(self, stem: str) -> str:
+        """Say that one convolution is needed; see `Reducer.why_not_stem`."""
+        return f"{stem}, and reducer {self.name!r} needs one convolution"
+
+    def embed(
+        self, embedding: Callable[[Tensor], Tensor], images: Tensor, patch: tuple[int, int]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embed the patches and return their pixels; see `Reducer.embed`."""
+        return embedding(images), split_patches(images.detach(), patch)
+
+    def patches_of(self, x: Tensor, context: StageContext) -> Tensor:
+        """Return the pixels of the patches that the tokens were made of.
+
+        Args:
+            x: Tokens [B, P + N, D].
+            context: That of the forward.
+
+        Returns:
+            Pixels [B, C, rows, columns, patch height, patch width] of rows * columns = N patches.
+
+        Raises:
+            PlanError: If there are none, or not those of the tokens.
+        """
+        patches, present = context.patches, x.shape[1] - context.prefix
+        if patches is None:
+            raise PlanError(
+                f"reducer {self.name!r} needs the pixels of the patches, but this forward "
+                "did not pass the patch embedding that was there when ELIP was applied: run the "
+                "tower on images, and apply ELIP anew after changing its patch size"
+            )
+        rows, columns = patches.shape[2:4]
+        if rows * columns != present:
+            raise PlanError(
+                f"reducer {self.name!r} needs a token for each patch, but {present} of "
+                f"{rows} x {columns} are left: build the model without patch dropout"
+            )
+        return patches
