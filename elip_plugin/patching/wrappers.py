@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from elip_plugin.errors import UnsupportedModelError
+
 WRAPPERS: Mapping[str, str] = {
     "DataParallel": "module",
     "DistributedDataParallel": "module",
@@ -36,10 +38,18 @@ def unwrap(model: nn.Module) -> nn.Module:
     Returns:
         The model itself; `model` where nothing wraps it.
 
+    Raises:
+        UnsupportedModelError: If it is no module.
+
     Example:
         >>> unwrap(torch.nn.DataParallel(torch.compile(model))) is model
         True
     """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(
+            f"this {type(model).__name__} is no torch.nn.Module: pass the model that it runs (what "
+            "torch.compile makes of a compiled model is a function)"
+        )
     inner = _child(model)
     while inner is not None:
         model, inner = inner, _child(inner)

@@ -28,6 +28,7 @@ CONFIG = {"stages": [{"block": 1, "lookahead": 1, "keep": 0.5}]}
 PAIRS = [
     pytest.param(pair, marks=[pytest.mark.slow] if "compile" in pair else [])
     for pair in itertools.product(WRAPPERS, repeat=2)
+    if pair != ("compile", "compile")  # a function; see below
 ]
 
 
@@ -129,6 +130,12 @@ def test_what_is_no_wrapper_stays() -> None:
     for wrap in (nn.DataParallel, torch.compile, torch.optim.swa_utils.AveragedModel):
         assert type(unwrap(wrap(net))) is Net
     assert unwrap(torch.compile(nn.DataParallel(torch.compile(net)))) is net
+
+
+def test_what_is_no_module_is_refused() -> None:
+    for call in (elip_plugin.apply, elip_plugin.find_handle):
+        with pytest.raises(UnsupportedModelError, match=r"this function is no torch\.nn\.Module"):
+            call(torch.compile(torch.compile(Net())))
 
 
 def test_a_tuner_without_its_peft_model() -> None:
