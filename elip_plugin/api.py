@@ -14,6 +14,7 @@ from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.registry import find_host
 from elip_plugin.patching.install import find_pruner, find_pruners, install
 from elip_plugin.patching.swap import find_patched, restore
+from elip_plugin.patching.wrappers import unwrap
 from elip_plugin.planning import Plan
 
 
@@ -123,6 +124,7 @@ def apply(model: nn.Module, config: ElipConfig | Mapping[str, Any] | str | None 
     Raises:
         UnsupportedModelError: If the model cannot be pruned, or already is.
     """
+    model = unwrap(model)
     if any(True for _ in find_patched(model)):
         raise UnsupportedModelError(
             "this model is pruned by ELIP already; call find_handle(model).remove() first"
@@ -146,8 +148,7 @@ def find_handle(model: nn.Module) -> Handle:
     Raises:
         UnsupportedModelError: If the model is not patched.
     """
-    for wrapped in ("_orig_mod", "module"):
-        model = model._modules.get(wrapped) or model
+    model = unwrap(model)
     find_pruner(model)
     return Handle(model)
 

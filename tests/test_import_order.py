@@ -30,6 +30,7 @@ LAYERS = (
 
 LEVEL = {part: level for level, layer in enumerate(LAYERS) for part in layer}
 DATA_USERS = ("hosts.lavis.factory", "hosts.lavis.compat", "measure", "cli", "data")
+SHARED = ("autoload", "base", "contracts", "model", "registry", "versions")
 HOST_LIBRARIES = ("open_clip", "open_clip_train", "lavis", "timm", "transformers", "torchvision")
 PUBLIC = {*elip_plugin.__all__, "TrainerCallback", "__version__", "data"}
 
@@ -67,7 +68,7 @@ def why_not(importer: str, imported: str) -> str | None:
         return "runs back"
     if layer == other == "hosts" and imported.count("."):
         host, other_host = importer.split(".")[1:2], imported.split(".")[1:2]
-        shared = other_host[0] in ("base", "registry", "autoload", "versions")
+        shared = other_host[0] in SHARED
         if host != other_host and not shared:
             return "names a host" if importer.count(".") == 1 else "imports another host"
     return None

@@ -71,7 +71,7 @@ def _check_autoload() -> Finding:
     if not file.is_file():
         text = f"off: {autoload.START_FILE} is not among the installed packages"
         return Finding("autoload", text, REINSTALL)
-    missing = [name for name in autoload.HOSTS if f"'{name}'" not in file.read_text()]
+    missing = [name for name in autoload.AT_IMPORT if f"'{name}'" not in file.read_text()]
     if missing:
         return Finding("autoload", f"on, from {file}, without {missing}", REINSTALL)
     return Finding("autoload", f"on, from {file}")
@@ -82,7 +82,7 @@ def _check_hosts() -> Iterator[Finding]:
         found = version_of(host.distribution)
         if found is None:
             yield Finding(name, "not installed (only needed if you use it)")
-        elif installed_version(host.distribution) < host.oldest:
+        elif host.is_too_old():
             text = f"{found} is too old"
             if host.dependency:  # it may be here for another package only
                 yield Finding(name, f"{text} (only needed if you use it)")

@@ -37,18 +37,19 @@ def models(
     from rich.table import Table
 
     from elip_plugin.cli.environment import version_of
-    from elip_plugin.errors import MissingHostError
-    from elip_plugin.hosts.registry import hosts, load_host
+    from elip_plugin.errors import ElipError
+    from elip_plugin.hosts.registry import hosts, list_names
 
     console, table = Console(), Table("name", "prunes", "plan", "host")
     for name in [host] if host else hosts():
         try:
-            found = load_host(name)
-        except MissingHostError as error:
+            offered = list_names(name).values()
+        except ElipError as error:  # not installed, broken, or without names
+            if name not in hosts():
+                raise
             console.print(f"{name}: {error}", highlight=False, markup=False)
             continue
-        offered = found.names().values()
-        version = version_of(found.distribution) or "of unknown version"
+        version = version_of(hosts()[name].distribution) or "of unknown version"
         console.print(f"{name} {version}: {len(offered)} models")
         for model in offered:
             table.add_row(model.name, model.base, model.preset, model.host)

@@ -31,8 +31,14 @@ STAND_IN = "Elip"
 HOSTS = {
     "open_clip": "elip_plugin.hosts.open_clip:HOST",
     "lavis": "elip_plugin.hosts.lavis:HOST",
+    "transformers": "elip_plugin.hosts.transformers:HOST",
 }
-"""Our own hosts by their top-level module; `elip.pth` names these modules, too."""
+"""Our own hosts by their top-level module: the one list, which the entry points repeat."""
+
+AT_IMPORT = ("open_clip", "lavis")
+"""Modules of hosts that are registered once they are imported; `elip.pth` names these, too.
+
+The others have no names of their own that an unmodified command could ask for."""
 
 HOOKS = {"open_clip_train.scheduler": "elip_plugin.hosts.open_clip.schedulers"}
 """Our modules that are told (`install(module)`) when another module of a host is imported."""
@@ -45,7 +51,7 @@ class PostImportFinder(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Find a host's spec through the other finders, and extend its loader; None for others."""
-        if fullname not in HOSTS and fullname not in HOOKS:
+        if fullname not in AT_IMPORT and fullname not in HOOKS:
             return None
         for finder in sys.meta_path:
             find = getattr(finder, "find_spec", None)
@@ -79,7 +85,9 @@ def _register(module: str) -> None:
     if module in HOOKS:
         importlib.import_module(HOOKS[module]).install(sys.modules[module])
     else:
-        resolve_name(HOSTS[module]).register()
+        host = resolve_name(HOSTS[module])
+        host.check_versions()
+        host.register()
 
 
 def _guarded(module: str, action: str, effect: str, do: Callable[[str], None]) -> None:
@@ -101,7 +109,7 @@ def install() -> None:
     sys.meta_path[:] = [f for f in sys.meta_path if getattr(f, "__name__", "") != STAND_IN]
     if not any(isinstance(finder, PostImportFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, PostImportFinder())
-        for module in HOSTS:
+        for module in AT_IMPORT:
             # A host that is still being imported has no spec loaded to the end yet.
             spec = getattr(sys.modules.get(module), "__spec__", None)
             if spec is not None and not getattr(spec, "_initializing", False):

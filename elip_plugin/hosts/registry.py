@@ -6,105 +6,225 @@ import functools
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pkgutil import resolve_name
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import nn
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import (
-    ConfigError,
+    ElipError,
     MissingHostError,
     UnknownModelError,
     UnsupportedModelError,
     nearest,
 )
 from elip_plugin.hosts import autoload
-from elip_plugin.hosts.base import Host, HostModel, ModelName
+from elip_plugin.hosts.contracts import Catalogue, Host, ModelName
+from elip_plugin.patching.swap import Patched
+from elip_plugin.patching.wrappers import unwrap
+
+if TYPE_CHECKING:
+    from elip_plugin.hosts.model import HostModel
 
 GROUP = "elip_plugin.hosts"
+T = TypeVar("T")
 
 
 @functools.cache
 def hosts() -> dict[str, Host]:
     """Return all hosts by name: ours and those of the entry-point group; imports no library."""
     # Without metadata, as on PYTHONPATH alone, there are no entry points: ours are known anyway.
-    places = {path: "elip_plugin" for path in autoload.HOSTS.values()}
-    places |= {entry.value: entry.value for entry in metadata.entry_points(group=GROUP)}
+    places = dict.fromkeys(autoload.HOSTS.values())
+    places |= dict.fromkeys(entry.value for entry in metadata.entry_points(group=GROUP))
     found: dict[str, Host] = {}
     for place in places:
         try:
             host = resolve_name(place)
-        except ImportError as error:  # somebody's broken package must not take the others along
-            warnings.warn(
-                f"the host {place} could not be imported ({error}): install its package again, or "
-                "uninstall it",
-                stacklevel=2,
-            )
+        except Exception as error:  # a broken package must not take the others along
+            _warn(f"{place} could not be imported ({error}): install its package again", "")
             continue
         if not isinstance(host, Host):
-            raise ConfigError(f"{place} of the entry-point group {GROUP} is no Host")
-        if host.name in found:
-            raise ConfigError(
-                f"two hosts are called {host.name!r}: {place} and {type(found[host.name])}"
-            )
-        found[host.name] = host
+            _warn(f"{place} of the entry-point group {GROUP} is no Host", "")
+        elif host.name in found:
+            _warn(f"{place} has the name {host.name!r} of another", f" ({type(found[host.name])})")
+        else:
+            found[host.name] = host
     return found
 
 
+def _warn(fault: str, more: str) -> None:
+    warnings.warn(f"a host is left out: {fault}{more}", stacklevel=3)
+
+
 def load_host(name: str) -> Host:
-    """Import a host's library and register our models with it; `MissingHostError` without it."""
+    """Import a host's library and register our models with it.
+
+    Args:
+        name: The host's name.
+
+    Returns:
+        The host. MissingHostError if its library is not installed or does not import,
+        UnsupportedModelError if its version is not supported.
+    """
     if name not in hosts():
         hint = nearest(name, hosts(), f"hosts are {sorted(hosts())}")
         raise UnknownModelError(f"host {name!r} is not known; {hint}")
     host = hosts()[name]
-    if importlib.util.find_spec(host.module) is None:
+    if not _is_installed(host):
         raise MissingHostError(f"{host.module} is not installed; run: {host.install}")
+    host.check_versions()
     host.prepare()  # where autoload is switched off, nobody else has
     with warnings.catch_warnings():  # what a host's own libraries say of each other
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
-        importlib.import_module(host.module)
-    host.register()
+        try:
+            importlib.import_module(host.module)
+        except Exception as error:
+            raise MissingHostError(
+                f"{host.module} is installed and does not import "
+                f"({type(error).__name__}: {error}); try: {host.import_advice()}"
+            ) from error
+    if isinstance(host, Catalogue):
+        with _blaming(name):
+            host.register()
     return host
 
 
-def installed_hosts() -> Iterator[Host]:
-    """Import the hosts that are installed, one after the other."""
-    for name in hosts():
-        try:
-            yield load_host(name)
-        except MissingHostError:
+@contextmanager
+def _blaming(name: str) -> Iterator[None]:
+    """Name the host whose code fails inside the context."""
+    try:
+        yield
+    except ElipError:
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"host {name!r} fails ({type(error).__name__}: {error}); its library may be newer than "
+            "what this version was made for"
+        ) from error
+
+
+def _is_installed(host: Host) -> bool:
+    return importlib.util.find_spec(host.module) is not None
+
+
+def load_catalogue(name: str) -> Catalogue:
+    """Load a host that offers models by name; UnknownModelError for one that offers none."""
+    host = load_host(name)
+    if not isinstance(host, Catalogue):
+        raise UnknownModelError(
+            f"host {name!r} offers no models by name: build a model with {host.module} and prune "
+            "it by elip_plugin.apply(model)"
+        )
+    return host
+
+
+def list_names(host: str) -> Mapping[str, ModelName]:
+    """List the pruned models of one host by name; see `list_models` for the errors."""
+    catalogue = load_catalogue(host)
+    with _blaming(host):
+        return catalogue.names()
+
+
+def _ask_catalogues(
+    question: Callable[[Catalogue], T], faults: dict[str, Exception] | None = None
+) -> Iterator[tuple[str, T]]:
+    """Ask the installed hosts that offer names; one that fails is named in a warning.
+
+    Args:
+        question: What to ask; an `ElipError` of it is an answer and is raised.
+        faults: Where to note the hosts that fail, by name.
+
+    Yields:
+        Names of hosts and their answers.
+    """
+    for name, host in hosts().items():
+        # An old version of a library may be there for other packages alone.
+        unused = host.dependency and host.is_too_old()
+        if not isinstance(host, Catalogue) or not _is_installed(host) or unused:
             continue
+        loaded = False
+        try:
+            load_host(name)
+            loaded = True
+            answer = question(host)
+        except Exception as error:
+            if loaded and isinstance(error, ElipError):
+                raise
+            if faults is not None:
+                faults[name] = error
+            warnings.warn(
+                f"the models of host {name!r} are left out ({type(error).__name__}: {error})",
+                stacklevel=3,
+            )
+        else:
+            yield name, answer
 
 
 def find_host(module: nn.Module) -> Host:
-    """Return the host whose class a model or tower has; no other host is imported."""
-    roots = [cls.__module__.partition(".")[0] for cls in type(module).__mro__]
-    for name, host in hosts().items():
-        if host.module in roots:
-            return load_host(name)
-    raise UnsupportedModelError(
-        f"{type(module).__name__} comes from none of the hosts {sorted(hosts())}; pass one of "
-        "their models or vision towers"
-    )
+    """Return the host of a model or tower, wrapped or not; no other host is imported.
+
+    The model's class and those it derives from decide, the most derived first. If the first host
+    cannot prune a class that it derived from another's, the other is asked.
+    """
+    module = unwrap(module)
+    by_module = {host.module: name for name, host in hosts().items()}
+    roots = (cls.__module__.partition(".")[0] for cls in type(module).__mro__)
+    names = list(dict.fromkeys(by_module[root] for root in roots if root in by_module))
+    if not names:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} comes from none of the hosts {sorted(hosts())}; pass one of "
+            "their models or vision towers"
+        )
+    for name in names[:-1]:
+        host = load_host(name)
+        if isinstance(module, Patched) or _describes(host, module):
+            return host
+    return load_host(names[-1])
+
+
+def _describes(host: Host, module: nn.Module) -> bool:
+    try:
+        host.describe(module)
+    except UnsupportedModelError:
+        return False
+    return True
 
 
 def find_model(name: str) -> ModelName:
     """Find a model among all installed hosts, by its own name or that of its base."""
-    known: dict[str, str] = {}
-    for host in installed_hosts():
-        found = host.find(name)
+    faults: dict[str, Exception] = {}
+    for _, found in _ask_catalogues(lambda host: host.find(name), faults):
         if found is not None:
             return found
-        for model in host.names().values():
-            known |= {model.name: host.name, model.base: host.name}
+    known: dict[str, str] = {}
+    with warnings.catch_warnings():  # said above
+        warnings.simplefilter("ignore")
+        for host, names in _ask_catalogues(lambda host: host.names()):
+            for model in names.values():
+                known |= {model.name: host, model.base: host}
     hint = nearest(name, known, "see `elip models`")
     where = f"{sorted(set(known.values()))}" if known else "none, for none is installed"
-    missing = [h.install for h in hosts().values() if h.name not in known.values()]
-    more = f"; for more models: {', '.join(missing)}" if missing else ""
-    raise UnknownModelError(f"model {name!r} is not known to the hosts {where}; {hint}{more}")
+    raise UnknownModelError(
+        f"model {name!r} is not known to the hosts {where}; {hint}{_say_others(known, faults)}"
+    )
+
+
+def _say_others(known: Mapping[str, str], faults: Mapping[str, Exception]) -> str:
+    """Say which hosts were not asked, and why."""
+    more = "".join(f"; host {name!r} failed ({error})" for name, error in faults.items())
+    others = {name: host for name, host in hosts().items() if name not in known.values()}
+    missing = [host.install for host in others.values() if not _is_installed(host)]
+    if missing:
+        more += f"; for more models: {', '.join(missing)}"
+    nameless = [name for name, host in others.items() if not isinstance(host, Catalogue)]
+    if nameless:
+        more += f"; {nameless} offer no names: prune their models by elip_plugin.apply(model)"
+    return more
 
 
 def create(
@@ -126,8 +246,19 @@ def create(
 
     Returns:
         The model.
+
+    Raises:
+        UnknownModelError: If no installed host knows the name.
+        UnsupportedModelError: If the model cannot be pruned.
+        DataError: If the checkpoint cannot be read, or does not fit.
+
+    Example:
+        >>> made = elip_plugin.create("elip-half-ViT-B-32")
+        >>> images, tokens = made.example_batch(2)
+        >>> made.encode_image(images).shape
+        torch.Size([2, 512])
     """
-    host = hosts()[find_model(name).host]
+    host = load_catalogue(find_model(name).host)
     return host.create(
         name, config=config, checkpoint=checkpoint, image_size=image_size, device=device
     )
@@ -144,9 +275,15 @@ def list_models(host: str | None = None) -> list[str]:
 
     Raises:
         MissingHostError: If the named host is not installed.
+        UnknownModelError: If the named host is not known, or offers no names.
+
+    Example:
+        >>> elip_plugin.list_models("open_clip")[:2]
+        ['elip-EVA01-g-14', 'elip-EVA01-g-14-plus']
     """
-    found = installed_hosts() if host is None else [load_host(host)]
-    return [name for each in found for name in each.names()]
+    if host is not None:
+        return list(list_names(host))
+    return [name for _, names in _ask_catalogues(lambda each: each.names()) for name in names]
 
 
 def get(name: str) -> ModelName:
@@ -160,9 +297,19 @@ def get(name: str) -> ModelName:
 
     Raises:
         UnknownModelError: If no installed host offers the name.
+
+    Example:
+        >>> elip_plugin.get("elip-fast-ViT-B-16").preset
+        'fast'
     """
-    found = {name: model for host in installed_hosts() for name, model in host.names().items()}
-    if name not in found:
-        hint = nearest(name, found, "see elip_plugin.list_models()")
-        raise UnknownModelError(f"model {name!r} is not offered by an installed host; {hint}")
-    return found[name]
+    faults: dict[str, Exception] = {}
+    known: dict[str, ModelName] = {}
+    for _, names in _ask_catalogues(lambda host: host.names(), faults):
+        known = {**names, **known}
+    if name not in known:
+        hint = nearest(name, known, "see elip_plugin.list_models()")
+        others = "".join(f"; host {host!r} failed ({error})" for host, error in faults.items())
+        raise UnknownModelError(
+            f"model {name!r} is not offered by an installed host; {hint}{others}"
+        )
+    return known[name]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
@@ -29,12 +32,27 @@ def test_starting_python_loads_nothing_of_ours() -> None:
     assert python("-c", code).stdout.strip() == "[] Elip"
 
 
-def test_the_start_up_line_names_every_host() -> None:
-    from elip_plugin.hosts.autoload import HOSTS, STAND_IN
+def test_one_list_of_hosts() -> None:
+    """The list in autoload, the start-up line, the entry points and the folders agree."""
+    from elip_plugin.hosts import registry
+    from elip_plugin.hosts.autoload import AT_IMPORT, HOSTS, STAND_IN
 
     line = (ROOT / "elip.pth").read_text()
     assert line.count("\n") == 1 and f"class {STAND_IN}:" in line
-    assert f"name in {tuple(HOSTS)!r}" in line
+    assert f"name in {AT_IMPORT!r}" in line
+    (section,) = re.findall(
+        rf'\[project.entry-points."{registry.GROUP}"\]\n((?:.+\n)*)',
+        (ROOT / "pyproject.toml").read_text(),
+    )
+    points = dict(re.findall(r'(\w+) = "(.+)"\n', section))
+    assert points == {name: registry.hosts()[name].__module__ + ":HOST" for name in points}
+    assert {resolve_name(place).module: place for place in points.values()} == HOSTS
+    folders = {path.parent.name for path in (ROOT / "elip_plugin" / "hosts").glob("*/__init__.py")}
+    assert folders == {*points}
+    # A host is registered when it is imported, unless it has nothing to register.
+    for host in map(resolve_name, HOSTS.values()):
+        source = inspect.getsource(type(host).register)
+        assert (host.module in AT_IMPORT) == ("names.register()" in source)
 
 
 def test_importing_the_package_imports_no_host() -> None:
@@ -106,6 +124,7 @@ def stand_ins(folder: Path, prepare: str = "print('prepare')") -> str:
     (folder / "lavis.py").write_text("print('host')")
     (folder / "described.py").write_text(
         f"class HOST:\n    def prepare(): {prepare}\n    def register(): print('register')\n"
+        "    def check_versions(): pass\n"
     )
     return "from elip_plugin.hosts import autoload\nautoload.HOSTS['lavis'] = 'described:HOST'\n"
 

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
 import torch
 from conftest import TINY, recorded_lengths
-from entry_points import installed_package
+from entry_points import elip, installed_package
+from PIL import Image
 
 import elip_plugin
-from elip_plugin.errors import ConfigError, MissingHostError, PlanError, UnknownModelError
+from elip_plugin.errors import (
+    ConfigError,
+    DataError,
+    MissingHostError,
+    PlanError,
+    UnknownModelError,
+)
 from elip_plugin.hosts import registry
 
 open_clip = pytest.importorskip("open_clip")
@@ -139,17 +149,173 @@ def test_the_libraries_of_a_missing_host_are_left_alone(monkeypatch: pytest.Monk
     assert prepared == ["open_clip"]
 
 
-def test_an_entry_that_is_no_host_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("not_there:HOST", "not_there:HOST could not be imported"),
+        ("entry_points:elip", "entry_points:elip of the entry-point group .* is no Host"),
+        ("raising:HOST", r"raising:HOST could not be imported \(a fault\)"),
+        ("second:HOST", "second:HOST has the name 'open_clip' of another"),
+    ],
+)
+def test_a_wrong_entry_is_named_and_left_out(tmp_path: Path, place: str, reason: str) -> None:
+    (tmp_path / "raising.py").write_text("raise RuntimeError('a fault')")
+    (tmp_path / "second.py").write_text(
+        "from elip_plugin.hosts.open_clip import OpenClipHost\nHOST = OpenClipHost()\n"
+    )
     with (
-        installed_package(tmp_path, "wrong", registry.GROUP, "entry_points:elip"),
-        pytest.raises(ConfigError, match="is no Host"),
+        installed_package(tmp_path, "wrong", registry.GROUP, place),
+        pytest.warns(UserWarning, match=f"a host is left out: {reason}"),
     ):
-        registry.hosts()
+        assert registry.hosts()["open_clip"] is resolve_name("elip_plugin.hosts.open_clip:HOST")
 
 
-def test_a_broken_package_of_somebody_else_is_named_and_left_out(tmp_path: Path) -> None:
-    with (
-        installed_package(tmp_path, "broken", registry.GROUP, "not_there:HOST"),
-        pytest.warns(UserWarning, match="not_there:HOST could not be imported"),
-    ):
-        assert "open_clip" in registry.hosts()
+def test_a_config_with_a_section_of_its_own(tmp_path: Path) -> None:
+    """As docs/open_clip.md teaches: each command builds it by its own name."""
+    own = {**TINY, "elip": {"preset": "fast", "text_weight": 0.3}}
+    (tmp_path / "sectioned.json").write_text(json.dumps(own))
+    open_clip.add_model_config(tmp_path)
+    made = elip_plugin.create("sectioned")
+    assert elip_plugin.find_handle(made.model).config.text_weight == 0.3
+    other = elip_plugin.ElipConfig.preset("half")
+    made = elip_plugin.create("sectioned", other)
+    assert elip_plugin.find_handle(made.model).config == other
+    assert elip_plugin.get("sectioned").preset == "own"
+    elip("plan --model sectioned")
+    elip("plan --model sectioned --preset half")
+    elip("bench speed --model sectioned --rounds 1 --passes tower --device cpu")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    elip(f"show --model sectioned --image {tmp_path} --text hi -o {tmp_path / 'a.html'}")
+
+
+def test_pruned_names_follow_a_base_that_was_replaced(tmp_path: Path) -> None:
+    """By `add_model_config`, also where the new one cannot be pruned; files of users stay."""
+    vision = TINY["vision_cfg"]
+    (tmp_path / "replaced.json").write_text(json.dumps(TINY))
+    named = {**TINY, "embed_dim": 24, "elip": {"preset": "fast"}}
+    (tmp_path / "elip-half-replaced.json").write_text(json.dumps(named))
+    open_clip.add_model_config(tmp_path)
+    assert open_clip.get_model_config("elip-replaced")["vision_cfg"] == vision
+    wider = {**TINY, "vision_cfg": {**vision, "width": 96}}
+    (tmp_path / "replaced.json").write_text(json.dumps(wider))
+    open_clip.add_model_config(tmp_path)
+    assert open_clip.get_model_config("elip-replaced")["vision_cfg"]["width"] == 96
+    assert open_clip.get_model_config("elip-half-replaced")["embed_dim"] == 24
+    resnet = {**TINY, "vision_cfg": {**vision, "layers": [1, 1, 1, 1]}}
+    (tmp_path / "replaced.json").write_text(json.dumps(resnet))
+    open_clip.add_model_config(tmp_path)
+    assert "elip-replaced" not in elip_plugin.list_models("open_clip")
+
+
+def test_creating_a_model_leaves_the_random_state() -> None:
+    drawn = []
+    for seed in (123, 5):
+        torch.manual_seed(seed)
+        first = torch.rand(1)
+        torch.manual_seed(seed)
+        models = [elip_plugin.create("ViT-tiny").model for _ in range(2)]
+        drawn.append(torch.rand(1))
+        assert torch.equal(drawn[-1], first)
+        for a, b in zip(*(model.parameters() for model in models), strict=True):
+            assert torch.equal(a, b)  # the weights are equal each time nevertheless
+    assert not torch.equal(*drawn)
+
+
+READING = """
+import warnings, elip_plugin
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    names = elip_plugin.list_models("open_clip")
+said = [str(w.message) for w in caught if "ELIP_MODEL_CONFIGS" in str(w.message)]
+print(len(said), *said, "good" in __import__("open_clip").list_models(), len(names) > 100, sep="|")
+"""
+
+
+def told(**env: str) -> list[str]:
+    """What a new process says of a user's configs: how many warnings, they, and what is there."""
+    env |= {"ELIP_AUTOLOAD": "0", "PATH": os.environ["PATH"]}
+    env |= {k: os.environ[k] for k in ("PYTHONPATH",) if k in os.environ}
+    command = [sys.executable, "-c", READING]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    return done.stdout.strip().split("|")
+
+
+@pytest.mark.slow
+def test_one_bad_config_takes_nothing_else_along(tmp_path: Path) -> None:
+    (tmp_path / "good.json").write_text(json.dumps(TINY))
+    (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "odd.json").write_text('{"embed_dim": 8, "vision_cfg": 3, "text_cfg": {}}')
+    number, said, good, others = told(ELIP_MODEL_CONFIGS=str(tmp_path))
+    assert (number, good, others) == ("1", "True", "True")
+    assert "left out" in said and "bad.json is no model config" in said
+    number, said, _, others = told(ELIP_MODEL_CONFIGS=str(tmp_path / "none"))
+    assert (number, others) == ("1", "True") and "none does not exist" in said
+
+
+@pytest.mark.parametrize("fault", ["import", "register", "names"])
+def test_a_broken_host_takes_no_other_along(tmp_path: Path, fault: str) -> None:
+    (tmp_path / "brokenlib.py").write_text("1 / 0" if fault == "import" else "")
+    (tmp_path / "brokenlib_elip.py").write_text(
+        "from elip_plugin.hosts.base import Catalogue, Host\n"
+        "def fail(*args, **options): raise AttributeError('a renamed class')\n"
+        "class Broken(Host, Catalogue):\n"
+        "    name = module = distribution = 'brokenlib'\n"
+        "    install = 'pip install brokenlib'\n"
+        "    describe = text_guide = names = find = create = fail\n"
+        + ("    register = fail\n" if fault == "register" else "")
+        + "HOST = Broken()\n"
+    )
+    reason = "division by zero" if fault == "import" else "a renamed class"
+    said = rf"models of host 'brokenlib' are left out \(.*{reason}\)"
+    with installed_package(tmp_path, "brokenlib", registry.GROUP, "brokenlib_elip:HOST"):
+        with pytest.warns(UserWarning, match=said) as caught:
+            assert "elip-ViT-tiny" in elip_plugin.list_models()
+        assert len(caught) == 1
+        with pytest.warns(UserWarning, match=said):
+            assert elip_plugin.get("elip-ViT-tiny").host == "open_clip"
+        assert elip_plugin.create("elip-ViT-tiny").name == "ViT-tiny"
+        with (
+            pytest.warns(UserWarning, match=said),
+            pytest.raises(UnknownModelError, match=rf"host 'brokenlib' failed \(.*{reason}"),
+        ):
+            elip_plugin.create("elip-ViT-tinny")
+        assert reason in elip("models --host brokenlib") and "elip-ViT-B-16" in elip("models")
+
+
+def test_what_a_checkpoint_is_not_to_blame_for(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "none.pt").write_bytes(b"no weights")
+    with pytest.raises(DataError, match=r"none\.pt' cannot be read"):
+        elip_plugin.create("ViT-tiny", checkpoint=str(tmp_path / "none.pt"))
+    with pytest.raises(DataError, match="'no-such-tag' cannot be read"):
+        elip_plugin.create("ViT-tiny", checkpoint="no-such-tag")
+
+    def broken(*args: Any, **options: Any) -> None:
+        raise AttributeError("a renamed class")
+
+    monkeypatch.setattr(factory.CLIP, "model_class", broken)
+    with pytest.raises(AttributeError, match="a renamed class"):
+        elip_plugin.create("ViT-tiny", checkpoint=str(tmp_path / "none.pt"))
+
+
+class Mine(open_clip.CLIP):
+    """A user's model."""
+
+
+def test_the_class_order_decides_the_host(tmp_path: Path) -> None:
+    mine = Mine(**TINY)
+    assert registry.find_host(mine).name == "open_clip"
+    theirs = type("Theirs", (open_clip.CLIP,), {"__module__": "transformers.models.theirs"})
+    assert registry.find_host(theirs(**TINY)).name == "open_clip"
+    (tmp_path / "derived.py").write_text(
+        "import open_clip, elip_plugin.hosts.open_clip as ours\n"
+        "class Model(open_clip.CLIP): pass\n"
+        "class Host(type(ours.HOST)):\n"
+        "    name = module = distribution = 'derived'\n"
+        "    oldest = ()\n"
+        "    def describe(self, module): return 'described'\n"
+        "HOST = Host()\n"
+    )
+    with installed_package(tmp_path, "derived", registry.GROUP, "derived:HOST"):
+        model = __import__("derived").Model(**TINY)
+        assert registry.find_host(model).name == "derived"
+        assert registry.find_host(mine).name == "open_clip"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import open_clip
@@ -14,8 +15,7 @@ from open_clip.model import get_model_preprocess_cfg
 from torch import Tensor
 
 from elip_plugin.config import DEFAULT_PRESET, ElipConfig
-from elip_plugin.errors import DataError
-from elip_plugin.hosts.base import HostModel
+from elip_plugin.hosts.base import HostModel, reading, seeded
 from elip_plugin.hosts.open_clip.export import CONFIG_KEY
 from elip_plugin.hosts.open_clip.grid import grid_of
 from elip_plugin.hosts.open_clip.models import describe
@@ -95,21 +95,24 @@ def create(
 ) -> OpenClipModel:
     """Build a pruned model; `checkpoint` is a file or a tag of OpenCLIP's. See `Host.create`."""
     base = base_of(name)
-    options: dict[str, Any] = {} if image_size is None else {"force_image_size": image_size}
+    # A config's own section must not prune the model here: `config` may be another.
+    options: dict[str, Any] = {CONFIG_KEY: None}
+    if image_size is not None:
+        options["force_image_size"] = image_size
     if config is None:
         section = (open_clip.get_model_config(name) or {}).get(CONFIG_KEY, DEFAULT_PRESET)
         config = ElipConfig.from_mapping(section)
-    torch.manual_seed(0)
-    try:
-        # Without a checkpoint the weights are random, which the caller says himself.
-        with nullcontext() if checkpoint else silenced(), torch.device(device):
-            made = open_clip.create_model_and_transforms(
-                base, pretrained=checkpoint or None, output_dict=True, device=device, **options
+    options["output_dict"] = True
+
+    def build(pretrained: str | None, device: str) -> Any:
+        # Without a checkpoint the weights are random, which the caller says.
+        with nullcontext() if pretrained else silenced(), torch.device(device):
+            return open_clip.create_model_and_transforms(
+                base, pretrained=pretrained, device=device, **options
             )
-    except Exception as error:  # a file that is none, a tag that is none, a download that fails
-        if not checkpoint:
-            raise
-        raise DataError(f"checkpoint {checkpoint!r} of {base} cannot be read: {error}") from error
+
+    with seeded(device), reading(checkpoint, partial(build, None, "meta")):
+        made = build(checkpoint or None, device)
     model: Any = made[0].eval()
     install(describe(model), config)
     normalization = get_model_preprocess_cfg(model)

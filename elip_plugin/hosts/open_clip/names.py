@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -15,7 +17,7 @@ import open_clip
 from open_clip import factory, pretrained
 
 from elip_plugin.config import DEFAULT_PRESET, PRESETS, ElipConfig
-from elip_plugin.errors import ConfigError, UnsupportedModelError
+from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.base import OWN_SECTION, ModelName
 from elip_plugin.hosts.open_clip import export, models, schedulers
 from elip_plugin.hosts.open_clip.export import CONFIG_KEY
@@ -122,20 +124,45 @@ def _explained(look_up: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def _add_user_configs(path: Path) -> None:
+    """Add a user's configs; a file that cannot be read is named and takes nothing else along."""
     if not path.exists():
-        raise ConfigError(f"{CONFIGS_VARIABLE}={path} does not exist; name a folder of .json files")
-    factory._MODEL_CONFIG_PATHS.append(path)
+        _warn(f"{path} does not exist; name a folder of .json files")
+        return
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    faults = {file: fault for file in files if (fault := _fault_of(file)) is not None}
+    for file, fault in faults.items():
+        _warn(f"{file} is no model config ({fault})")
+    readable = [file for file in files if file not in faults]
+    factory._MODEL_CONFIG_PATHS.extend(readable if faults else [path])
+
+
+def _warn(fault: str) -> None:
+    warnings.warn(f"{CONFIGS_VARIABLE}: left out, {fault}", stacklevel=2)
+
+
+def _fault_of(file: Path) -> str | None:
+    try:
+        config = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None if isinstance(config, dict) else f"it holds a {type(config).__name__}"
+
+
+class _Derived(dict[str, Any]):
+    """A config that was made from its base's; one of a file that has our key is a plain dict."""
 
 
 def _add_pruned() -> None:
     """Add each model that can be pruned by its names of ours: its config, plus the key."""
     configs = factory._MODEL_CONFIGS
+    for name in [name for name, config in configs.items() if isinstance(config, _Derived)]:
+        del configs[name]  # its base may have been replaced
     plain = [name for name in configs if CONFIG_KEY not in configs[name]]
     for name in plain:
         for prefix, preset in PREFIXES.items():
             if why_not(configs[name], preset) is not None:
                 continue
-            pruned = {**deepcopy(configs[name]), CONFIG_KEY: {"preset": preset}}
+            pruned = _Derived(deepcopy(configs[name]), **{CONFIG_KEY: {"preset": preset}})
             configs.setdefault(prefix + name, pruned)
             if name in pretrained._PRETRAINED:
                 pretrained._PRETRAINED[prefix + name] = pretrained._PRETRAINED[name]

@@ -48,6 +48,8 @@ def _why_not_at_all(config: Mapping[str, Any]) -> str | None:
     vision = config.get("vision_cfg")
     if vision is None:
         return "is missing: the model reads sound"
+    if not isinstance(vision, Mapping):
+        return f"is described by {vision!r}, not by a mapping"
     if "genlip_cfg" in config:
         return "is the text decoder itself, which reads patches and words in one sequence"
     name = vision.get("timm_model_name")

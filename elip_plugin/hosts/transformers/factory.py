@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from transformers.image_utils import (
 
 from elip_plugin.config import DEFAULT_PRESET, ElipConfig
 from elip_plugin.errors import ConfigError, DataError
-from elip_plugin.hosts.base import HostModel
+from elip_plugin.hosts.base import HostModel, reading, seeded
 from elip_plugin.hosts.transformers.guide import feature_of, text_features
 from elip_plugin.hosts.transformers.models import describe
-from elip_plugin.hosts.transformers.names import CONFIG_KEY, PREFIX, SHAPES, read_config
+from elip_plugin.hosts.transformers.shapes import CONFIG_KEY, PREFIX, SHAPES, read_config
 from elip_plugin.patching.install import install
 from elip_plugin.patching.monkeypatch import silenced
 
@@ -44,9 +45,12 @@ class TransformersModel(HostModel):
     Attributes:
         folder: The folder with its tokenizer; "" for a model without weights, whose texts become
             stand-in tokens.
+        squares: Whether pictures are resized to a square, as SigLIP's are; else the shorter side is
+            resized, and the middle of the longer one is taken.
     """
 
     folder: str = ""
+    squares: bool = False
     _tokenizer: Any = None
 
     @property
@@ -56,8 +60,10 @@ class TransformersModel(HostModel):
     def preprocess(self, picture: Any) -> Tensor:
         """Turn a Pillow image into an image [3, height, width]."""
         side = self._config.vision_config.image_size
-        scale = side / min(picture.size)
-        width, height = (max(side, round(length * scale)) for length in picture.size)
+        shortest = min(picture.size)
+        width, height = (
+            side if self.squares else length * side // shortest for length in picture.size
+        )
         left, top = (width - side) // 2, (height - side) // 2
         resized = picture.convert("RGB").resize((width, height), 3)  # bicubic
         cropped = resized.crop((left, top, left + side, top + side))
@@ -163,15 +169,16 @@ def create(
     install(describe(model), config)
     vision = model.config.vision_config
     side = vision.image_size // vision.patch_size
-    mean, std = _normalisation(folder, model.config.model_type)
+    options = _preprocessing(folder, model.config.model_type)
     return TransformersModel(
         base,
         model,
         (side, side),
-        mean,
-        std,
+        tuple(options["image_mean"]),
+        tuple(options["image_std"]),
         checkpoint or "random weights",
         folder=checkpoint,
+        squares="height" in options["size"],
     )
 
 
@@ -183,8 +190,7 @@ def _build(base: str, folder: str, image_size: int | None, device: str) -> Any:
         host_config = _config_of(base)
     if image_size is not None:
         host_config.vision_config.image_size = image_size
-    torch.manual_seed(0)
-    with silenced(), torch.device(device):
+    with seeded(device), silenced(), torch.device(device):
         return AutoModel.from_config(copy.deepcopy(host_config))
 
 
@@ -201,12 +207,10 @@ def _config_of(base: str) -> Any:
 
 
 def _load(checkpoint: str) -> Any:
-    try:
+    with reading(checkpoint, partial(_build, "", checkpoint, None, "meta")):
         model, info = AutoModel.from_pretrained(
             checkpoint, local_files_only=True, output_loading_info=True
         )
-    except Exception as error:  # of as many kinds as there are kinds of broken folders
-        raise DataError(f"checkpoint {checkpoint!r} cannot be read: {error}") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise DataError(
@@ -216,11 +220,17 @@ def _load(checkpoint: str) -> Any:
     return model
 
 
-def _normalisation(folder: str, model_type: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and the deviation of the colours: the folder's own, or the family's."""
-    path = Path(folder) / "preprocessor_config.json"
-    own = json.loads(path.read_text()) if folder and path.is_file() else {}
-    mean, std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+def _preprocessing(folder: str, model_type: str) -> dict[str, Any]:
+    """Return how pictures become images: as the folder says, else as its family does."""
+    options: dict[str, Any] = {"image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD}
+    options["size"] = {"shortest_edge": 0}  # the length is that of the model's images
     if model_type == "siglip":
-        mean, std = IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
-    return tuple(own.get("image_mean", mean)), tuple(own.get("image_std", std))
+        options = {"image_mean": IMAGENET_STANDARD_MEAN, "image_std": IMAGENET_STANDARD_STD}
+        options["size"] = {"height": 0, "width": 0}
+    path = Path(folder) / "preprocessor_config.json"
+    saved = json.loads(path.read_text()) if folder and path.is_file() else {}
+    if not isinstance(
+        saved.get("size"), dict
+    ):  # a number, in old files, means what the family does
+        saved.pop("size", None)
+    return options | saved

@@ -7,11 +7,11 @@ a layer with a tanh before the projection: its weight is a map, the tanh is take
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import ViTModel
 
 from elip_plugin.core.guide import project_to_vision_width
 
@@ -50,11 +50,21 @@ def text_features(model: Any, **inputs: Any) -> Tensor:
 @torch.no_grad()
 def _weight(layer: Any) -> Tensor:
     """Return a linear layer's weight [out, in], with what LoRA adapters of peft add to it."""
-    weight = layer.weight
+    weight: Tensor = layer.weight
     if hasattr(layer, "lora_A") and not (layer.merged or layer.disable_adapters):
-        for adapter in set(layer.active_adapters) & set(layer.lora_A):
-            weight = weight + layer.get_delta_weight(adapter)
+        for adapter in layer.active_adapters:  # in a fixed order: sums of floats depend on it
+            if adapter in layer.lora_A:
+                weight = weight + layer.get_delta_weight(adapter)
     return weight
+
+
+def _pooling_maps(attention: Any) -> list[Tensor]:
+    """List the maps of a pooling by attention: its output projection, that of its values."""
+    if hasattr(attention, "lora_A") and not (attention.merged or attention.disable_adapters):
+        attention = copy.deepcopy(attention)  # peft merges the adapters for each forward
+        attention.merge()
+    # Adapters of the output projection alone have no effect in `nn.MultiheadAttention`.
+    return [attention.out_proj.weight, attention.in_proj_weight.chunk(3)[2]]
 
 
 def linear_maps(module: Any) -> list[Tensor]:
@@ -63,9 +73,8 @@ def linear_maps(module: Any) -> list[Tensor]:
     while not hasattr(module, "encoder") and hasattr(module, "vision_model"):
         module = module.vision_model
     if hasattr(module, "head"):
-        attention = module.head.attention
-        maps += [attention.out_proj.weight, attention.in_proj_weight.chunk(3)[2]]
-    if isinstance(module, ViTModel) and module.pooler is not None:
+        maps += _pooling_maps(module.head.attention)
+    if module.config.model_type == "vit" and module.pooler is not None:
         maps.append(_weight(module.pooler.dense))
     return maps
 

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import copy
 import inspect
+from contextlib import suppress
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import transformers
 from torch import nn
-from transformers import PreTrainedModel, VisionTextDualEncoderModel
+from transformers import PreTrainedModel
 
 from elip_plugin.core.guide import project_to_vision_width
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.hosts.transformers import towers, vit
+from elip_plugin.hosts.transformers import towers
 from elip_plugin.hosts.transformers.guide import linear_maps, text_features
-from elip_plugin.hosts.transformers.names import CONFIG_KEY
+from elip_plugin.hosts.transformers.shapes import CONFIG_KEY
 from elip_plugin.patching.calls import find, opened
 from elip_plugin.patching.description import Description, Tower
 from elip_plugin.patching.monkeypatch import replaced
 from elip_plugin.patching.swap import Swap, choose
+from elip_plugin.patching.wrappers import unwrap
 
 if TYPE_CHECKING:
     from elip_plugin.patching.pruner import Pruner
+
+vit: ModuleType | None = None
+with suppress(ImportError):  # of a class that a newer transformers renamed
+    from elip_plugin.hosts.transformers import vit
 
 LEAK = (
     "an image pruned by its own caption leaks the answer into retrieval and zero-shot scores; use "
@@ -111,20 +119,34 @@ class TextFirst(towers.NamedAsReplaced):
             return host.save_pretrained(*args, **options)
 
 
+class ModelSwap(Swap):
+    """The swap of a model. A saved plan leaves its config, where it would outlast the pruning."""
+
+    def make(self, **attributes: Any) -> None:
+        """Make the swap; saving writes the plan that is then in force."""
+        super().make(**attributes)
+        config: Any = self.module.config
+        vars(config).pop(CONFIG_KEY, None)
+
+
 MODELS: dict[type, type[nn.Module]] = {
     cls: towers.patched_class(TextFirst, cls)
     for cls in (
         *(family.find_class(f"{family.prefix}Model") for family in towers.FAMILIES),
-        VisionTextDualEncoderModel,
+        getattr(transformers, "VisionTextDualEncoderModel", None),
     )
+    if cls is not None
     if cls is not None
 }
 
-TOWERS = frozenset(
-    family.find_class(family.prefix + kind)
-    for family in towers.FAMILIES
-    for kind in ("VisionModel", "VisionModelWithProjection", "VisionTransformer")
-) | {*vit.MODELS}
+TOWERS = {
+    *(vit.MODELS if vit is not None else ()),
+    *(
+        family.find_class(family.prefix + kind)
+        for family in towers.FAMILIES
+        for kind in ("VisionModel", "VisionModelWithProjection", "VisionTransformer")
+    ),
+}
 """Vision towers without a text model, which are left as they are but for what runs their layers."""
 
 
@@ -133,11 +155,11 @@ def _describe_tower(module: Any) -> Tower:
     tower = module
     while not hasattr(tower, "encoder") and hasattr(tower, "vision_model"):
         tower = tower.vision_model
-    if type(tower) in vit.MODELS:
+    if vit is not None and type(tower) in vit.MODELS:
         return vit.describe(tower)
     if type(getattr(tower, "encoder", None)) in towers.ENCODERS:
         return towers.describe(tower)
-    known = [*(family.prefix for family in towers.FAMILIES), "ViT"]
+    known = [family.prefix for family in towers.FAMILIES] + ["ViT"] * (vit is not None)
     raise UnsupportedModelError(
         f"the vision tower {type(tower).__name__} of {type(module).__name__} cannot be pruned; "
         f"those of {known} can (SigLIP 2 at a fixed size is SigLIP's; NaFlex, whose tokens "
@@ -146,9 +168,8 @@ def _describe_tower(module: Any) -> Tower:
 
 
 def describe(module: Any) -> Description:
-    """Describe a model, also within a PeftModel, or a bare vision tower; see `Host.describe`."""
-    if hasattr(module, "get_base_model"):
-        module = module.get_base_model()
+    """Describe a model, wrapped or not, or a bare vision tower; see `Host.describe`."""
+    module = unwrap(module)
     tower = _describe_tower(module)
     if type(module) in TOWERS:
         return Description(module, tower)
@@ -159,4 +180,5 @@ def describe(module: Any) -> Description:
             f"{sorted(cls.__name__ for cls in MODELS)}"
         )
     text = Swap(module.text_model, towers.patched_class(TextModel, type(module.text_model)))
-    return Description(module, tower, (text, choose(module, MODELS)), no_eval_by_text=LEAK)
+    model = ModelSwap(module, choose(module, MODELS).patched)
+    return Description(module, tower, (text, model), no_eval_by_text=LEAK)

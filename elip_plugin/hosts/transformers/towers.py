@@ -48,14 +48,21 @@ class Family(NamedTuple):
         except ImportError:
             return None
 
+    def is_complete(self) -> bool:
+        """Return whether this version of transformers has the classes that pruning needs."""
+        return None not in map(self.find_class, (self.encoder, self.layer, f"{self.prefix}Model"))
 
-FAMILIES = (
+
+KNOWN_FAMILIES = (
     Family("clip", "CLIP", "CLIPEncoder", "CLIPEncoderLayer"),
     Family("siglip", "Siglip", "SiglipEncoder", "SiglipEncoderLayer"),
     Family("metaclip_2", "MetaClip2", "MetaClip2Encoder", "MetaClip2EncoderLayer"),
     Family("altclip", "AltCLIP", "AltCLIPEncoder", "AltCLIPEncoderLayer"),
     Family("chinese_clip", "ChineseCLIP", "ChineseCLIPVisionEncoder", "ChineseCLIPVisionLayer"),
 )
+
+FAMILIES = tuple(family for family in KNOWN_FAMILIES if family.is_complete())
+"""Those of this version of transformers: a class that it renamed takes its own family along."""
 
 
 class NamedAsReplaced(Patched):

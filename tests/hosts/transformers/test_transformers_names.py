@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +15,20 @@ import torch
 from PIL import Image
 
 import elip_plugin
-from elip_plugin.errors import ConfigError, DataError, UnknownModelError, UnsupportedModelError
+from elip_plugin.errors import (
+    ConfigError,
+    DataError,
+    PlanError,
+    UnknownModelError,
+    UnsupportedModelError,
+)
 
 hf = pytest.importorskip("transformers", minversion="4.57")
 
 from hosts.transformers.tiny import make  # noqa: E402
 
-from elip_plugin.hosts.transformers import names  # noqa: E402
-from elip_plugin.hosts.transformers.names import SHAPES  # noqa: E402
+from elip_plugin.hosts import registry  # noqa: E402
+from elip_plugin.hosts.transformers.shapes import SHAPES  # noqa: E402
 
 BASE = "openai/clip-vit-base-patch16"
 
@@ -88,7 +99,97 @@ def test_faults(tmp_path: Path) -> None:
 
 
 def test_an_older_version_has_no_names_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(names.metadata, "version", lambda _: "4.26.1")
-    assert names.list_names.__wrapped__() == {}
-    with pytest.raises(UnsupportedModelError, match=r"4\.57 or later"):
-        elip_plugin.apply(make("clip"))
+    monkeypatch.setattr(registry.hosts()["transformers"], "oldest", (99, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # an old version may be there for other packages alone
+        assert not [name for name in elip_plugin.list_models() if name.startswith("hf:")]
+    refused = r"models of transformers .* cannot be pruned: 99\.1 or later"
+    for call in (
+        lambda: elip_plugin.apply(make("clip")),
+        lambda: elip_plugin.list_models("transformers"),
+    ):
+        with pytest.raises(UnsupportedModelError, match=refused):
+            call()
+
+
+def test_removing_leaves_no_plan_in_the_config(tmp_path: Path) -> None:
+    """Of a model whose folder has one, built by name or by transformers itself."""
+    saved = make("clip")
+    elip_plugin.apply(saved, "fast")
+    saved.save_pretrained(tmp_path / "pruned")
+    again = hf.CLIPModel.from_pretrained(tmp_path / "pruned")
+    elip_plugin.apply(again, again.config.elip)
+    made = elip_plugin.create(f"hf:{tmp_path / 'pruned'}", checkpoint=str(tmp_path / "pruned"))
+    for i, model in enumerate((again, made.model)):
+        folder = tmp_path / str(i)
+        model.save_pretrained(folder)
+        assert json.loads((folder / "config.json").read_text())["elip"]["stages"]
+        elip_plugin.find_handle(model).remove()
+        assert not hasattr(model.config, "elip")
+        model.save_pretrained(folder)
+        assert "elip" not in json.loads((folder / "config.json").read_text())
+
+
+def test_a_refused_model_keeps_its_config(tmp_path: Path) -> None:
+    model = make("clip")
+    model.config.elip = {"preset": "fast"}
+    with pytest.raises(PlanError):
+        elip_plugin.apply(model, {"stages": [{"block": 99, "lookahead": 1, "keep": 0.5}]})
+    assert model.config.elip == {"preset": "fast"}
+
+
+def test_creating_a_model_leaves_the_random_state() -> None:
+    torch.manual_seed(123)
+    first = torch.rand(1)
+    torch.manual_seed(123)
+    elip_plugin.create(f"hf:{BASE}", device="meta")
+    elip_plugin.create(f"hf:{BASE}", image_size=96)
+    assert torch.equal(torch.rand(1), first)
+
+
+def test_what_a_checkpoint_is_not_to_blame_for(tmp_path: Path, monkeypatch: Any) -> None:
+    make("clip").save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    name = f"hf:{tmp_path}"
+    with pytest.raises(DataError, match="cannot be read"):
+        elip_plugin.create(name, checkpoint=str(tmp_path))
+
+    def broken(*args: Any, **options: Any) -> None:
+        raise AttributeError("a renamed class")
+
+    monkeypatch.setattr(hf.CLIPModel, "__init__", broken)
+    with pytest.raises(AttributeError, match="a renamed class"):
+        elip_plugin.create(name, checkpoint=str(tmp_path))
+
+
+RENAMED = """
+from hosts.transformers.tiny import make
+from transformers.models.altclip import modeling_altclip
+from transformers.models.vit import modeling_vit
+import elip_plugin
+models = {name: make(name) for name in ("altclip", "dual_vit", "dual", "clip")}
+del modeling_altclip.AltCLIPEncoderLayer, modeling_vit.ViTLayer
+for name, model in models.items():
+    try:
+        elip_plugin.apply(model, "fast").remove()
+        print(name, "pruned")
+    except elip_plugin.ElipError as error:
+        print(name, type(error).__name__, error)
+print(len(elip_plugin.list_models("transformers")))
+"""
+
+
+def test_a_renamed_class_disables_its_family_only() -> None:
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", RENAMED],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    altclip, vit, dual, clip, names = done.stdout.splitlines()
+    assert altclip.startswith("altclip UnsupportedModelError the vision tower AltCLIPVision")
+    assert vit.startswith("dual_vit UnsupportedModelError the vision tower ViTModel of")
+    assert "'CLIP', 'Siglip', 'MetaCLIP2', 'ChineseCLIP'" in altclip.replace("MetaClip", "MetaCLIP")
+    assert "AltCLIP'" not in altclip.partition("those of")[2] and "'ViT'" not in vit
+    assert (dual, clip, int(names) > 20) == ("dual pruned", "clip pruned", True)

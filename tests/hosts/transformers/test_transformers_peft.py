@@ -17,6 +17,8 @@ peft = pytest.importorskip("peft")
 
 from hosts.transformers.tiny import inputs, layers_of, make  # noqa: E402
 
+from elip_plugin.hosts.registry import find_host  # noqa: E402
+
 CONFIG = {"preset": "fast", "text_weight": 0.5}
 TARGETS = {
     "clip": ["q_proj", "v_proj", "fc1", "visual_projection"],
@@ -99,3 +101,47 @@ def test_saved_adapters_name_the_base_model(tmp_path: Path) -> None:
     loaded = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").train()
     elip_plugin.apply(loaded, CONFIG)
     assert torch.equal(loaded(**inputs()).image_embeds, adapted(**inputs()).image_embeds)
+
+
+def guide_of(model: Any, features: torch.Tensor) -> torch.Tensor:
+    guide: torch.Tensor = find_host(model).text_guide(model, features)
+    return guide
+
+
+@pytest.mark.parametrize(
+    ("target", "read"), [(r"vision_model\.head\.attention", True), (r".*\.out_proj", False)]
+)
+def test_the_guide_reads_adapters_of_a_pooling_head(target: str, read: bool) -> None:
+    """As the merged weights do; peft ignores those of the output projection alone."""
+    model, features = make("siglip"), torch.randn(2, 48, generator=torch.Generator().manual_seed(3))
+    plain = guide_of(model, features)
+    torch.manual_seed(5)
+    lora = peft.LoraConfig(r=4, target_modules=target, init_lora_weights=False)
+    adapted = peft.get_peft_model(model, lora)
+    guide = guide_of(adapted, features)
+    with adapted.disable_adapter():
+        assert torch.equal(guide_of(adapted, features), plain)
+    assert torch.equal(guide, plain) is not read
+    if read:
+        merged = adapted.merge_and_unload()
+        torch.testing.assert_close(guide_of(merged, features), guide)
+
+
+def test_adapters_are_summed_in_their_order() -> None:
+    """Sums of floats depend on the order, and the order of a set differs between processes."""
+    model, features = make("clip"), torch.randn(2, 24, generator=torch.Generator().manual_seed(3))
+    torch.manual_seed(5)
+    names = [f"adapter_{i}" for i in range(6)]
+    options = {"r": 4, "target_modules": ["visual_projection"], "init_lora_weights": False}
+    adapted = peft.get_peft_model(model, peft.LoraConfig(**options), adapter_name=names[0])
+    for name in names[1:]:
+        adapted.add_adapter(name, peft.LoraConfig(**options))
+    layer = model.visual_projection
+    read: list[str] = []
+    delta = layer.get_delta_weight
+    layer.get_delta_weight = lambda name: (read.append(name), delta(name))[1]
+    for active in (names, names[::-1]):
+        adapted.base_model.set_adapter(active)
+        read.clear()
+        guide_of(adapted, features)
+        assert read == active

@@ -1,0 +1,115 @@
+"""A host of another package that only describes: apply, guide, remove; it offers no names."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from entry_points import elip, installed_package
+from torch import Tensor, nn
+
+import elip_plugin
+from elip_plugin.core.blocks import PackedAttention
+from elip_plugin.errors import UnknownModelError, UnsupportedModelError
+from elip_plugin.hosts.base import Host
+from elip_plugin.patching.blocks import PrunableBlock, PrunableStack
+from elip_plugin.patching.description import Description, Tower, TowerShape
+from elip_plugin.patching.swap import Swap, choose_all
+
+
+class ViT(nn.Module):  # somebody's library
+    __module__ = "toyvit.models"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, options = nn.Conv2d(3, 32, 8, 8), {"norm_first": True, "batch_first": True}
+        layers = (nn.TransformerEncoderLayer(32, 2, 64, 0.0, **options) for _ in range(12))
+        self.blocks = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> Any:
+        x = self.conv(images).flatten(2).transpose(1, 2)
+        return self.blocks(torch.cat([x.mean(1, True), x], 1))[:, 0]
+
+
+class PrunableLayer(PrunableBlock, nn.TransformerEncoderLayer):  # its host
+    replaces = nn.TransformerEncoderLayer
+
+    def packed_attention(self) -> PackedAttention:
+        attention = self.self_attn
+        return PackedAttention(self.norm1, attention.in_proj_weight, attention.in_proj_bias, 2)
+
+    def attention_output(self, mixed: Tensor) -> Any:
+        return self.self_attn.out_proj(mixed.transpose(1, 2).flatten(2))
+
+    def feed_forward(self, x: Tensor) -> Any:
+        return self._ff_block(self.norm2(x))
+
+
+class PrunableLayers(PrunableStack, nn.Sequential):
+    replaces = nn.Sequential
+
+    def forward(self, x: Tensor) -> Any:
+        pass_ = self.elip.current(self)
+        return super().forward(x) if pass_ is None else pass_.run_blocks(x, self)
+
+
+class ToyHost(Host):
+    name = module = distribution = "toyvit"
+    install = "pip install toyvit"
+
+    def describe(self, module: Any) -> Description:
+        blocks = choose_all(module.blocks, {nn.TransformerEncoderLayer: PrunableLayer})
+        stack = Swap(module.blocks, PrunableLayers)
+        return Description(module, Tower(TowerShape(64, 12, 32), stack, blocks))
+
+    def text_guide(self, module: Any, features: Tensor) -> Tensor:
+        return features.detach()
+
+
+HOST = ToyHost()  # its last line
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Any:
+    (tmp_path / "toyvit.py").touch()
+    with installed_package(tmp_path, "toyvit", "elip_plugin.hosts", f"{__name__}:HOST"):
+        yield
+
+
+def test_it_is_short() -> None:
+    lines = Path(__file__).read_text().splitlines()
+    first = next(i for i, line in enumerate(lines) if line.endswith("# its host"))
+    last = next(i for i, line in enumerate(lines) if line.endswith("# its last line"))
+    assert last - first < 60
+
+
+@pytest.mark.parametrize("config", ["half", "fast"])
+def test_apply_guide_and_remove(installed: Any, config: str) -> None:
+    model, images = ViT(), torch.rand(2, 3, 64, 64)
+    classes, unpruned = [type(module) for module in model.modules()], model(images)
+    handle = elip_plugin.apply(model, config)
+    with handle.guide(torch.randn(2, 32)):
+        assert not torch.equal(model(images), unpruned)
+    with handle.disabled():
+        assert torch.equal(model(images), unpruned)
+    handle.remove()
+    assert [type(module) for module in model.modules()] == classes
+    assert torch.equal(model(images), unpruned)
+    assert not [name for module in model.modules() for name in vars(module) if "elip" in name]
+
+
+def test_what_needs_names_says_that_there_are_none(installed: Any) -> None:
+    none = "host 'toyvit' offers no models by name: build a model with toyvit and prune it by"
+    with pytest.raises(UnknownModelError, match=none):
+        elip_plugin.list_models("toyvit")
+    assert none in elip("models --host toyvit")
+    with pytest.raises(UnknownModelError, match=r"\['toyvit'\] offer no names: prune their models"):
+        elip_plugin.create("no-such-model")
+    elip_plugin.list_models()  # of the others
+
+
+def test_a_host_that_describes_nothing_is_no_host() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        type("Empty", (Host,), {})()
+    with pytest.raises(UnsupportedModelError, match="none of the hosts"):
+        elip_plugin.apply(ViT())  # its host is not installed here
