@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 BAR = 28
 SMALL_SPEEDUP = 1.1
+READS_IMAGES = (
+    "The text side of this model reads the images too, so the step beyond the vision tower depends "
+    "on the plan as well: elip bench speed counts it."
+)
+NO_TEXT = "This model's example batch has no text, so only the vision tower is counted."
 MODELS_EXAMPLES = examples("elip models", "elip models --host open_clip")
 PLAN_EXAMPLES = examples(
     "elip plan --model elip-ViT-B-16 --preset fast",
@@ -107,10 +112,7 @@ def plan(
     _print_plan(model, pruner, keep)
     tower, counted = pruner.step_cost(pruner.plan), count_text_share(made)
     if counted is None:
-        typer.echo(
-            "The text side of this model reads the images too, so the step beyond the vision "
-            "tower depends on the plan as well: elip bench speed counts it."
-        )
+        typer.echo(NO_TEXT if made.has_text_tower else READS_IMAGES)
     else:
         typer.echo(describe_text_share(counted, tower, made.context_option))
         _print_recommended(pruner)  # what was measured are towers apart
