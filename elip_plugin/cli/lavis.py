@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from elip_plugin.cli.help import examples
+from elip_plugin.cli.options import examples
 
 app = typer.Typer(
     help="Run LAVIS, from its wheel alone.",
@@ -30,9 +30,7 @@ MoreOptions = Annotated[list[str] | None, typer.Argument(help="More overrides.",
 )
 def train(cfg_path: CfgPath, options: Options = None, more: MoreOptions = None) -> None:
     """Train a model, and evaluate it on the config's splits."""
-    from elip_plugin.hosts.lavis.runtime.train import run
-
-    _print_scores(run(cfg_path, [*(options or []), *(more or [])], evaluate=False))
+    _run(cfg_path, [*(options or []), *(more or [])], evaluate=False)
 
 
 @app.command(
@@ -50,10 +48,7 @@ def evaluate(
     more: MoreOptions = None,
 ) -> None:
     """Evaluate a model on the config's test splits."""
-    from elip_plugin.hosts.lavis.runtime.train import run
-
-    overrides = [*(options or []), *(more or [])]
-    _print_scores(run(cfg_path, overrides, evaluate=True, checkpoint=checkpoint))
+    _run(cfg_path, [*(options or []), *(more or [])], evaluate=True, checkpoint=checkpoint)
 
 
 @app.command(
@@ -67,8 +62,14 @@ def configs() -> None:
         typer.echo(path)
 
 
-def _print_scores(scores: dict[str, Any]) -> None:
-    for split, values in scores.items():
+def _run(cfg_path: Path, overrides: list[str], **given: Any) -> None:
+    """Run LAVIS, and print the scores."""
+    from elip_plugin.hosts.registry import load_host
+
+    load_host("lavis")  # where it is missing, this says how to install it
+    from elip_plugin.hosts.lavis.runtime.train import run
+
+    for split, values in run(cfg_path, overrides, **given).items():
         figures = (values or {}).items()
         shown = [f"{k} {v:.1f}" for k, v in figures if isinstance(v, (int, float))]
         if shown:

@@ -9,9 +9,9 @@ from functools import partial
 
 from elip_plugin.api import apply, find_handle
 from elip_plugin.config import ElipConfig
-from elip_plugin.errors import ConfigError, PlanError, UnsupportedModelError
+from elip_plugin.errors import PlanError, UnsupportedModelError
 from elip_plugin.hosts.base import HostModel
-from elip_plugin.measure.memory import PRECISIONS, StepMemory, count_memory
+from elip_plugin.measure.memory import PRECISIONS, StepMemory, check_precisions, count_memory
 from elip_plugin.measure.preview import weakest
 from elip_plugin.measure.variants import UNPRUNED
 from elip_plugin.patching.install import find_pruner
@@ -61,9 +61,7 @@ def count_ways(
     Raises:
         ConfigError: If a precision is not known.
     """
-    unknown = [name for name in precisions if name not in PRECISIONS]
-    if unknown:
-        raise ConfigError(f"precisions {unknown} are not known; choose from {list(PRECISIONS)}")
+    check_precisions(precisions)
     ways = []
     for precision in precisions:
         for checkpointing in (False, True):

@@ -104,8 +104,7 @@ def count_memory(
         ConfigError: If the precision is not known.
         UnsupportedModelError: If the model has no gradient checkpointing.
     """
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision must be one of {list(PRECISIONS)}, got {precision!r}")
+    check_precisions([precision])
     dtype = torch.bfloat16 if precision == "pure_bf16" else torch.float32
     with without_memory(host_model, dtype) as copied:
         if variant:
@@ -147,6 +146,13 @@ class Fit:
     predicted: int
 
 
+def check_precisions(names: Sequence[str]) -> None:
+    """Refuse precisions that are not known."""
+    unknown = [name for name in names if name not in PRECISIONS]
+    if unknown:
+        raise ConfigError(f"precisions {unknown} are not known; choose from {list(PRECISIONS)}")
+
+
 def parse_bytes(text: str) -> int:
     """Read an amount of memory."""
     found = re.fullmatch(r"\s*(\d+\.?\d*)\s*([KMG]i?B)\s*", text, re.IGNORECASE)
@@ -182,7 +188,7 @@ def try_batches(
     for fit in counted:
         small = needed(fit.variant, 2)
         per_pair = (needed(fit.variant, 4) - small) // 2
-        batch = _largest(lambda b, v=fit.variant: needed(v, b) <= budget)  # type: ignore[misc]
+        batch = largest_batch(lambda b, v=fit.variant: needed(v, b) <= budget)  # type: ignore[misc]
         fixed = small - 2 * per_pair
         fits.append(Fit(fit.variant, batch, fixed, per_pair, True, fit.predicted))
     return fits
@@ -199,7 +205,7 @@ def _peak(step: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated()
 
 
-def _largest(fits: Callable[[int], bool]) -> int:
+def largest_batch(fits: Callable[[int], bool]) -> int:
     """Return the largest batch that fits, to within an eighth."""
     if not fits(1):
         return 0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +30,8 @@ class Variant:
         host_model: The variant; its weights belong to all variants.
         images: Random images [B, 3, height, width].
         tokens: Random texts, as the model takes them.
-        guided: Makes the context that sets the text guide, which is ready.
+        guided: Makes the context in which the tower prunes as it does in a training step, by a
+            text guide that is ready.
         precision: A key of `PRECISIONS`.
     """
 
@@ -143,21 +144,31 @@ def make_variants(
         model = _make_model(host_model, name, by_text=by_text, compiled=compiled)
         copied = replace(host_model, model=model.train())
         guided: Callable[[], Any] = nullcontext
-        if by_text and name in pruned_variants():
-            guided = _guided(copied, tokens)
+        if name in pruned_variants():
+            guided = _pruning(copied, tokens if by_text else None)
         if compiled:  # some passes call the tower alone
             copied.encode_image = torch.compile(copied.encode_image)  # type: ignore[method-assign]
         made[name] = Variant(copied, images, tokens, guided, precision)
     return made
 
 
-def _guided(variant: HostModel, tokens: Any) -> Callable[[], AbstractContextManager[None]]:
-    """Return what guides a pruned variant by texts, which are encoded here."""
-    model = variant.model
-    with torch.no_grad():
-        guide = variant.guide(tokens)
-    pruner = find_pruner(model)
-    return lambda: pruner.guided(guide)
+def _pruning(variant: HostModel, tokens: Any) -> Callable[[], AbstractContextManager[None]]:
+    """Return what lets a variant prune in evaluation too, guided by texts that are encoded here."""
+    pruner, guide = find_pruner(variant.model), None
+    if tokens is not None:
+        with torch.no_grad():
+            guide = variant.guide(tokens)
+    mode = "text" if pruner.reducer.compares else "image"
+
+    @contextmanager
+    def pruning() -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(pruner.evaluated_by(mode))
+            if guide is not None:
+                stack.enter_context(pruner.guided(guide))
+            yield
+
+    return pruning
 
 
 def _make_model(host_model: HostModel, name: str, *, by_text: bool, compiled: bool) -> nn.Module:
@@ -169,8 +180,6 @@ def _make_model(host_model: HostModel, name: str, *, by_text: bool, compiled: bo
         weight = {} if by_text else {"text_weight": 0.0}
         config = ElipConfig.from_mapping({**pruned_variants()[name], **weight, **NO_SCHEDULE})
         apply(model, config)
-        # A pass in evaluation is pruned too, whatever the model may be scored by.
-        find_pruner(model).eval_mode = "text" if find_reducer(config.reducer).compares else "image"
     if compiled:
         model.compile()
     return model

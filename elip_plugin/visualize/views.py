@@ -63,7 +63,7 @@ class StageView:
     @property
     def opacities(self) -> dict[int, float]:
         """How strongly each merged patch is coloured: the more it weighs, the stronger."""
-        heaviest = max(self.merged.values(), default=1.0)
+        heaviest = max(self.merged.values(), default=0.0) or 1.0
         return {patch: 0.35 + 0.55 * weight / heaviest for patch, weight in self.merged.items()}
 
     def describe(self) -> str:

@@ -20,6 +20,7 @@ from elip_plugin.hosts.open_clip.export import CONFIG_KEY
 from elip_plugin.hosts.open_clip.grid import grid_of
 from elip_plugin.hosts.open_clip.models import describe
 from elip_plugin.hosts.open_clip.names import base_of
+from elip_plugin.patching.checkpoints import reason_of
 from elip_plugin.patching.install import install
 from elip_plugin.patching.monkeypatch import silenced
 
@@ -109,7 +110,9 @@ def create(
     except Exception as error:  # a file that is none, a tag that is none, a download that fails
         if not checkpoint:
             raise
-        raise DataError(f"checkpoint {checkpoint!r} of {base} cannot be read: {error}") from error
+        raise DataError(
+            f"checkpoint {checkpoint!r} of {base} cannot be read: {reason_of(error)}"
+        ) from error
     model: Any = made[0].eval()
     install(describe(model), config)
     normalization = get_model_preprocess_cfg(model)
