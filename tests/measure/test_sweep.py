@@ -15,7 +15,7 @@ from elip_plugin.measure import sweep as module
 from elip_plugin.measure.sweep import Sweep, counts_up_to, measurements, run_sweep
 
 TOY = Sweep("elip-ViT-tiny-6", 2, "cpu", "full,fast", rounds=1, image_size=32)
-GPUS = ["A Card, 81000MiB", "A Card, 80000MiB"]
+GPUS = [("A Card", 81000 * 2**20), ("A Card", 80000 * 2**20)]
 
 
 def test_what_is_measured() -> None:
@@ -55,7 +55,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, scripts: dict[str, str]) -> None:
     monkeypatch.setattr(
         module, "measurements", lambda *_: {n: ["-c", text] for n, text in scripts.items()}
     )
-    monkeypatch.setattr(module, "DEVICE", "print('torch 2'); print('A Card, 80000MiB')")
+    monkeypatch.setattr(module, "find_gpus", lambda: GPUS)
 
 
 def statuses(folder: Path) -> dict[str, str]:
@@ -71,13 +71,13 @@ def test_an_end_is_recorded_and_the_next_call_goes_on(
 ) -> None:
     scripts = {"a": "print('2 ms')", "b": BREAK, "c": "raise SystemExit('broken')"}
     fake(monkeypatch, scripts)
-    report = run_sweep(TOY, tmp_path)
+    report = run_sweep(replace(TOY, device="cuda"), tmp_path)
     assert statuses(tmp_path) == {"a": "done", "b": "out of memory", "c": "failed"}
     text = report.read_text()
-    assert "A Card, 80000MiB" in text and "2 ms" in text and "broken" in text
+    assert "1 x A Card, 79 GiB, 1 x A Card, 78 GiB" in text and "2 ms" in text and "broken" in text
     assert "## b: out of memory" in text and "Tried to allocate" in text
     fake(monkeypatch, {**scripts, "a": "print('again')", "c": "print('mended')"})
-    text = run_sweep(TOY, tmp_path).read_text()
+    text = run_sweep(replace(TOY, device="cuda"), tmp_path).read_text()
     assert "2 ms" in text and "again" not in text and "mended" in text
     with pytest.raises(DataError, match="another sweep"):
         run_sweep(replace(TOY, batch=3), tmp_path)
