@@ -67,7 +67,7 @@ def print_memory(host_model: HostModel, asked: MemoryAsked) -> None:
         table.add_column(name, justify="right")
     for way in ways:
         both = way.unpruned, way.pruned
-        row = [way.name, _gib(way.unpruned.weights + 3 * way.unpruned.trained)]
+        row = [way.name, _gib(way.unpruned.fixed)]
         if budget is not None:
             row += [str(each.largest(budget)) for each in both]
         if batch is not None:

@@ -22,14 +22,7 @@ TRIES = 4
 
 @dataclass(frozen=True)
 class Way:
-    """One way to train, unpruned and pruned.
-
-    Attributes:
-        precision: One of `PRECISIONS`.
-        checkpointing: Whether gradient checkpointing is on.
-        unpruned: The memory without pruning.
-        pruned: The memory with the model's plan.
-    """
+    """One way to train, and its memory without pruning and by the model's plan."""
 
     precision: str
     checkpointing: bool
@@ -48,19 +41,7 @@ def count_ways(
     *,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Way]:
-    """Count the memory of a training step in each precision, with and without checkpointing.
-
-    Args:
-        host_model: The model, built on the device "meta".
-        precisions: Some of `PRECISIONS`.
-        progress: Is told what comes next.
-
-    Returns:
-        The ways; those with checkpointing only where the model has it.
-
-    Raises:
-        ConfigError: If a precision is not known.
-    """
+    """Count the memory in each precision, without checkpointing and, where there is any, with."""
     check_precisions(precisions)
     ways = []
     for precision in precisions:

@@ -26,15 +26,15 @@ LARGEST = 2**20
 
 @dataclass(frozen=True)
 class StepMemory:
-    """What a training step takes at any batch.
+    """The bytes of a training step at any batch.
 
     Attributes:
-        weights: Bytes of weights and buffers.
-        trained: Bytes of those weights that are trained; so much for each set of gradients.
-        images: Bytes of an image.
-        updating: Bytes that AdamW takes for a while as it updates.
-        kept: Bytes kept from forward to backward, at each of `COUNTED`.
-        peaks: The most bytes in each section of the step, at each of `COUNTED`, with weights and
+        weights: Weights and buffers.
+        trained: The weights that are trained; so much for each set of gradients.
+        images: One image.
+        updating: What AdamW takes for a while as it updates.
+        kept: What is kept from forward to backward, at each of `COUNTED`.
+        peaks: The most in each section of the step, at each of `COUNTED`, with weights and
             gradients and without AdamW's states.
     """
 
@@ -47,8 +47,13 @@ class StepMemory:
 
     @property
     def states(self) -> int:
-        """Bytes of AdamW's two moments."""
+        """AdamW's two moments."""
         return 2 * self.trained
+
+    @property
+    def fixed(self) -> int:
+        """What is there whatever the batch: weights, gradients and AdamW's moments."""
+        return self.weights + self.trained + self.states
 
     def kept_at(self, batch: int) -> int:
         """Return the bytes kept from forward to backward at a batch."""
@@ -127,23 +132,14 @@ def count_memory(
 
 @dataclass(frozen=True)
 class Fit:
-    """The largest batch of a variant.
-
-    Attributes:
-        variant: Its name.
-        batch: Pairs per batch; 0 if not even one fits.
-        fixed: Bytes whatever the batch.
-        per_pair: Bytes more for each pair.
-        measured: Whether the batch was tried out.
-        predicted: The largest batch as counted, without trying.
-    """
+    """The largest batch of a variant, and the bytes of it whatever the batch and for each pair."""
 
     variant: str
-    batch: int
+    batch: int  # 0 if not even one pair fits
     fixed: int
     per_pair: int
-    measured: bool
-    predicted: int
+    measured: bool  # tried out, not counted
+    predicted: int  # as counted
 
 
 def check_precisions(names: Sequence[str]) -> None:
@@ -169,8 +165,8 @@ def fit_batches(
     for variant in variants:
         counted = count_memory(host_model, variant=variant, precision=precision)
         per_pair = counted.kept_at(1) - counted.kept_at(0)
-        fixed, batch = counted.weights + 3 * counted.trained, counted.largest(budget)
-        fits.append(Fit(variant, batch, fixed, per_pair, measured=False, predicted=batch))
+        batch = counted.largest(budget)
+        fits.append(Fit(variant, batch, counted.fixed, per_pair, measured=False, predicted=batch))
     return fits
 
 

@@ -43,18 +43,6 @@ def make_config(preset: str, keep: str) -> ElipConfig | None:
     return replace(config, stages=tuple(replace(s, keep=v) for s, v in pairs))
 
 
-def preview(
-    name: str,
-    config: ElipConfig | None = None,
-    *,
-    image_size: int | None = None,
-    target_speedup: float | None = None,
-) -> Pruner:
-    """Return the pruner of a model that has shapes but no weights."""
-    made = preview_model(name, config, image_size=image_size, target_speedup=target_speedup)
-    return find_pruner(made.model)
-
-
 def preview_model(
     name: str,
     config: ElipConfig | None = None,
@@ -121,14 +109,7 @@ def _scaled(config: ElipConfig, factor: float, patches: int) -> ElipConfig:
 
 
 def average_step(pruner: Pruner) -> float:
-    """Count the average training step of a tower over a whole training, schedule included.
-
-    Args:
-        pruner: What prunes the tower.
-
-    Returns:
-        Multiply-adds over those of an unpruned step.
-    """
+    """Count a tower's average step over a whole training with its schedule, over an unpruned one."""
     shape, total = pruner.shape, 0.0
     for level, parts in Counter(level_at(i / PARTS, pruner.config) for i in range(PARTS)).items():
         step = 1.0

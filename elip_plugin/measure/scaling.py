@@ -35,19 +35,7 @@ class Step(nn.Module):
 def time_together(
     model: str, names: Sequence[str], batch: int, device: str, rounds: int, image_size: int | None
 ) -> tuple[int, dict[str, float]]:
-    """Time the variants one after the other, in each process.
-
-    Args:
-        model: The name of a pruned model.
-        names: The variants.
-        batch: Pairs per batch, in each process.
-        device: "cuda" or "cpu".
-        rounds: Rounds that count.
-        image_size: Pixels of a side; None for the model's own.
-
-    Returns:
-        The number of processes; in the first one also the median seconds of each variant.
-    """
+    """Return the number of processes; in the first one also the median seconds of each variant."""
     local, on_gpu = int(os.environ["LOCAL_RANK"]), device == "cuda"
     if on_gpu:
         torch.cuda.set_device(local)

@@ -18,19 +18,12 @@ PRODUCTS_OF_TOKENS = ("bmm", "baddbmm")
 
 @dataclass(frozen=True)
 class TextShare:
-    """Operations of a pair's forward in the two towers, without pruning.
-
-    Attributes:
-        vision: Those of the vision tower.
-        text: Those of the text tower.
-        attention: Those of the text tower's attention alone, between its tokens.
-        length: Tokens of a text; None where the model itself makes them in its forward.
-    """
+    """Operations of a pair's forward in the two towers, without pruning."""
 
     vision: int
     text: int
-    attention: int
-    length: int | None
+    attention: int  # of the text tower's attention alone, between its tokens
+    length: int | None  # tokens of a text; None where the model makes them in its forward
 
     @property
     def share(self) -> float:
@@ -44,29 +37,13 @@ class TextShare:
         return ((self.text - self.attention) * ratio + self.attention * ratio**2) / self.text
 
     def step(self, tower: float, length: int | None = None) -> float:
-        """Return the step's operations over those without pruning and with texts as they are.
-
-        Args:
-            tower: The vision tower's, over its own without pruning.
-            length: Tokens of a text; None for as many as now.
-
-        Returns:
-            The ratio.
-        """
+        """Return the step's operations over the unpruned ones, from the tower's same ratio."""
         text = 1.0 if length is None else self.text_at(length)
         return (1 - self.share) * tower + self.share * text
 
 
 def count_text_share(host_model: HostModel) -> TextShare | None:
-    """Count the forward of both towers.
-
-    Args:
-        host_model: The model, which may be one of the device "meta".
-
-    Returns:
-        The counts; None if the model has no text tower apart from what reads its images, or its
-        examples have no text.
-    """
+    """Count both towers' forward; None without a text tower that reads no image, or a text."""
     images, texts = host_model.example_batch(1)
     if texts is None or not host_model.has_text_tower:
         return None

@@ -42,7 +42,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a measurement: its status, its time, and what it printed or the error's end."""
+    """What became of a measurement, and what it printed: the end of its errors if it failed."""
 
     name: str
     status: str

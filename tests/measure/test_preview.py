@@ -14,7 +14,13 @@ from entry_points import elip
 import elip_plugin
 from elip_plugin import ElipConfig
 from elip_plugin.errors import ConfigError, PlanError, UnknownModelError, UnsupportedModelError
-from elip_plugin.measure.preview import average_step, make_config, preview
+from elip_plugin.measure.preview import average_step, make_config, preview_model
+from elip_plugin.patching.install import find_pruner
+
+
+def preview(*given: Any, **options: Any) -> Any:
+    return find_pruner(preview_model(*given, **options).model)
+
 
 TOKENS = (197, 197, 178, 178, 129, 129, 129, 129, 129, 129, 80, 80)
 
