@@ -88,7 +88,7 @@ def _all_chosen(index: Any) -> Any:
 def without_memory(
     host_model: HostModel, dtype: torch.dtype = torch.float32
 ) -> Iterator[HostModel]:
-    """Copy a model of the meta device: inside the context its weights are a CPU's, without bytes."""
+    """Copy a model of the meta device: its weights are then a CPU's, without bytes."""
     copied = replace(host_model, model=copy.deepcopy(host_model.model))
     made: dict[int, Tensor] = {}
 

@@ -109,7 +109,7 @@ def _scaled(config: ElipConfig, factor: float, patches: int) -> ElipConfig:
 
 
 def average_step(pruner: Pruner) -> float:
-    """Count a tower's average step over a whole training with its schedule, over an unpruned one."""
+    """Count a tower's average step in a training with its schedule, over an unpruned step."""
     shape, total = pruner.shape, 0.0
     for level, parts in Counter(level_at(i / PARTS, pruner.config) for i in range(PARTS)).items():
         step = 1.0

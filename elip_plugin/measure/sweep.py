@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,12 +16,10 @@ import torch
 
 from elip_plugin.errors import ConfigError, DataError
 
-LOG, REPORT = "log.jsonl", "report.md"
+SETTINGS, REPORT = "sweep.json", "report.md"
+DONE, NO_MEMORY = "done", "out of memory"
 LONGEST, SHORTEST = 480.0, 15.0
 """Seconds after which one measurement is stopped, and of the time left below which none starts."""
-
-DONE, NO_MEMORY, FAILED, TOO_LONG = "done", "out of memory", "failed", "took too long"
-NO_TIME = "not started: the time was up"
 
 
 @dataclass(frozen=True)
@@ -40,16 +37,6 @@ class Sweep:
     processes: int | None = None
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a measurement, and what it printed: the end of its errors if it failed."""
-
-    name: str
-    status: str
-    seconds: float = 0.0
-    printed: str = ""
-
-
 def find_gpus() -> list[tuple[str, int]]:
     """Return the name and the bytes of each GPU."""
     found = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
@@ -63,11 +50,11 @@ def run_sweep(
     minutes: float = 30,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Path:
-    """Run the measurements that are not in the folder's log yet, and write all into one report.
+    """Run the measurements that an earlier call did not end, and write one report of all.
 
     Args:
         sweep: What is measured.
-        folder: Where log and report are.
+        folder: Where to write; what each measurement printed is a file there.
         minutes: Time for this call. What is left then is measured by another call.
         progress: Is told what comes next, and what became of it.
 
@@ -76,24 +63,49 @@ def run_sweep(
 
     Raises:
         ConfigError: If the time is not positive, or there is no GPU.
-        DataError: If the folder's log is of another sweep.
+        DataError: If the folder is of another sweep.
     """
     if not minutes > 0:
         raise ConfigError(f"minutes must be above 0, got {minutes:g}")
     gpus = find_gpus() if sweep.device == "cuda" else []
     if sweep.device == "cuda" and not gpus:
         raise ConfigError("no GPU was found; --device cpu --toy tries the sweep out without one")
+    _check_settings(folder / SETTINGS, json.dumps(asdict(sweep), indent=1))
     end = time.monotonic() + 60 * minutes
-    outcomes = _read_log(folder / LOG, sweep)
+    sections = [_title(sweep, gpus)]
     for name, words in measurements(sweep, gpus).items():
-        if name in outcomes and outcomes[name].status in (DONE, NO_MEMORY):
-            progress(f"{name}: {outcomes[name].status} before")
-            continue
-        progress(f"{name} ...")
-        outcomes[name] = _run(name, words, folder, min(LONGEST, end - time.monotonic()))
-        progress(f"{name}: {outcomes[name].status}, {outcomes[name].seconds:.0f} s")
-        _append(folder / LOG, asdict(outcomes[name]))
-    return _write_report(sweep, gpus, outcomes.values(), folder)
+        out = folder / name.replace(" ", "-")
+        if (ended := out.with_suffix(".txt")).is_file():
+            status, _, printed = ended.read_text().partition("\n")
+        else:
+            progress(f"{name} ...")
+            status, printed = _run(words, out, min(LONGEST, end - time.monotonic()))
+            if status in (DONE, NO_MEMORY):  # another run would find the same
+                half = out.with_suffix(".half")
+                half.write_text(f"{status}\n{printed}")
+                half.replace(ended)  # at once: what a kill has cut short is never read
+        progress(f"{name}: {status}")
+        sections.append(f"## {name}: {status}\n\n```\n{printed}\n```")
+        if status == DONE and (out / "speed.svg").is_file():
+            sections.append(f"![{name}: time over the first variant's]({out.name}/speed.svg)")
+    (folder / REPORT).write_text("\n\n".join(sections) + "\n")
+    return folder / REPORT
+
+
+def _check_settings(file: Path, settings: str) -> None:
+    """Refuse a folder of another sweep."""
+    if file.is_file() and file.read_text() != settings:
+        raise DataError(f"{file} is of another sweep: give the same options, or another folder")
+    file.write_text(settings)
+
+
+def _title(sweep: Sweep, gpus: Sequence[tuple[str, int]]) -> str:
+    cards = [f"{name}, {size / 2**30:.0f} GiB" for name, size in gpus] or ["no GPU"]
+    counts = ", ".join(f"{cards.count(card)} x {card}" for card in dict.fromkeys(cards))
+    return (
+        f"# {sweep.model}, batch {sweep.batch} per process\n\n"
+        f"{counts}; torch {torch.__version__}, CUDA {torch.version.cuda}"
+    )
 
 
 def measurements(sweep: Sweep, gpus: Sequence[tuple[str, int]]) -> dict[str, list[str]]:
@@ -127,15 +139,14 @@ def counts_up_to(most: int) -> list[int]:
     return [*(2**i for i in range((most - 1).bit_length())), most] if most > 1 else []
 
 
-def _run(name: str, words: list[str], folder: Path, seconds: float) -> Outcome:
-    """Run this Python with some arguments, and see what becomes of it."""
+def _run(words: list[str], out: Path, seconds: float) -> tuple[str, str]:
+    """Run this Python with some arguments; return what became of it, and what it printed."""
     if seconds < SHORTEST:
-        return Outcome(name, NO_TIME)
-    out = [] if "together" in words else ["--out", str(folder / _slug(name))]
-    start = time.monotonic()
+        return "not started: the time was up", ""
+    options = [] if "together" in words else ["--out", str(out)]
     # A session of its own, so that processes which it started end with it.
     process = subprocess.Popen(
-        [sys.executable, *words, *out],
+        [sys.executable, *words, *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -146,53 +157,8 @@ def _run(name: str, words: list[str], folder: Path, seconds: float) -> Outcome:
     except BaseException as error:
         os.killpg(process.pid, signal.SIGKILL)
         if isinstance(error, subprocess.TimeoutExpired):
-            return Outcome(name, TOO_LONG, seconds, process.communicate()[1][-400:])
+            return "took too long", process.communicate()[1][-400:].strip()
         raise
-    took = time.monotonic() - start
     if process.returncode == 0:
-        return Outcome(name, DONE, took, printed)
-    status = NO_MEMORY if "out of memory" in errors.lower() else FAILED
-    return Outcome(name, status, took, errors[-400:])
-
-
-def _slug(name: str) -> str:
-    return name.replace(" ", "-")
-
-
-def _write_report(
-    sweep: Sweep, gpus: Sequence[tuple[str, int]], outcomes: Iterable[Outcome], folder: Path
-) -> Path:
-    """Write what each measurement printed into a Markdown file, with the charts that they drew."""
-    cards = [f"{name}, {size / 2**30:.0f} GiB" for name, size in gpus] or ["no GPU"]
-    counts = ", ".join(f"{cards.count(card)} x {card}" for card in dict.fromkeys(cards))
-    lines = [f"# {sweep.model}, batch {sweep.batch} per process", ""]
-    lines += [f"{counts}; torch {torch.__version__}, CUDA {torch.version.cuda}"]
-    for outcome in outcomes:
-        lines += ["", f"## {outcome.name}: {outcome.status}, {outcome.seconds:.0f} s", ""]
-        lines += ["```", outcome.printed.strip(), "```"] if outcome.printed.strip() else []
-        chart = f"{_slug(outcome.name)}/speed.svg"
-        if outcome.status == DONE and (folder / chart).is_file():
-            lines += ["", f"![{outcome.name}: time over the first variant's]({chart})"]
-    (folder / REPORT).write_text("\n".join(lines) + "\n")
-    return folder / REPORT
-
-
-def _read_log(log: Path, sweep: Sweep) -> dict[str, Outcome]:
-    """Read what was measured before; begin the log if there is none."""
-    lines = []
-    for line in log.read_text().splitlines() if log.is_file() else ():
-        with suppress(ValueError):  # of a line that was cut short: it is measured again
-            lines.append(json.loads(line))
-    if not lines:
-        _append(log, {"sweep": asdict(sweep)})
-        return {}
-    if (known := lines[0].get("sweep")) != asdict(sweep):
-        raise DataError(
-            f"{log} is of another sweep ({known}): give the same options, or another folder"
-        )
-    return {line["name"]: Outcome(**line) for line in lines[1:]}
-
-
-def _append(log: Path, line: Mapping[str, object]) -> None:
-    with log.open("a") as file:
-        file.write("\n" + json.dumps(line))  # a line that was cut short stays by itself
+        return DONE, printed.strip()
+    return NO_MEMORY if "out of memory" in errors.lower() else "failed", errors[-400:].strip()
