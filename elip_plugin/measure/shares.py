@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from elip_plugin.api import find_handle
 from elip_plugin.hosts.base import HostModel
@@ -44,7 +45,8 @@ class TextShare:
 
 def count_text_share(host_model: HostModel) -> TextShare | None:
     """Count both towers' forward; None without a text tower that reads no image, or a text."""
-    images, texts = host_model.example_batch(1)
+    device = next(host_model.model.parameters()).device
+    images, texts = tree_map_only(Tensor, lambda x: x.to(device), host_model.example_batch(1))
     if texts is None or not host_model.has_text_tower:
         return None
     with find_handle(host_model.model).disabled():
