@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -67,11 +68,7 @@ class StepMemory:
 
     def largest(self, budget: int) -> int:
         """Return the largest batch that fits; 0 if not even one pair does."""
-        low, high = 0, LARGEST
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.peak_at(middle) <= budget else (low, middle - 1)
-        return low
+        return max(0, bisect_right(range(LARGEST + 1), budget, key=self.peak_at) - 1)
 
 
 def _at(batch: int, low: int, high: int) -> int:

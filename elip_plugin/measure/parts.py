@@ -16,19 +16,11 @@ from elip_plugin.measure.variants import PASSES, UNPRUNED, Variant, make_variant
 
 @dataclass(frozen=True)
 class Parts:
-    """Seconds of a training step that pruning does not change, each measured apart.
+    """Seconds of a training step that pruning does not change, each measured apart."""
 
-    Attributes:
-        text: Forward and backward of the text tower; None where it is not apart from the images.
-        optimizer: The optimizer's update.
-        loader: Loading, decoding and preprocessing a batch, shared out to the workers; None if no
-            data were given.
-        workers: How many load at the same time.
-    """
-
-    text: float | None
+    text: float | None  # forward and backward of the tower; None where it reads the images too
     optimizer: float
-    loader: float | None = None
+    loader: float | None = None  # of a batch, shared out to the workers; None without data
     workers: int = 1
 
 

@@ -15,25 +15,18 @@ from elip_plugin.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
-
 Box = tuple[float, float, float, float]
+"""Left, top, right and bottom in pixels."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture, and what came with it.
-
-    Attributes:
-        name: Its file's name.
-        image: The picture (Pillow).
-        caption: Its caption, if it came with one.
-        boxes: What objects cover, by name: left, top, right and bottom in pixels.
-    """
+    """A picture (Pillow), its file's name, and what came with it."""
 
     name: str
     image: Any
     caption: str | None = None
-    boxes: Mapping[str, Box] = field(default_factory=dict)
+    boxes: Mapping[str, Box] = field(default_factory=dict)  # what objects cover, by their names
 
 
 def find_pictures(paths: Iterable[Path], most: int) -> list[Picture]:

@@ -38,8 +38,10 @@ def write_png(made: Visualization, path: Path) -> None:
         for column, stage in enumerate(row.stages, 1):
             x = LEFT + column * (CELL + GAP)
             sheet.paste(_scaled(_drawn(made, image, stage)), (x, top))
-            if stage.groups:
-                _draw_borders(pen, made, image, stage, (x, top))
+            scale = CELL / image.size[0]
+            for line in made.borders(image, stage) if stage.groups else ():
+                left, upper, right, lower = (scale * value for value in line)
+                pen.line((x + left, top + upper, x + right, top + lower), BORDER, 1)
             pen.text((x, top + height + 3), "\n".join(_words(stage)), SOFT, font)
     sheet.save(path)
 
@@ -74,19 +76,6 @@ def _drawn(made: Visualization, image: Any, stage: StageView) -> Any:
 def _whole(box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
     x, y = round(box[0]), round(box[1])
     return x, y, round(x + box[2]), round(y + box[3])
-
-
-def _draw_borders(pen: Any, made: Visualization, image: Any, stage: StageView, at: Any) -> None:
-    scale = CELL / image.size[0]
-    for patch, side in made.borders(stage):
-        left, top, width, height = (scale * value for value in made.box(image, patch))
-        x, y = at[0] + left, at[1] + top
-        ends = (
-            (x + width, y, x + width, y + height)
-            if side == "right"
-            else (x, y + height, x + width, y + height)
-        )
-        pen.line(ends, BORDER, 1)
 
 
 def _plain(text: str) -> str:

@@ -118,14 +118,20 @@ class Visualization:
             found.append((group, tuple(round(sum(part) / len(group)) for part in zip(*colours))))
         return found
 
-    def borders(self, stage: StageView) -> list[tuple[int, str]]:
-        """Return the edges between tokens: a patch, and "right" or "lower"."""
+    def borders(self, image: Any, stage: StageView) -> list[tuple[float, float, float, float]]:
+        """Return the lines between tokens: both ends' x and y in a picture, in pixels."""
         rows, columns = self.grid
         holder = {patch: number for number, group in enumerate(stage.groups) for patch in group}
         token = [holder.get(patch, -1 - patch) for patch in range(rows * columns)]
-        right = [p for p in range(len(token)) if (p + 1) % columns and token[p] != token[p + 1]]
-        lower = [p for p in range(len(token) - columns) if token[p] != token[p + columns]]
-        return [*((p, "right") for p in right), *((p, "lower") for p in lower)]
+        lines = []
+        for patch in range(rows * columns):
+            x, y, width, height = self.box(image, patch)
+            right, lower = x + width, y + height
+            if (patch + 1) % columns and token[patch] != token[patch + 1]:
+                lines.append((right, y, right, lower))
+            if patch + columns < len(token) and token[patch] != token[patch + columns]:
+                lines.append((x, lower, right, lower))
+        return lines
 
     def box(self, image: Any, patch: int) -> tuple[float, float, float, float]:
         """Return a patch's left, top, width and height in a picture, in pixels."""

@@ -104,8 +104,9 @@ def run_small(words: list[str], place: Place) -> None:
 def make_small(patch: pytest.MonkeyPatch) -> None:
     factory = importlib.import_module("open_clip.factory")
     importlib.import_module("elip_plugin").list_models("open_clip")  # registers our names
-    patch.setitem(factory._MODEL_CONFIGS, "ViT-B-16", TINY)
-    vision = {"timm_model_name": "eva02_tiny_patch14_224", "timm_pool": "token", "image_size": 56}
+    for name in ("ViT-B-16", "ViT-SO400M-14-SigLIP-384"):
+        patch.setitem(factory._MODEL_CONFIGS, name, TINY)
+    vision = {"timm_model_name": "eva02_tiny_patch14_224", "timm_pool": "token", "image_size": 224}
     eva = {**TINY, "vision_cfg": {**vision, "timm_proj": "linear"}}
     patch.setitem(factory._MODEL_CONFIGS, "EVA02-B-16", eva)
 
@@ -266,7 +267,7 @@ class Rule:
 
 STUDY = "a training of hours; tests/benchmarks run its parts"
 RULES = [
-    Rule("elip plan --model elip-ViT-SO400M.* --memory", run_elip, slow=True, host="open_clip"),
+    Rule("elip plan --model elip-ViT-SO400M.* --memory", run_small, slow=True, host="open_clip"),
     Rule("elip plan --model hf:", run_elip, host="transformers"),
     Rule("elip plan .*--batch", run_elip, slow=True, host="open_clip"),
     Rule("elip plan", run_elip, host="open_clip"),
