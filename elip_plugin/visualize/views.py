@@ -8,6 +8,9 @@ from typing import Any
 BOX = 4
 """Pillow's filter that averages."""
 
+Colour = tuple[int, int, int]
+"""Red, green and blue, 0 to 255."""
+
 
 @dataclass(frozen=True)
 class OnObject:
@@ -108,14 +111,15 @@ class Visualization:
             title += f" ({row.differing} {patches} kept by the last stage that the first row lost)"
         return title
 
-    def fills(self, image: Any, stage: StageView) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-        """Return the patches of each group, and their mean red, green and blue from 0 to 255."""
+    def fills(self, image: Any, stage: StageView) -> list[tuple[tuple[int, ...], Colour]]:
+        """Return the patches of each group, and their mean colour."""
         rows, columns = self.grid
         small = image.convert("RGB").resize((columns, rows), BOX)
         found = []
         for group in stage.groups:
             colours = [small.getpixel((patch % columns, patch // columns)) for patch in group]
-            found.append((group, tuple(round(sum(part) / len(group)) for part in zip(*colours))))
+            red, green, blue = (round(sum(part) / len(group)) for part in zip(*colours))
+            found.append((group, (red, green, blue)))
         return found
 
     def borders(self, image: Any, stage: StageView) -> list[tuple[float, float, float, float]]:
