@@ -115,8 +115,8 @@ def apply(model: nn.Module, config: ElipConfig | Mapping[str, Any] | str | None 
 
     Args:
         model: An OpenCLIP model, its bare vision tower, or LAVIS' `VisionTransformer`.
-        config: A configuration, a mapping for `ElipConfig.from_mapping`, or a preset's
-            name; None for the default preset.
+        config: A configuration, a mapping for `ElipConfig.from_mapping`, a preset's name, or a
+            file such as `elip plan -o plan.yaml` writes; None for the default preset.
 
     Returns:
         A handle. On any error the model is as before.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from elip_plugin.errors import ConfigError, ElipDeprecationWarning, join_faults, nearest
@@ -36,6 +38,9 @@ RENAMED = {
 """Keys of version 0.1, still read with a DeprecationWarning."""
 
 DEFAULT_PRESET = "paper"
+
+FILES = (".json", ".yaml", ".yml")
+"""Ends of a string that names a file, not a preset."""
 
 _INCOMPLETE = object()  # holds the place of a stage whose fault is named already
 
@@ -168,8 +173,8 @@ class ElipConfig:
         Args:
             mapping: The field names of this class, with `stages` as a list of mappings;
                 or `preset` in place of `stages`, with other fields to override. A bare
-                string is a preset's name, and None or no `stages` means the default
-                preset, "paper".
+                string is a preset's name, or a file that ends in .json, .yaml or .yml, such as
+                `elip plan -o` writes. None or no `stages` means the default preset, "paper".
 
         Returns:
             The configuration.
@@ -180,7 +185,9 @@ class ElipConfig:
         if mapping is None:
             mapping = {}
         if isinstance(mapping, str):
-            return cls.preset(mapping)
+            if not mapping.endswith(FILES):
+                return cls.preset(mapping)
+            mapping = _read_file(mapping)
         if not isinstance(mapping, Mapping):
             raise ConfigError(
                 f"an ELIP config is a mapping or a preset's name, got {type(mapping).__name__}"
@@ -230,6 +237,25 @@ class ElipConfig:
             for stage in self.stages
         ]
         return mapping
+
+
+def _read_file(path: str) -> Any:
+    """Read the config in a file: its `elip` section, or all of it."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        if path.endswith(".json"):
+            values = json.loads(text)
+        else:
+            import yaml  # comes with every host
+
+            values = yaml.safe_load(text)
+    except ImportError as error:
+        raise ConfigError(f"{path}: to read YAML, run: pip install pyyaml") from error
+    except Exception as error:  # of the file system, json and yaml
+        raise ConfigError(f"the ELIP config {path!r} cannot be read: {error}") from error
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path} holds {type(values).__name__}, but an ELIP config is a mapping")
+    return values.get("elip", values)
 
 
 def _accept_old_names(cls: type[ElipConfig]) -> None:

@@ -11,8 +11,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from elip_plugin.cli.completion import complete_model
-from elip_plugin.cli.help import examples
+from elip_plugin.cli.options import (
+    Batch,
+    Data,
+    Device,
+    ImageSize,
+    Model,
+    OutFolder,
+    Precision,
+    Rounds,
+    Variants,
+    Workers,
+    examples,
+    make_folder,
+    print_table,
+)
 from elip_plugin.errors import ConfigError, ElipError
 
 if TYPE_CHECKING:
@@ -24,19 +37,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Model = Annotated[
-    str,
-    typer.Option(
-        help="A model, such as elip-ViT-B-16 or elip_albef_pretrain.",
-        autocompletion=complete_model,
-    ),
-]
-ImageSize = Annotated[
-    int | None, typer.Option(help="Pixels of a side; by default the model's own.")
-]
-Device = Annotated[str, typer.Option(help="cpu or cuda; by default cuda where there is one.")]
-Precision = Annotated[str, typer.Option(help="fp32 or bf16 (autocast).")]
-
 
 @app.command(
     epilog=examples(
@@ -46,40 +46,33 @@ Precision = Annotated[str, typer.Option(help="fp32 or bf16 (autocast).")]
 )
 def speed(
     model: Model = "elip-ViT-B-16",
-    batch: Annotated[int, typer.Option(help="Pairs per batch.")] = 8,
+    batch: Batch = 8,
     image_size: ImageSize = None,
     device: Device = "",
     precision: Precision = "fp32",
-    variants: Annotated[
-        str, typer.Option(help="Comma-separated, the first is the reference; by default all.")
-    ] = "",
+    variants: Variants = "",
     passes: Annotated[str, typer.Option(help="Of: inference, tower, step.")] = (
         "inference,tower,step"
     ),
-    rounds: Annotated[int, typer.Option(help="Rounds that count.")] = 7,
+    rounds: Rounds = 7,
     compile: Annotated[bool, typer.Option("--compile", help="Compile each variant.")] = False,
     attention: Annotated[
         str, typer.Option(help="fused (torch's choice) or plain (no fused kernel).")
     ] = "fused",
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Time loading too: a folder of images, or a .tar shard."),
-    ] = None,
-    workers: Annotated[int, typer.Option(help="Processes that load in the training.")] = 4,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for JSON, CSV and a chart.")
-    ] = None,
+    data: Data = None,
+    workers: Workers = 4,
+    out: OutFolder = None,
 ) -> None:
     """Time variants in turn, beside what they cost in arithmetic and memory."""
     from elip_plugin.measure.parts import describe_parts, measure_parts
-    from elip_plugin.measure.report import print_table, write_files
+    from elip_plugin.measure.report import slower_than_unpruned, speed_table, write_files
     from elip_plugin.measure.speed import measure_speed
 
-    if workers < 1:
-        raise ConfigError(f"workers must be 1 or more, got {workers}")
+    if out is not None:
+        make_folder(out)
     host_model = _create(model, image_size, device)
     load = None if data is None else _loader(host_model, data, batch)
-    made, rows = measure_speed(
+    setting, rows = measure_speed(
         host_model,
         variants=variants.split(",") if variants else (),
         passes=passes.split(","),
@@ -90,8 +83,8 @@ def speed(
         attention=attention,
         progress=lambda text: typer.echo(text, err=True),
     )
-    print_table(made, rows)
-    parts = None
+    print_table(speed_table(setting, rows))
+    lines, parts = slower_than_unpruned(rows), None
     if {"tower", "step"} <= {*passes.split(",")}:
         parts = measure_parts(
             host_model,
@@ -101,10 +94,11 @@ def speed(
             load=load,
             workers=workers,
         )
-        for line in describe_parts(rows, parts):
-            typer.echo(line)
+        lines += describe_parts(rows, parts)
+    for line in lines:
+        typer.echo(line)
     if out is not None:
-        write_files(out, made, rows, parts)
+        write_files(out, setting, rows, parts)
 
 
 def _loader(host_model: HostModel, data: Path, batch: int) -> Callable[[], object]:
@@ -135,28 +129,33 @@ def memory(
     image_size: ImageSize = None,
     device: Device = "",
     precision: Precision = "fp32",
-    variants: Annotated[str, typer.Option(help="Comma-separated.")] = "full,paper,fast",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for JSON.")] = None,
+    variants: Variants = "full,paper,fast",
+    out: OutFolder = None,
 ) -> None:
     """Find the largest batch that fits, unpruned and pruned: on a GPU by trying it out."""
-    from rich.console import Console
     from rich.table import Table
 
-    from elip_plugin.measure.memory import fit_batches, parse_bytes, try_batches
+    from elip_plugin.measure.memory import check_precisions, fit_batches, parse_bytes, try_batches
 
     budget, names = parse_bytes(fit), variants.split(",")
+    check_precisions([precision])
+    on_gpu = _device(device) != "cpu"
+    if on_gpu and precision == "pure_bf16":
+        raise ConfigError(
+            "pure_bf16 can be counted, and not tried out: give --device cpu, or --precision bf16"
+        )
+    if out is not None:
+        make_folder(out)
     fits = fit_batches(_create(model, image_size, "meta"), budget, names, precision)
-    if _device(device) != "cpu":
-        host_model = _create(model, image_size, device)
-        fits = try_batches(host_model, budget, fits, precision)
+    if on_gpu:
+        fits = try_batches(_create(model, image_size, device), budget, fits, precision)
     table = Table("variant", "largest batch", "whatever the batch", "each pair", "how")
     for made in fits:
         how = f"tried out; predicted {made.predicted}" if made.measured else "predicted by counting"
         fixed, pair = f"{made.fixed / 2**30:.2f} GiB", f"{made.per_pair / 2**20:.1f} MiB"
         table.add_row(made.variant, str(made.batch), fixed, pair, how)
-    Console().print(table)
+    print_table(table)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         found = {"budget": budget, "precision": precision, "fits": [asdict(f) for f in fits]}
         (out / "memory.json").write_text(json.dumps(found, indent=1) + "\n")
 
@@ -170,17 +169,13 @@ def memory(
 def gpu(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the log and the report.")],
     model: Model = "elip-ViT-B-16",
-    batch: Annotated[int, typer.Option(help="Pairs per batch and GPU.")] = 64,
+    batch: Batch = 64,
     image_size: ImageSize = None,
     device: Annotated[str, typer.Option(help="cuda, or cpu to try the command out.")] = "cuda",
-    variants: Annotated[str, typer.Option(help="Comma-separated, the reference first.")] = (
-        "full,paper,fast,random"
-    ),
-    rounds: Annotated[int, typer.Option(help="Rounds that count.")] = 7,
-    data: Annotated[
-        Path | None, typer.Option(help="Time loading too: a folder of images, or a .tar shard.")
-    ] = None,
-    workers: Annotated[int, typer.Option(help="Processes that load in the training.")] = 4,
+    variants: Variants = "full,paper,fast,half,random",
+    rounds: Rounds = 7,
+    data: Data = None,
+    workers: Workers = 4,
     processes: Annotated[
         int | None, typer.Option(help="GPUs to train on together; by default all.")
     ] = None,
@@ -195,27 +190,42 @@ def gpu(
     The same command goes on where an earlier one ended.
     """
     from elip_plugin.measure.sweep import Sweep, run_sweep
-    from elip_plugin.measure.sweep_report import write_report
 
     if device not in ("cuda", "cpu"):
         raise ConfigError(f"device must be cuda or cpu, got {device!r}")
+    make_folder(out)
     if toy:
         batch, rounds, image_size = 2, 1, image_size or 64
-    sweep = Sweep(
-        model=model,
-        batch=batch,
-        device=device,
-        variants=tuple(variants.split(",")),
-        rounds=rounds,
-        image_size=image_size,
-        data="" if data is None else str(data.resolve()),
-        workers=workers,
-        processes=processes,
-    )
-    outcomes = run_sweep(
+    where = "" if data is None else str(data.resolve())
+    sweep = Sweep(model, batch, device, variants, rounds, image_size, where, workers, processes)
+    report = run_sweep(
         sweep, out, minutes=minutes, progress=lambda text: typer.echo(text, err=True)
     )
-    typer.echo(f"written to {write_report(sweep, outcomes, out)}")
+    typer.echo(f"written to {report}")
+
+
+@app.command(hidden=True)
+def together(
+    model: Model,
+    batch: Batch,
+    device: Device,
+    variants: Variants,
+    rounds: Rounds,
+    image_size: ImageSize = None,
+) -> None:
+    """Time the training step of several processes; each of them is started by torchrun."""
+    from rich.table import Table
+
+    from elip_plugin.measure.scaling import time_together
+
+    names = variants.split(",")
+    processes, seconds = time_together(model, names, batch, device, rounds, image_size)
+    if not seconds:
+        return  # the first process prints for all
+    table = Table("processes", "variant", "step", "pairs per second")
+    for name, each in seconds.items():
+        table.add_row(str(processes), name, f"{each:.3f} s", f"{processes * batch / each:.1f}")
+    print_table(table)
 
 
 @app.command(epilog=examples("elip bench startup", "elip bench startup --pairs 20"))

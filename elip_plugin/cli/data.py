@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from elip_plugin.cli.help import examples
+from elip_plugin.cli.options import examples
 
 app = typer.Typer(
     help="Make data sets that need no download hub.",

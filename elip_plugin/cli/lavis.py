@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from elip_plugin.cli.help import examples
+from elip_plugin.cli.options import examples
 
 app = typer.Typer(
     help="Run LAVIS, from its wheel alone.",
@@ -48,8 +48,7 @@ def evaluate(
     more: MoreOptions = None,
 ) -> None:
     """Evaluate a model on the config's test splits."""
-    overrides = [*(options or []), *(more or [])]
-    _run(cfg_path, overrides, evaluate=True, checkpoint=checkpoint)
+    _run(cfg_path, [*(options or []), *(more or [])], evaluate=True, checkpoint=checkpoint)
 
 
 @app.command(
@@ -63,13 +62,14 @@ def configs() -> None:
         typer.echo(path)
 
 
-def _run(*args: Any, **options: Any) -> None:
-    """Run LAVIS with our models, and print the scores."""
-    from elip_plugin.hosts.lavis.compat.train import run
-    from elip_plugin.hosts.lavis.names import register
+def _run(cfg_path: Path, overrides: list[str], **given: Any) -> None:
+    """Run LAVIS, and print the scores."""
+    from elip_plugin.hosts.registry import load_host
 
-    register()
-    for split, values in run(*args, **options).items():
+    load_host("lavis")  # where it is missing, this says how to install it
+    from elip_plugin.hosts.lavis.compat.train import run
+
+    for split, values in run(cfg_path, overrides, **given).items():
         figures = (values or {}).items()
         shown = [f"{k} {v:.1f}" for k, v in figures if isinstance(v, (int, float))]
         if shown:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from elip_plugin.cli import bench, data, doctor, lavis, plan, show
-from elip_plugin.cli.help import examples
+from elip_plugin.cli.options import examples
 from elip_plugin.errors import ElipError
 
 app = typer.Typer(no_args_is_help=True)

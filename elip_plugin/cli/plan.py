@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from elip_plugin.cli.completion import complete_model
-from elip_plugin.cli.help import examples
+from elip_plugin.cli.options import (
+    ImageSize,
+    Keep,
+    Model,
+    Preset,
+    check_file,
+    examples,
+    print_table,
+)
+from elip_plugin.errors import ConfigError, PlanError
 
 if TYPE_CHECKING:
     from elip_plugin.patching.pruner import Pruner
@@ -21,6 +29,11 @@ if TYPE_CHECKING:
 
 BAR = 28
 SMALL_SPEEDUP = 1.1
+READS_IMAGES = (
+    "The text side of this model reads the images too, so the step beyond the vision tower depends "
+    "on the plan as well: elip bench speed counts it."
+)
+NO_TEXT = "This model's example batch has no text, so only the vision tower is counted."
 MODELS_EXAMPLES = examples("elip models", "elip models --host open_clip")
 PLAN_EXAMPLES = examples(
     "elip plan --model elip-ViT-B-16 --preset fast",
@@ -33,47 +46,37 @@ def models(
     host: Annotated[str, typer.Option(help="A host, such as open_clip; by default all.")] = "",
 ) -> None:
     """List the pruned models, and the hosts that were found."""
-    from rich.console import Console
     from rich.table import Table
 
     from elip_plugin.cli.environment import version_of
     from elip_plugin.errors import ElipError
     from elip_plugin.hosts.registry import hosts, list_names
 
-    console, table = Console(), Table("name", "prunes", "plan", "host")
+    table = Table("name", "prunes", "plan", "host")
     for name in [host] if host else hosts():
         try:
             offered = list_names(name).values()
         except ElipError as error:  # not installed, broken, or without names
             if name not in hosts():
                 raise
-            console.print(f"{name}: {error}", highlight=False, markup=False)
+            typer.echo(f"{name}: {error}")
             continue
         version = version_of(hosts()[name].distribution) or "of unknown version"
-        console.print(f"{name} {version}: {len(offered)} models")
+        typer.echo(f"{name} {version}: {len(offered)} models")
         for model in offered:
             table.add_row(model.name, model.base, model.preset, model.host)
     if table.row_count:
-        console.print(table)
+        print_table(table)
 
 
 def plan(
-    model: Annotated[
-        str,
-        typer.Option(
-            help="Such as elip-ViT-B-16, or elip_blip_vqa:vqav2.", autocompletion=complete_model
-        ),
-    ],
-    preset: Annotated[
-        str, typer.Option(help="paper, fast, half or lowres; by default the model's own.")
-    ] = "",
-    keep: Annotated[
-        str, typer.Option(help="Keep ratios of the preset's stages, such as 0.9,0.65,0.4.")
-    ] = "",
+    model: Model,
+    preset: Preset = "",
+    keep: Keep = "",
     target_speedup: Annotated[
         float | None, typer.Option(help="Solve for a counted speed-up of the training step.")
     ] = None,
-    image_size: Annotated[int | None, typer.Option(help="Pixels of a side.")] = None,
+    image_size: ImageSize = None,
     memory: Annotated[
         str, typer.Option(help="Count which batch fits a memory, such as 24GiB.")
     ] = "",
@@ -88,18 +91,19 @@ def plan(
         str, typer.Option(help="Memory to leave for what cannot be counted.")
     ] = "1GiB",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write the config, for any host.")
+        Path | None, typer.Option("--out", "-o", help="Write the config, for any host: .yaml.")
     ] = None,
 ) -> None:
     """Show the tokens in each block, and what the plan saves, without any weights."""
-    from elip_plugin.cli.memory import print_memory
-    from elip_plugin.errors import ConfigError
+    from elip_plugin.cli.memory import MemoryAsked, print_memory
     from elip_plugin.measure.preview import make_config, preview_model
     from elip_plugin.measure.shares import count_text_share, describe_text_share
     from elip_plugin.patching.install import find_pruner
 
-    if batch is not None and batch < 1:
-        raise ConfigError(f"batch must be 1 or more, got {batch}")
+    asked = MemoryAsked(memory, reserve, batch, precision)
+    asked.check()
+    if out is not None:
+        check_file(out, ".yaml", ".yml", ".json")
     config = make_config(preset, keep)
     with warnings.catch_warnings():  # said below, with what would win
         warnings.filterwarnings("ignore", "(this plan|eval_mode 'image' with this plan) is counted")
@@ -108,58 +112,63 @@ def plan(
     _print_plan(model, pruner, keep)
     tower, counted = pruner.step_cost(pruner.plan), count_text_share(made)
     if counted is None:
-        typer.echo(
-            "The text side of this model reads the images too, so the step beyond the vision "
-            "tower depends on the plan as well: elip bench speed counts it."
-        )
+        typer.echo(NO_TEXT if made.has_text_tower else READS_IMAGES)
     else:
         typer.echo(describe_text_share(counted, tower, made.context_option))
         _print_recommended(pruner)  # what was measured are towers apart
     if memory or batch is not None:
-        print_memory(made, precision.split(","), memory, reserve, batch)
+        print_memory(made, asked)
     if out is not None:
-        # The `elip` section of a model config of either host: JSON is YAML too.
-        out.write_text(json.dumps({"elip": pruner.config.to_mapping()}, indent=2) + "\n")
+        _write(out, pruner.config.to_mapping())
         typer.echo(f"written to {out}")
+
+
+def _write(out: Path, config: dict[str, Any]) -> None:
+    """Write the `elip` section of a model config of any host."""
+    if out.suffix == ".json":
+        text = json.dumps({"elip": config}, indent=2)
+    else:  # a line of YAML for each key: what JSON writes is a value of YAML
+        text = "\n".join(["elip:", *(f"  {key}: {json.dumps(v)}" for key, v in config.items())])
+    try:
+        out.write_text(text + "\n")
+    except OSError as error:
+        raise ConfigError(f"--out {str(out)!r} cannot be written: {error.strerror}") from error
 
 
 def _print_plan(name: str, pruner: Pruner, keep: str) -> None:
     """Print a plan as a table with bars."""
-    from rich.console import Console
     from rich.table import Table
 
     from elip_plugin.measure.preview import average_step
 
     plan, width = pruner.plan, pruner.shape.width
-    console, full = Console(), plan.prefix + plan.num_patches
+    full = plan.prefix + plan.num_patches
     table = Table("block", "tokens", "", "stage", title=f"{name}, {full} tokens of width {width}")
     for block, tokens in enumerate(plan.tokens):
         stage = plan.by_block.get(block)
         about = "" if stage is None else pruner.reducer.describe_stage(stage)
         table.add_row(str(block), str(tokens), "█" * round(BAR * tokens / full), about)
-    console.print(table)
+    print_table(table)
     forward, step = plan.forward_cost(width), pruner.step_cost(plan)
     kept = f"memory kept for backward about {1 - plan.removed:.2f}"
     if pruner.shape.frozen:
         kept = "which is a forward: this tower is frozen"
-    console.print(
+    typer.echo(
         f"{plan.removed:.0%} of the token-layers removed. Of the unpruned tower, counted: forward "
-        f"{forward:.2f}, training step {step:.2f} ({1 / step:.2f} times as fast), {kept}.",
-        highlight=False,
+        f"{forward:.2f}, training step {step:.2f} ({1 / step:.2f} times as fast), {kept}."
     )
     if pruner.config.warmup or pruner.config.final_unpruned:
-        console.print(
+        typer.echo(
             "Averaged over a training with its schedule (warmup, final_unpruned), the tower's step "
-            f"is {average_step(pruner):.2f} of the unpruned one.",
-            highlight=False,
+            f"is {average_step(pruner):.2f} of the unpruned one."
         )
     why = "choosing costs more than it saves"
     if step >= 1:
         others = _what_wins(pruner, keep, pruner.step_cost)
-        console.print(f"Training by this plan is slower than no pruning: {why}. {others}")
+        typer.echo(f"Training by this plan is slower than no pruning: {why}. {others}")
     if forward >= 1:
         others = _what_wins(pruner, keep, lambda plan: plan.forward_cost(width))
-        console.print(
+        typer.echo(
             f"With eval_mode 'image' this plan is slower than no pruning: {why} in a forward "
             f"alone. {others}"
         )
@@ -186,10 +195,8 @@ def _what_wins(pruner: Pruner, keep: str, cost: Callable[[Plan], float]) -> str:
 
 def _other_plans(pruner: Pruner, keep: str) -> Iterator[tuple[str, Plan]]:
     """Yield other plans for a tower by their options, those with the same keep ratios first."""
-    from elip_plugin import planning
     from elip_plugin.config import PRESETS
-    from elip_plugin.errors import ConfigError, PlanError
-    from elip_plugin.measure.preview import make_config, solve
+    from elip_plugin.measure.preview import make_config, plan_for, solve
 
     makers: dict[str, Callable[[], Any]] = {
         f"--preset {name}" + (f" --keep {ratios}" if ratios else ""): partial(
@@ -199,12 +206,6 @@ def _other_plans(pruner: Pruner, keep: str) -> Iterator[tuple[str, Plan]]:
         for name in PRESETS
     }
     makers[f"--target-speedup {SMALL_SPEEDUP}"] = partial(solve, pruner, SMALL_SPEEDUP)
-    shape = pruner.shape
     for options, make in makers.items():
         with suppress(ConfigError, PlanError):  # raised by plans that do not fit this tower
-            yield (
-                options,
-                planning.plan(
-                    make(), num_patches=shape.num_patches, depth=shape.depth, prefix=shape.prefix
-                ),
-            )
+            yield options, plan_for(pruner, make())

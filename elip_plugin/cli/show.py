@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from elip_plugin.cli.completion import complete_model
-from elip_plugin.cli.help import examples
+from elip_plugin.cli.options import Keep, Model, Preset, check_file, examples
+from elip_plugin.errors import ConfigError
 
 EXAMPLES = examples(
     "elip show --model elip-ViT-B-32 --checkpoint openai --image cat.jpg -o a.html",
@@ -17,12 +17,7 @@ EXAMPLES = examples(
 
 
 def show(
-    model: Annotated[
-        str,
-        typer.Option(
-            help="Such as elip-ViT-B-16 or elip_albef_pretrain.", autocompletion=complete_model
-        ),
-    ],
+    model: Model,
     image: Annotated[
         list[Path], typer.Option(help="An image, a folder of them, or a .tar shard; repeatable.")
     ],
@@ -38,14 +33,11 @@ def show(
             "random."
         ),
     ] = "",
-    preset: Annotated[
-        str, typer.Option(help="paper, fast, half or lowres; by default the model's own.")
-    ] = "",
-    keep: Annotated[str, typer.Option(help="Keep ratios of the preset's stages.")] = "",
+    preset: Preset = "",
+    keep: Keep = "",
     most: Annotated[int, typer.Option(help="Most pictures to show.")] = 12,
 ) -> None:
     """Draw which patches survive each stage, a row per text, a column per stage."""
-    from elip_plugin.errors import ConfigError
     from elip_plugin.hosts.registry import create
     from elip_plugin.measure.preview import make_config
     from elip_plugin.visualize.html import to_html
@@ -53,10 +45,7 @@ def show(
     from elip_plugin.visualize.png import write_png
     from elip_plugin.visualize.stages import visualize
 
-    if out.suffix not in (".html", ".png"):
-        raise ConfigError(f"--out {str(out)!r} must end in .html or .png")
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out {str(out)!r}: the folder {str(out.parent)!r} does not exist")
+    check_file(out, ".html", ".png")
     if most < 1:
         raise ConfigError(f"--most must be 1 or more, got {most}")
     pictures = find_pictures(image, most)

@@ -119,7 +119,7 @@ class Trace:
         if self.sources is None:
             raise TraceError(
                 "there is nothing to unmerge: no forward was pruned inside this trace; "
-                "run the model in training, or with `eval: image`, inside `handle.trace()`"
+                "run the model in training, or with `eval_mode: image`, inside `handle.trace()`"
             )
         sources = self.sources
         batch, count, _ = sources.shape

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from elip_plugin.errors import DataError, ElipError, UnsupportedModelError
 from elip_plugin.hosts.registry import find_host
+from elip_plugin.patching.checkpoints import reason_of
 
 
 @dataclass
@@ -123,4 +124,4 @@ def reading(checkpoint: str, build: Callable[[], object]) -> Iterator[None]:
         if not checkpoint:
             raise
         build()
-        raise DataError(f"checkpoint {checkpoint!r} cannot be read: {error}") from error
+        raise DataError(f"checkpoint {checkpoint!r} cannot be read: {reason_of(error)}") from error

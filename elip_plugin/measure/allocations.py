@@ -88,15 +88,7 @@ def _all_chosen(index: Any) -> Any:
 def without_memory(
     host_model: HostModel, dtype: torch.dtype = torch.float32
 ) -> Iterator[HostModel]:
-    """Copy a model of the meta device, with weights on a CPU that take no memory.
-
-    Args:
-        host_model: The model, which stays as it is.
-        dtype: Of the copy's weights.
-
-    Yields:
-        The copy, to be used inside the context only.
-    """
+    """Copy a model of the meta device: its weights are then a CPU's, without bytes."""
     copied = replace(host_model, model=copy.deepcopy(host_model.model))
     made: dict[int, Tensor] = {}
 
@@ -165,14 +157,7 @@ def _in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def weight_bytes(model: nn.Module) -> tuple[int, int, int]:
-    """Count the bytes of weights and buffers, of the trained weights, and of the largest of them.
-
-    Args:
-        model: The model.
-
-    Returns:
-        The three counts, each storage once.
-    """
+    """Count the bytes of weights and buffers, of the trained ones, and of the largest of these."""
     sizes, trained = {}, {}
     for tensor in (*model.parameters(), *model.buffers()):
         storage = tensor.untyped_storage()

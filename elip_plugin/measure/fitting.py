@@ -9,9 +9,9 @@ from functools import partial
 
 from elip_plugin.api import apply, find_handle
 from elip_plugin.config import ElipConfig
-from elip_plugin.errors import ConfigError, PlanError, UnsupportedModelError
+from elip_plugin.errors import PlanError, UnsupportedModelError
 from elip_plugin.hosts.base import HostModel
-from elip_plugin.measure.memory import PRECISIONS, StepMemory, count_memory
+from elip_plugin.measure.memory import PRECISIONS, StepMemory, check_precisions, count_memory
 from elip_plugin.measure.preview import weakest
 from elip_plugin.measure.variants import UNPRUNED
 from elip_plugin.patching.install import find_pruner
@@ -22,14 +22,7 @@ TRIES = 4
 
 @dataclass(frozen=True)
 class Way:
-    """One way to train, unpruned and pruned.
-
-    Attributes:
-        precision: One of `PRECISIONS`.
-        checkpointing: Whether gradient checkpointing is on.
-        unpruned: The memory without pruning.
-        pruned: The memory with the model's plan.
-    """
+    """One way to train, and its memory without pruning and by the model's plan."""
 
     precision: str
     checkpointing: bool
@@ -48,22 +41,8 @@ def count_ways(
     *,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Way]:
-    """Count the memory of a training step in each precision, with and without checkpointing.
-
-    Args:
-        host_model: The model, built on the device "meta".
-        precisions: Some of `PRECISIONS`.
-        progress: Is told what comes next.
-
-    Returns:
-        The ways; those with checkpointing only where the model has it.
-
-    Raises:
-        ConfigError: If a precision is not known.
-    """
-    unknown = [name for name in precisions if name not in PRECISIONS]
-    if unknown:
-        raise ConfigError(f"precisions {unknown} are not known; choose from {list(PRECISIONS)}")
+    """Count the memory in each precision, without checkpointing and, where there is any, with."""
+    check_precisions(precisions)
     ways = []
     for precision in precisions:
         for checkpointing in (False, True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,15 +27,15 @@ LARGEST = 2**20
 
 @dataclass(frozen=True)
 class StepMemory:
-    """What a training step takes at any batch.
+    """The bytes of a training step at any batch.
 
     Attributes:
-        weights: Bytes of weights and buffers.
-        trained: Bytes of those weights that are trained; so much for each set of gradients.
-        images: Bytes of an image.
-        updating: Bytes that AdamW takes for a while as it updates.
-        kept: Bytes kept from forward to backward, at each of `COUNTED`.
-        peaks: The most bytes in each section of the step, at each of `COUNTED`, with weights and
+        weights: Weights and buffers.
+        trained: The weights that are trained; so much for each set of gradients.
+        images: One image.
+        updating: What AdamW takes for a while as it updates.
+        kept: What is kept from forward to backward, at each of `COUNTED`.
+        peaks: The most in each section of the step, at each of `COUNTED`, with weights and
             gradients and without AdamW's states.
     """
 
@@ -47,8 +48,13 @@ class StepMemory:
 
     @property
     def states(self) -> int:
-        """Bytes of AdamW's two moments."""
+        """AdamW's two moments."""
         return 2 * self.trained
+
+    @property
+    def fixed(self) -> int:
+        """What is there whatever the batch: weights, gradients and AdamW's moments."""
+        return self.weights + self.trained + self.states
 
     def kept_at(self, batch: int) -> int:
         """Return the bytes kept from forward to backward at a batch."""
@@ -62,11 +68,7 @@ class StepMemory:
 
     def largest(self, budget: int) -> int:
         """Return the largest batch that fits; 0 if not even one pair does."""
-        low, high = 0, LARGEST
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.peak_at(middle) <= budget else (low, middle - 1)
-        return low
+        return max(0, bisect_right(range(LARGEST + 1), budget, key=self.peak_at) - 1)
 
 
 def _at(batch: int, low: int, high: int) -> int:
@@ -104,8 +106,7 @@ def count_memory(
         ConfigError: If the precision is not known.
         UnsupportedModelError: If the model has no gradient checkpointing.
     """
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision must be one of {list(PRECISIONS)}, got {precision!r}")
+    check_precisions([precision])
     dtype = torch.bfloat16 if precision == "pure_bf16" else torch.float32
     with without_memory(host_model, dtype) as copied:
         if variant:
@@ -128,23 +129,21 @@ def count_memory(
 
 @dataclass(frozen=True)
 class Fit:
-    """The largest batch of a variant.
-
-    Attributes:
-        variant: Its name.
-        batch: Pairs per batch; 0 if not even one fits.
-        fixed: Bytes whatever the batch.
-        per_pair: Bytes more for each pair.
-        measured: Whether the batch was tried out.
-        predicted: The largest batch as counted, without trying.
-    """
+    """The largest batch of a variant, and the bytes of it whatever the batch and for each pair."""
 
     variant: str
-    batch: int
+    batch: int  # 0 if not even one pair fits
     fixed: int
     per_pair: int
-    measured: bool
-    predicted: int
+    measured: bool  # tried out, not counted
+    predicted: int  # as counted
+
+
+def check_precisions(names: Sequence[str]) -> None:
+    """Refuse precisions that are not known."""
+    unknown = [name for name in names if name not in PRECISIONS]
+    if unknown:
+        raise ConfigError(f"precisions {unknown} are not known; choose from {list(PRECISIONS)}")
 
 
 def parse_bytes(text: str) -> int:
@@ -163,8 +162,8 @@ def fit_batches(
     for variant in variants:
         counted = count_memory(host_model, variant=variant, precision=precision)
         per_pair = counted.kept_at(1) - counted.kept_at(0)
-        fixed, batch = counted.weights + 3 * counted.trained, counted.largest(budget)
-        fits.append(Fit(variant, batch, fixed, per_pair, measured=False, predicted=batch))
+        batch = counted.largest(budget)
+        fits.append(Fit(variant, batch, counted.fixed, per_pair, measured=False, predicted=batch))
     return fits
 
 
@@ -182,7 +181,7 @@ def try_batches(
     for fit in counted:
         small = needed(fit.variant, 2)
         per_pair = (needed(fit.variant, 4) - small) // 2
-        batch = _largest(lambda b, v=fit.variant: needed(v, b) <= budget)  # type: ignore[misc]
+        batch = largest_batch(lambda b, v=fit.variant: needed(v, b) <= budget)  # type: ignore[misc]
         fixed = small - 2 * per_pair
         fits.append(Fit(fit.variant, batch, fixed, per_pair, True, fit.predicted))
     return fits
@@ -199,7 +198,7 @@ def _peak(step: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated()
 
 
-def _largest(fits: Callable[[int], bool]) -> int:
+def largest_batch(fits: Callable[[int], bool]) -> int:
     """Return the largest batch that fits, to within an eighth."""
     if not fits(1):
         return 0

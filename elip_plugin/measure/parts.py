@@ -16,19 +16,11 @@ from elip_plugin.measure.variants import PASSES, UNPRUNED, Variant, make_variant
 
 @dataclass(frozen=True)
 class Parts:
-    """Seconds of a training step that pruning does not change, each measured apart.
+    """Seconds of a training step that pruning does not change, each measured apart."""
 
-    Attributes:
-        text: Forward and backward of the text tower; None where it is not apart from the images.
-        optimizer: The optimizer's update.
-        loader: Loading, decoding and preprocessing a batch, shared out to the workers; None if no
-            data were given.
-        workers: How many load at the same time.
-    """
-
-    text: float | None
+    text: float | None  # forward and backward of the tower; None where it reads the images too
     optimizer: float
-    loader: float | None = None
+    loader: float | None = None  # of a batch, shared out to the workers; None without data
     workers: int = 1
 
 
@@ -41,19 +33,7 @@ def measure_parts(
     load: Callable[[], object] | None = None,
     workers: int = 1,
 ) -> Parts:
-    """Measure what a step takes besides the vision tower.
-
-    Args:
-        host_model: The model.
-        batch: Pairs per batch.
-        precision: A key of `elip_plugin.measure.variants.PRECISIONS`.
-        rounds: Rounds that count.
-        load: Loads a batch in one process.
-        workers: How many processes load in the training; at best each is as fast as one alone.
-
-    Returns:
-        The parts.
-    """
+    """Measure what a step takes besides the vision tower; `load` loads a batch in one process."""
     (variant,) = make_variants(host_model, [UNPRUNED], batch=batch, precision=precision).values()
     weights = list(host_model.model.parameters())
     optimizer = torch.optim.AdamW(weights, lr=1e-6)
@@ -75,31 +55,21 @@ def _run_text(variant: Variant, weights: Sequence[torch.Tensor]) -> None:
 
 
 def describe_parts(rows: Sequence[Row], parts: Parts) -> list[str]:
-    """Describe the shares of the first variant's step, and in one line what limits it.
-
-    Args:
-        rows: What was measured; nothing is said without the passes "tower" and "step".
-        parts: The other parts.
-
-    Returns:
-        The lines.
-    """
+    """Describe the shares of the first variant's step, and in one line what limits it."""
     seconds = {(row.measured, row.variant): row.seconds for row in rows}
-    if not {"tower", "step"} <= {row.measured for row in rows}:
-        return []
     first = rows[0].variant
+    if not {("tower", first), ("step", first)} <= {*seconds}:
+        return []
     step, vision = seconds["step", first], seconds["tower", first]
     rest = step - vision - parts.optimizer - (parts.text or 0)
-    shares = [("vision tower", vision), ("optimizer", parts.optimizer)]
-    if parts.text is not None:
-        shares.insert(1, ("text tower", parts.text))
-        shares.append(("loss and all else", rest))
-    else:
-        shares.append(("text side and losses, which read the image tokens too", rest))
+    text = [("text tower", parts.text)] if parts.text is not None else []
+    others = (
+        "loss and all else" if text else "text side and losses, which read the image tokens too"
+    )
+    shares = [("vision tower", vision), *text, ("optimizer", parts.optimizer), (others, rest)]
     # Parts measured apart need not add up to the step.
     listed = ", ".join(f"{name} {max(0.0, value) / step:.0%}" for name, value in shares)
-    lines = [f"Of a step of {first}, {step:.2f} s: {listed}."]
-    return [*lines, _limit(seconds, parts, first)]
+    return [f"Of a step of {first}, {step:.2f} s: {listed}.", _limit(seconds, parts, first)]
 
 
 def _limit(seconds: dict[tuple[str, str], float], parts: Parts, first: str) -> str:
@@ -118,18 +88,14 @@ def _limit(seconds: dict[tuple[str, str], float], parts: Parts, first: str) -> s
                 f"The loader limits the pruned step: {takes}, so pruning saves "
                 f"{1 - parts.loader / step:.0%} instead of {1 - fastest / step:.0%}."
             )
-    bound = max(0.0, 1 - vision / step)
-    if parts.text is not None and parts.text >= vision:
-        return (
-            f"The text tower limits: the vision tower is {vision / step:.0%} of the step, so no "
-            f"pruning of it makes the step faster than {bound:.2f} of {first}; shorter texts do."
-        )
     if parts.text is None:
         return "The text side reads the image tokens, so pruning may save more than in the tower."
+    limits = "The text tower does not limit"
+    if parts.text >= vision:
+        limits = "The text tower limits (shorter texts help)"
+    elif parts.loader is not None:
+        limits = "Neither the text tower nor the loader limits"
     return (
-        f"Neither the text tower nor the loader limits: the vision tower is {vision / step:.0%} "
-        f"of the step, so pruning can make it no faster than {bound:.2f} of {first}."
-        if parts.loader is not None
-        else f"The text tower does not limit: the vision tower is {vision / step:.0%} of the step, "
-        f"so pruning can make it no faster than {bound:.2f} of {first}."
+        f"{limits}: the vision tower is {vision / step:.0%} of the step, so pruning can make it no "
+        f"faster than {max(0.0, 1 - vision / step):.2f} of {first}."
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 
 from elip_plugin.api import apply, find_handle
@@ -16,7 +17,9 @@ from elip_plugin.patching.progress import level_at
 from elip_plugin.patching.pruner import Pruner
 from elip_plugin.planning import Plan, plan
 
-BISECTIONS = 24
+STEPS, STRONGEST = 400, 2.0
+"""Into how many strengths a search is cut, and the last: removing twice as much in each stage."""
+
 PARTS = 1000
 """Into how many parts a training is cut to average its steps."""
 
@@ -40,18 +43,6 @@ def make_config(preset: str, keep: str) -> ElipConfig | None:
     return replace(config, stages=tuple(replace(s, keep=v) for s, v in pairs))
 
 
-def preview(
-    name: str,
-    config: ElipConfig | None = None,
-    *,
-    image_size: int | None = None,
-    target_speedup: float | None = None,
-) -> Pruner:
-    """Return the pruner of a model that has shapes but no weights."""
-    made = preview_model(name, config, image_size=image_size, target_speedup=target_speedup)
-    return find_pruner(made.model)
-
-
 def preview_model(
     name: str,
     config: ElipConfig | None = None,
@@ -70,55 +61,55 @@ def preview_model(
 
 def solve(pruner: Pruner, target_speedup: float) -> ElipConfig:
     """Return the weakest pruning by the same stages that reaches the speed-up."""
+    if not target_speedup > 1:
+        raise ConfigError(f"target speed-up must be above 1, got {target_speedup:g}")
     try:
         return weakest(pruner, lambda plan: pruner.step_cost(plan) * target_speedup <= 1)
     except PlanError:
+        costs = [pruner.step_cost(planned) for _, planned in _candidates(pruner)]
+        given = pruner.step_cost(pruner.plan)
         raise PlanError(
-            f"no keep ratios of these stages give a counted speed-up of {target_speedup:g}; "
-            f"the given ones give {1 / pruner.step_cost(pruner.plan):.2f}"
+            f"no keep ratios of these stages give a counted speed-up of {target_speedup:g}: the "
+            f"given ones have {1 / given:.2f}, removing up to twice as much "
+            f"{1 / min([given, *costs]):.2f} at most; ask for less, or give --preset or --keep"
         ) from None
 
 
 def weakest(pruner: Pruner, enough: Callable[[Plan], bool]) -> ElipConfig:
     """Return the weakest pruning by the same stages that is enough; a `PlanError` if none is."""
-    shape, low, high = pruner.shape, 0.0, 2.0
-    best: ElipConfig | None = None
-    for _ in range(BISECTIONS):
-        factor = (low + high) / 2
-        try:
-            config = _scaled(pruner.config, factor)
-            planned = plan(
-                config, num_patches=shape.num_patches, depth=shape.depth, prefix=shape.prefix
-            )
-        except (ConfigError, PlanError):
-            reached = factor > 1  # too strong to leave a token, or too weak to remove one
-        else:
-            reached = enough(planned)
-            best = config if reached else best
-        low, high = (low, factor) if reached else (factor, high)
-    if best is None:
-        raise PlanError("no keep ratios of these stages remove enough tokens")
-    return best
+    for config, planned in _candidates(pruner):
+        if enough(planned):
+            return config
+    raise PlanError("no keep ratios of these stages remove enough tokens")
 
 
-def _scaled(config: ElipConfig, factor: float) -> ElipConfig:
-    """Scale what each stage removes."""
+def _candidates(pruner: Pruner) -> Iterator[tuple[ElipConfig, Plan]]:
+    """Yield the plans of the same stages that fit the tower, the weakest first."""
+    for i in range(1, STEPS + 1):
+        with suppress(ConfigError, PlanError):  # leaves no token, or its reducer fixes the ratio
+            config = _scaled(pruner.config, i * STRONGEST / STEPS, pruner.shape.num_patches)
+            yield config, plan_for(pruner, config)
+
+
+def plan_for(pruner: Pruner, config: ElipConfig) -> Plan:
+    """Make the plan of another configuration for a pruned tower."""
+    shape = pruner.shape
+    return plan(config, num_patches=shape.num_patches, depth=shape.depth, prefix=shape.prefix)
+
+
+def _scaled(config: ElipConfig, factor: float, patches: int) -> ElipConfig:
+    """Scale what each stage removes; a stage that keeps all tokens still does."""
     stages = []
     for stage in config.stages:
-        keep = max(0.02, min(0.999, 1 - factor * (1 - stage.keep)))
-        stages.append(replace(stage, keep=round(keep, 4)))
+        ratio = stage.keep if isinstance(stage.keep, float) else stage.keep / patches
+        if ratio < 1:
+            ratio = round(max(0.02, min(0.999, 1 - factor * (1 - ratio))), 4)
+        stages.append(replace(stage, keep=float(ratio)))
     return replace(config, stages=tuple(stages))
 
 
 def average_step(pruner: Pruner) -> float:
-    """Count the average training step of a tower over a whole training, schedule included.
-
-    Args:
-        pruner: What prunes the tower.
-
-    Returns:
-        Multiply-adds over those of an unpruned step.
-    """
+    """Count a tower's average step in a training with its schedule, over an unpruned step."""
     shape, total = pruner.shape, 0.0
     for level, parts in Counter(level_at(i / PARTS, pruner.config) for i in range(PARTS)).items():
         step = 1.0

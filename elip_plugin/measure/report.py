@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from elip_plugin.measure.parts import Parts
@@ -16,14 +15,13 @@ from elip_plugin.measure.speed import Row, Setting
 from elip_plugin.measure.variants import pruned_variants
 
 
-def print_table(made: Setting, rows: Sequence[Row]) -> None:
-    """Print a run."""
+def speed_table(made: Setting, rows: Sequence[Row]) -> Table:
+    """Make the table of a run."""
     memory = "peak memory" if made.on_gpu else "kept for backward"
     table = Table(title=_describe(made), title_justify="left")
     for name in ("pass", "variant", "time", "of the first (lowest-highest)", "operations", memory):
         table.add_column(name, justify="left" if name in ("pass", "variant") else "right")
     first: dict[str, Row] = {}
-    slower = []
     for row in rows:
         base = first.setdefault(row.measured, row)
         table.add_row(
@@ -34,23 +32,24 @@ def print_table(made: Setting, rows: Sequence[Row]) -> None:
             f"{row.flops / base.flops:.3f}" if base.flops else "-",
             f"{row.memory / base.memory:.3f}" if base.memory else "-",
         )
-        pruned = row.variant in pruned_variants() and base.variant not in pruned_variants()
-        if pruned and row.ratio > 1:
-            slower.append(
-                f"{row.measured}: {row.variant} takes {row.ratio:.2f} of {base.variant} here, so "
-                "choosing costs more than it saves."
-            )
-    console = Console()
-    console.print(table)
-    for line in slower:
-        console.print(line)
+    return table
+
+
+def slower_than_unpruned(rows: Sequence[Row]) -> list[str]:
+    """Say which pruned variants take longer than an unpruned first one."""
+    first, pruned = rows[0].variant, pruned_variants()
+    return [
+        f"{row.measured}: {row.variant} takes {row.ratio:.2f} of {first} here, so choosing costs "
+        "more than it saves."
+        for row in rows
+        if row.ratio > 1 and row.variant in pruned and first not in pruned
+    ]
 
 
 def write_files(
     folder: Path, made: Setting, rows: Sequence[Row], parts: Parts | None = None
 ) -> None:
     """Write a run as speed.json, speed.csv and speed.svg."""
-    folder.mkdir(parents=True, exist_ok=True)
     plain = [asdict(row) for row in rows]
     about = {} if parts is None else {"parts": asdict(parts)}
     text = json.dumps({"setting": asdict(made), "rows": plain, **about}, indent=1)

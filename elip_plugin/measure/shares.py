@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from elip_plugin.api import find_handle
 from elip_plugin.hosts.base import HostModel
@@ -17,19 +19,12 @@ PRODUCTS_OF_TOKENS = ("bmm", "baddbmm")
 
 @dataclass(frozen=True)
 class TextShare:
-    """Operations of a pair's forward in the two towers, without pruning.
-
-    Attributes:
-        vision: Those of the vision tower.
-        text: Those of the text tower.
-        attention: Those of the text tower's attention alone, between its tokens.
-        length: Tokens of a text.
-    """
+    """Operations of a pair's forward in the two towers, without pruning."""
 
     vision: int
     text: int
-    attention: int
-    length: int
+    attention: int  # of the text tower's attention alone, between its tokens
+    length: int | None  # tokens of a text; None where the model makes them in its forward
 
     @property
     def share(self) -> float:
@@ -38,36 +33,22 @@ class TextShare:
 
     def text_at(self, length: int) -> float:
         """Return the text tower's operations at another number of tokens, over those now."""
+        assert self.length is not None
         ratio = length / self.length
         return ((self.text - self.attention) * ratio + self.attention * ratio**2) / self.text
 
     def step(self, tower: float, length: int | None = None) -> float:
-        """Return the step's operations over those without pruning and with texts as they are.
-
-        Args:
-            tower: The vision tower's, over its own without pruning.
-            length: Tokens of a text; None for as many as now.
-
-        Returns:
-            The ratio.
-        """
+        """Return the step's operations over the unpruned ones, from the tower's same ratio."""
         text = 1.0 if length is None else self.text_at(length)
         return (1 - self.share) * tower + self.share * text
 
 
 def count_text_share(host_model: HostModel) -> TextShare | None:
-    """Count the forward of both towers.
-
-    Args:
-        host_model: The model, which may be one of the device "meta".
-
-    Returns:
-        The counts; None if the model has no text tower apart from what reads its images.
-    """
-    if not host_model.has_text_tower:
-        return None
+    """Count both towers' forward; None without a text tower that reads no image, or a text."""
     device = next(host_model.model.parameters()).device
-    images, texts = (part.to(device) for part in host_model.example_batch(1))
+    images, texts = tree_map_only(Tensor, lambda x: x.to(device), host_model.example_batch(1))
+    if texts is None or not host_model.has_text_tower:
+        return None
     with find_handle(host_model.model).disabled():
         vision = count_by_operation(lambda: host_model.encode_image(images))
     text = count_by_operation(lambda: host_model.encode_text(texts))
@@ -75,10 +56,11 @@ def count_text_share(host_model: HostModel) -> TextShare | None:
     return TextShare(sum(vision.values()), sum(text.values()), attention, text_length(texts))
 
 
-def text_length(texts: Any) -> int:
-    """Return the tokens of a text, of what `HostModel.example_batch` gives."""
-    ids: Tensor = texts if isinstance(texts, Tensor) else texts["input_ids"]
-    return ids.shape[1]
+def text_length(texts: Any) -> int | None:
+    """Return the tokens of a text, of what `HostModel.example_batch` gives; None without any."""
+    if isinstance(texts, Mapping):
+        texts = texts["input_ids"]
+    return texts.shape[1] if isinstance(texts, Tensor) else None
 
 
 def describe_text_share(counted: TextShare, tower: float, option: str) -> str:
@@ -87,11 +69,12 @@ def describe_text_share(counted: TextShare, tower: float, option: str) -> str:
         f"The text tower has {counted.share:.0%} of the unpruned step's operations and is not "
         f"pruned, so the whole step takes {counted.step(tower):.2f} of the unpruned one."
     )
-    shorter = [n for n in (counted.length // 2, counted.length // 4) if n >= 8]
+    length = counted.length or 0
+    shorter = [n for n in (length // 2, length // 4) if n >= 8]
     if option and shorter:
         each = " and ".join(f"{counted.step(tower, n):.2f} ({option} {n})" for n in shorter)
         text += (
-            f" Texts of {' and '.join(map(str, shorter))} tokens instead of {counted.length} "
+            f" Texts of {' and '.join(map(str, shorter))} tokens instead of {length} "
             f"would make that {each}; longer captions are then cut."
         )
     return text

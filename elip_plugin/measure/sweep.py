@@ -8,61 +8,28 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from elip_plugin.errors import ConfigError, DataError
 
-LOG = "log.jsonl"
-LONGEST = 480.0
-"""Seconds after which one measurement is stopped."""
-
-SHORTEST = 15.0
-"""Seconds left below which no measurement is started."""
-
-DONE, NO_MEMORY, FAILED, TOO_LONG, NO_TIME = (
-    "done",
-    "out of memory",
-    "failed",
-    "took too long",
-    "not started: the time was up",
-)
-FINAL = (DONE, NO_MEMORY)
-"""Outcomes that another run would find again."""
-
-DEVICE = """
-import json, torch
-c = torch.cuda
-found = [c.get_device_properties(i) for i in range(c.device_count())] if {gpu} else []
-print(json.dumps({{
-    "names": [p.name for p in found], "memory": [p.total_memory for p in found],
-    "torch": torch.__version__, "cuda": torch.version.cuda,
-}}))
-"""
+SETTINGS, REPORT = "sweep.json", "report.md"
+DONE, NO_MEMORY = "done", "out of memory"
+LONGEST, SHORTEST = 480.0, 15.0
+"""Seconds after which one measurement is stopped, and of the time left below which none starts."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is measured, and with what.
-
-    Attributes:
-        model: Name of a pruned model.
-        batch: Pairs per batch and device.
-        device: "cuda", or "cpu" to try the sweep out.
-        variants: The reference first.
-        rounds: Rounds that count.
-        image_size: Pixels of a side; None for the model's own.
-        data: A folder of images or a shard, for the loader; "" for none.
-        workers: Processes that load.
-        processes: How many processes train together, at most; None for as many as there are GPUs.
-    """
+    """The options of `elip bench gpu`; variants are joined by commas."""
 
     model: str
     batch: int
-    device: str = "cuda"
-    variants: tuple[str, ...] = ("full", "paper", "fast", "random")
+    device: str
+    variants: str
     rounds: int = 7
     image_size: int | None = None
     data: str = ""
@@ -70,38 +37,10 @@ class Sweep:
     processes: int | None = None
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """One process.
-
-    Attributes:
-        name: What is measured.
-        command: Arguments of this Python.
-        file: The JSON file that it writes; "" if it prints its result.
-    """
-
-    name: str
-    command: tuple[str, ...]
-    file: str = ""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a measurement.
-
-    Attributes:
-        name: Its name.
-        status: "done", or why there is no result.
-        seconds: How long it took.
-        result: What it found.
-        message: The end of what it said, if it failed.
-    """
-
-    name: str
-    status: str
-    seconds: float
-    result: dict[str, Any] = field(default_factory=dict)
-    message: str = ""
+def find_gpus() -> list[tuple[str, int]]:
+    """Return the name and the bytes of each GPU."""
+    found = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    return [(gpu.name, gpu.total_memory) for gpu in found]
 
 
 def run_sweep(
@@ -110,160 +49,116 @@ def run_sweep(
     *,
     minutes: float = 30,
     progress: Callable[[str], None] = lambda text: None,
-) -> dict[str, Outcome]:
-    """Run the measurements that are not in the folder's log yet, the most telling first.
+) -> Path:
+    """Run the measurements that an earlier call did not end, and write one report of all.
 
     Args:
         sweep: What is measured.
-        folder: Where the log is; made if it is not there.
+        folder: Where to write; what each measurement printed is a file there.
         minutes: Time for this call. What is left then is measured by another call.
         progress: Is told what comes next, and what became of it.
 
     Returns:
-        All outcomes by name, those of earlier calls included.
+        The report.
 
     Raises:
-        ConfigError: If the time is not positive.
-        DataError: If the folder's log is of another sweep, or cannot be read.
+        ConfigError: If the time is not positive, or there is no GPU.
+        DataError: If the folder is of another sweep.
     """
     if not minutes > 0:
         raise ConfigError(f"minutes must be above 0, got {minutes:g}")
-    folder.mkdir(parents=True, exist_ok=True)
-    log = folder / LOG
-    outcomes = _read_log(log, sweep)
+    gpus = find_gpus() if sweep.device == "cuda" else []
+    if sweep.device == "cuda" and not gpus:
+        raise ConfigError("no GPU was found; --device cpu --toy tries the sweep out without one")
+    _check_settings(folder / SETTINGS, json.dumps(asdict(sweep), indent=1))
     end = time.monotonic() + 60 * minutes
-    device = _device(sweep)
-    found = outcomes.get(device.name)
-    if found is None or found.status != DONE:
-        found = outcomes[device.name] = _measure(device, folder, _time_left(end))
-        _append(log, asdict(found))
-    if sweep.device == "cuda" and not found.result.get("names"):
-        raise ConfigError(
-            f"no GPU was found ({found.message or 'torch.cuda.device_count() is 0'}); "
-            "--device cpu --toy tries the sweep out without one"
-        )
-    for measurement in measurements(sweep, found.result):
-        before = outcomes.get(measurement.name)
-        if before is not None and before.status in FINAL:
-            progress(f"{measurement.name}: {before.status} before")
-            continue
-        progress(f"{measurement.name} ...")
-        outcome = _measure(measurement, folder, _time_left(end))
-        progress(f"{measurement.name}: {outcome.status}, {outcome.seconds:.0f} s")
-        outcomes[measurement.name] = outcome
-        _append(log, asdict(outcome))
-    return outcomes
+    sections = [_title(sweep, gpus)]
+    for name, words in measurements(sweep, gpus).items():
+        out = folder / name.replace(" ", "-")
+        if (ended := out.with_suffix(".txt")).is_file():
+            status, _, printed = ended.read_text().partition("\n")
+        else:
+            progress(f"{name} ...")
+            status, printed = _run(words, out, min(LONGEST, end - time.monotonic()))
+            if status in (DONE, NO_MEMORY):  # another run would find the same
+                half = out.with_suffix(".half")
+                half.write_text(f"{status}\n{printed}")
+                half.replace(ended)  # at once: what a kill has cut short is never read
+        progress(f"{name}: {status}")
+        sections.append(f"## {name}: {status}\n\n```\n{printed}\n```")
+        if status == DONE and (out / "speed.svg").is_file():
+            sections.append(f"![{name}: time over the first variant's]({out.name}/speed.svg)")
+    (folder / REPORT).write_text("\n\n".join(sections) + "\n")
+    return folder / REPORT
 
 
-def _time_left(end: float) -> float:
-    return min(LONGEST, end - time.monotonic())
+def _check_settings(file: Path, settings: str) -> None:
+    """Refuse a folder of another sweep."""
+    if file.is_file() and file.read_text() != settings:
+        raise DataError(f"{file} is of another sweep: give the same options, or another folder")
+    file.write_text(settings)
 
 
-def _device(sweep: Sweep) -> Measurement:
-    return Measurement("device", ("-c", DEVICE.format(gpu=sweep.device == "cuda")))
+def _title(sweep: Sweep, gpus: Sequence[tuple[str, int]]) -> str:
+    cards = [f"{name}, {size / 2**30:.0f} GiB" for name, size in gpus] or ["no GPU"]
+    counts = ", ".join(f"{cards.count(card)} x {card}" for card in dict.fromkeys(cards))
+    return (
+        f"# {sweep.model}, batch {sweep.batch} per process\n\n"
+        f"{counts}; torch {torch.__version__}, CUDA {torch.version.cuda}"
+    )
 
 
-def measurements(sweep: Sweep, device: Mapping[str, Any]) -> Iterator[Measurement]:
-    """Return the measurements, the most telling first.
-
-    Args:
-        sweep: What is measured.
-        device: What is known of the machine: the `names` and the `memory` of its GPUs.
-
-    Yields:
-        The measurements.
-    """
-    variants = ",".join(sweep.variants)
-    common = ["--model", sweep.model, "--device", sweep.device]
+def measurements(sweep: Sweep, gpus: Sequence[tuple[str, int]]) -> dict[str, list[str]]:
+    """List the measurements by name, as arguments of Python, the most telling first."""
+    common = ["--model", sweep.model, "--device", sweep.device, "--variants", sweep.variants]
     if sweep.image_size is not None:
         common += ["--image-size", str(sweep.image_size)]
-    timed = ["--batch", str(sweep.batch), "--rounds", str(sweep.rounds), "--variants", variants]
+    timed = [*common, "--batch", str(sweep.batch), "--rounds", str(sweep.rounds)]
     loader = ["--data", sweep.data, "--workers", str(sweep.workers)] if sweep.data else []
-
-    def speed(name: str, *options: str) -> Measurement:
-        command = ("-m", "elip_plugin", "bench", "speed", *common, *timed, *options)
-        return Measurement(name, command, "speed.json")
-
-    both = ("--passes", "tower,step")
-    yield speed("bf16", "--precision", "bf16", *loader)
-    yield speed("fp32", "--precision", "fp32", *both)
-    memory = max(device.get("memory") or [0]) or 2**30
-    fit = ["--fit", f"{0.9 * memory / 2**20:.0f}MiB", "--precision", "bf16"]
-    command = ("-m", "elip_plugin", "bench", "memory", *common, *fit, "--variants", variants)
-    yield Measurement("memory bf16", command, "memory.json")
-    most = sweep.processes or len(device.get("names") or ())
-    counts = [2**i for i in range(most.bit_length())] if most > 1 else []
-    for count in counts:
-        command = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}")
-        command += ("-m", "elip_plugin.measure.scaling", *common, *timed)
-        yield Measurement(f"{count} processes", command, "scaling.json")
-    yield speed("bf16 plain attention", "--precision", "bf16", "--attention", "plain", *both)
-    yield speed("bf16 compiled", "--precision", "bf16", "--compile", *both)
-    yield speed("fp32 compiled", "--precision", "fp32", "--compile", *both)
+    bench = ["-m", "elip_plugin", "bench"]
+    both = [*bench, "speed", *timed, "--passes", "tower,step", "--precision"]
+    memory = min((size for _, size in gpus), default=2**30)
+    fit = ["--precision", "bf16", "--fit", f"{0.9 * memory / 2**20:.0f}MiB"]
+    found = {
+        "bf16": [*bench, "speed", *timed, "--precision", "bf16", *loader],
+        "fp32": [*both, "fp32"],
+        "memory bf16": [*bench, "memory", *common, *fit],
+    }
+    for count in counts_up_to(sweep.processes or len(gpus)):
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        found[f"{count} processes"] = [*launcher, *bench, "together", *timed]
+    return found | {
+        "bf16 plain attention": [*both, "bf16", "--attention", "plain"],
+        "bf16 compiled": [*both, "bf16", "--compile"],
+        "fp32 compiled": [*both, "fp32", "--compile"],
+    }
 
 
-def _measure(measurement: Measurement, folder: Path, seconds: float) -> Outcome:
-    """Run a measurement in a process of its own."""
-    if seconds < SHORTEST and measurement.file:
-        return Outcome(measurement.name, NO_TIME, 0.0)
-    out = folder / measurement.name.replace(" ", "-")
-    options = ["--out", str(out)] if measurement.file else []
-    start = time.monotonic()
-    status, output = _run([sys.executable, *measurement.command, *options], max(seconds, SHORTEST))
-    took = time.monotonic() - start
-    (folder / f"{out.name}.txt").write_text(output)
-    if status != DONE:
-        return Outcome(measurement.name, status, took, message=output[-400:])
-    text = (out / measurement.file).read_text() if measurement.file else output.splitlines()[-1]
-    return Outcome(measurement.name, DONE, took, json.loads(text))
+def counts_up_to(most: int) -> list[int]:
+    """List the powers of two below a number of processes, and the number; none for one process."""
+    return [*(2**i for i in range((most - 1).bit_length())), most] if most > 1 else []
 
 
-def _run(command: list[str], seconds: float) -> tuple[str, str]:
-    """Run a command and say what became of it, and what it printed."""
-    # A group of its own, so that processes which it started end with it.
+def _run(words: list[str], out: Path, seconds: float) -> tuple[str, str]:
+    """Run this Python with some arguments; return what became of it, and what it printed."""
+    if seconds < SHORTEST:
+        return "not started: the time was up", ""
+    options = [] if "together" in words else ["--out", str(out)]
+    # A session of its own, so that processes which it started end with it.
     process = subprocess.Popen(
-        command,
+        [sys.executable, *words, *options],
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
     try:
-        output, _ = process.communicate(timeout=seconds)
+        printed, errors = process.communicate(timeout=seconds)
     except BaseException as error:
-        _kill(process)
+        os.killpg(process.pid, signal.SIGKILL)
         if isinstance(error, subprocess.TimeoutExpired):
-            return TOO_LONG, process.communicate()[0]
+            return "took too long", process.communicate()[1][-400:].strip()
         raise
     if process.returncode == 0:
-        return DONE, output
-    return (NO_MEMORY if "out of memory" in output.lower() else FAILED), output
-
-
-def _kill(process: subprocess.Popen[str]) -> None:
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, AttributeError):  # it has ended, or the system has no groups
-        process.kill()
-
-
-def _read_log(log: Path, sweep: Sweep) -> dict[str, Outcome]:
-    """Read what was measured before; begin the log if there is none."""
-    settings = json.loads(json.dumps(asdict(sweep)))
-    if not log.is_file():
-        _append(log, {"sweep": settings})
-        return {}
-    # A line that a kill has cut short holds nothing that is needed.
-    lines = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
-    known = lines[0].get("sweep") if lines else None
-    if known != settings:
-        raise DataError(
-            f"{log} is of another sweep ({known}): give the same options, or another folder"
-        )
-    return {line["name"]: Outcome(**line) for line in lines[1:]}
-
-
-def _append(log: Path, line: Mapping[str, Any]) -> None:
-    cut = log.is_file() and not log.read_text().endswith("\n")
-    with log.open("a") as file:
-        file.write(("\n" if cut else "") + json.dumps(line) + "\n")
+        return DONE, printed.strip()
+    return NO_MEMORY if "out of memory" in errors.lower() else "failed", errors[-400:].strip()

@@ -30,7 +30,8 @@ class Variant:
         host_model: The variant; its weights belong to all variants.
         images: Random images [B, 3, height, width].
         tokens: Random texts, as the model takes them.
-        guided: Makes the context that sets the text guide, which is ready.
+        guided: Makes the context in which the tower prunes as it does in a training step, by a
+            text guide that is ready.
         precision: A key of `PRECISIONS`.
     """
 
@@ -67,17 +68,11 @@ class Variant:
 
 @dataclass(frozen=True)
 class Pass:
-    """What is run of a variant.
-
-    Attributes:
-        forward: Computes features, or the loss of a training pass.
-        training: Whether it is run in training mode, with a backward pass.
-        updates: Whether the optimizer then updates the weights.
-    """
+    """What is run of a variant: a forward to features or a loss, and what follows it."""
 
     forward: Callable[[Variant], Tensor]
-    training: bool = True
-    updates: bool = False
+    training: bool = True  # in training mode, with a backward pass
+    updates: bool = False  # by the optimizer
 
     def run(self, variant: Variant, optimizer: torch.optim.Optimizer) -> None:
         """Run the pass once."""

@@ -35,7 +35,7 @@ def load_checkpoint(path: str | Path, *, trusted: bool = False) -> Any:
     try:
         return load(path, map_location="cpu", weights_only=not trusted)
     except Exception as error:  # of as many kinds as there are kinds of broken files
-        message = f"{path} cannot be read as weights ({_reason(error)})"
+        message = f"{path} cannot be read as weights ({reason_of(error)})"
         if not trusted:
             message += f"; if you trust where it comes from, set {TRUST}={path} to load any object"
         raise DataError(message) from error
@@ -46,7 +46,7 @@ def _is_trusted(path: Path) -> bool:
     return path.resolve() in [Path(name).expanduser().resolve() for name in names]
 
 
-def _reason(error: Exception) -> str:
-    """Return the first sentence of an error, without torch's advice to use weights_only=False."""
+def reason_of(error: Exception) -> str:
+    """Return the first line of an error, without torch's advice to use weights_only=False."""
     text = str(error.__context__ or error).strip() or type(error).__name__
     return text.splitlines()[0].partition(" Please use")[0]

@@ -73,17 +73,7 @@ def _overlay(made: Visualization, image: Any, stage: StageView) -> str:
         for group, colour in made.fills(image, stage)
     )
     if stage.groups:
-        made_groups += f'<path class="borders" d="{_borders(made, image, stage)}"/>'
+        lines = made.borders(image, stage)
+        path = "".join(f"M{x:g} {y:g}L{to_x:g} {to_y:g}" for x, y, to_x, to_y in lines)
+        made_groups += f'<path class="borders" d="{path}"/>'
     return f'<path class="faded" d="{faded}"/><g class="merged">{merged}</g>{made_groups}'
-
-
-def _borders(made: Visualization, image: Any, stage: StageView) -> str:
-    lines = []
-    for patch, side in made.borders(stage):
-        x, y, width, height = made.box(image, patch)
-        lines.append(
-            f"M{x + width:g} {y:g}v{height:g}"
-            if side == "right"
-            else f"M{x:g} {y + height:g}h{width:g}"
-        )
-    return "".join(lines)

@@ -15,25 +15,18 @@ from elip_plugin.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
-
 Box = tuple[float, float, float, float]
+"""Left, top, right and bottom in pixels."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture, and what came with it.
-
-    Attributes:
-        name: Its file's name.
-        image: The picture (Pillow).
-        caption: Its caption, if it came with one.
-        boxes: What objects cover, by name: left, top, right and bottom in pixels.
-    """
+    """A picture (Pillow), its file's name, and what came with it."""
 
     name: str
     image: Any
     caption: str | None = None
-    boxes: Mapping[str, Box] = field(default_factory=dict)
+    boxes: Mapping[str, Box] = field(default_factory=dict)  # what objects cover, by their names
 
 
 def find_pictures(paths: Iterable[Path], most: int) -> list[Picture]:
@@ -67,36 +60,31 @@ def _under(path: Path) -> Iterator[Picture]:
 
 def _from_file(path: Path) -> Picture:
     text, more = path.with_suffix(".txt"), path.with_suffix(".json")
-    caption = text.read_text(encoding="utf-8").strip() if text.is_file() else None
-    return _read(
-        path.name, path.read_bytes(), caption, more.read_bytes() if more.is_file() else b""
-    )
+    beside = [file.read_bytes() if file.is_file() else b"" for file in (text, more)]
+    return _read(path.name, path.read_bytes(), *beside)
 
 
 def _in_shard(shard: tarfile.TarFile) -> Iterator[Picture]:
     members = {member.name: member for member in shard.getmembers() if member.isfile()}
 
     def content(name: str) -> bytes:
-        file = shard.extractfile(members[name])
-        assert file is not None  # only files were listed
-        return file.read()
+        file = shard.extractfile(members[name]) if name in members else None
+        return b"" if file is None else file.read()
 
     for name in members:
         stem, dot, suffix = name.rpartition(".")
-        if dot + suffix.lower() not in SUFFIXES:
-            continue
-        text, more = f"{stem}.txt", f"{stem}.json"
-        caption = content(text).decode().strip() if text in members else None
-        yield _read(name, content(name), caption, content(more) if more in members else b"")
+        if dot + suffix.lower() in SUFFIXES:
+            yield _read(name, content(name), content(f"{stem}.txt"), content(f"{stem}.json"))
 
 
-def _read(name: str, raw: bytes, caption: str | None, more: bytes) -> Picture:
+def _read(name: str, raw: bytes, text: bytes, more: bytes) -> Picture:
+    """Read a picture, and what the text and the JSON beside it say; each of them may be empty."""
     from PIL import Image
 
-    caption_there, boxes = _read_more(name, more)
+    caption, boxes = _read_more(name, more)
     try:
         with Image.open(io.BytesIO(raw)) as image:
-            return Picture(name, image.convert("RGB"), caption or caption_there, boxes)
+            return Picture(name, image.convert("RGB"), text.decode().strip() or caption, boxes)
     except Exception as error:  # Pillow's readers raise nearly anything on broken files
         raise DataError(f"{name} cannot be read as an image ({error})") from error
 

@@ -38,8 +38,10 @@ def write_png(made: Visualization, path: Path) -> None:
         for column, stage in enumerate(row.stages, 1):
             x = LEFT + column * (CELL + GAP)
             sheet.paste(_scaled(_drawn(made, image, stage)), (x, top))
-            if stage.groups:
-                _draw_borders(pen, made, image, stage, (x, top))
+            scale = CELL / image.size[0]
+            for line in made.borders(image, stage) if stage.groups else ():
+                left, upper, right, lower = (scale * value for value in line)
+                pen.line((x + left, top + upper, x + right, top + lower), BORDER, 1)
             pen.text((x, top + height + 3), "\n".join(_words(stage)), SOFT, font)
     sheet.save(path)
 
@@ -56,37 +58,19 @@ def _scaled(image: Any) -> Any:
 
 
 def _drawn(made: Visualization, image: Any, stage: StageView) -> Any:
+    """Draw a pixel for each patch, and lay them over the picture."""
     from PIL import Image
 
-    shades = {patch: (PAPER, FADED) for patch in (*stage.earlier, *stage.gone)}
-    shades |= {patch: (MERGED, opacity) for patch, opacity in stage.opacities.items()}
-    drawn = image.copy()
-    for patch, (colour, share) in shades.items():
-        box = _whole(made.box(image, patch))
-        part = image.crop(box)
-        drawn.paste(Image.blend(part, Image.new("RGB", part.size, colour), share), box)
-    for group, mean in made.fills(image, stage):
-        for patch in group:
-            drawn.paste(mean, _whole(made.box(image, patch)))
-    return drawn
-
-
-def _whole(box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
-    x, y = round(box[0]), round(box[1])
-    return x, y, round(x + box[2]), round(y + box[3])
-
-
-def _draw_borders(pen: Any, made: Visualization, image: Any, stage: StageView, at: Any) -> None:
-    scale = CELL / image.size[0]
-    for patch, side in made.borders(stage):
-        left, top, width, height = (scale * value for value in made.box(image, patch))
-        x, y = at[0] + left, at[1] + top
-        ends = (
-            (x + width, y, x + width, y + height)
-            if side == "right"
-            else (x, y + height, x + width, y + height)
-        )
-        pen.line(ends, BORDER, 1)
+    rows, columns = made.grid
+    shades = {patch: (*PAPER, FADED) for patch in (*stage.earlier, *stage.gone)}
+    shades |= {patch: (*MERGED, opacity) for patch, opacity in stage.opacities.items()}
+    shades |= {patch: (*mean, 1.0) for group, mean in made.fills(image, stage) for patch in group}
+    overlay = Image.new("RGBA", (columns, rows))
+    for patch, (red, green, blue, share) in shades.items():
+        place = patch % columns, patch // columns
+        overlay.putpixel(place, (red, green, blue, round(255 * share)))
+    over = overlay.resize(image.size, Image.Resampling.NEAREST)
+    return Image.alpha_composite(image.convert("RGBA"), over).convert("RGB")
 
 
 def _plain(text: str) -> str:

@@ -33,6 +33,8 @@ def visualize(
             f"{host_model.name} is pruned by the image alone (text_weight 0), so a text changes "
             "nothing: leave --text out"
         )
+    if not texts and any(picture.caption is None for picture in pictures):
+        _check_without_text(host_model.name, handle.config)
     rows: list[Row] = []
     shown = []
     for place, picture in enumerate(pictures):
@@ -60,6 +62,17 @@ def visualize(
     )
 
 
+def _check_without_text(name: str, config: ElipConfig) -> None:
+    """Refuse a picture without a text where the image alone cannot choose."""
+    try:
+        replace(config, eval_mode="image")
+    except ConfigError as error:
+        raise ConfigError(
+            f"{name} chooses by a text (reducer {config.reducer!r}), and a picture has none: give "
+            "--text, or a caption beside the picture (cat.txt for cat.jpg)"
+        ) from error
+
+
 def _texts(picture: Picture, texts: Sequence[str], config: ElipConfig) -> Iterable[str | None]:
     if config.text_weight == 0:
         return [None]
@@ -76,23 +89,31 @@ def _run(host_model: HostModel, image: Tensor, text: str | None) -> tuple[StageV
             stack.enter_context(pruner.guided(guide))
         trace = stack.enter_context(handle.trace())
         host_model.encode_image(image)
+    views: list[StageView] = []
+    for stage in trace.stages:
+        views.append(view_of(stage, views[-1] if views else None))
     # A picture of all stages of a reducer that merges in every block would be too wide to read.
-    step = max(1, -(-len(trace.stages) // MOST_STAGES))
-    return tuple(_view(stage) for stage in trace.stages[::-1][::step][::-1])
+    step = max(1, -(-len(views) // MOST_STAGES))
+    return tuple(views[::-1][::step][::-1])
 
 
-def _view(stage: StageTrace) -> StageView:
+def view_of(stage: StageTrace, before: StageView | None) -> StageView:
+    """Tell what one stage did to each patch, after what the stage before it did."""
     kept = tuple(i for i in stage.kept[0].tolist() if i != MERGED)
-    weights = [] if stage.merge_weights is None else stage.merge_weights[0].tolist()
-    merged = {i: weight for i, weight in enumerate(weights) if weight > 0}
     present = set(stage.sources[0].sum(dim=0).nonzero().flatten().tolist())
-    earlier = present - set(kept) - set(merged)
     gone = set(range(stage.sources.shape[2])) - present
-    rest = tuple(sorted(earlier)), tuple(sorted(gone))
+    merged: dict[int, float] = {}
+    earlier = present - set(kept)
+    if stage.merge_weights is not None:  # what is not kept is merged, though its weight may be 0
+        there_before = set() if before is None else {*before.merged, *before.earlier}
+        weights = stage.merge_weights[0].tolist()
+        merged = {i: w for i, w in enumerate(weights) if w > 0 or i in gone - there_before}
+        earlier, gone = (earlier | gone) - set(merged), set()
     groups: dict[int, list[int]] = {}
     for patch, token in enumerate([] if stage.groups is None else stage.groups[0].tolist()):
         groups.setdefault(token, []).append(patch)
     several = tuple(tuple(group) for group in groups.values() if len(group) > 1)
+    rest = tuple(sorted(earlier)), tuple(sorted(gone))
     return StageView(stage.block, kept, merged, *rest, stage.until, several)
 
 

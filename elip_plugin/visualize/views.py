@@ -8,31 +8,23 @@ from typing import Any
 BOX = 4
 """Pillow's filter that averages."""
 
+Colour = tuple[int, int, int]
+"""Red, green and blue, 0 to 255."""
+
 
 @dataclass(frozen=True)
 class OnObject:
-    """How much of what a stage kept lies on an object.
-
-    Attributes:
-        name: The object.
-        share: Share of the kept patches that lie on it.
-        chance: Share of all patches that lie on it, which a random choice keeps on average.
-    """
+    """The share of what a stage kept that lies on an object, and that of all patches: chance."""
 
     name: str
     share: float
     chance: float
 
-    @property
-    def lift(self) -> float:
-        """Share over chance."""
-        return self.share / self.chance
-
     def describe(self) -> str:
         """Describe it."""
         return (
             f"{self.share:.0%} of the kept on “{self.name}” (chance {self.chance:.0%}, lift "
-            f"{self.lift:.1f})"
+            f"{self.share / self.chance:.1f})"
         )
 
 
@@ -63,7 +55,7 @@ class StageView:
     @property
     def opacities(self) -> dict[int, float]:
         """How strongly each merged patch is coloured: the more it weighs, the stronger."""
-        heaviest = max(self.merged.values(), default=1.0)
+        heaviest = max(self.merged.values(), default=0.0) or 1.0
         return {patch: 0.35 + 0.55 * weight / heaviest for patch, weight in self.merged.items()}
 
     def describe(self) -> str:
@@ -84,40 +76,23 @@ class StageView:
 
 @dataclass(frozen=True)
 class Row:
-    """One picture with one text.
+    """One picture with one text, which is None for the image alone."""
 
-    Attributes:
-        picture: Its place in `Visualization.pictures`.
-        text: The text that guided; None for the image alone.
-        stages: What each stage left.
-        differing: Patches kept by the last stage that the picture's first row did not keep; None
-            for that first row itself.
-    """
-
-    picture: int
+    picture: int  # its place in `Visualization.pictures`
     text: str | None
     stages: tuple[StageView, ...]
-    differing: int | None
+    differing: int | None  # patches kept at last that the picture's first row lost; None for that
 
 
 @dataclass(frozen=True)
 class Visualization:
-    """All that is drawn.
-
-    Attributes:
-        model: The model's name.
-        weights: Where its weights come from.
-        plan: The plan in one line.
-        grid: Rows and columns of patches.
-        pictures: Names and pictures as the model sees them (Pillow images).
-        rows: What was done to them.
-    """
+    """All that is drawn."""
 
     model: str
     weights: str
     plan: str
-    grid: tuple[int, int]
-    pictures: tuple[tuple[str, Any], ...]
+    grid: tuple[int, int]  # rows and columns of patches
+    pictures: tuple[tuple[str, Any], ...]  # names, and Pillow images as the model sees them
     rows: tuple[Row, ...]
 
     @property
@@ -136,42 +111,34 @@ class Visualization:
             title += f" ({row.differing} {patches} kept by the last stage that the first row lost)"
         return title
 
-    def fills(self, image: Any, stage: StageView) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-        """Find the mean colour of each group's patches.
-
-        Args:
-            image: The picture.
-            stage: The stage whose groups are drawn.
-
-        Returns:
-            Patches, and red, green and blue from 0 to 255, per group.
-        """
+    def fills(self, image: Any, stage: StageView) -> list[tuple[tuple[int, ...], Colour]]:
+        """Return the patches of each group, and their mean colour."""
         rows, columns = self.grid
         small = image.convert("RGB").resize((columns, rows), BOX)
         found = []
         for group in stage.groups:
             colours = [small.getpixel((patch % columns, patch // columns)) for patch in group]
-            found.append((group, tuple(round(sum(part) / len(group)) for part in zip(*colours))))
+            red, green, blue = (round(sum(part) / len(group)) for part in zip(*colours))
+            found.append((group, (red, green, blue)))
         return found
 
-    def borders(self, stage: StageView) -> list[tuple[int, str]]:
-        """Find the edges between tokens.
-
-        Args:
-            stage: The stage whose groups are drawn.
-
-        Returns:
-            A patch, and which of its edges: "right" or "lower".
-        """
+    def borders(self, image: Any, stage: StageView) -> list[tuple[float, float, float, float]]:
+        """Return the lines between tokens: both ends' x and y in a picture, in pixels."""
         rows, columns = self.grid
         holder = {patch: number for number, group in enumerate(stage.groups) for patch in group}
         token = [holder.get(patch, -1 - patch) for patch in range(rows * columns)]
-        right = [p for p in range(len(token)) if (p + 1) % columns and token[p] != token[p + 1]]
-        lower = [p for p in range(len(token) - columns) if token[p] != token[p + columns]]
-        return [*((p, "right") for p in right), *((p, "lower") for p in lower)]
+        lines = []
+        for patch in range(rows * columns):
+            x, y, width, height = self.box(image, patch)
+            right, lower = x + width, y + height
+            if (patch + 1) % columns and token[patch] != token[patch + 1]:
+                lines.append((right, y, right, lower))
+            if patch + columns < len(token) and token[patch] != token[patch + columns]:
+                lines.append((x, lower, right, lower))
+        return lines
 
     def box(self, image: Any, patch: int) -> tuple[float, float, float, float]:
-        """Find a patch in a picture."""
+        """Return a patch's left, top, width and height in a picture, in pixels."""
         rows, columns = self.grid
         width, height = image.size[0] / columns, image.size[1] / rows
         return patch % columns * width, patch // columns * height, width, height

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +15,13 @@ from elip_plugin.cli.main import app
 
 
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What is installed, by a table that tests may change; nothing is imported."""
+def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
+    """What is installed, by a table that tests may change; the modules are empty files."""
+    for module in ("open_clip", "lavis", "transformers"):
+        (tmp_path / f"{module}.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("ELIP_AUTOLOAD", "1")
     versions = {"torch": "2.13.0", "open_clip_torch": "3.3.0", "salesforce-lavis": "1.0.2"}
     versions |= {"timm": "0.4.12", "transformers": "4.26.1"}
 
@@ -24,8 +31,6 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         return versions[name]
 
     monkeypatch.setattr(environment.metadata, "version", version)
-    monkeypatch.setattr(environment, "_import_fault", lambda module: None)
-    monkeypatch.delenv("ELIP_AUTOLOAD", raising=False)
     return versions
 
 
@@ -61,20 +66,20 @@ def test_what_is_missing_or_old(installed: dict[str, str]) -> None:
     ],
 )
 def test_a_host_that_does_not_import(
-    change: dict[str, str], fix: str, installed: dict[str, str], monkeypatch: Any
+    change: dict[str, str], fix: str, installed: dict[str, str], tmp_path: Path
 ) -> None:
     installed.update(change)
-    faults = {"lavis": "ImportError: numpy.core.multiarray failed to import"}
-    monkeypatch.setattr(environment, "_import_fault", faults.get)
+    broken = "raise ImportError('numpy.core.multiarray failed to import')"
+    (tmp_path / "lavis.py").write_text(broken)
     assert fixes() == {"lavis": fix}
     output = " ".join(CliRunner().invoke(app, ["doctor"]).output.split())
     assert "does not import" in output and "multiarray" in output
 
 
-def test_a_crash_of_a_host_is_a_finding() -> None:
-    assert environment._import_fault("json") is None
-    fault = environment._import_fault("no_such_module_at_all")
-    assert fault is not None and "no_such_module_at_all" in fault
+def test_a_crash_of_a_host_is_a_finding(installed: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "open_clip.py").write_text("import os; os._exit(11)")
+    (fault,) = (f for f in environment.check_environment() if f.about == "open_clip")
+    assert "3.3.0 does not import: exit code 11" in fault.text and fault.fix
 
 
 def test_autoload_that_is_off(installed: dict[str, str], monkeypatch: Any, tmp_path: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import shlex
 import sys
 import warnings
 from collections.abc import Iterator
@@ -122,64 +121,6 @@ def test_make_targets_exist() -> None:
     for page in PAGES:
         named = set(re.findall(r"(?:^|`)make ([\w-]+)", page.read_text(), re.MULTILINE))
         assert named <= targets, page.name
-
-
-def shell_lines(program: str) -> list[Any]:
-    """Commands of a program in the docs and in the headers of examples, joined over line ends."""
-    found = []
-    for page in [*PAGES, *sorted((ROOT / "lavis_configs").rglob("*.yaml"))]:
-        text = page.read_text()
-        if page.suffix == ".md":
-            text = "\n".join(re.findall(r"```\n(.*?)```", text, re.DOTALL))
-        for line in text.replace("\\\n", " ").splitlines():
-            line = line.removeprefix("# ").removeprefix("$ ").split("  #")[0].strip()
-            if re.match(rf"([A-Z_]+=\S+ )?{re.escape(program)} ", line):
-                found.append(pytest.param(line, id=f"{page.name}: {line[:60]}-{len(found)}"))
-    return found
-
-
-@pytest.mark.parametrize("line", shell_lines("elip"))
-def test_commands_of_ours_are_known_with_all_their_options(line: str) -> None:
-    import typer
-
-    from elip_plugin.cli.main import app
-
-    command: Any = typer.main.get_command(app)
-    words = shlex.split(line)[1:]
-    while words and hasattr(command, "commands"):
-        assert words[0] in command.commands, line
-        command = command.commands[words.pop(0)]
-    assert options_in(words) <= options_of(command), line
-
-
-def options_in(words: list[str]) -> set[str]:
-    return {word for word in words if word.startswith("-")}
-
-
-def options_of(command: Any) -> set[str]:
-    return {"--help", *(name for parameter in command.params for name in parameter.opts)}
-
-
-@pytest.mark.parametrize("line", shell_lines("python -m benchmarks.quality"))
-def test_commands_of_the_study_are_known_with_all_their_options(line: str) -> None:
-    import typer
-
-    if not (ROOT / "benchmarks").is_dir():
-        pytest.skip("benchmarks/ is in the repository only")
-    study = pytest.importorskip("benchmarks.quality.__main__")
-    commands: Any = typer.main.get_command(study.app)
-    words = shlex.split(line, comments=True)
-    command = commands.commands[words[3]]
-    assert options_in(words) - {"-m"} <= options_of(command)
-
-
-@pytest.mark.parametrize("line", shell_lines("python -m open_clip_train.main"))
-def test_commands_of_openclip_are_known_with_all_their_options(line: str) -> None:
-    params = pytest.importorskip("open_clip_train.params")
-    given = re.sub(r" \.\.\.$", "", line.split("open_clip_train.main")[1])
-    words = shlex.split(given.replace("...", "X"))
-    made = params.parse_args(words)
-    assert made.model in line
 
 
 def test_config_sections_in_the_docs_are_valid() -> None:

@@ -14,7 +14,13 @@ from entry_points import elip
 import elip_plugin
 from elip_plugin import ElipConfig
 from elip_plugin.errors import ConfigError, PlanError, UnknownModelError, UnsupportedModelError
-from elip_plugin.measure.preview import average_step, make_config, preview
+from elip_plugin.measure.preview import average_step, make_config, preview_model
+from elip_plugin.patching.install import find_pruner
+
+
+def preview(*given: Any, **options: Any) -> Any:
+    return find_pruner(preview_model(*given, **options).model)
+
 
 TOKENS = (197, 197, 178, 178, 129, 129, 129, 129, 129, 129, 80, 80)
 
@@ -58,10 +64,31 @@ def test_a_target_is_reached_and_written(tmp_path: Path) -> None:
         assert target <= 1 / made.plan.train_cost(768) <= 1.03 * target
     file = tmp_path / "plan.yaml"
     elip(f"plan --model elip-fast-ViT-B-16 --target-speedup 1.5 -o {file}")
-    config = ElipConfig.from_mapping(json.loads(file.read_text())["elip"])
+    assert file.read_text().startswith("elip:\n  stages: [{")  # YAML, as its name says
+    config = ElipConfig.from_mapping(str(file))
     assert 1 / preview("ViT-B-16", config).plan.train_cost(768) >= 1.5
+    other = tmp_path / "plan.json"
+    elip(f"plan --model elip-fast-ViT-B-16 --target-speedup 1.5 -o {other}")
+    assert ElipConfig.from_mapping(json.loads(other.read_text())["elip"]) == config
+    model = elip_plugin.create("ViT-tiny").model
+    elip_plugin.find_handle(model).remove()
+    assert elip_plugin.apply(model, str(file)).config == config
     with pytest.raises(PlanError, match=r"no keep ratios .* speed-up of 9"):
         preview("elip-ViT-B-16", target_speedup=9)
+    with pytest.raises(PlanError, match=r"have 1\.13, .* twice as much 1\.66 at most"):
+        preview("elip-ViT-B-16", target_speedup=9)
+    with pytest.raises(PlanError, match=r"have (4\.\d\d), .* much \1 at most"):
+        preview("elip-lowres-ViT-B-16", target_speedup=9)  # whose reducer has one ratio
+
+
+def test_counts_and_ratios_of_1_are_scaled_as_what_they_keep() -> None:
+    pytest.importorskip("open_clip")
+    ratios, counts = (make_config("fast", keep) for keep in ("0.75,0.5,0.25", "147,98,49"))
+    by_ratio, by_count = (preview("ViT-B-16", c, target_speedup=1.4) for c in (ratios, counts))
+    assert by_count.plan.tokens == by_ratio.plan.tokens
+    skipping = preview("ViT-B-16", make_config("fast", "1.0,0.5,0.25"), target_speedup=1.4)
+    first, *others = (stage.keep for stage in skipping.config.stages)
+    assert first == 1.0 and all(0.02 < keep < 0.999 for keep in others)
 
 
 def test_own_keep_ratios() -> None:
@@ -117,6 +144,12 @@ def test_models_lists_hosts_and_names() -> None:
     out = elip("models --host open_clip")
     assert re.search(r"open_clip \d+\.\d+\.\d+: \d+ models", out)
     assert "elip-ViT-B-16" in out and "elip-fast-ViT-B-16" in out
+
+
+def test_names_are_whole_in_a_pipe() -> None:
+    pytest.importorskip("open_clip")
+    names = elip("models --host open_clip").split()
+    assert {*elip_plugin.list_models("open_clip")} <= {*names}
 
 
 def test_models_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,30 @@ def test_shares_are_those_of_the_towers(host_model: Any) -> None:
     assert shorter < text and counted.text_at(12) == pytest.approx(shorter / text, rel=0.05)
 
 
+NAMES = {
+    "hf:openai/clip-vit-base-patch16": ("transformers", 77),
+    "hf:google/siglip-base-patch16-224": ("transformers", 64),
+    "clip": ("lavis", None),  # LAVIS' models tokenize in their forward
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_texts_of_every_kind_are_counted(name: str) -> None:
+    host, length = NAMES[name]
+    pytest.importorskip(host, minversion="4.57" if host == "transformers" else None)
+    counted = count_text_share(create(name, device="meta"))
+    assert counted is not None and counted.length == length
+    assert 0.05 < counted.share < 0.5 and counted.attention > 0
+    assert "operations and is not pruned" in describe_text_share(counted, 0.8, "")
+
+
+def test_examples_without_a_text(host_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = type(host_model)
+    monkeypatch.setattr(kind, "example_batch", lambda self, n: (torch.zeros(n, 3, 64, 64), None))
+    assert count_text_share(host_model) is None
+    assert "only the vision tower is counted" in elip(f"plan --model {TINY}")
+
+
 def test_the_saving_that_the_text_tower_leaves() -> None:
     counted = TextShare(vision=300, text=100, attention=20, length=40)
     assert counted.share == 0.25
@@ -69,7 +93,7 @@ def rows(tower: float, step: float, pruned: float) -> list[Row]:
     [
         (Parts(0.1, 0.1), "The text tower does not limit: the vision tower is 60%"),
         (Parts(0.1, 0.1, 0.2), "Neither the text tower nor the loader limits"),
-        (Parts(0.7, 0.1), "The text tower limits.* faster than 0.40 of full"),
+        (Parts(0.7, 0.1), "The text tower limits .*no faster than 0.40 of full"),
         (Parts(0.1, 0.1, 1.5), "The loader limits: .*1.50 s .* saves nothing"),
         (Parts(0.1, 0.1, 0.9), "limits the pruned step: .* saves 10% instead of 30%"),
         (Parts(None, 0.1), "reads the image tokens, so pruning may save more"),

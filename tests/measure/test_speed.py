@@ -19,12 +19,8 @@ from elip_plugin.errors import ConfigError
 from elip_plugin.measure.counts import count_flops, saved_bytes
 from elip_plugin.measure.speed import measure_speed, time_in_turn
 from elip_plugin.measure.startup import measure_startup
-from elip_plugin.measure.variants import (
-    PASSES,
-    Variant,
-    make_variants,
-    variant_names,
-)
+from elip_plugin.measure.variants import PASSES, Variant, make_variants, variant_names
+from elip_plugin.patching.install import find_pruner
 
 TINY = "ViT-tiny"
 
@@ -108,7 +104,8 @@ def test_inference_prunes_by_the_image_alone_and_the_tower_by_text(host_model: A
         model.train(training)
         with torch.no_grad():
             features[training] = fast.features()
-            unguided = model.encode_image(fast.images)
+            with find_pruner(model).evaluated_by("image"):
+                unguided = model.encode_image(fast.images)
     assert not torch.equal(features[True], features[False])
     assert torch.equal(features[False], unguided)
 

@@ -1,10 +1,9 @@
-"""`elip bench gpu` at a toy size: its log, its limits, its report."""
+"""`elip bench gpu` at a toy size: what it measures, its limits, its report."""
 
 from __future__ import annotations
 
-import json
-import sys
-from dataclasses import asdict, replace
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,101 +12,102 @@ from entry_points import elip
 
 from elip_plugin.errors import ConfigError, DataError
 from elip_plugin.measure import sweep as module
-from elip_plugin.measure.speed import Row, Setting
-from elip_plugin.measure.sweep import Measurement, Outcome, Sweep, measurements, run_sweep
-from elip_plugin.measure.sweep_report import write_report
+from elip_plugin.measure.sweep import Sweep, counts_up_to, measurements, run_sweep
 
-TOY = Sweep("elip-ViT-tiny-6", 2, "cpu", ("full", "fast"), rounds=1, image_size=32)
-DEVICE = {"names": ["A Card"] * 4, "memory": [2**30] * 4, "torch": "2", "cuda": "12"}
-
-
-def result() -> dict[str, Any]:
-    setting = Setting("ViT", 2, "A Card", 1, "bf16", False, "fused", 1, "2", 32, True)
-    made = [
-        Row(variant, measured, seconds, seconds, seconds, seconds, 10, 2**30)
-        for measured in ("tower", "step")
-        for variant, seconds in (("full", 1.0), ("fast", 0.7))
-    ]
-    parts = {"text": 0.1, "optimizer": 0.1, "loader": None, "workers": 4}
-    return {"setting": asdict(setting), "rows": [asdict(row) for row in made], "parts": parts}
+TOY = Sweep("elip-ViT-tiny-6", 2, "cpu", "full,fast", rounds=1, image_size=32)
+GPUS = [("A Card", 81000 * 2**20), ("A Card", 80000 * 2**20)]
 
 
 def test_what_is_measured() -> None:
-    made = {m.name: m.command for m in measurements(replace(TOY, data="pics"), DEVICE)}
+    made = measurements(replace(TOY, data="pics"), GPUS * 2)
     assert {"bf16", "fp32", "bf16 compiled", "bf16 plain attention", "memory bf16"} <= {*made}
     assert [name for name in made if "processes" in name] == [f"{n} processes" for n in (1, 2, 4)]
     assert "--nproc-per-node=4" in made["4 processes"] and "--data" in made["bf16"]
-    one = [m.name for m in measurements(TOY, {"names": ["A Card"]})]
-    assert not [name for name in one if "processes" in name]
+    assert "72000MiB" in made["memory bf16"]  # nine tenths of the smallest
+    assert not [name for name in measurements(TOY, GPUS[:1]) if "processes" in name]
+
+
+def test_every_measurement_is_a_command_with_known_options() -> None:
+    import typer
+    from torch.distributed.run import get_args_parser
+
+    from elip_plugin.cli.main import app
+
+    for name, (_, program, *words) in measurements(replace(TOY, data="pics"), GPUS).items():
+        if program != "elip_plugin":
+            made = get_args_parser().parse_args(words)
+            assert made.module and made.training_script == "elip_plugin", name
+            words = made.training_script_args
+        command: Any = typer.main.get_command(app)
+        bench = command.commands[words[0]].commands[words[1]]
+        assert bench.make_context(words[1], list(words[2:])).params["model"] == TOY.model
+
+
+@pytest.mark.parametrize(
+    ("gpus", "counts"), [(1, []), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])]
+)
+def test_all_gpus_are_used(gpus: int, counts: list[int]) -> None:
+    assert counts_up_to(gpus) == counts
 
 
 def fake(monkeypatch: pytest.MonkeyPatch, scripts: dict[str, str]) -> None:
-    """Let each measurement be a short script; it gets --out and a folder."""
-    made = [Measurement(n, ("-c", text), "speed.json") for n, text in scripts.items()]
-    monkeypatch.setattr(module, "measurements", lambda *_: iter(made))
-    device = Measurement("device", ("-c", f"print({json.dumps(json.dumps(DEVICE))})"))
-    monkeypatch.setattr(module, "_device", lambda _: device)
+    """Let each measurement be a short script."""
+    monkeypatch.setattr(
+        module, "measurements", lambda *_: {n: ["-c", text] for n, text in scripts.items()}
+    )
+    monkeypatch.setattr(module, "find_gpus", lambda: GPUS)
 
 
-WRITE = (
-    "import sys, pathlib; out = pathlib.Path(sys.argv[-1]); out.mkdir(exist_ok=True); "
-    f"(out / 'speed.json').write_text({json.dumps(json.dumps(result()))})"
-)
 BREAK = "raise RuntimeError('CUDA out of memory. Tried to allocate')"
 
 
 def test_an_end_is_recorded_and_the_next_call_goes_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    scripts = {"a": WRITE, "b": BREAK, "c": "raise SystemExit('broken')"}
+    scripts = {"a": "print('2 ms')", "b": BREAK, "c": "raise SystemExit('broken')"}
     fake(monkeypatch, scripts)
-    found = run_sweep(TOY, tmp_path)
-    statuses = {name: outcome.status for name, outcome in found.items()}
-    assert statuses == {"device": "done", "a": "done", "b": "out of memory", "c": "failed"}
-    assert "broken" in found["c"].message
-    log = tmp_path / module.LOG
-    log.write_text(log.read_text() + '{"name": "d", "sta')  # a kill in the middle of a line
-    fake(monkeypatch, {**scripts, "a": "raise SystemExit('again')", "c": WRITE})
-    again = run_sweep(TOY, tmp_path)
-    assert again["a"].result == found["a"].result and again["c"].status == "done"
-    assert run_sweep(TOY, tmp_path)["c"].status == "done"
+    report = run_sweep(replace(TOY, device="cuda"), tmp_path)
+    text = report.read_text()
+    statuses = dict(re.findall("^## (.): (.+)$", text, re.M))
+    assert statuses == {"a": "done", "b": "out of memory", "c": "failed"}
+    assert "1 x A Card, 79 GiB, 1 x A Card, 78 GiB" in text and "2 ms" in text and "broken" in text
+    assert "Tried to allocate" in text
+    fake(monkeypatch, {**scripts, "a": "print('again')", "c": "print('mended')"})
+    text = run_sweep(replace(TOY, device="cuda"), tmp_path).read_text()
+    assert "2 ms" in text and "again" not in text and "mended" in text
     with pytest.raises(DataError, match="another sweep"):
         run_sweep(replace(TOY, batch=3), tmp_path)
 
 
+def test_what_a_kill_has_cut_short_is_measured_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake(monkeypatch, {"a": "print('first')", "b": "print('second')"})
+    with monkeypatch.context() as patch:
+
+        def kill(self: Path, target: Path) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(Path, "replace", kill)
+        with pytest.raises(KeyboardInterrupt):
+            run_sweep(TOY, tmp_path)
+    fake(monkeypatch, {"a": "print('again')", "b": "print('second')"})
+    text = run_sweep(TOY, tmp_path).read_text()
+    assert "again" in text and "second" in text and "first" not in text
+
+
 def test_a_time_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    fake(monkeypatch, {"slow": "import time; time.sleep(60)", "next": WRITE})
-    monkeypatch.setattr(module, "LONGEST", 0.5)
+    fake(monkeypatch, {"slow": "import time; time.sleep(60)", "next": "print()"})
+    monkeypatch.setattr(module, "LONGEST", 1.0)
     monkeypatch.setattr(module, "SHORTEST", 0.1)
-    assert run_sweep(TOY, tmp_path)["slow"].status == "took too long"
-    monkeypatch.setattr(module, "SHORTEST", 1.0)
-    assert run_sweep(TOY, tmp_path)["slow"].status.startswith("not started")
+    assert "## slow: took too long" in run_sweep(TOY, tmp_path).read_text()
+    monkeypatch.setattr(module, "SHORTEST", 2.0)
+    assert "## slow: not started" in run_sweep(TOY, tmp_path).read_text()
     with pytest.raises(ConfigError, match="minutes must be above 0"):
         run_sweep(TOY, tmp_path, minutes=0)
 
 
-def test_the_report_names_the_card_and_every_outcome(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    scaling = [
-        Outcome(f"{n} processes", "done", 1, {"processes": n, "batch": 2, "seconds": {"full": 1.0}})
-        for n in (1, 2)
-    ]
-    fit = {"variant": "full", "batch": 8, "predicted": 9, "per_pair": 1, "measured": True}
-    outcomes = [
-        Outcome("device", "done", 1, DEVICE),
-        Outcome("bf16", "done", 1, result()),
-        Outcome("fp32", "out of memory", 1, {}, "CUDA out of memory | here"),
-        Outcome("memory bf16", "done", 1, {"budget": 2**30, "precision": "bf16", "fits": [fit]}),
-        *scaling,
-    ]
-    text = write_report(TOY, {o.name: o for o in outcomes}, tmp_path).read_text()
-    assert "on 4 x A Card" in text and "| full | 8 | 9 |" in text
-    assert "0.700 (0.70 to 0.70)" in text and "| 2 | 1.00 s | 4.0 |" in text
-    assert "| fp32 | out of memory | 1 s | CUDA out of memory / here |" in text
-    assert {p.name for p in tmp_path.glob("*.png")} == {"speed.png", "scaling.png"}
-
-
-def test_no_gpu_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_gpu_is_said(tmp_path: Path) -> None:
     import torch
 
     if torch.cuda.is_available():
@@ -119,17 +119,17 @@ def test_no_gpu_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_the_command_at_a_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("open_clip")
-    pytest.importorskip("matplotlib")
     every = module.measurements  # without the compiled ones, which take minutes on a CPU
-    monkeypatch.setattr(
-        module, "measurements", lambda *a: (m for m in every(*a) if "compile" not in m.name)
-    )
+
+    def fewer(*given: Any) -> dict[str, list[str]]:
+        return {name: words for name, words in every(*given).items() if "compile" not in name}
+
+    monkeypatch.setattr(module, "measurements", fewer)
     elip(
         f"bench gpu --model {TOY.model} --toy --device cpu --variants full,fast --processes 2 "
         f"--minutes 10 -o {tmp_path}"
     )
-    lines = [json.loads(line) for line in (tmp_path / module.LOG).read_text().splitlines()][1:]
-    failed = {line["name"]: line["message"] for line in lines if line["status"] != "done"}
-    assert failed == {}
-    assert "2 processes" in {line["name"] for line in lines}
-    assert sys.executable not in (tmp_path / "report.md").read_text()
+    report = (tmp_path / "report.md").read_text()
+    assert set(re.findall("^## .+: (.+)$", report, re.M)) == {"done"}, report
+    assert "pairs per second" in report and "largest batch" in report
+    assert report.count("(bf16/speed.svg)") == 1 and "Of a step of full" in report

@@ -20,12 +20,14 @@ from typer.testing import CliRunner
 
 from elip_plugin import ElipConfig, create, find_handle
 from elip_plugin.cli.main import app
+from elip_plugin.core.select import Selection
+from elip_plugin.core.trace import Trace
 from elip_plugin.errors import ConfigError, DataError
 from elip_plugin.patching.install import find_pruner
 from elip_plugin.visualize.html import to_html
 from elip_plugin.visualize.pictures import Picture, find_pictures
 from elip_plugin.visualize.png import BORDER, CELL, GAP, HEAD, LEFT, write_png
-from elip_plugin.visualize.stages import MOST_STAGES, visualize
+from elip_plugin.visualize.stages import MOST_STAGES, view_of, visualize
 from elip_plugin.visualize.views import Row, StageView, Visualization
 
 TINY = "elip-ViT-tiny"
@@ -138,6 +140,29 @@ def test_the_image_alone_and_texts_that_would_change_nothing() -> None:
     assert [row.text for row in rows] == ["its own", None]
 
 
+def test_a_picture_needs_a_text_where_the_text_alone_chooses(tmp_path: Path) -> None:
+    shown = tiny(reducer="similarity")
+    with pytest.raises(ConfigError, match=r"ViT-tiny chooses by a text .*'similarity'.* --text"):
+        visualize(shown, [Picture("n", picture(), "a caption"), Picture("n", picture())], [])
+    rows = visualize(shown, [Picture("n", picture(), "a caption"), Picture("n", picture())], ["it"])
+    assert [row.text for row in rows.rows] == ["it", "it"]
+
+
+def test_a_patch_that_weighs_nothing_in_the_merged_token_is_not_dropped() -> None:
+    trace = Trace(prefix=1)
+    weights = torch.tensor([[1.0, 0.0]])
+    for block, kept, dropped in ((2, [0, 1, 2], [3, 4]), (4, [0, 1], [2, 3])):
+        # After the first stage: patches 0, 1, 2, and the token of 3 (and, by 0, of 4).
+        index = torch.tensor([kept]), torch.tensor([dropped])
+        trace.record(block, Selection(*index, weights), present=5 if block == 2 else 4)
+    first = view_of(trace.stages[0], None)
+    assert first.merged == {3: 1.0, 4: 0.0} and not first.gone and not first.earlier
+    assert first.opacities[4] == 0.35
+    second = view_of(trace.stages[1], first)
+    # What weighs nothing is where its token went.
+    assert second.merged == {2: 1.0} and second.earlier == (3, 4) and not second.gone
+
+
 def test_boxes_beside_a_picture_say_how_much_of_the_kept_is_on_them(tmp_path: Path) -> None:
     shown = tiny(preset="fast", text_weight=1.0)
     wide = Image.fromarray(torch.randint(0, 255, (64, 128, 3), dtype=torch.uint8).numpy())
@@ -248,12 +273,15 @@ def test_groups_are_filled_with_their_mean_colour_and_bordered(tmp_path: Path) -
     made = grouped()
     (stage,) = made.rows[0].stages
     assert stage.describe() == "4 tokens: 2 of one patch, 2 of 4 alike ones"
-    assert made.borders(stage) == [
-        (0, "right"), (3, "right"), (4, "right"), (1, "lower"), (2, "lower")
-    ]  # fmt: skip
+    image = made.pictures[0][1]
+    assert set(made.borders(image, stage)) == {
+        (8, 0, 8, 10), (8, 10, 8, 20), (16, 10, 16, 20), (8, 10, 16, 10), (16, 10, 24, 10)
+    }  # fmt: skip
     text = to_html(made)
     assert '<path d="M0 0h8v10h-8zM0 10h8v10h-8z" fill="rgb(100, 50, 0)"/>' in text
-    assert '<path class="borders" d="M8 0v10M8 10v10M16 10v10M8 10h8M16 10h8"/>' in text
+    (borders,) = re.findall(r'<path class="borders" d="M(.+?)"/>', text)
+    drawn = {"8 0L8 10", "8 10L8 20", "16 10L16 20", "8 10L16 10", "16 10L24 10"}
+    assert set(borders.split("M")) == drawn
     write_png(made, tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
         side = CELL // 3

@@ -17,7 +17,7 @@ import open_clip
 from open_clip import factory, pretrained
 
 from elip_plugin.config import DEFAULT_PRESET, PRESETS, ElipConfig
-from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.errors import DataError, ElipError, UnsupportedModelError
 from elip_plugin.hosts.base import OWN_SECTION, ModelName
 from elip_plugin.hosts.open_clip import export, models, schedulers
 from elip_plugin.hosts.open_clip.export import CONFIG_KEY
@@ -50,7 +50,14 @@ def list_names() -> dict[str, ModelName]:
 
 def find(name: str) -> ModelName | None:
     """Find a model by name or base; refuse one that cannot be pruned with the reason."""
-    if open_clip.get_model_config(name) is None:
+    try:
+        config = open_clip.get_model_config(name)
+    except ElipError:
+        raise
+    except Exception as error:  # whatever a download raises
+        reason = str(error).splitlines()[0]
+        raise DataError(f"OpenCLIP cannot read the config of {name}: {reason}") from error
+    if config is None:
         return None
     known, base = list_names(), base_of(name)
     if name in known:
@@ -62,7 +69,13 @@ def find(name: str) -> ModelName | None:
 def _refuse(name: str) -> NoReturn:
     base = base_of(name)
     prefix = name.removesuffix(base)
-    reason = why_not(factory._MODEL_CONFIGS[base], PREFIXES.get(prefix, DEFAULT_PRESET))
+    config = factory._MODEL_CONFIGS[base]
+    reason = why_not(config, PREFIXES.get(prefix, DEFAULT_PRESET))
+    others = [p + base for p, preset in PREFIXES.items() if why_not(config, preset) is None]
+    if reason and others:
+        raise UnsupportedModelError(
+            f"{name} is not offered: the vision tower of {base} {reason}, such as {others}"
+        )
     reason = reason or "asks for pruning in its own config"
     raise UnsupportedModelError(f"{base} cannot be pruned: its vision tower {reason}; {SUPPORTED}")
 
