@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from conftest import recorded_lengths
 
 import elip_plugin
 from elip_plugin import ElipConfig, apply, find_handle
-from elip_plugin.core.guide import TEMPERATURE, guide_from_batch
+from elip_plugin.core.guide import guide_from_batch
 from elip_plugin.errors import ConfigError, GuideError
 from elip_plugin.patching.progress import text_weight_at
 from elip_plugin.reducers import elip
@@ -25,9 +26,14 @@ def test_texts_weigh_by_their_similarity_to_the_token() -> None:
     guides = torch.tensor([[2.0, 0.0], [0.0, 5.0], [-1.0, 0.0]])
     cosines = torch.tensor([[1.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
     expected = torch.stack(
-        [sum(w * g for w, g in zip(row, guides)) for row in (cosines / TEMPERATURE).softmax(1)]
+        [sum(w * g for w, g in zip(row, guides)) for row in (cosines / 0.07).softmax(1)]
     )
     assert torch.allclose(guide_from_batch(token, guides), expected)
+    # Docs promise CLIP's first temperature: two cosines 0.07 apart weigh as e to 1.
+    texts = torch.tensor([[1.0, 0.0], [0.93, (1 - 0.93**2) ** 0.5]])
+    made = guide_from_batch(torch.tensor([[[1.0, 0.0]]]), texts)
+    share = 1 / (1 + math.exp(-1))
+    torch.testing.assert_close(made[0], share * texts[0] + (1 - share) * texts[1])
 
 
 def seen_guides(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, float]]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import recorded_lengths
-from tensors import autocast, randn
+from tensors import LOW, autocast, randn
 from towers import KINDS, make_tower
 
 from elip_plugin import apply, plan
@@ -53,11 +53,24 @@ def test_it_equals_a_sum_over_pairs_and_follows_a_permutation() -> None:
             for one in rest
         ]
         torch.testing.assert_close(given[b, 2:], 1 / torch.tensor(sums, dtype=torch.float64))
-    order = torch.cat([torch.arange(2), 2 + torch.randperm(7)])
+    order = torch.tensor([0, 1, 5, 2, 8, 6, 3, 7, 4])
     torch.testing.assert_close(uniqueness(keys[:, order], prefix=2), given[:, order])
-    with autocast(True):
-        assert torch.equal(uniqueness(keys.float(), prefix=2), uniqueness(keys.float(), prefix=2))
-        assert uniqueness(keys.float(), prefix=2).dtype == torch.float32
+
+
+@pytest.mark.parametrize("in_autocast", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "wide"),
+    [(LOW, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
+)
+def test_it_is_computed_in_float32_or_wider(
+    dtype: torch.dtype, wide: torch.dtype, in_autocast: bool
+) -> None:
+    keys = (8 * randn(2, 50, 16)).round().to(dtype)  # exact, also as the mean of two heads
+    with autocast(in_autocast):
+        given = uniqueness(keys)
+    assert given.dtype == wide
+    exact = uniqueness(keys.double())
+    assert (given.double() - exact).abs().max() < (1e-14 if wide == torch.float64 else 1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

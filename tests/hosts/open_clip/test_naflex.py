@@ -117,12 +117,19 @@ def close(first: Tensor, second: Tensor, kind: str = "") -> None:
     torch.testing.assert_close(first, second, rtol=0, atol=atol)
 
 
+BACK_AT_3 = [{"block": 1, "lookahead": 1, "keep": 0.5, "until": 3}]
 CASES = [
     *((kind, config_of(name)) for kind in KINDS for name in REDUCERS),
     *(("gap", config_of(name, merge=False)) for name in REDUCERS),
     *(
         (kind, config_of(n, stages=[{"block": 1, "lookahead": 1, "keep": 0.5, "until": 4}]))
         for kind in ("siglip", "token")
+        for n in REDUCERS
+        if find_reducer(n).returns
+    ),
+    *(  # a stage after the block where the tokens came back, and right there
+        ("siglip", config_of(n, stages=[*BACK_AT_3, {"block": b, "lookahead": 1, "keep": 0.4}]))
+        for b in (3, 4)
         for n in REDUCERS
         if find_reducer(n).returns
     ),
@@ -146,6 +153,30 @@ def test_an_image_is_pruned_in_a_batch_as_by_itself(kind: str, elip: Any) -> Non
         assert not torch.allclose(alone, whole, atol=1e-4)
         for length in (0, 36, 64):
             close(model.encode_image(padded(images, length)), alone, kind)
+
+
+@pytest.mark.parametrize("block", [3, 4])
+@pytest.mark.parametrize("reducer", [n for n in REDUCERS if find_reducer(n).returns])
+def test_an_image_that_a_stage_leaves_alone_has_the_tokens_that_came_back(
+    reducer: str, block: int
+) -> None:
+    """Two of the images have too few patches for the second stage, right where the first ends."""
+    model = make("siglip").double().eval()
+    first = {"block": 1, "lookahead": 1, "keep": 10, "until": 3}
+    handle = elip_plugin.apply(
+        model, config_of(reducer, stages=[first, {"block": block, "lookahead": 1, "keep": 17}])
+    )
+    images, texts = pictures(), torch.randn(3, find_pruner(model).shape.width, dtype=torch.float64)
+    with torch.no_grad(), find_pruner(model).guided(texts):
+        alone = []
+        for image in images:
+            with recorded_lengths(model.visual.trunk.blocks) as lengths:
+                alone.append(model.encode_image(padded([image], 36)))
+            patches = image[0, 0].numel() // SIDE**2
+            left = min(patches, handle.plan.tokens[-1])
+            assert lengths[-1] == left and lengths[1:3] == [10, 10]
+        for length in (0, 64):
+            close(model.encode_image(padded(images, length)), torch.cat(alone))
 
 
 @pytest.mark.parametrize("reducer", ["elip", "tome"])
