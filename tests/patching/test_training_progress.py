@@ -189,7 +189,7 @@ def test_total_steps_still_counts_the_optimizers_steps(
     assert lengths_of(resumed, pairs) == FULL
 
 
-def test_momentum_encoders_follow_the_models_progress() -> None:
+def test_lavis_momentum_encoders_follow_the_models_progress() -> None:
     pytest.importorskip("lavis")
     import lavis_family as family
 
