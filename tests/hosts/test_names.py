@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, recorded_lengths
+from conftest import TINY
 from entry_points import installed_package
+from recorders import recorded_lengths
 
 import elip_plugin
 from elip_plugin.errors import ConfigError, MissingHostError, PlanError, UnknownModelError

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import recorded_lengths
+from recorders import recorded_lengths
 
 from elip_plugin import ElipConfig, Stage, apply, find_handle, update_progress
 from elip_plugin.errors import ConfigError

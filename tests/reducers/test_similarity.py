@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, recorded_lengths
+from conftest import TINY
+from recorders import recorded_lengths
 from tensors import LOW, autocast, randn
 from torch import nn
 from towers import KINDS, make_tower

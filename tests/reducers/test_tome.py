@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import recorded_lengths
+from recorders import recorded_lengths
 from towers import make_tower
 
 from elip_plugin import ElipConfig, Stage, apply, plan

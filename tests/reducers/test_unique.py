@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import recorded_lengths
+from recorders import recorded_lengths
 from tensors import LOW, autocast, randn
 from towers import KINDS, make_tower
 

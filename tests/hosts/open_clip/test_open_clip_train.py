@@ -21,7 +21,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, is_scoring
+from conftest import TINY
+from recorders import is_scoring
 
 pytest.importorskip("open_clip_train.main")
 pytestmark = pytest.mark.slow
