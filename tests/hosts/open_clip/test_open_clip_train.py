@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 TASKS = hasattr(pytest.importorskip("open_clip"), "create_task")
 """Whether this is OpenCLIP 4, whose command trains a task that holds the model."""
 
-BATCH, STEPS = 64, 8
+BATCH, STEPS = 64, 12
 FULL = [65] * 12
 PLANNED = [65] * 2 + [59] * 2 + [43] * 6 + [27] * 2
 
