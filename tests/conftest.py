@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -40,6 +41,13 @@ def pytest_configure() -> None:
 
     if os.environ.get("ELIP_EXPECT_WHEEL"):
         assert "site-packages" in str(elip_plugin.__file__), elip_plugin.__file__
+
+
+def pytest_runtest_setup() -> None:
+    """Let no test depend on chance, or on which tests ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 def pytest_unconfigure() -> None:
