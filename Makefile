@@ -31,8 +31,17 @@ PYTHON_LAVIS ?= $(call find_python,$(PYTHON) python3.11 python3.10,11)
 	.venv-lavis-new/bin/pip install -q --no-deps salesforce-lavis==1.0.2
 	touch $@
 
-# Two tests at a time, each with one thread.
-PYTEST = -m pytest -q -n 2
+# Two tests at a time, each with one thread; neighbours run in one process, which makes their models
+# once, until the other process has nothing left.
+PYTEST = -m pytest -q -n 2 --dist worksteal
+
+# What needs no host of an age is tested with the newest libraries alone: the tools, of which LAVIS'
+# environment runs what is named after LAVIS (tests/test_selection.py sees that all of it is).
+TOOLS = $(addprefix tests/,benchmarks cli data docs examples measure visualize)
+# And what differs with the libraries is tested in every environment: models, and how they are found.
+MODELS = $(addprefix tests/,core hosts patches patching reducers test_golden.py test_import_order.py test_release.py cli/test_doctor.py data/test_vocab.py)
+# But compilers and other people's trainings take minutes and use the same torch.
+ONCE = not inductor and not itself_compiled and not open_clips_own_tests
 
 .PHONY: demo test test-open-clip test-lavis test-fast lint clean
 
@@ -50,9 +59,10 @@ ifneq ($(PYTHON_LAVIS),)
 LAVIS_READY = .venv/ready
 test-lavis: .venv/ready .venv-lavis-new/ready
 	@echo "== LAVIS' pins =="
-	.venv/bin/python $(PYTEST)
+	.venv/bin/python $(PYTEST) $(MODELS) -k "$(ONCE)"
+	.venv/bin/python $(PYTEST) $(TOOLS) -k lavis
 	@echo "== LAVIS beside newer libraries =="
-	.venv-lavis-new/bin/python $(PYTEST) tests/hosts/lavis tests/hosts/transformers tests/patches
+	.venv-lavis-new/bin/python $(PYTEST) tests/hosts/lavis tests/hosts/transformers tests/patches -k "$(ONCE)"
 else
 LEFT_OUT = left out: the tests of LAVIS, since no Python 3.10 or 3.11 was found (name one by PYTHON_LAVIS=)
 ifdef ELIP_TEST_ALL
@@ -79,8 +89,9 @@ test-wheel: release
 
 # The default suite alone: no training commands, no compiler.
 test-fast: .venv-openclip/ready $(LAVIS_READY)
-	.venv-openclip/bin/python -m pytest -q -n 2 -m "not slow"
-	$(if $(LAVIS_READY),.venv/bin/python -m pytest -q -n 2 -m "not slow")
+	.venv-openclip/bin/python $(PYTEST) -m "not slow"
+	$(if $(LAVIS_READY),.venv/bin/python $(PYTEST) -m "not slow" $(MODELS))
+	$(if $(LAVIS_READY),.venv/bin/python $(PYTEST) -m "not slow" $(TOOLS) -k lavis)
 
 # A warning is an error, links between pages included; all pages are read anew.
 SPHINX = .venv-openclip/bin/sphinx-build -q -W --keep-going -E docs site

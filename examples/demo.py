@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -200,11 +200,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo"))
     parser.add_argument("--epochs", type=int, default=5, help="of the unpruned training")
+    parser.add_argument("--pairs", type=int, help=argparse.SUPPRESS)  # per epoch, for a short test
     args = parser.parse_args()
     from elip_plugin.data import write_openmoji
 
     data = write_openmoji(args.out / "openmoji", overwrite=True)
     print(f"{data.pairs} pairs in {data.out}. {data.attribution}", flush=True)
+    data = replace(data, train=args.pairs or data.train)
     logs = args.out / "logs"
     trainings = [
         Training(BASE, args.epochs, logs / f"unpruned-{args.epochs}"),

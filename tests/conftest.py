@@ -1,13 +1,13 @@
-"""Shared fixtures: small random-weight models, known answers, recorded token counts."""
+"""Shared fixtures: small random-weight models, and known answers."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+import random
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ MODELS = HERE / "models"
 # Before any host is imported: names of the tests' own small models.
 os.environ["ELIP_MODEL_CONFIGS"] = str(MODELS)
 
+from recorders import recorded_lengths  # noqa: E402, F401  # many tests take it from here
+
 from elip_plugin import ElipConfig, Stage  # noqa: E402
-from elip_plugin.core.score import score  # noqa: E402
 
 PATCHES = 64
 TINY: dict[str, Any] = json.loads((MODELS / "ViT-tiny.json").read_text())
@@ -40,6 +41,13 @@ def pytest_configure() -> None:
 
     if os.environ.get("ELIP_EXPECT_WHEEL"):
         assert "site-packages" in str(elip_plugin.__file__), elip_plugin.__file__
+
+
+def pytest_runtest_setup() -> None:
+    """Let no test depend on chance, or on which tests ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 def pytest_unconfigure() -> None:
@@ -65,36 +73,6 @@ class Golden:
         meta = self.meta
         stages = zip(meta["begin_layer"], meta["num_act_layers"], meta["num_keep_tokens"])
         return ElipConfig(stages=tuple(Stage(*stage) for stage in stages))
-
-
-def is_scoring() -> bool:
-    """Whether the caller runs inside `score`, whose calls of blocks only look ahead.
-
-    Told by the stack, because blocks without dropout are looked through by their own forward.
-    """
-    frame = sys._getframe()
-    while frame is not None:
-        if frame.f_code is score.__code__:
-            return True
-        frame = frame.f_back
-    return False
-
-
-@contextmanager
-def recorded_lengths(modules: Iterable[Any], dim: int = 1) -> Iterator[list[int]]:
-    """Record the sequence length of each call, but not of those that only look ahead."""
-    lengths: list[int] = []
-
-    def record(module: Any, args: Any) -> None:
-        if not is_scoring():
-            lengths.append(args[0].shape[dim])
-
-    hooks = [module.register_forward_pre_hook(record) for module in modules]
-    try:
-        yield lengths
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @pytest.fixture

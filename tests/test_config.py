@@ -34,7 +34,7 @@ def by_mapping(stages: Any = STAGES, **fields: Any) -> ElipConfig:
     return ElipConfig.from_mapping({"stages": stages, **fields})
 
 
-both_ways = pytest.mark.parametrize("make", [by_constructor, by_mapping])
+BOTH_WAYS = (by_constructor, by_mapping)
 
 
 def message(make: Callable[..., Any], *args: Any, **fields: Any) -> str:
@@ -43,118 +43,116 @@ def message(make: Callable[..., Any], *args: Any, **fields: Any) -> str:
     return str(caught.value)
 
 
-def assert_only_fault(text: str, *parts: str) -> None:
+def assert_only_fault(text: str, *facts: str) -> None:
+    """One line that has these: what it is about, what is allowed, what was given."""
     assert text.startswith("ELIP config: ")
     assert "\n" not in text
-    for part in parts:
-        assert part in text
+    for fact in facts:
+        assert fact in text
+
+
+def refusal(*args: Any, **fields: Any) -> str:
+    """The error that the constructor and a mapping both give."""
+    one, two = (message(make, *args, **fields) for make in BOTH_WAYS)
+    assert one == two
+    return one
+
+
+def taken(*args: Any, **fields: Any) -> ElipConfig:
+    """The configuration that the constructor and a mapping both give."""
+    one, two = (make(*args, **fields) for make in BOTH_WAYS)
+    assert one == two
+    return one
 
 
 # Rules: what was given, what is allowed.
 
 
-@both_ways
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, math.inf, True, "0.2", None])
-def test_text_weight_outside_0_to_1_is_refused(make: Any, value: Any) -> None:
-    text = message(make, text_weight=value)
-    assert_only_fault(text, "text_weight must be a number from 0 to 1", f"got {value!r}")
+def test_text_weight_outside_0_to_1_is_refused(value: Any) -> None:
+    text = refusal(text_weight=value)
+    assert_only_fault(text, "text_weight", "0 to 1", f"got {value!r}")
 
 
-@both_ways
 @pytest.mark.parametrize("value", [0, 1, 0.0, 0.2, 1.0])
-def test_text_weight_from_0_to_1_is_taken(make: Any, value: float) -> None:
-    assert make(text_weight=value).text_weight == value
+def test_text_weight_from_0_to_1_is_taken(value: float) -> None:
+    assert taken(text_weight=value).text_weight == value
 
 
-@both_ways
 @pytest.mark.parametrize("value", [1, 0, "true", None])
-def test_merge_other_than_boolean_is_refused(make: Any, value: Any) -> None:
-    assert_only_fault(message(make, merge=value), "merge must be true or false", f"got {value!r}")
+def test_merge_other_than_boolean_is_refused(value: Any) -> None:
+    assert_only_fault(refusal(merge=value), "merge", "true or false", f"got {value!r}")
 
 
-@both_ways
 @pytest.mark.parametrize("value", ["Full", "train", None, True, ["full"]])
-def test_unknown_eval_mode_is_refused_with_the_choices(make: Any, value: Any) -> None:
-    text = message(make, eval_mode=value)
-    assert_only_fault(text, "eval_mode must be one of ['full', 'image', 'text']", f"got {value!r}")
+def test_unknown_eval_mode_is_refused_with_the_choices(value: Any) -> None:
+    text = refusal(eval_mode=value)
+    assert_only_fault(text, "eval_mode", "['full', 'image', 'text']", f"got {value!r}")
 
 
-@both_ways
 @pytest.mark.parametrize("value", ["full", "image", "text"])
-def test_each_eval_mode_is_taken(make: Any, value: str) -> None:
-    assert make(eval_mode=value).eval_mode == value
+def test_each_eval_mode_is_taken(value: str) -> None:
+    assert taken(eval_mode=value).eval_mode == value
 
 
-@both_ways
 @pytest.mark.parametrize("value", [0, -12, 12.0, True, "12"])
-def test_reference_depth_other_than_a_depth_is_refused(make: Any, value: Any) -> None:
-    text = message(make, reference_depth=value)
-    allowed = "reference_depth must be null or an integer from 1 up"
-    assert_only_fault(text, allowed, f"got {value!r}")
+def test_reference_depth_other_than_a_depth_is_refused(value: Any) -> None:
+    text = refusal(reference_depth=value)
+    assert_only_fault(text, "reference_depth", "from 1 up", f"got {value!r}")
 
 
-@both_ways
 @pytest.mark.parametrize("value", [-1, 2.0, True, "2", None])
-def test_block_other_than_an_index_is_refused(make: Any, value: Any) -> None:
-    text = message(make, (Stage(value, 1, 0.5),))
-    assert_only_fault(text, "stage 0: block must be an integer from 0 up", f"got {value!r}")
+def test_block_other_than_an_index_is_refused(value: Any) -> None:
+    text = refusal((Stage(value, 1, 0.5),))
+    assert_only_fault(text, "stage 0: block", "from 0 up", f"got {value!r}")
 
 
-@both_ways
 @pytest.mark.parametrize("value", [0, -1, 1.0, True, "1", None])
-def test_lookahead_other_than_a_positive_count_is_refused(make: Any, value: Any) -> None:
-    text = message(make, (Stage(2, value, 0.5),))
-    assert_only_fault(text, "stage 0: lookahead must be an integer from 1 up", f"got {value!r}")
+def test_lookahead_other_than_a_positive_count_is_refused(value: Any) -> None:
+    text = refusal((Stage(2, value, 0.5),))
+    assert_only_fault(text, "stage 0: lookahead", "from 1 up", f"got {value!r}")
 
 
-@both_ways
 @pytest.mark.parametrize("value", [0.0, -0.5, 1.5, 2.0, math.nan, True, False, "0.9", None])
-def test_keep_other_than_ratio_or_count_is_refused(make: Any, value: Any) -> None:
-    text = message(make, (Stage(2, 1, value),))
-    allowed = "stage 0: keep must be a ratio in (0, 1] or a count from 2 up"
-    assert_only_fault(text, allowed, f"got {value!r}")
+def test_keep_other_than_ratio_or_count_is_refused(value: Any) -> None:
+    text = refusal((Stage(2, 1, value),))
+    assert_only_fault(text, "stage 0: keep", "(0, 1]", "from 2 up", f"got {value!r}")
 
 
-@both_ways
 @pytest.mark.parametrize("value", [0, -3])
-def test_keep_as_count_below_2_is_refused(make: Any, value: int) -> None:
-    text = message(make, (Stage(2, 1, value),))
-    assert_only_fault(text, "stage 0: keep as a count must be 2 or more", f"got {value}")
+def test_keep_as_count_below_2_is_refused(value: int) -> None:
+    text = refusal((Stage(2, 1, value),))
+    assert_only_fault(text, "stage 0: keep", "2 or more", f"got {value}")
 
 
-@both_ways
-def test_integer_1_is_ambiguous_and_the_error_tells_both_ways_out(make: Any) -> None:
-    text = message(make, (Stage(2, 1, 1),))
-    assert_only_fault(text, "stage 0: keep 1 is ambiguous", "write 1.0 to keep all", "from 2 up")
+def test_integer_1_is_ambiguous_and_the_error_tells_both_ways_out() -> None:
+    text = refusal((Stage(2, 1, 1),))
+    assert_only_fault(text, "stage 0: keep 1", "1.0 to keep all", "from 2 up")
 
 
-@both_ways
 @pytest.mark.parametrize("value", [1.0, 1e-9, 0.999, 2, 196])
-def test_keep_as_ratio_or_count_is_taken(make: Any, value: float) -> None:
-    kept = make((Stage(2, 1, value),)).stages[0].keep
+def test_keep_as_ratio_or_count_is_taken(value: float) -> None:
+    kept = taken((Stage(2, 1, value),)).stages[0].keep
     assert kept == value
     assert type(kept) is type(value)
 
 
-@both_ways
 @pytest.mark.parametrize("blocks", [(4, 2), (2, 2), (2, 10, 4)])
-def test_blocks_that_do_not_increase_are_refused(make: Any, blocks: tuple[int, ...]) -> None:
-    text = message(make, tuple(Stage(block, 1, 0.5) for block in blocks))
-    assert_only_fault(text, "blocks of the stages must increase", f"got {list(blocks)}")
+def test_blocks_that_do_not_increase_are_refused(blocks: tuple[int, ...]) -> None:
+    text = refusal(tuple(Stage(block, 1, 0.5) for block in blocks))
+    assert_only_fault(text, "must increase", f"got {list(blocks)}")
 
 
-@both_ways
 @pytest.mark.parametrize("value", [None, 3, "paper", {"block": 2}])
-def test_stages_other_than_a_list_are_refused(make: Any, value: Any) -> None:
-    text = message(make, value)
-    assert_only_fault(text, "stages must be a list of stages", f"got {value!r}")
+def test_stages_other_than_a_list_are_refused(value: Any) -> None:
+    text = refusal(value)
+    assert_only_fault(text, "stages must be a list", f"got {value!r}")
 
 
-@both_ways
 @pytest.mark.parametrize("value", [3, "x", None, (2, 2, 0.9)])
-def test_a_stage_of_another_type_is_refused(make: Any, value: Any) -> None:
-    text = message(make, (Stage(1, 1, 0.9), value))
-    assert_only_fault(text, "stage 1: must be a Stage (block, lookahead, keep)", f"got {value!r}")
+def test_a_stage_of_another_type_is_refused(value: Any) -> None:
+    text = refusal((Stage(1, 1, 0.9), value))
+    assert_only_fault(text, "stage 1: ", "Stage (block, lookahead, keep)", f"got {value!r}")
 
 
 def test_a_fault_names_its_stage() -> None:
@@ -227,7 +225,7 @@ def test_faults_after_an_incomplete_stage_keep_their_number() -> None:
 def test_an_unknown_preset_is_named_beside_other_faults() -> None:
     text = message(ElipConfig.from_mapping, {"preset": "quick", "eval_mode": "txt", "speed": 2})
     assert "3 faults" in text
-    assert "preset 'quick' is not known; known are ['fast', 'half', 'lowres', 'paper']" in text
+    assert "preset 'quick'" in text and "['fast', 'half', 'lowres', 'paper']" in text
     assert "eval_mode must be" in text
     assert "key 'speed'" in text
 
@@ -253,14 +251,14 @@ def test_fast_preset_is_the_paper_with_lookahead_1() -> None:
 @pytest.mark.parametrize("make", [ElipConfig.preset, ElipConfig.from_mapping])
 def test_an_unknown_preset_is_refused_with_the_choices(make: Any) -> None:
     text = message(make, "quick")
-    assert "preset 'quick' is not known; known are ['fast', 'half', 'lowres', 'paper']" in text
+    assert "preset 'quick'" in text and "['fast', 'half', 'lowres', 'paper']" in text
 
 
 @pytest.mark.parametrize("value", [["paper"], {"name": "paper"}, 3, None])
 def test_a_preset_that_is_no_name_is_a_config_error(value: Any) -> None:
     text = message(ElipConfig.from_mapping, {"preset": value})
     known = ["fast", "half", "lowres", "paper"]
-    assert_only_fault(text, f"preset {value!r} is not known; known are {known}")
+    assert_only_fault(text, f"preset {value!r}", f"known are {known}")
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -289,7 +287,7 @@ def test_fields_override_the_preset_one_by_one(preset: dict[str, Any], field: st
 def test_a_preset_with_stages_is_refused() -> None:
     given = {"preset": "fast", "stages": [{"block": 2, "lookahead": 1, "keep": 0.5}]}
     text = message(ElipConfig.from_mapping, given)
-    assert_only_fault(text, "give either 'preset' or 'stages', not both")
+    assert_only_fault(text, "either 'preset' or 'stages'")
 
 
 def test_stages_without_reference_depth_are_taken_as_they_stand() -> None:
@@ -412,28 +410,23 @@ def test_changing_a_returned_mapping_changes_nothing() -> None:
 # Stages with an end.
 
 
-@both_ways
 @pytest.mark.parametrize("value", [2, 1, -1, 5.0, True, "9"])
-def test_an_end_that_is_no_later_block_is_refused(make: Any, value: Any) -> None:
-    text = message(make, (Stage(2, 1, 0.5, value),))
-    assert_only_fault(text, "stage 0: until must be null or a block after 2", f"got {value!r}")
+def test_an_end_that_is_no_later_block_is_refused(value: Any) -> None:
+    text = refusal((Stage(2, 1, 0.5, value),))
+    assert_only_fault(text, "stage 0: until", "after 2", f"got {value!r}")
 
 
-@both_ways
 @pytest.mark.parametrize("reducer", ["tome", "pool"])
-def test_an_end_needs_a_reducer_that_keeps_tokens(make: Any, reducer: str) -> None:
+def test_an_end_needs_a_reducer_that_keeps_tokens(reducer: str) -> None:
     keep = 0.25 if reducer == "pool" else 0.5
-    text = message(make, (Stage(0, 1, keep, 5),), reducer=reducer, text_weight=0.0)
-    assert_only_fault(
-        text, f"reducer '{reducer}' makes tokens of several others", "leave until out"
-    )
+    text = refusal((Stage(0, 1, keep, 5),), reducer=reducer, text_weight=0.0)
+    assert_only_fault(text, f"reducer '{reducer}'", "leave until out")
 
 
-@both_ways
-def test_the_next_stage_comes_where_tokens_are_back_or_later(make: Any) -> None:
-    text = message(make, (Stage(2, 1, 0.5, 6), Stage(5, 1, 0.5)))
-    assert_only_fault(text, "stage 1: must not come before block 6", "got block 5")
-    assert make((Stage(2, 1, 0.5, 6), Stage(6, 1, 0.5, 9))).stages[1].until == 9
+def test_the_next_stage_comes_where_tokens_are_back_or_later() -> None:
+    text = refusal((Stage(2, 1, 0.5, 6), Stage(5, 1, 0.5)))
+    assert_only_fault(text, "stage 1: ", "before block 6", "got block 5")
+    assert taken((Stage(2, 1, 0.5, 6), Stage(6, 1, 0.5, 9))).stages[1].until == 9
 
 
 def test_an_end_goes_through_every_mapping() -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, recorded_lengths
+from conftest import TINY
+from recorders import recorded_lengths
 
 import elip_plugin
 from elip_plugin import ElipConfig, Stage, apply

@@ -43,7 +43,7 @@ class ToMe(Reducer):
         removed = sum((s.tokens_in - s.tokens_out) * (depth - s.block) for s in stages)
         pairs = depth * (depth - 1) / 2
         rate = min(removed / pairs if pairs else 0.0, num_patches / depth)
-        lengths = [full - round(rate * i) for i in range(depth)]
+        lengths = [full - min(round(rate * i), num_patches - 1) for i in range(depth)]
         return tuple(
             PlannedStage(i, 1, after - prefix, before, after)
             for i, (before, after) in enumerate(pairwise(lengths), 1)

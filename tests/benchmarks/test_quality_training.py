@@ -246,6 +246,7 @@ class _InThisProcess:
     def __init__(self, jobs: int, context: Any, start: Callable[..., None], given: Any) -> None:
         start(*given)
         torch.set_flush_denormal(False)  # the process goes on to run other tests
+        torch.set_num_threads(1)  # it shares the cores with other tests
 
     def submit(self, job: Callable[..., Any], *given: Any) -> Any:
         from concurrent.futures import Future

@@ -135,7 +135,7 @@ def test_the_page_has_the_tables_of_the_log() -> None:
     assert changed.count("| another |") == len(made) > 0
 
 
-def test_a_variant_trains_and_is_scored(data: Path, folder: Path) -> None:
+def test_a_variant_of_a_lavis_model_trains_and_is_scored(data: Path, folder: Path) -> None:
     pytest.importorskip("lavis")
     from benchmarks.vqa import grid
 
@@ -160,7 +160,7 @@ def test_a_variant_trains_and_is_scored(data: Path, folder: Path) -> None:
     )
 
 
-def test_a_control_lets_the_next_question_choose(data: Path, folder: Path) -> None:
+def test_a_control_lets_the_next_question_choose_on_lavis(data: Path, folder: Path) -> None:
     pytest.importorskip("lavis")
     from benchmarks.vqa import training
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, recorded_lengths
+from conftest import TINY
 from entry_points import elip, installed_package
 from PIL import Image
+from recorders import recorded_lengths
 
 import elip_plugin
 from elip_plugin.errors import (

@@ -76,7 +76,7 @@ def test_the_saving_that_the_text_tower_leaves() -> None:
     assert "cut" not in describe_text_share(counted, 0.8, "")
 
 
-def test_a_text_side_that_reads_images_is_not_counted() -> None:
+def test_a_text_side_of_lavis_that_reads_images_is_not_counted() -> None:
     pytest.importorskip("lavis")
     host_model = create("elip_albef_pretrain:openmoji", device="meta")
     assert count_text_share(host_model) is None

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import recorded_lengths
+from recorders import recorded_lengths
 
 from elip_plugin import ElipConfig, Stage, apply, find_handle, update_progress
 from elip_plugin.errors import ConfigError
@@ -189,7 +189,7 @@ def test_total_steps_still_counts_the_optimizers_steps(
     assert lengths_of(resumed, pairs) == FULL
 
 
-def test_momentum_encoders_follow_the_models_progress() -> None:
+def test_lavis_momentum_encoders_follow_the_models_progress() -> None:
     pytest.importorskip("lavis")
     import lavis_family as family
 

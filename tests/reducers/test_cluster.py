@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import recorded_lengths
+from recorders import recorded_lengths
 from towers import KINDS, make_tower
 
 from elip_plugin import ElipConfig, apply, find_handle

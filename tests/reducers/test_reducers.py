@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import recorded_lengths
+from recorders import recorded_lengths
 
 from elip_plugin import ElipConfig, apply, plan
 from elip_plugin.core.blocks import attention_row

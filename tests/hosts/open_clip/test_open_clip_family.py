@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import recorded_lengths
+from recorders import recorded_choices, recorded_lengths, replayed_choices
 
 import elip_plugin
 from elip_plugin.core.blocks import look_ahead
@@ -137,32 +137,22 @@ def test_state_dicts_exchange_strictly_and_copies_are_independent(kind: str) -> 
 
 
 def test_captions_change_the_image_through_the_selection_alone(
-    kind: str, monkeypatch: pytest.MonkeyPatch
+    kind: str,
 ) -> None:
-    from elip_plugin.reducers import elip
-
     model = make(kind, {"preset": "fast", "text_weight": 1.0})
     calls = []
     blocks = (model.text if hasattr(model, "text") else model).transformer.resblocks
     blocks[0].register_forward_hook(lambda *_: calls.append(1))
     image, text = inputs(model)
     image = image[:1].expand(2, -1, -1, -1)  # one picture, two captions
-    made = []
-    select = elip.select
-
-    def record(*args: Any) -> Any:
-        made.append(select(*args))
-        return made[-1]
-
-    monkeypatch.setattr(elip, "select", record)
-    one, two = features(model, image, text)
+    with recorded_choices() as made:
+        one, two = features(model, image, text)
     assert len(calls) == 1  # the text is encoded once
     assert any(not torch.equal(stage.kept[0], stage.kept[1]) for stage in made)
     assert not torch.allclose(one, two)
     # With the choices of that forward replayed, other captions give the same image features.
-    replayed = iter(list(made))
-    monkeypatch.setattr(elip, "select", lambda *_: next(replayed))
-    assert torch.equal(features(model, image, text.flip(0)), torch.stack([one, two]))
+    with replayed_choices(made):
+        assert torch.equal(features(model, image, text.flip(0)), torch.stack([one, two]))
 
 
 def gradients(model: Any, pair: tuple[torch.Tensor, torch.Tensor], checkpointing: bool) -> Any:

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import MODELS, TINY, recorded_lengths
+from conftest import MODELS, TINY
+from recorders import recorded_lengths
 from torch import Tensor
 
 import elip_plugin

@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import recorded_lengths
+from recorders import recorded_lengths
 
 import elip_plugin
 from elip_plugin import ElipConfig, plan

@@ -1,0 +1,39 @@
+"""`make test` runs a test where it can fail: what only LAVIS' environment can run has its name."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+MAKEFILE = TESTS.parent / "Makefile"
+TOOLS = re.search(r"^TOOLS = .*tests/,(.*)\)$", MAKEFILE.read_text(), re.M)
+MODELS = re.search(r"^MODELS = .*tests/,(.*)\)$", MAKEFILE.read_text(), re.M)
+
+
+def lists(found: re.Match[str] | None) -> set[str]:
+    assert found is not None
+    return {*found[1].split()}
+
+
+def test_every_folder_is_one_of_tools_or_of_models() -> None:
+    folders = {path.parent.relative_to(TESTS).parts[0] for path in TESTS.glob("*/**/test_*.py")}
+    tools, models = lists(TOOLS), {name for name in lists(MODELS) if "." not in name}
+    assert tools | models == folders and not tools & models
+    assert all((TESTS / name).exists() for name in lists(MODELS))
+
+
+@pytest.mark.parametrize("folder", sorted(lists(TOOLS)))
+def test_a_test_of_a_tool_that_needs_lavis_is_named_after_it(folder: str) -> None:
+    """By `-k lavis` such tests are chosen, and skipped nowhere else."""
+    for path in (TESTS / folder).rglob("test_*.py"):
+        if "lavis" in path.name:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.FunctionDef) and node.name.startswith("test_")):
+                continue
+            if re.search(r"importorskip\(.lavis", ast.unparse(node)):
+                assert "lavis" in node.name, f"{path.name}: {node.name}"
