@@ -22,6 +22,12 @@ from elip_plugin.core.blocks import BlockParts
 from elip_plugin.core.stage import PlannedStage
 from elip_plugin.reducers.base import BlockCall, Reducer, StageContext
 
+# In every block as many of the patches as there are blocks can spare.
+HALF: Mapping[str, Any] = {
+    "stages": [{"block": 0, "lookahead": 1, "keep": 0.5}],
+    "reference_depth": 12,
+}
+
 
 @dataclass(frozen=True)
 class ToMe(Reducer):
@@ -31,8 +37,9 @@ class ToMe(Reducer):
     returns = False
     uses_attention = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        # In every block as many of the patches as there are blocks can spare.
-        "half": {"stages": [{"block": 0, "lookahead": 1, "keep": 0.5}], "reference_depth": 12}
+        "half": HALF,
+        # For weights that are there: it costs least without any training (docs/quality.md).
+        "embed": {**HALF, "eval_mode": "image"},
     }
 
     def resolve_stages(
