@@ -114,6 +114,7 @@ class Reducer:
         traceable: Whether it records its stages in `StageContext.trace`.
         returns: Whether `Stage.until` can bring back what a stage drops.
         uses_attention: Whether each stage computes an attention row, which the plan then counts.
+        draws: Whether evaluation, too, draws by chance what it keeps.
         guide_kind: What the text guide is: "pooled", a feature of each text [B, D], or "queries",
             what the text side compares a tower's output with.
         presets: Configurations of it that have a name: mappings as for
@@ -131,6 +132,7 @@ class Reducer:
     traceable: ClassVar[bool] = True
     returns: ClassVar[bool] = True
     uses_attention: ClassVar[bool] = True
+    draws: ClassVar[bool] = False
     guide_kind: ClassVar[str] = "pooled"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 

@@ -188,7 +188,8 @@ def match(keys: Tensor, remove: int, prefix: int = 1) -> Pairs:
         # The first set is the larger one where their number is odd.
         first, second = metric[:, ::2], metric[:, 1::2]
         best, partner = (first @ second.transpose(1, 2)).max(dim=2)
-        order = best.argsort(dim=1, descending=True)
+        # Stable, as in `select`: what an exported graph does with equal numbers is then the same.
+        order = best.sort(dim=1, descending=True, stable=True).indices
         gone, stay = order[:, :remove], order[:, remove:].sort(dim=1).values
         return Pairs(gone, stay, partner.gather(1, gone), second.shape[1])
 
@@ -238,7 +239,8 @@ def merge_padded(
         alike = alike.masked_fill(~real[:, None, 1::2], -torch.inf)
         best, into = alike.max(dim=2)
         best = best.masked_fill(~real[:, ::2], -torch.inf)
-        rank = best.argsort(dim=1, descending=True).argsort(dim=1)
+        order = best.sort(dim=1, descending=True, stable=True).indices
+        rank = order.argsort(dim=1)
         going = (real.sum(dim=1) - keep_each).unsqueeze(1)
         goes = (rank < going).unsqueeze(-1)
         order = torch.arange(real.shape[1], device=x.device)
