@@ -57,10 +57,10 @@ def export(
     )
     for name, tower in manifest["towers"].items():
         parity = tower["parity"]
+        worst = max(parity["differences"].values())
         typer.echo(
-            f"{name}: {out / tower['file']}, features within {max(parity['differences'].values()):.1g} "
-            f"of the model's (the largest is {parity['largest']:.2g}), "
-            f"{parity['rankings']} rankings equal"
+            f"{name}: {out / tower['file']}, features within {worst:.1g} of the model's (the "
+            f"largest is {parity['largest']:.2g}), {parity['rankings']} rankings equal"
         )
     typer.echo(
         f"Counted: {manifest['counted_forward']:.2f} of an unpruned forward, with "

@@ -117,7 +117,12 @@ def _write_towers(
             for key, given in zip(inputs, example, strict=True)
         }
         about[name] = {"file": file, "inputs": shapes, "parity": asdict(parity)}
-    return {**_describe(host_model, images), "format": format, **_versions(written), "towers": about}
+    return {
+        **_describe(host_model, images),
+        "format": format,
+        **_versions(written),
+        "towers": about,
+    }
 
 
 def _versions(written: Format) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What can be exported: plans and reducers, towers, runtimes, sizes of the batch; as a page.
 
-    python tests/export/matrix.py         # writes the end of docs/exporting.md
+python tests/export/matrix.py         # writes the end of docs/exporting.md
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def run_by(runtime: str, module: nn.Module, program: Any) -> Callable[[Tensor], 
 
 
 def row(tower: str, config: dict[str, Any], runtimes: Sequence[str] = RUNTIMES) -> Any:
-    """Return the reason why a tower is refused, or differences by runtime and batch, of the largest feature."""
+    """Return why a tower is refused, or differences by runtime and batch, of the largest."""
     try:
         made = make(tower, config)
     except ElipError as error:
@@ -172,9 +172,9 @@ def lines() -> Iterator[str]:
     yield HEADING
     yield (
         "Made by `tests/export/matrix.py`: small towers of 64 patches and six blocks with random\n"
-        "weights. Each cell has the largest difference of a feature from eager torch, as a share of "
-        f"the\nlargest feature, for batches of {', '.join(map(str, BATCHES))}. `compile` is `torch.compile` "
-        '(backend "aot_eager"), `torch` a file of `torch.export`.\n'
+        "weights. Each cell has the largest difference of a feature from eager torch, as a share\n"
+        f"of the largest feature, for batches of {', '.join(map(str, BATCHES))}. `compile` is\n"
+        '`torch.compile` (backend "aot_eager"), `torch` a file of `torch.export`.\n'
         f"Torch {torch.__version__.partition('+')[0]}.\n"
     )
     names = " | ".join(f"`{name}`" for name in RUNTIMES)

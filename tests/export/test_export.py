@@ -310,3 +310,29 @@ def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:
     refused = CliRunner().invoke(app, given.split())
     assert isinstance(refused.exception, UnsupportedModelError)
     assert "name a model as elip-embed-X" in str(refused.exception)
+
+
+@pytest.mark.slow
+def test_runtimes_are_timed_beside_the_unpruned_tower(tmp_path: Path) -> None:
+    for name in ("onnx", "openvino"):
+        need(name)
+    out = tmp_path / "results"
+    out.mkdir()
+    elip(
+        "bench speed --model elip-ViT-tiny-6 --runtime torch,onnx,openvino --batch 3 --rounds 1 "
+        f"-o {out}"
+    )
+    rows = json.loads((out / "runtimes.json").read_text())["rows"]
+    assert [(row["runtime"], row["batch"], row["variant"]) for row in rows] == [
+        (runtime, batch, variant)
+        for runtime in ("torch", "onnx", "openvino")
+        for batch in (1, 3)
+        for variant in ("full", "embed")
+    ]
+    assert {row["counted"] < 0.6 for row in rows if row["variant"] == "embed"} == {True}
+
+
+def test_an_unknown_runtime() -> None:
+    given = "bench speed --model ViT-tiny-6 --runtime tensorrt"
+    refused = CliRunner().invoke(app, given.split())
+    assert "runtimes ['tensorrt'] are not known; choose from" in str(refused.exception)

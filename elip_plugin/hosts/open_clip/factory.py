@@ -86,7 +86,10 @@ class OpenClipModel(HostModel):
         """Write `open_clip_config.json`, as on a hub: it names the tokenizer, too."""
         model: Any = self.model
         config = deepcopy(open_clip.get_model_config(self.name))
-        config["vision_cfg"]["image_size"] = model.visual.image_size
+        size = model.visual.image_size
+        if isinstance(size, tuple) and size[0] == size[1]:  # as configs write it
+            size = size[0]
+        config["vision_cfg"]["image_size"] = size
         write: Any = sys.modules["open_clip.push_to_hf_hub"]
         write.save_config_for_hf(model, folder / "open_clip_config.json", config)
 
