@@ -110,7 +110,7 @@ def variant_names(host_model: HostModel) -> list[str]:
     """List the variants of a model that every tower can do, the unpruned ones first."""
     asked = {name: ElipConfig.from_mapping(v).reducer for name, v in pruned_variants().items()}
     found = {name: find_reducer(reducer) for name, reducer in asked.items()}
-    pruned = [name for name, reducer in found.items() if reducer.fits_every_tower()]
+    pruned = [name for name, reducer in found.items() if not reducer.needs]
     return [UNPRUNED, *host_model.references, *pruned]
 
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from elip_plugin.core.guide import Guide, Reading, TextGuide
 from elip_plugin.core.merge import keep_and_merge, put_back
@@ -24,9 +24,6 @@ from elip_plugin.core.select import Selection
 from elip_plugin.core.stage import PlannedStage, block_macs
 from elip_plugin.core.trace import Trace
 from elip_plugin.errors import ConfigError, GuideError, UnsupportedModelError
-
-if TYPE_CHECKING:
-    from elip_plugin.patching.swap import Swap
 
 BlockCall = Callable[..., Any]
 """Runs one main block: (block, tokens [B, T, D], mode=None, **options) -> tokens [B, T, D], or what
@@ -114,6 +111,8 @@ class Reducer:
         traceable: Whether it records its stages in `StageContext.trace`.
         returns: Whether `Stage.until` can bring back what a stage drops.
         uses_attention: Whether each stage computes an attention row, which the plan then counts.
+        needs: Parts that a tower must have besides its blocks: "norm", its last norm, and
+            "patch_embed", the convolution that embeds its patches, which then is run by `embed`.
         guide_kind: What the text guide is: "pooled", a feature of each text [B, D], or "queries",
             what the text side compares a tower's output with.
         presets: Configurations of it that have a name: mappings as for
@@ -131,6 +130,7 @@ class Reducer:
     traceable: ClassVar[bool] = True
     returns: ClassVar[bool] = True
     uses_attention: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ()
     guide_kind: ClassVar[str] = "pooled"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
@@ -198,37 +198,6 @@ class Reducer:
             teachable: Whether the guide has a gradient in training.
         """
 
-    def swaps_around(self, patch_embed: nn.Module | None, norm: str) -> tuple[Swap, ...]:
-        """Return swaps of what lies around a tower's blocks; by default none.
-
-        Args:
-            patch_embed: The convolution that embeds patches; None where there is none.
-            norm: Name of the tower's last norm in the tower; "" where there is none.
-
-        Returns:
-            The swaps. UnsupportedModelError if the tower lacks what the reducer needs.
-        """
-        return ()
-
-    def fits_every_tower(self) -> bool:
-        """Return whether it needs nothing of a tower but its blocks.
-
-        Returns:
-            Whether it does.
-        """
-        return self.guide_kind == "pooled"
-
-    def why_not_stem(self, stem: str) -> str:
-        """Say why a tower is not supported whose patches are not embedded by one convolution.
-
-        Args:
-            stem: How it embeds them, as a clause.
-
-        Returns:
-            The reason; "" where that does not matter.
-        """
-        return ""
-
     # What it does to the number of tokens, and what that costs.
 
     def resolve_stages(
@@ -274,6 +243,14 @@ class Reducer:
             return 0.0
         row = stage.tokens_in * (width**2 + width)  # key projection, one row of logits
         return (stage.lookahead - 1) * block_macs(stage.tokens_in, width, mlp_ratio) + row
+
+    def describe_stages(self) -> str:
+        """Describe which stages a configuration may have, for a table.
+
+        Returns:
+            A few words.
+        """
+        return "any" if self.returns else "any, no `until`"
 
     def describe_stage(self, stage: PlannedStage) -> str:
         """Describe a stage, for a table.

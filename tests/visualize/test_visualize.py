@@ -108,7 +108,7 @@ def test_what_is_shown_is_what_the_model_does() -> None:
     before = handle.config
     noise = Image.fromarray(torch.randint(0, 255, (64, 64, 3), dtype=torch.uint8).numpy())
     made = visualize(shown, [Picture("n", noise)], ["a cat", "two sofas", "a cat"])
-    assert handle.config is before and find_pruner(shown.model).eval_mode == "full"
+    assert handle.config is before and find_pruner(shown.model).settings.eval_mode is None
     one, two, again = made.rows
     assert one.stages == again.stages and again.differing == 0
     assert one.stages != two.stages
