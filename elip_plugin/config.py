@@ -153,7 +153,7 @@ class ElipConfig:
 
         Args:
             name: `"paper"` (the paper's stages), `"fast"` (the same cuts, lookahead 1), `"half"`
-                (alike tokens merge in every block) or `"lowres"` (the picture at half its side,
+                (similar tokens merge in every block) or `"lowres"` (the picture at half its side,
                 with an unpruned end).
 
         Returns:
@@ -161,6 +161,10 @@ class ElipConfig:
 
         Raises:
             ConfigError: If there is no such preset.
+
+        Example:
+            >>> ElipConfig.preset("half").reducer
+            'tome'
         """
         if name not in list(PRESETS):  # by equality: a list or dict would not hash
             raise ConfigError(f"preset {name!r} is not known; {nearest(name, PRESETS)}")
@@ -181,6 +185,11 @@ class ElipConfig:
 
         Raises:
             ConfigError: Names every unknown key and every other fault at once.
+
+        Example:
+            >>> config = ElipConfig.from_mapping({"preset": "fast", "eval_mode": "image"})
+            >>> [stage.keep for stage in config.stages]
+            [0.9, 0.65, 0.4]
         """
         if mapping is None:
             mapping = {}

@@ -64,11 +64,11 @@ def install(description: Description, config: ElipConfig) -> Pruner:
         used = pruner.reducer.blocks_used(pruner.plan.stages, tower.shape.depth)
         for i, block in enumerate(tower.blocks):
             if tower.random_blocks or i in used:
-                block.make()
+                block.apply()
         for other in (*more, *tower.others, tower.stack):
-            other.make(elip=pruner)
+            other.apply(elip=pruner)
     for other in description.others:
-        other.make(elip=pruners[0])
+        other.apply(elip=pruners[0])
     return pruners[0]
 
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from elip_plugin.core.guide import Guide, Reading, TextGuide
+from elip_plugin.core.guide import Guide, TextGuide, TextQueries
 from elip_plugin.core.merge import keep_and_merge, put_back
 from elip_plugin.core.positions import Positions, positions_after, valid_after
 from elip_plugin.core.score import Query
@@ -294,7 +294,7 @@ class Reducer:
             )
         return Trace(prefix)
 
-    def read_guide(self, guide: Guide, *, training: bool) -> Tensor | Reading:
+    def read_guide(self, guide: Guide, *, training: bool) -> Tensor | TextQueries:
         """Compute the guide of a forward.
 
         Args:

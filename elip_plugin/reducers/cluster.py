@@ -1,4 +1,4 @@
-"""Cluster masking (Wei et al., CVPR 2024; its kin CLIP-PGS, CVPR 2025): what looks alike leaves.
+"""Cluster masking (Wei et al., CVPR 2024; CLIP-PGS, CVPR 2025): similar patches leave.
 
 Some patches are drawn as anchors; they and the patches that look like one of them leave first, then
 others at random, until as many are left as the stage keeps. In the first paper the number varies.
@@ -22,7 +22,7 @@ ANCHORS = 0.05
 """Share of the patches that are anchors; at least one is."""
 
 THRESHOLD = 0.5
-"""Cosine to an anchor above which a patch is alike."""
+"""Cosine to an anchor above which a patch counts as similar."""
 
 
 @dataclass(frozen=True)
@@ -69,5 +69,5 @@ def look_alike(looks: Tensor, anchors: Tensor) -> Tensor:
     """
     chosen = looks.gather(1, anchors.unsqueeze(2).expand(-1, -1, looks.shape[2]))
     with torch.autocast(looks.device.type, enabled=False):
-        alike = (looks @ chosen.transpose(1, 2)).amax(dim=2) > THRESHOLD
-    return alike.scatter(1, anchors, True)  # a black patch is not like itself
+        similar = (looks @ chosen.transpose(1, 2)).amax(dim=2) > THRESHOLD
+    return similar.scatter(1, anchors, True)  # the cosine of a black patch with itself is 0

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from elip_plugin.core.choice_loss import teach_choice
-from elip_plugin.core.guide import Guide, Reading, TextGuide
+from elip_plugin.core.choice_loss import attach_selection_loss
+from elip_plugin.core.guide import Guide, TextGuide, TextQueries
 from elip_plugin.core.score import text_similarity
 from elip_plugin.core.select import Selection, select
 from elip_plugin.core.stage import PlannedStage
@@ -101,7 +101,7 @@ class Similarity(Reducer):
         """Return "text": nothing is chosen without; see `Reducer.alone_eval_mode`."""
         return "text"
 
-    def read_guide(self, guide: Guide, *, training: bool) -> Tensor | Reading:
+    def read_guide(self, guide: Guide, *, training: bool) -> Tensor | TextQueries:
         """Read the guide as the text side compares; see `Reducer.read_guide`."""
         if isinstance(guide, TextGuide):
             return guide.queries(self.cross_attentions, training and self.choice_loss > 0)
@@ -124,4 +124,4 @@ class Similarity(Reducer):
         """Attach the loss on the choice; see `Reducer.teach`."""
         assert selection.trainable_scores is not None
         scores, kept = selection.trainable_scores, selection.kept
-        return teach_choice(x, scores, kept, prefix, self.choice_loss)
+        return attach_selection_loss(x, scores, kept, prefix, self.choice_loss)

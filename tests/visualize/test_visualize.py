@@ -272,7 +272,7 @@ def grouped() -> Visualization:
 def test_groups_are_filled_with_their_mean_colour_and_bordered(tmp_path: Path) -> None:
     made = grouped()
     (stage,) = made.rows[0].stages
-    assert stage.describe() == "4 tokens: 2 of one patch, 2 of 4 alike ones"
+    assert stage.describe() == "4 tokens: 2 of one patch, 2 of 4 similar ones"
     image = made.pictures[0][1]
     assert set(made.borders(image, stage)) == {
         (8, 0, 8, 10), (8, 10, 8, 20), (16, 10, 16, 20), (8, 10, 16, 10), (16, 10, 24, 10)
