@@ -155,11 +155,7 @@ class Reducer:
         return defaults if self.looks_ahead else {**defaults, "preset": "fast"}
 
     def option_faults(self) -> list[str]:
-        """List what is wrong with the options, besides their types.
-
-        Returns:
-            A sentence for each fault.
-        """
+        """List what is wrong with the options, besides their types: a sentence for each fault."""
         return []
 
     def config_faults(self, config: Any) -> list[str]:
@@ -245,22 +241,11 @@ class Reducer:
         return (stage.lookahead - 1) * block_macs(stage.tokens_in, width, mlp_ratio) + row
 
     def describe_stages(self) -> str:
-        """Describe which stages a configuration may have, for a table.
-
-        Returns:
-            A few words.
-        """
+        """Describe in a few words which stages a configuration may have."""
         return "any" if self.returns else "any, no `until`"
 
     def describe_stage(self, stage: PlannedStage) -> str:
-        """Describe a stage, for a table.
-
-        Args:
-            stage: The stage.
-
-        Returns:
-            A few words.
-        """
+        """Describe a stage in a few words."""
         about = f"keep {stage.keep}"
         if self.uses_attention:
             about += f", look ahead {stage.lookahead}"
@@ -271,22 +256,11 @@ class Reducer:
     # What it does in a forward.
 
     def alone_eval_mode(self) -> str:
-        """Return the `eval_mode` by which a tower is pruned in evaluation with nothing but images.
-
-        Returns:
-            "image"; "text" of a reducer that cannot do without one.
-        """
+        """Return the `eval_mode` that prunes by images alone; "text" where none does."""
         return "image"
 
     def make_trace(self, prefix: int) -> Trace:
-        """Return an empty trace.
-
-        Args:
-            prefix: Prefix tokens P.
-
-        Returns:
-            The trace. UnsupportedModelError if the reducer records nothing.
-        """
+        """Return an empty trace for P prefix tokens; refuse if the reducer records nothing."""
         if not self.traceable:
             raise UnsupportedModelError(
                 f"reducer {self.name!r} records nothing, so it cannot be traced; the "
