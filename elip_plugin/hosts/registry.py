@@ -181,7 +181,10 @@ def find_host(module: nn.Module) -> Host:
             "their models or vision towers"
         )
     for name in names[:-1]:
-        host = load_host(name)
+        try:
+            host = load_host(name)
+        except (UnsupportedModelError, MissingHostError):  # too old, or not whole
+            continue
         if isinstance(module, Patched) or _describes(host, module):
             return host
     return load_host(names[-1])
