@@ -153,8 +153,9 @@ class ElipConfig:
 
         Args:
             name: `"paper"` (the paper's stages), `"fast"` (the same cuts, lookahead 1), `"half"`
-                (similar tokens merge in every block) or `"lowres"` (the picture at half its side,
-                with an unpruned end).
+                (similar tokens merge in every block), `"embed"` (the same in evaluation too, for
+                weights that are there) or `"lowres"` (the picture at half its side, with an
+                unpruned end).
 
         Returns:
             The configuration.
@@ -469,6 +470,13 @@ def _presets() -> dict[str, ElipConfig]:
 
 PRESETS = _presets()
 """Configurations by name, which their reducers keep."""
+
+TRAINING_PRESETS = [
+    name
+    for i, (name, config) in enumerate(PRESETS.items())
+    if replace(config, eval_mode="full") not in list(PRESETS.values())[:i]
+]
+"""Names of the presets, without those that differ from an earlier one in evaluation alone."""
 
 RECOMMENDED = "half"
 """The preset that scored best for its cost in docs/quality.md."""

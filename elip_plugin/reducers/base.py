@@ -113,6 +113,7 @@ class Reducer:
         uses_attention: Whether each stage computes an attention row, which the plan then counts.
         needs: Parts that a tower must have besides its blocks: "norm", its last norm, and
             "patch_embed", the convolution that embeds its patches, which then is run by `embed`.
+        draws: Whether evaluation, too, draws by chance what it keeps.
         guide_kind: What the text guide is: "pooled", a feature of each text [B, D], or "queries",
             what the text side compares a tower's output with.
         presets: Configurations of it that have a name: mappings as for
@@ -131,6 +132,7 @@ class Reducer:
     returns: ClassVar[bool] = True
     uses_attention: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ()
+    draws: ClassVar[bool] = False
     guide_kind: ClassVar[str] = "pooled"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 

@@ -30,6 +30,7 @@ class Cluster(PixelReducer):
     """Drop patches that look like a few random ones first, then at random; merge nothing."""
 
     name = "cluster"
+    draws = True
 
     def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
         """Decide by the pixels; see `Reducer.decide`."""

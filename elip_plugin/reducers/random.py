@@ -36,6 +36,7 @@ class Random(Reducer):
 
     name = "random"
     uses_attention = False
+    draws = True
 
     def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
         """Decide at random; see `Reducer.decide`."""

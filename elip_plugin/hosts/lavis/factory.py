@@ -37,6 +37,11 @@ PRETRAINED = "pretrained"
 BERT_WORDS = 30524
 """Vocabulary of LAVIS' text encoders, by which a language head costs what it costs there."""
 
+NO_EXPORT = (
+    "it is a model of LAVIS, whose towers have not been compared with exported ones; those of "
+    "OpenCLIP and transformers can be exported"
+)
+
 
 @dataclass
 class LavisModel(HostModel):
@@ -159,6 +164,7 @@ def create(
         {} if tower is None else {"fused": fuse_attention},
         processor,
         has_text_tower=tower is None,  # CLIP's; that of the others reads images too
+        no_export=NO_EXPORT,
     )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -78,6 +81,17 @@ class OpenClipModel(HostModel):
         if "logit_bias" in out:
             return SigLipLoss()(*given, out["logit_bias"])
         return ClipLoss()(*given)
+
+    def save_preprocessing(self, folder: Path) -> None:
+        """Write `open_clip_config.json`, as on a hub: it names the tokenizer, too."""
+        model: Any = self.model
+        config = deepcopy(open_clip.get_model_config(self.name))
+        size = model.visual.image_size
+        if isinstance(size, tuple) and size[0] == size[1]:  # as configs write it
+            size = size[0]
+        config["vision_cfg"]["image_size"] = size
+        write: Any = sys.modules["open_clip.push_to_hf_hub"]
+        write.save_config_for_hf(model, folder / "open_clip_config.json", config)
 
     def checkpoint(self) -> None:
         """Turn gradient checkpointing on."""
