@@ -113,7 +113,6 @@ class Reducer:
         uses_attention: Whether each stage computes an attention row, which the plan then counts.
         needs: Parts that a tower must have besides its blocks: "norm", its last norm, and
             "patch_embed", the convolution that embeds its patches, which then is run by `embed`.
-        draws: Whether evaluation, too, draws by chance what it keeps.
         guide_kind: What the text guide is: "pooled", a feature of each text [B, D], or "queries",
             what the text side compares a tower's output with.
         presets: Configurations of it that have a name: mappings as for
@@ -132,7 +131,6 @@ class Reducer:
     returns: ClassVar[bool] = True
     uses_attention: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ()
-    draws: ClassVar[bool] = False
     guide_kind: ClassVar[str] = "pooled"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
@@ -260,6 +258,10 @@ class Reducer:
     def alone_eval_mode(self) -> str:
         """Return the `eval_mode` that prunes by images alone; "text" where none does."""
         return "image"
+
+    def why_not_export(self) -> str:
+        """Say why a tower pruned by it in evaluation is no fixed graph of its images; "" if it is."""
+        return ""
 
     def make_trace(self, prefix: int) -> Trace:
         """Return an empty trace for P prefix tokens; refuse if the reducer records nothing."""

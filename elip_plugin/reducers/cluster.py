@@ -16,7 +16,7 @@ from elip_plugin.core.select import Selection
 from elip_plugin.core.stage import PlannedStage
 from elip_plugin.reducers.base import StageContext
 from elip_plugin.reducers.pixels import PixelReducer
-from elip_plugin.reducers.random import draw
+from elip_plugin.reducers.random import DRAWS, draw
 
 ANCHORS = 0.05
 """Share of the patches that are anchors; at least one is."""
@@ -30,7 +30,10 @@ class Cluster(PixelReducer):
     """Drop patches that look like a few random ones first, then at random; merge nothing."""
 
     name = "cluster"
-    draws = True
+
+    def why_not_export(self) -> str:
+        """Say that it draws; see `Reducer.why_not_export`."""
+        return DRAWS
 
     def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
         """Decide by the pixels; see `Reducer.decide`."""

@@ -101,6 +101,10 @@ class Similarity(Reducer):
         """Return "text": nothing is chosen without; see `Reducer.alone_eval_mode`."""
         return "text"
 
+    def why_not_export(self) -> str:
+        """Say that it needs a text; see `Reducer.why_not_export`."""
+        return "chooses by a text, and an exported tower has none"
+
     def read_guide(self, guide: Guide, *, training: bool) -> Tensor | TextQueries:
         """Read the guide as the text side compares; see `Reducer.read_guide`."""
         if isinstance(guide, TextGuide):

@@ -1,4 +1,4 @@
-"""Every preset and reducer can be exported on every kind of tower, or is refused with the reason."""
+"""Every preset and reducer is exported on every kind of tower, or refused with the reason."""
 
 from __future__ import annotations
 
