@@ -42,7 +42,7 @@ def test_the_version_is_the_same_everywhere() -> None:
     version = elip_plugin.__version__
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     changes = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert changes[0] == version
+    assert next(change for change in changes if change != "Unreleased") == version
 
 
 def test_all_dependencies_have_their_licence_listed(project: dict[str, Any]) -> None:

@@ -116,11 +116,12 @@ def seeded(device: str = "cpu", seed: int = 0) -> Iterator[None]:
 
 
 @contextmanager
-def reading(checkpoint: str, build: Callable[[], object]) -> Iterator[None]:
+def reading(checkpoint: str, name: str, build: Callable[[], object]) -> Iterator[None]:
     """Report what fails inside the context as an unreadable checkpoint, if it is one.
 
     Args:
         checkpoint: What is read; "" for nothing.
+        name: The model's name.
         build: Builds the model without it: what fails there, too, is not the checkpoint's fault.
 
     Yields:
@@ -134,4 +135,6 @@ def reading(checkpoint: str, build: Callable[[], object]) -> Iterator[None]:
         if not checkpoint:
             raise
         build()
-        raise DataError(f"checkpoint {checkpoint!r} cannot be read: {reason_of(error)}") from error
+        raise DataError(
+            f"checkpoint {checkpoint!r} of {name} cannot be read: {reason_of(error)}"
+        ) from error

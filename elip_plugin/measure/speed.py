@@ -130,7 +130,7 @@ def measure_speed(
 
 
 def time_in_turn(steps: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Time each step in each round, so that a drifting machine treats all alike."""
+    """Time each step in each round, so that a drifting machine treats all equally."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(WARMUP + rounds):
         for name, step in steps.items():

@@ -111,7 +111,7 @@ def variant_names(host_model: HostModel) -> list[str]:
     asked = {name: ElipConfig.from_mapping(v).reducer for name, v in pruned_variants().items()}
     found = {name: find_reducer(reducer) for name, reducer in asked.items()}
     twice = set(PRESETS) - set(TRAINING_PRESETS)  # variants are timed pruned in any case
-    pruned = [n for n, reducer in found.items() if reducer.fits_every_tower() and n not in twice]
+    pruned = [n for n, reducer in found.items() if not reducer.needs and n not in twice]
     return [UNPRUNED, *host_model.references, *pruned]
 
 

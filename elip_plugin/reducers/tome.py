@@ -235,9 +235,9 @@ def merge_padded(
     with torch.no_grad():
         real = sizes[:, prefix:] > 0
         metric = F.normalize(keys.detach()[:, prefix:], dim=-1)
-        alike = metric[:, ::2] @ metric[:, 1::2].transpose(1, 2)
-        alike = alike.masked_fill(~real[:, None, 1::2], -torch.inf)
-        best, into = alike.max(dim=2)
+        similar = metric[:, ::2] @ metric[:, 1::2].transpose(1, 2)
+        similar = similar.masked_fill(~real[:, None, 1::2], -torch.inf)
+        best, into = similar.max(dim=2)
         best = best.masked_fill(~real[:, ::2], -torch.inf)
         order = best.sort(dim=1, descending=True, stable=True).indices
         rank = order.argsort(dim=1)

@@ -125,7 +125,7 @@ def create(
                 base, pretrained=pretrained, device=device, **options
             )
 
-    with seeded(device), reading(checkpoint, partial(build, None, "meta")):
+    with seeded(device), reading(checkpoint, base, partial(build, None, "meta")):
         made = build(checkpoint or None, device)
     model: Any = made[0].eval()
     install(describe(model), config)

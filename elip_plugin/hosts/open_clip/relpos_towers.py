@@ -26,7 +26,7 @@ from elip_plugin.hosts.open_clip.timm_trunk import (
 )
 from elip_plugin.patching.blocks import PrunableBlock
 from elip_plugin.patching.description import Tower
-from elip_plugin.patching.swap import Swap, choose_all
+from elip_plugin.patching.swap import Swap, swaps_for
 
 
 class ElipRelPosBlock(PrunableBlock, RelPosBlock):
@@ -142,7 +142,7 @@ def bias_without_dropout(rel_pos: Any) -> Tensor:
 
 def describe(trunk: Any, num_patches: int) -> Tower:
     """Describe a trunk with relative positions; see `Host.describe`."""
-    blocks = choose_all(trunk.blocks, {RelPosBlock: ElipRelPosBlock})
+    blocks = swaps_for(trunk.blocks, {RelPosBlock: ElipRelPosBlock})
     for block in trunk.blocks:
         own = set() if block.attn.rel_pos is None else set(block.attn.rel_pos.modules())
         refuse_dropout(module for module in block.modules() if module not in own)

@@ -239,7 +239,7 @@ def _config_of(base: str) -> Any:
 
 
 def _load(checkpoint: str) -> Any:
-    with reading(checkpoint, partial(_build, "", checkpoint, None, "meta")):
+    with reading(checkpoint, "transformers", partial(_build, "", checkpoint, None, "meta")):
         model, info = AutoModel.from_pretrained(
             checkpoint, local_files_only=True, output_loading_info=True
         )
