@@ -20,8 +20,8 @@ WAYS = ("overlap", "query-overlap", "index-overlap")
 SIMILARITIES = 2**24
 """Similarities in memory at a time."""
 
-TIE = 1e-6
-"""Cosines that differ by less are equal: a copy of a picture may take its place."""
+TIE = 2e-7
+"""Cosines that differ by rounding alone are equal: a copy of a picture may take its place."""
 
 
 def cosines(full: Rows, pruned: Rows) -> Values:
@@ -63,6 +63,22 @@ def overlaps(full: Rows, pruned: Rows, ks: Sequence[int]) -> dict[str, Values]:
             for k in ks:
                 stays = near[:, :k] >= nearest[:, k - 1 : k] - TIE
                 made[f"{way}@{k}"][rows] = stays.mean(axis=1)
+    return made
+
+
+def cosine_at(full: Rows, k: int) -> Values:
+    """Return the cosine of each picture with its k-th nearest.
+
+    Args:
+        full: Features [N, E].
+        k: Less than N.
+
+    Returns:
+        Cosines [N].
+    """
+    made = np.zeros(len(full))
+    for rows in _chunks(len(full), len(full)):
+        made[rows] = np.partition(similarities(full, full, rows), -k, axis=1)[:, -k]
     return made
 
 

@@ -69,9 +69,13 @@ class Store:
         known: dict[str, tuple[Path, int]] = {}
         faults: dict[str, str] = {}
         for path in sorted(self.folder.glob("*.json")):
-            made = json.loads(path.read_text(encoding="utf-8"))
-            known |= {key: (path.with_suffix(".npy"), row) for row, key in enumerate(made["keys"])}
-            faults |= made["faults"]
+            try:
+                made = json.loads(path.read_text(encoding="utf-8"))
+                rows = path.with_suffix(".npy")
+                known |= {key: (rows, row) for row, key in enumerate(made["keys"])}
+                faults |= made["faults"]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise _damaged(path, error) from error
         return known, faults
 
     def _write(self, rows: Rows, keys: Sequence[str], faults: dict[str, str]) -> None:
@@ -96,10 +100,7 @@ class Store:
                 last = max(row for file, row in known.values() if file == path)
                 files[path][last]
             except (OSError, ValueError, IndexError) as error:
-                raise DataError(
-                    f"{path} is damaged ({error}): remove its folder, and what is in it is "
-                    "computed again"
-                ) from error
+                raise _damaged(path, error) from error
         if not files:
             return np.zeros((0, 0), np.float32)
         width = next(iter(files.values())).shape[1]
@@ -112,6 +113,12 @@ class Store:
             del made
         rows: Rows = np.load(self.folder / "all.npy", mmap_mode="r")
         return rows
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{path} is damaged ({error}): remove its folder, and what is in it is computed again"
+    )
 
 
 @contextmanager

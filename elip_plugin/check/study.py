@@ -13,7 +13,7 @@ import numpy as np
 from elip_plugin.check.bound import FEWEST, Bound, Rung, Tried, chosen, ladder, search
 from elip_plugin.check.embed import Embedder, Progress
 from elip_plugin.check.items import Item
-from elip_plugin.check.neighbors import Values, cosines, overlaps, ranks
+from elip_plugin.check.neighbors import Values, cosine_at, cosines, overlaps, ranks
 from elip_plugin.check.slices import Slice, look_at_all, slices
 from elip_plugin.check.statistics import Estimate, estimate
 from elip_plugin.check.store import Rows, replacing
@@ -22,6 +22,9 @@ from elip_plugin.errors import ConfigError, DataError
 from elip_plugin.hosts.model import HostModel
 from elip_plugin.measure.preview import plan_for
 from elip_plugin.patching.install import find_pruner
+
+NOT_TOLD_APART, SOME = 0.9999, 0.05
+"""The cosine above which a k-th neighbor is said to be a copy, and the share that is mentioned."""
 
 WORST = 24
 """Pictures that are shown."""
@@ -117,8 +120,8 @@ def check_count(count: int, k: int, bound: Bound | None) -> None:
     """Refuse too few pictures."""
     if count < k + 1:
         raise DataError(
-            f"{count} pictures have no {k} neighbors each: give {k + 1} pictures or more, or ask for "
-            "fewer neighbors"
+            f"{count} pictures have no {k} neighbors each: give {k + 1} pictures or more, or ask "
+            "for fewer neighbors"
         )
     if bound is not None and count < FEWEST:
         raise DataError(
@@ -205,6 +208,13 @@ def check(
         pruner = find_pruner(host_model.model)
         rung = Rung(config, plan_for(pruner, config).forward_cost(pruner.shape.width))
     pruned, values = measure(rung)
+    same = float((cosine_at(full, k) > NOT_TOLD_APART).mean())
+    if same > SOME:
+        notes.append(
+            f"{same:.0%} of the pictures have {k} neighbors at a cosine above {NOT_TOLD_APART}, "
+            "unpruned: copies, or pictures that these weights do not tell apart; which of them are "
+            "the nearest says little"
+        )
     measures = _measures(values)
     if texted:
         measures += _text_measures(embedder, good, texted, full, pruned)
