@@ -35,7 +35,9 @@ class Computer:
         return np.array([[i, -i] for i in places if i not in faults], np.float32), faults
 
 
-def fill(folder: Path, compute: Computer, keys: Sequence[str] = KEYS) -> tuple[Rows, dict[int, str]]:
+def fill(
+    folder: Path, compute: Computer, keys: Sequence[str] = KEYS
+) -> tuple[Rows, dict[int, str]]:
     return Store(folder).fill(keys, compute, lambda done: None)
 
 
