@@ -190,7 +190,7 @@ def test_faults_are_one_line_before_any_work(
 def test_only_broken_pictures(run: Callable[..., Any], folder: Path) -> None:
     for path in folder.rglob("*.png"):
         path.write_bytes(b"no picture")
-    with pytest.raises(elip_plugin.ElipError, match="none of 24 pictures can be read; a/00.png"):
+    with pytest.raises(elip_plugin.ElipError, match=r"none of 24 pictures can be read; a/00\.png"):
         run()
 
 
