@@ -47,13 +47,16 @@ class Item:
 
     def read(self) -> Any:
         """Read the picture (Pillow, RGB); raises whatever Pillow does on a broken one."""
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
 
         with self.path.open("rb") as file:
             file.seek(self.offset)
             raw = file.read(self.size)
-        with Image.open(io.BytesIO(raw)) as image:
-            return image.convert("RGB")
+        try:
+            with Image.open(io.BytesIO(raw)) as image:
+                return image.convert("RGB")
+        except UnidentifiedImageError:  # whose words are about the bytes in memory
+            raise DataError("it is no picture of a kind that Pillow reads") from None
 
 
 def find_items(paths: Sequence[Path]) -> list[Item]:
