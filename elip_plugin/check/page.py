@@ -15,6 +15,7 @@ from elip_plugin.check.neighbors import nearest_in, similarities
 from elip_plugin.check.study import Result
 from elip_plugin.check.tables import (
     Table,
+    describe_plan,
     measures_table,
     slices_table,
     tried_table,
@@ -48,10 +49,7 @@ def write_page(result: Result, host_model: HostModel, out: Path) -> None:
         (out / "patches.html").write_text(drawn, encoding="utf-8")
         patches = '<a href="patches.html">Which patches are merged or dropped in them.</a>'
     page = files("elip_plugin.check").joinpath("page.html").read_text(encoding="utf-8")
-    about = (
-        f"Weights: {host_model.weights}. {len(result.items)} pictures. Counted forward "
-        f"{result.rung.cost:.2f} of the unpruned one."
-    )
+    about = f"Weights: {host_model.weights}. {describe_plan(result)}."
     said = f"<p><strong>{escape(verdict(result))}</strong></p>" if result.bound else ""
     if result.bound:
         said += _table(tried_table(result))

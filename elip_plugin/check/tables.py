@@ -10,6 +10,16 @@ Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 """Heads and rows."""
 
 
+def describe_plan(result: Result) -> str:
+    """Say what the numbers are about."""
+    config = result.rung.config
+    keep = ", ".join(f"{stage.keep:g}" for stage in config.stages)
+    return (
+        f"{len(result.items)} pictures, pruned by {config.reducer}, keep {keep}: counted forward "
+        f"{result.rung.cost:.2f} of the unpruned one"
+    )
+
+
 def measures_table(result: Result) -> Table:
     """Return what was measured over all pictures."""
     rows: list[tuple[str, ...]] = []

@@ -144,9 +144,15 @@ def _progress() -> Iterator[Progress]:
 
 
 def _print(result: Result) -> None:
-    from elip_plugin.check.tables import measures_table, slices_table, tried_table, verdict
+    from elip_plugin.check.tables import (
+        describe_plan,
+        measures_table,
+        slices_table,
+        tried_table,
+        verdict,
+    )
 
-    _print_table(measures_table(result), f"{len(result.items)} pictures")
+    _print_table(measures_table(result), describe_plan(result))
     if result.slices:
         _print_table(slices_table(result), "slices")
     for name, why in result.broken.items():
