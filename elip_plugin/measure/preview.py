@@ -87,7 +87,7 @@ def _candidates(pruner: Pruner) -> Iterator[tuple[ElipConfig, Plan]]:
     """Yield the plans of the same stages that fit the tower, the weakest first."""
     for i in range(1, STEPS + 1):
         with suppress(ConfigError, PlanError):  # leaves no token, or its reducer fixes the ratio
-            config = _scaled(pruner.config, i * STRONGEST / STEPS, pruner.shape.num_patches)
+            config = scaled(pruner.config, i * STRONGEST / STEPS, pruner.shape.num_patches)
             yield config, plan_for(pruner, config)
 
 
@@ -97,7 +97,7 @@ def plan_for(pruner: Pruner, config: ElipConfig) -> Plan:
     return plan(config, num_patches=shape.num_patches, depth=shape.depth, prefix=shape.prefix)
 
 
-def _scaled(config: ElipConfig, factor: float, patches: int) -> ElipConfig:
+def scaled(config: ElipConfig, factor: float, patches: int) -> ElipConfig:
     """Scale what each stage removes; a stage that keeps all tokens still does."""
     stages = []
     for stage in config.stages:

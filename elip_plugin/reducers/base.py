@@ -260,7 +260,7 @@ class Reducer:
         return "image"
 
     def why_not_export(self) -> str:
-        """Say why a tower pruned by it in evaluation is no fixed graph of its images; "" if it is."""
+        """Say why a tower that it prunes is no fixed graph of its images; "" if it is."""
         return ""
 
     def make_trace(self, prefix: int) -> Trace:

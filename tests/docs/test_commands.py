@@ -140,6 +140,10 @@ def make_files(words: list[str], place: Place) -> None:
             section = OmegaConf.to_container(OmegaConf.create(family.section("albef_pretrain")))
             model = family.twin("albef_pretrain").state_dict()
             torch.save({"model": model, "config": {"model": section}}, path)
+        elif word in ("photos", "shards") and not path.exists():
+            path.mkdir()
+            for i in range(12):
+                Image.new("RGB", (80, 60), (20 * i, 0, 0)).save(path / f"{i}.png")
         elif word == "FOLDER" and not path.exists():
             import transformers
             from hosts.transformers.tiny import make
@@ -274,6 +278,8 @@ RULES = [
     Rule("elip plan --model hf:", run_elip, host="transformers"),
     Rule("elip plan .*--batch", run_elip, slow=True, host="open_clip"),
     Rule("elip plan", run_elip, host="open_clip"),
+    Rule("elip check .*--bound", parse_elip, "hundreds of pictures; tests/check run it"),
+    Rule("elip check", run_small, host="open_clip"),
     Rule("elip show --model hf:", run_small, host="transformers"),
     Rule("elip show --model elip_", run_elip, slow=True, host="lavis"),
     Rule("elip show", run_small, host="open_clip"),

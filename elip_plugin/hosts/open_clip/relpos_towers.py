@@ -98,7 +98,7 @@ class ElipRelPosTrunk(PrunableTrunk, VisionTransformerRelPos):
         """Return the tokens that enter the first block, and their biases."""
         tokens = self.patch_embed(x)
         if self.cls_token is not None:
-            tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         if self.shared_rel_pos is None:
             return tokens, lambda index, _: {"places": index}
         return tokens, shared(self.shared_rel_pos.get_bias(), self.num_prefix_tokens)

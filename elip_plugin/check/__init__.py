@@ -1,0 +1,1 @@
+"""Compare pruned embeddings with unpruned ones on a user's pictures: `elip check`."""

@@ -1,0 +1,144 @@
+"""How near pictures are: cosines, nearest neighbors that stay, ranks of texts.
+
+Shapes: N pictures, T texts, E features, k neighbors. All features have length 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elip_plugin.check.store import Rows
+
+Values = NDArray[np.float64]
+
+WAYS = ("overlap", "query-overlap", "index-overlap")
+"""Both pruned; pruned queries in an unpruned index; unpruned queries in a pruned index."""
+
+SIMILARITIES = 2**24
+"""Similarities in memory at a time."""
+
+TIE = 2e-7
+"""Cosines that differ by rounding alone are equal: a copy of a picture may take its place."""
+
+
+def cosines(full: Rows, pruned: Rows) -> Values:
+    """Return the cosine of each picture's two features.
+
+    Args:
+        full: Unpruned features [N, E].
+        pruned: Pruned features [N, E].
+
+    Returns:
+        Cosines [N].
+    """
+    made: Values = np.einsum("ne,ne->n", full, pruned, dtype=np.float64)
+    return made
+
+
+def overlaps(full: Rows, pruned: Rows, ks: Sequence[int]) -> dict[str, Values]:
+    """Return which share of each picture's nearest neighbors stays, itself left out.
+
+    A neighbor stays if, unpruned, it is at least as near as the k-th nearest: where several are
+    equally near, any of them will do.
+
+    Args:
+        full: Unpruned features [N, E].
+        pruned: Pruned features [N, E].
+        ks: Numbers of neighbors, each less than N.
+
+    Returns:
+        Shares [N], by the names `WAYS` with `@k`.
+    """
+    most = max(ks)
+    made = {f"{way}@{k}": np.zeros(len(full)) for way in WAYS for k in ks}
+    for rows in _chunks(len(full), len(full)):
+        wanted = similarities(full, full, rows)
+        nearest = -np.sort(-np.partition(wanted, -most, axis=1)[:, -most:], axis=1)
+        for way, queries, index in zip(WAYS, (pruned, pruned, full), (pruned, full, pruned)):
+            found = nearest_in(similarities(queries, index, rows), most)
+            near = np.take_along_axis(wanted, found, axis=1)
+            for k in ks:
+                stays = near[:, :k] >= nearest[:, k - 1 : k] - TIE
+                made[f"{way}@{k}"][rows] = stays.mean(axis=1)
+    return made
+
+
+def cosine_at(full: Rows, k: int) -> Values:
+    """Return the cosine of each picture with its k-th nearest.
+
+    Args:
+        full: Features [N, E].
+        k: Less than N.
+
+    Returns:
+        Cosines [N].
+    """
+    made = np.zeros(len(full))
+    for rows in _chunks(len(full), len(full)):
+        made[rows] = np.partition(similarities(full, full, rows), -k, axis=1)[:, -k]
+    return made
+
+
+def similarities(queries: Rows, index: Rows, rows: slice) -> Rows:
+    """Return the cosines of some pictures with all; with themselves, minus infinity.
+
+    Args:
+        queries: Features [N, E].
+        index: Features [N, E].
+        rows: Which queries, R of them.
+
+    Returns:
+        Cosines [R, N].
+    """
+    made: Rows = queries[rows] @ np.asarray(index).T
+    made[np.arange(len(made)), np.arange(rows.start, rows.start + len(made))] = -np.inf
+    return made
+
+
+def nearest_in(similar: Rows, k: int) -> NDArray[np.intp]:
+    """Return the places of the k largest of each row [R, k], the largest first."""
+    found = np.argpartition(-similar, k - 1, axis=1)[:, :k]
+    order = np.argsort(-np.take_along_axis(similar, found, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(found, order, axis=1)
+
+
+def ranks(pictures: Rows, texts: Rows, own: NDArray[np.intp]) -> tuple[Values, Values]:
+    """Rank each picture's text among all texts, and the picture among all pictures for its text.
+
+    Other pictures with the same text do not count. Ties count half.
+
+    Args:
+        pictures: Features [N, E].
+        texts: Features [T, E], each text once.
+        own: Which text is each picture's [N].
+
+    Returns:
+        Ranks from 1 up, of texts [N] and of pictures [N].
+    """
+    of_texts, of_pictures = np.zeros(len(pictures)), np.zeros(len(pictures))
+    for rows in _chunks(len(pictures), len(texts)):
+        similar = pictures[rows] @ np.asarray(texts).T
+        of_texts[rows] = _rank(similar, similar[np.arange(len(similar)), own[rows], None])
+    for rows in _chunks(len(pictures), len(pictures)):
+        similar = texts[own[rows]] @ np.asarray(pictures).T
+        itself = np.arange(rows.start, rows.start + len(similar))
+        wanted = similar[np.arange(len(similar)), itself, None].copy()
+        same = own[rows, None] == own[None, :]
+        same[np.arange(len(similar)), itself] = False
+        similar[same] = -np.inf
+        of_pictures[rows] = _rank(similar, wanted)
+    return of_texts, of_pictures
+
+
+def _rank(similar: Rows, wanted: Rows) -> Values:
+    above, equal = (similar > wanted).sum(axis=1), (similar == wanted).sum(axis=1)
+    made: Values = 1 + above + (equal - 1) / 2
+    return made
+
+
+def _chunks(rows: int, columns: int) -> Iterator[slice]:
+    step = max(1, SIMILARITIES // max(1, columns))
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))

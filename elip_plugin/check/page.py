@@ -1,0 +1,116 @@
+"""A check as an HTML page: tables, and the worst pictures with their neighbors."""
+
+from __future__ import annotations
+
+import base64
+import io
+from contextlib import suppress
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from elip_plugin.check.items import Item
+from elip_plugin.check.neighbors import nearest_in, similarities
+from elip_plugin.check.study import Result
+from elip_plugin.check.tables import (
+    Table,
+    describe_plan,
+    measures_table,
+    slices_table,
+    tried_table,
+    verdict,
+)
+from elip_plugin.errors import ElipError
+from elip_plugin.hosts.model import HostModel
+from elip_plugin.visualize.html import to_html
+from elip_plugin.visualize.pictures import Picture
+from elip_plugin.visualize.stages import visualize
+
+SIDE = 96
+"""Pixels of a picture's longer side."""
+
+NEIGHBORS, DRAWN = 5, 12
+"""Neighbors beside each picture; pictures whose patches are drawn."""
+
+
+def write_page(result: Result, host_model: HostModel, out: Path) -> None:
+    """Write `index.html`, and `patches.html`: what the plan makes of the worst pictures.
+
+    Args:
+        result: What was found.
+        host_model: The model, pruned by the plan that is reported.
+        out: A folder.
+    """
+    patches = ""
+    pictures = [Picture(result.items[i].name, result.items[i].read()) for i in result.worst[:DRAWN]]
+    with suppress(ElipError):  # of a reducer that records nothing
+        drawn = to_html(visualize(host_model, pictures, []))
+        (out / "patches.html").write_text(drawn, encoding="utf-8")
+        patches = '<a href="patches.html">Which patches are merged or dropped in them.</a>'
+    page = files("elip_plugin.check").joinpath("page.html").read_text(encoding="utf-8")
+    about = f"Weights: {host_model.weights}. {describe_plan(result)}."
+    said = f"<p><strong>{escape(verdict(result))}</strong></p>" if result.bound else ""
+    if result.bound:
+        said += _table(tried_table(result))
+    said += "".join(f"<p>{escape(note)}</p>" for note in result.notes)
+    made = Template(page).substitute(
+        model=escape(host_model.name),
+        about=escape(about),
+        verdict=said,
+        measures=_table(measures_table(result)),
+        slices=_table(slices_table(result)),
+        patches=patches,
+        worst=_worst(result),
+        broken=_broken(result),
+    )
+    (out / "index.html").write_text(made, encoding="utf-8")
+
+
+def _table(table: Table) -> str:
+    heads, rows = table
+    head = "".join(f'<th scope="col">{escape(word)}</th>' for word in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(w)}</td>' for w in row)}</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _worst(result: Result) -> str:
+    most, lines = min(NEIGHBORS, len(result.items) - 1), []
+    for i in result.worst:
+        row = slice(i, i + 1)
+        before, after = (
+            nearest_in(similarities(features, features, row), most)[0]
+            for features in (result.full, result.pruned)
+        )
+        kept = {*nearest_in(similarities(result.full, result.full, row), result.k)[0].tolist()}
+        cells = [
+            "".join(_image(result.items[j], new=new and j not in kept) for j in side.tolist())
+            for side, new in ((before, False), (after, True))
+        ]
+        words = f"{result.overlap[i]:.0%} stay, cosine {result.values['cosine'][i]:.3f}"
+        item = result.items[i]
+        lines.append(
+            f'<tr><th scope="row">{escape(item.name)}<br><span class="soft">{words}</span></th>'
+            f"<td>{_image(item)}</td>"
+            + "".join(f'<td class="row">{cell}</td>' for cell in cells)
+            + "</tr>\n"
+        )
+    return "".join(lines)
+
+
+def _image(item: Item, new: bool = False) -> str:
+    image = item.read()
+    image.thumbnail((SIDE, SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    kind = ' class="new"' if new else ""
+    name = escape(item.name)
+    return f'<img{kind} alt="{name}" title="{name}" src="data:image/jpeg;base64,{data}">'
+
+
+def _broken(result: Result) -> str:
+    if not result.broken:
+        return ""
+    rows: list[tuple[str, ...]] = [(name, why) for name, why in result.broken.items()]
+    return f"<h2>Pictures that cannot be read</h2>{_table((('picture', 'fault'), rows))}"

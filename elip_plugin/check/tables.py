@@ -1,0 +1,85 @@
+"""The tables of a check, as rows of words: for the terminal and the page."""
+
+from __future__ import annotations
+
+from elip_plugin.check.bound import Tried, chosen
+from elip_plugin.check.statistics import Estimate
+from elip_plugin.check.study import Result
+
+Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
+"""Heads and rows."""
+
+
+def describe_plan(result: Result) -> str:
+    """Say what the numbers are about."""
+    config = result.rung.config
+    keep = ", ".join(f"{stage.keep:g}" for stage in config.stages)
+    return (
+        f"{len(result.items)} pictures, pruned by {config.reducer}, keep {keep}: counted forward "
+        f"{result.rung.cost:.2f} of the unpruned one"
+    )
+
+
+def measures_table(result: Result) -> Table:
+    """Return what was measured over all pictures."""
+    rows: list[tuple[str, ...]] = []
+    for each in result.measures:
+        sides = [each.unpruned, each.pruned]
+        change = "" if each.unpruned is None else "change "
+        rows.append((each.name, *map(_number, sides), change + _interval(each.value, bool(change))))
+    return ("measure", "unpruned", "pruned", "mean, 95% interval"), rows
+
+
+def slices_table(result: Result) -> Table:
+    """Return the same by slices."""
+    heads = ("slice", "", "pictures", f"overlap@{result.k}", "cosine", "")
+    rows: list[tuple[str, ...]] = [
+        (each.slice.kind, each.slice.name, str(len(each.slice.places)), _interval(each.overlap),
+         _interval(each.cosine), "below the rest" if each.lower else "")
+        for each in result.slices
+    ]  # fmt: skip
+    return heads, rows
+
+
+def tried_table(result: Result) -> Table:
+    """Return the plans that were tried for a bound."""
+    heads = ("keep", "counted forward", "first half", "shown at 95%", "second half", "")
+    return heads, [
+        (
+            ", ".join(f"{stage.keep:g}" for stage in each.rung.config.stages),
+            f"{each.rung.cost:.2f}",
+            *(f"{value:.4f}" for value in (each.mean, each.shown, each.other_mean)),
+            "holds" if each.holds else "not shown to hold",
+        )
+        for each in result.tried
+    ]
+
+
+def verdict(result: Result) -> str:
+    """Say whether a bound holds; "" where none was asked for."""
+    if result.bound is None:
+        return ""
+    asked = f"{result.bound.metric} of {result.bound.least:g}"
+    best: Tried | None = chosen(result.tried)
+    if best is None:
+        return f"No plan of this ladder is shown to keep {asked}: embed without pruning."
+    keep = ", ".join(f"{stage.keep:g}" for stage in best.rung.config.stages)
+    said = f"keep {keep}, counted forward {best.rung.cost:.2f}"
+    if not best.confirmed:
+        return (
+            f"{asked}: {said} held on one half of the pictures and not on the other "
+            f"({best.other_mean:.4f}): embed without pruning, or give more pictures."
+        )
+    return (
+        f"{asked} holds by {said}: shown on one half of the pictures (at least {best.shown:.4f} at "
+        f"95% confidence), confirmed on the other ({best.other_mean:.4f})."
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _interval(value: Estimate, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    return f"{value.mean:{sign}.4f} ({value.low:{sign}.4f} to {value.high:{sign}.4f})"

@@ -1,0 +1,175 @@
+"""`elip check`: whether pruning is safe for a user's pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from elip_plugin.cli.options import Device, ImageSize, Model, examples, make_folder, print_table
+from elip_plugin.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from elip_plugin.check.embed import Progress
+    from elip_plugin.check.study import Result
+    from elip_plugin.check.tables import Table
+    from elip_plugin.config import ElipConfig
+    from elip_plugin.hosts.base import HostModel
+
+DEFAULT_PLAN = "half"
+
+EXAMPLES = examples(
+    "elip check --model ViT-B-32 --checkpoint openai --images photos --out check",
+    "elip check --model hf:FOLDER --images shards --bound overlap@10=0.95 --out check",
+)
+
+
+def check(
+    model: Model,
+    images: Annotated[
+        list[Path],
+        typer.Option(help="A folder of pictures or .tar shards, or one of either; repeatable."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the report and the cache.")],
+    checkpoint: Annotated[
+        str,
+        typer.Option(
+            help="Weights: a file, a tag of OpenCLIP's, or a folder of save_pretrained; by default "
+            "random."
+        ),
+    ] = "",
+    texts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Texts of the pictures, .tsv or .jsonl; by default the .txt beside each picture."
+        ),
+    ] = None,
+    plan: Annotated[
+        str, typer.Option(help="A preset, or a file of elip plan -o; it prunes by the image alone.")
+    ] = DEFAULT_PLAN,
+    bound: Annotated[
+        str,
+        typer.Option(
+            help="What must hold, such as overlap@10=0.95: finds the cheapest plan that keeps it."
+        ),
+    ] = "",
+    neighbors: Annotated[
+        int, typer.Option(min=1, help="Nearest neighbors of each picture to compare.")
+    ] = 10,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures per forward.")] = 32,
+    image_size: ImageSize = None,
+    device: Device = "",
+) -> None:
+    """Compare pruned embeddings of your pictures with unpruned ones by the same weights.
+
+    The same command goes on where an earlier one was stopped. With --bound the exit code is 1 if no
+    plan is shown to keep it.
+    """
+    from elip_plugin.check.bound import parse_bound
+    from elip_plugin.check.items import find_items
+    from elip_plugin.check.page import write_page
+    from elip_plugin.check.study import by_the_image, check, check_count, look, write_result
+    from elip_plugin.check.texts import with_texts
+    from elip_plugin.config import ElipConfig
+
+    asked = parse_bound(bound) if bound else None
+    config = by_the_image(ElipConfig.from_mapping(plan))
+    items = find_items(images)
+    if texts is not None:
+        items = with_texts(items, texts)
+    most = max(neighbors, asked.k if asked else 0)
+    check_count(len(items), most, asked)
+    make_folder(out)
+    with _progress() as progress:
+        # Before the model is built, which may take minutes.
+        readable, _, broken = look(items, out / "cache", progress)
+        if not readable:
+            name, why = next(iter(broken.items()))
+            raise DataError(f"none of {len(items)} pictures can be read; {name}: {why}")
+        check_count(len(readable), most, asked)
+        host_model = _create(model, config, checkpoint, image_size, device)
+        result = check(
+            host_model,
+            items,
+            config,
+            out / "cache",
+            k=neighbors,
+            bound=asked,
+            batch=batch,
+            texts_asked=texts is not None,
+            progress=progress,
+        )
+        write_result(result, host_model, out)
+        write_page(result, host_model, out)
+    if "random" in host_model.weights:
+        typer.echo(f"weights: {host_model.weights}; give --checkpoint for trained ones", err=True)
+    _print(result)
+    typer.echo(f"written to {out / 'index.html'}, with the worst pictures")
+    if not result.holds:
+        raise typer.Exit(1)
+
+
+def _create(
+    model: str, config: ElipConfig, checkpoint: str, image_size: int | None, device: str
+) -> HostModel:
+    import torch
+
+    from elip_plugin.hosts.registry import create
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return create(model, config, checkpoint=checkpoint, image_size=image_size, device=device)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """Show a bar for each thing that is done, on stderr."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield show
+
+
+def _print(result: Result) -> None:
+    from elip_plugin.check.tables import (
+        describe_plan,
+        measures_table,
+        slices_table,
+        tried_table,
+        verdict,
+    )
+
+    _print_table(measures_table(result), describe_plan(result))
+    if result.slices:
+        _print_table(slices_table(result), "slices")
+    for name, why in result.broken.items():
+        typer.echo(f"left out: {name}: {why}", err=True)
+    for note in result.notes:
+        typer.echo(note, err=True)
+    if result.bound:
+        _print_table(tried_table(result), "plans tried, the mildest first")
+        typer.echo(verdict(result))
+
+
+def _print_table(table: Table, title: str) -> None:
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    heads, rows = table
+    made = RichTable(*heads, title=title)
+    for row in rows:
+        made.add_row(*map(Text, row))  # a folder's name may look like markup
+    print_table(made)

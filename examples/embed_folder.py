@@ -1,0 +1,123 @@
+"""Embed a folder of pictures into a `.npy`, with their names, at about half the cost.
+
+python examples/embed_folder.py --model ViT-B-32 --pretrained openai --images photos --out index
+python examples/embed_folder.py --model hf:FOLDER --images photos --out index
+python examples/embed_folder.py --model ViT-B-32 --export EXPORTED --images photos --out index
+
+Writes `features.npy` [N, E] of length 1, `names.json` and, for some of the pictures, their nearest
+neighbors as a picture. A run that is stopped goes on where it was. Is it safe for these pictures?
+`elip check` says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.progress import Progress
+from torch import Tensor
+
+import elip_plugin
+from elip_plugin.check.embed import Embedder, read_all
+from elip_plugin.check.items import Item, find_items
+from elip_plugin.check.neighbors import nearest_in, similarities
+from elip_plugin.check.store import Rows, Store
+from elip_plugin.check.study import by_the_image
+
+SIDE, QUERIES, NEIGHBORS = 96, 8, 6
+
+
+def by_torch(args: argparse.Namespace, items: list[Item], progress: Any) -> Any:
+    """Embed by torch: an OpenCLIP name, or `hf:` and a folder of transformers."""
+    config = by_the_image(elip_plugin.ElipConfig.from_mapping(args.plan))
+    host_model = elip_plugin.create(args.model, config, checkpoint=args.pretrained)
+    return Embedder(host_model, args.out / "cache", args.batch, progress).pictures(items, config)
+
+
+def by_export(args: argparse.Namespace, items: list[Item], progress: Any) -> Any:
+    """Embed by the runtime that `elip export` wrote for; the model gives the preprocessing."""
+    from importlib import import_module
+
+    encode: Callable[[Tensor], Tensor] = import_module("elip_plugin.export").load(args.export)
+    preprocess = elip_plugin.create(args.model, device="meta").preprocess
+
+    def compute(places: Sequence[int]) -> tuple[Rows, dict[int, str]]:
+        images, faults = read_all([items[i] for i in places], preprocess)
+        batches = [images[i : i + args.batch] for i in range(0, len(images), args.batch)]
+        rows = [torch.nn.functional.normalize(encode(torch.stack(b)), dim=1) for b in batches]
+        made = torch.cat(rows).numpy() if rows else np.zeros((0, 0), np.float32)
+        return made, {places[i]: why for i, why in faults.items()}
+
+    # Another export is kept apart: by the time of its files.
+    files = sorted(args.export.iterdir())
+    state = [f"{file.resolve()} {file.stat().st_mtime_ns}" for file in files]
+    keys = [f"{item.key} {hash_of(state)}" for item in items]
+    store = Store(args.out / "cache" / "export")
+    return store.fill(keys, compute, lambda done: progress("embedding", done, len(items)))
+
+
+def hash_of(lines: Sequence[str]) -> str:
+    """Return a short hash."""
+    import hashlib
+
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def contact_sheet(items: list[Item], features: Rows) -> Image.Image:
+    """Draw pictures at even distances, each with its nearest neighbors beside it."""
+    queries = np.unique(np.linspace(0, len(items) - 1, QUERIES).astype(int))
+    count = min(NEIGHBORS, len(items) - 1)
+    sheet = Image.new("RGB", (SIDE * (count + 1) + 16, SIDE * len(queries)), "white")
+    for row, query in enumerate(queries):
+        similar = similarities(features, features, slice(query, query + 1))
+        found = nearest_in(similar, count)[0].tolist() if count else []
+        for column, place in enumerate([query, *found]):
+            image = items[place].read()
+            image.thumbnail((SIDE - 4, SIDE - 4))
+            sheet.paste(image, (SIDE * column + 16 * (column > 0), SIDE * row))
+    return sheet
+
+
+def main() -> None:
+    """Embed, and write what was made."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, help="an OpenCLIP name, or hf:FOLDER")
+    parser.add_argument("--pretrained", default="", help="a tag of OpenCLIP's, or a checkpoint")
+    parser.add_argument("--plan", default="half", help="a preset, or a file of elip plan -o")
+    parser.add_argument("--export", type=Path, help="a folder of elip export, to run that")
+    parser.add_argument("--images", type=Path, nargs="+", required=True, help="folders or shards")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--batch", type=int, default=32)
+    args = parser.parse_args()
+
+    items = find_items(args.images)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with Progress() as bars:
+        bar = bars.add_task("embedding", total=len(items))
+        embed = by_export if args.export else by_torch
+        features, faults = embed(
+            args, items, lambda what, done, total: bars.update(bar, completed=done)
+        )
+    for i, why in faults.items():
+        print(f"left out: {items[i].name}: {why}")
+    good = [item for i, item in enumerate(items) if i not in faults]
+    np.save(args.out / "features.npy", features)
+    (args.out / "names.json").write_text(json.dumps([item.name for item in good], indent=0))
+    if good:
+        contact_sheet(good, features).save(args.out / "neighbors.png")
+    print(f"{features.shape[0]} pictures, {features.shape[1]} numbers each: {args.out}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit("\nstopped; the same command goes on") from None

@@ -1,0 +1,120 @@
+"""Embedding a folder: by torch, by an exported model, and by Ray with a worker that dies."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+COUNT = 20
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "pictures"
+    made.mkdir()
+    generator = np.random.default_rng(0)
+    for i in range(COUNT):
+        pixels = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((80, 60)).save(made / f"{i:02d}.png")
+    (made / "broken.png").write_bytes(b"no picture")
+    return made
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A checkpoint of the tests' small model."""
+    open_clip = pytest.importorskip("open_clip")
+    torch.manual_seed(0)
+    path = tmp_path / "weights.pt"
+    torch.save({"state_dict": open_clip.create_model("ViT-tiny").state_dict()}, path)
+    return path
+
+
+def run(script: str, *words: str, limit: int = 300) -> str:
+    made = subprocess.run(
+        [sys.executable, str(EXAMPLES / script), "--model", "ViT-tiny", *words],
+        capture_output=True,
+        text=True,
+        timeout=limit,
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
+    return made.stdout
+
+
+def load() -> Any:
+    spec = importlib.util.spec_from_file_location("embed_folder", EXAMPLES / "embed_folder.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def read(out: Path) -> Any:
+    names = json.loads((out / "names.json").read_text())
+    assert names == [f"{i:02d}.png" for i in range(COUNT)]
+    return np.load(out / "features.npy")
+
+
+@pytest.mark.slow
+def test_a_folder(folder: Path, weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "index"
+    words = ["--pretrained", str(weights), "--images", str(folder), "--out", str(out)]
+    printed = run("embed_folder.py", *words)
+    assert f"{COUNT} pictures" in printed and "left out: broken.png" in printed
+    features = read(out)
+    assert np.linalg.norm(features, axis=1) == pytest.approx(1, abs=1e-5)
+    assert Image.open(out / "neighbors.png").size[1] > 96
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("cache/*/*.json")}
+    run("embed_folder.py", *words)  # nothing is embedded anew
+    assert {path: path.stat().st_mtime_ns for path in out.glob("cache/*/*.json")} == kept != {}
+    np.testing.assert_array_equal(read(out), features)
+
+
+def test_a_sheet_of_neighbors(folder: Path) -> None:
+    pytest.importorskip("open_clip")
+    from elip_plugin.check.items import find_items
+
+    items = find_items([folder / "00.png", folder / "01.png"])
+    sheet = load().contact_sheet(items, np.eye(2, dtype=np.float32))
+    assert sheet.size == (2 * 96 + 16, 2 * 96)
+    first, beside = (sheet.crop((x, 0, x + 92, 60)).tobytes() for x in (0, 96 + 16))
+    assert beside == sheet.crop((0, 96, 92, 96 + 60)).tobytes() != first  # the other picture
+
+
+@pytest.mark.slow
+def test_an_exported_model_gives_the_same(folder: Path, weights: Path, tmp_path: Path) -> None:
+    pytest.importorskip("elip_plugin.export")
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    exported = tmp_path / "exported"
+    words = ["--model", "elip-embed-ViT-tiny", "--checkpoint", str(weights)]
+    command = [sys.executable, "-m", "elip_plugin", "export", *words, "--format", "onnx"]
+    subprocess.run([*command, "--out", str(exported)], check=True, timeout=300)
+    images = ["--images", str(folder)]
+    run("embed_folder.py", "--export", str(exported), *images, "--out", str(tmp_path / "a"))
+    run("embed_folder.py", "--pretrained", str(weights), *images, "--out", str(tmp_path / "b"))
+    np.testing.assert_allclose(read(tmp_path / "a"), read(tmp_path / "b"), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_ray_survives_the_death_of_a_worker(folder: Path, weights: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray.data")
+    words = ["--pretrained", str(weights), "--images", str(folder)]
+    flag = tmp_path / "killed"
+    printed = run(
+        "embed_ray.py", *words, "--out", str(tmp_path / "ray"),
+        "--batch", "3", "--die-once", str(flag),
+    )  # fmt: skip
+    assert flag.exists() and "left out: broken.png" in printed
+    run("embed_folder.py", *words, "--out", str(tmp_path / "index"))
+    np.testing.assert_allclose(read(tmp_path / "ray"), read(tmp_path / "index"), atol=1e-5)
