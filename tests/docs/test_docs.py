@@ -56,7 +56,8 @@ def test_snippet(page: Path, code: str, package: None) -> None:
     pytest.importorskip("open_clip")
     if page.stem == "transformers":  # LAVIS pins an older one
         pytest.importorskip("transformers", minversion="4.57")
-    exec(compile(code, page.name, "exec"), {"__name__": "snippet"})
+    # As Python runs the code: without this file's future imports.
+    exec(compile(code, page.name, "exec", dont_inherit=True), {"__name__": "snippet"})
 
 
 def test_there_are_snippets() -> None:

@@ -101,14 +101,15 @@ def test_child_processes_know_the_models(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_failing_registration_warns_and_leaves_the_host_usable() -> None:
     pytest.importorskip("open_clip")
-    out = python(
-        "-c",
-        "import open_clip; print(len(open_clip.list_models()) > 50)",
-        ELIP_MODEL_CONFIGS="/no/such/folder",
-    )
+    listed = "import open_clip; print(len(open_clip.list_models()) > 50)"
+    broken = "import sys; sys.modules['elip_plugin.hosts.open_clip.names'] = None; "
+    out = python("-c", broken + listed)
+    assert out.stdout.strip() == "True"
+    assert "could not register with open_clip" in out.stderr
+    assert "ELIP_AUTOLOAD=0" in out.stderr
+    out = python("-c", listed, ELIP_MODEL_CONFIGS="/no/such/folder")  # which is left out
     assert out.stdout.strip() == "True"
     assert "/no/such/folder does not exist" in out.stderr
-    assert "ELIP_AUTOLOAD=0" in out.stderr
 
 
 def test_installing_twice_adds_one_finder() -> None:

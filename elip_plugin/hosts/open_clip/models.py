@@ -15,7 +15,7 @@ from elip_plugin.errors import ElipError, UnsupportedModelError
 from elip_plugin.hosts.open_clip import towers
 from elip_plugin.hosts.open_clip.guide import linear_maps
 from elip_plugin.hosts.open_clip.support import SUPPORTED
-from elip_plugin.patching.calls import find, opened
+from elip_plugin.patching.calls import find, thread
 from elip_plugin.patching.description import Description, Tower
 from elip_plugin.patching.swap import Patched, swap_for
 
@@ -107,9 +107,14 @@ class ElipCoCa(Patched, open_clip.CoCa):
             return super().forward(image, text, image_latent, image_embs, *args, **options)
         encoded = EncodedText(self._encode_text(text))
         guide = project_to_vision_width(encoded.output[0], linear_maps(self.visual))
-        with call.guided(guide), opened(self, encoded):
+        with call.guided(guide):
             image_latent, image_embs = self._encode_image(image)
+        before = thread.innermost
+        thread.innermost = (self, encoded, before)
+        try:
             return super().forward(image, text, image_latent, image_embs, *args, **options)
+        finally:
+            thread.innermost = before
 
     def _encode_text(self, *args: Any, **options: Any) -> Any:
         """Encode text as the host does, which asks for it twice in a guided forward."""
