@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 DEFAULT_PLAN = "half"
 
 EXAMPLES = examples(
-    "elip check --model ViT-B-32 --checkpoint openai --images photos --out check",
-    "elip check --model hf:FOLDER --images shards --bound overlap@10=0.95 --out check",
+    "elip check --model ViT-B-32 --checkpoint openai --images photos -o out",
+    "elip check --model ViT-B-32 --images photos --bound overlap@10=0.95 -o out",
 )
 
 
