@@ -20,7 +20,7 @@ PYTHON_LAVIS ?= $(call find_python,$(PYTHON) python3.11 python3.10,11)
 	@test -n "$(PYTHON)" || { echo "no Python 3.10 to 3.13 with venv was found: install one, or" \
 	  "name one by PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv .venv-openclip
-	.venv-openclip/bin/pip install -q -e '.[open-clip,transformers,demo,test]' 'peft>=0.14'
+	.venv-openclip/bin/pip install -q -e '.[open-clip,transformers,export,demo,test]' 'peft>=0.14'
 	touch $@
 
 # LAVIS beside libraries newer than its pins, which it is installed without.
@@ -37,7 +37,7 @@ PYTEST = -m pytest -q -n 2 --dist worksteal
 
 # What needs no host of an age is tested with the newest libraries alone: the tools, of which LAVIS'
 # environment runs what is named after LAVIS (tests/test_selection.py sees that all of it is).
-TOOLS = $(addprefix tests/,benchmarks check cli data docs examples measure visualize)
+TOOLS = $(addprefix tests/,benchmarks check cli data docs examples export measure visualize)
 # And what differs with the libraries is tested in every environment: models, and how they are found.
 MODELS = $(addprefix tests/,core hosts patches patching reducers test_golden.py test_import_order.py test_release.py cli/test_doctor.py data/test_vocab.py)
 # But compilers and other people's trainings take minutes and use the same torch.

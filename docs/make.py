@@ -65,6 +65,13 @@ them over the blocks). [What they do](method.md#other-choices), and
 |---|---|---|---|---|
 %(reducers)s
 
+A reducer's options stand beside its name, `reducer: {name: similarity, choice_loss: 1.0}`, or by
+themselves, `choice_loss: 1.0`:
+
+| option | of | type | default | meaning |
+|---|---|---|---|---|
+%(options)s
+
 ## Renamed keys
 
 The old keys are still read, with a `DeprecationWarning`.
@@ -97,10 +104,7 @@ def default_of(field: Field[Any]) -> str:
 def reducer_row(cls: type[Reducer]) -> str:
     """Return a reducer's row of the table of reducers."""
     meaning = (inspect.getdoc(cls) or "").partition("\n")[0]
-    keep = cls.only_keep or "any"
-    stages = f"one, at block 0, keep {keep}" if cls.at_input else "any"
-    if not cls.returns:
-        stages += ", no `until`"
+    stages = cls().describe_stages()
     answers = ("yes" if answer else "no" for answer in (cls.reads_text, cls.looks_ahead))
     return f"| `{cls.name}` | {meaning} | {' | '.join(answers)} | {stages} |"
 
@@ -111,7 +115,12 @@ def configuration() -> str:
     rows = [
         f"| `{f.name}` | {str(f.type).replace('|', 'or')} | {default_of(f)} | {meanings[f.name]} |"
         for f in fields(ElipConfig)
-        if f.name not in DEPRECATED
+        if f.name not in (*DEPRECATED, "reducer_options")
+    ]
+    options = [
+        f"| `{f.name}` | `{cls.name}` | {f.type} | {default_of(f)} | {attributes(cls)[f.name]} |"
+        for cls in OWN
+        for f in fields(cls)
     ]
     stages = [
         f"| `{f.name}` | {str(f.type).replace('|', 'or')} | {stage[f.name]} |"
@@ -131,6 +140,7 @@ def configuration() -> str:
         "stage": "\n".join(stages),
         "presets_table": "\n".join(presets),
         "reducers": "\n".join(map(reducer_row, OWN)),
+        "options": "\n".join(options),
         "renamed": "\n".join(f"| `{old}` | `{new}` |" for old, new in RENAMED.items()),
     }
 

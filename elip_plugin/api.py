@@ -23,6 +23,17 @@ class Handle:
 
     Args:
         model: A patched model or tower.
+
+    Example:
+        >>> import open_clip, torch
+        >>> model = open_clip.create_model("ViT-B-32").train()
+        >>> handle = apply(model, "fast")
+        >>> images, text_features = torch.randn(1, 3, 224, 224), torch.randn(1, 512)
+        >>> with handle.guide(text_features), handle.trace() as trace:
+        ...     features = model.encode_image(images)
+        >>> [stage.kept.shape[1] for stage in trace.stages]
+        [44, 31, 19]
+        >>> handle.remove()
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -114,7 +125,8 @@ def apply(model: nn.Module, config: ElipConfig | Mapping[str, Any] | str | None 
     """Prune the vision tower of a model in place.
 
     Args:
-        model: An OpenCLIP model, its bare vision tower, or LAVIS' `VisionTransformer`.
+        model: A model of OpenCLIP, LAVIS or transformers, or its vision tower by itself; wrappers
+            such as a `PeftModel` are looked through.
         config: A configuration, a mapping for `ElipConfig.from_mapping`, a preset's name, or a
             file such as `elip plan -o plan.yaml` writes; None for the default preset.
 
@@ -122,7 +134,16 @@ def apply(model: nn.Module, config: ElipConfig | Mapping[str, Any] | str | None 
         A handle. On any error the model is as before.
 
     Raises:
+        ConfigError: If the configuration is at fault, or does not suit this kind of model.
+        PlanError: If it does not fit the tower's depth or number of patches, or prunes nothing.
         UnsupportedModelError: If the model cannot be pruned, or already is.
+        MissingHostError: If the model's library is not one that can be imported.
+
+    Example:
+        >>> import open_clip
+        >>> handle = apply(open_clip.create_model("ViT-B-32"), "half")
+        >>> handle.plan.tokens
+        (50, 46, 42, 38, 34, 30, 26, 21, 17, 13, 9, 5)
     """
     model = unwrap(model)
     if any(True for _ in find_patched(model)):
@@ -139,14 +160,19 @@ def find_handle(model: nn.Module) -> Handle:
     """Get the handle of a model that was made by name, copied or unpickled.
 
     Args:
-        model: A patched model or tower; DistributedDataParallel and torch.compile wrappers
-            are looked through.
+        model: A patched model or tower; the wrappers of DataParallel, DistributedDataParallel,
+            FSDP, torch.compile and peft are looked through, in any order.
 
     Returns:
         Its handle.
 
     Raises:
         UnsupportedModelError: If the model is not patched.
+
+    Example:
+        >>> import open_clip
+        >>> find_handle(open_clip.create_model("elip-half-ViT-B-32")).config.reducer
+        'tome'
     """
     model = unwrap(model)
     find_pruner(model)
@@ -163,6 +189,12 @@ def guide(model: nn.Module, features: Tensor) -> Iterator[None]:
 
     Yields:
         Nothing.
+
+    Example:
+        >>> import open_clip, torch
+        >>> model = open_clip.create_model("elip-fast-ViT-B-32").train()
+        >>> with guide(model, torch.randn(2, 512)):
+        ...     features = model.encode_image(torch.randn(2, 3, 224, 224))
     """
     with find_handle(model).guide(features):
         yield
@@ -175,5 +207,13 @@ def update_progress(model: nn.Module, step: int, total_steps: int) -> None:
         model: A patched model or tower, wrapped or not.
         step: Optimizer steps made so far, from 0.
         total_steps: Optimizer steps of the whole training.
+
+    Raises:
+        ConfigError: If the step is below 0, or the total below 1.
+
+    Example:
+        >>> import open_clip
+        >>> model = open_clip.create_model("elip-lowres-ViT-B-32")
+        >>> update_progress(model, step=70, total_steps=100)  # the unpruned end has begun
     """
     find_handle(model).update_progress(step, total_steps)

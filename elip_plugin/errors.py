@@ -32,6 +32,10 @@ class MissingHostError(ElipError, ImportError):
     """A host library that is not installed."""
 
 
+class MissingPackageError(ElipError, ImportError):
+    """A package of an extra of this one that is not installed."""
+
+
 class UnknownModelError(ElipError, KeyError):
     """A name that no host offers."""
 

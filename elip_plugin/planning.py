@@ -119,6 +119,11 @@ def plan(
 
     Raises:
         PlanError: Names every stage that cannot hold, with numbers.
+
+    Example:
+        >>> made = plan(ElipConfig.preset("fast"), num_patches=196, depth=12)
+        >>> made.tokens
+        (197, 197, 178, 178, 129, 129, 129, 129, 129, 129, 80, 80)
     """
     faults: list[str] = []
     stages: list[PlannedStage] = []

@@ -22,7 +22,8 @@ LAYERS = (
     ("patching",),
     ("hosts",),
     ("api",),
-    ("measure", "visualize"),
+    ("export",),
+    ("measure", "visualize", "check"),
     ("cli",),
     ("__main__",),
 )

@@ -21,7 +21,7 @@ from benchmarks.quality.timing import StepTime, time_steps
 from benchmarks.quality.training import training_loss
 from benchmarks.quality.variants import REFERENCE, VARIANTS, Variant
 from elip_plugin import ElipConfig
-from elip_plugin.core.stage import block_macs
+from elip_plugin.reducers import block_macs
 
 PARTS = 1000
 """Number of parts into which a training is cut to find its phases."""

@@ -189,11 +189,11 @@ def _control(model: StudyModel, variant: Variant, tokens: Tensor) -> AbstractCon
         return elip_plugin.guide(model.model, -model.guide(tokens))
     if variant.control == "another picture's choice":
         assert variant.config is not None
-        reducer = find_reducer(variant.config.reducer)
+        reducer = type(find_reducer(variant.config.reducer))
         decide = reducer.decide
 
-        def rolled(*args: Any, **options: Any) -> Selection:
-            own = decide(*args, **options)
+        def rolled(self: Any, *args: Any) -> Selection:
+            own = decide(self, *args)
             weights = None if own.weights is None else own.weights.roll(1, 0)
             return Selection(own.kept.roll(1, 0), own.dropped.roll(1, 0), weights)
 

@@ -42,11 +42,15 @@ app = typer.Typer(
     epilog=examples(
         "elip bench speed --model elip-ViT-B-16 --batch 8",
         "elip bench speed --variants full,fast --passes step --rounds 15 -o results",
+        "elip bench speed --runtime onnx,openvino,torch,compile",
     )
 )
 def speed(
     model: Model = "elip-ViT-B-16",
-    batch: Batch = 8,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pairs per batch: 8, with --runtime 1 (latency) and 32."),
+    ] = None,
     image_size: ImageSize = None,
     device: Device = "",
     precision: Precision = "fp32",
@@ -61,6 +65,9 @@ def speed(
     ] = "fused",
     data: Data = None,
     workers: Workers = 4,
+    runtime: Annotated[
+        str, typer.Option(help="Time the image tower in: torch, compile, onnx, openvino.")
+    ] = "",
     out: OutFolder = None,
 ) -> None:
     """Time variants in turn, beside what they cost in arithmetic and memory."""
@@ -70,6 +77,11 @@ def speed(
 
     if out is not None:
         make_folder(out)
+    if runtime:
+        names = variants or "full,embed"
+        _runtimes(model, image_size, runtime.split(","), names.split(","), batch or 32, rounds, out)
+        return
+    batch = batch or 8
     host_model = _create(model, image_size, device)
     load = None if data is None else _loader(host_model, data, batch)
     setting, rows = measure_speed(
@@ -99,6 +111,36 @@ def speed(
         typer.echo(line)
     if out is not None:
         write_files(out, setting, rows, parts)
+
+
+def _runtimes(
+    model: str,
+    image_size: int | None,
+    runtimes: list[str],
+    variants: list[str],
+    batch: int,
+    rounds: int,
+    out: Path | None,
+) -> None:
+    """Time variants in other runtimes: a single image, and a batch."""
+    import torch
+
+    from elip_plugin.measure.report import runtimes_table
+    from elip_plugin.measure.runtimes import measure_runtimes
+
+    rows = measure_runtimes(
+        _create(model, image_size, "cpu"),
+        runtimes,
+        variants=variants,
+        batches=list(dict.fromkeys((1, batch))),
+        rounds=rounds,
+        progress=lambda text: typer.echo(text, err=True),
+    )
+    print_table(runtimes_table(model, torch.get_num_threads(), rows))
+    if out is not None:
+        about = {"model": model, "threads": torch.get_num_threads(), "rounds": rounds}
+        found = {**about, "rows": [asdict(row) for row in rows]}
+        (out / "runtimes.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _loader(host_model: HostModel, data: Path, batch: int) -> Callable[[], object]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from elip_plugin.cli import bench, check, data, doctor, lavis, plan, show
+from elip_plugin.cli import bench, check, data, doctor, export, lavis, plan, show
 from elip_plugin.cli.options import examples
 from elip_plugin.errors import ElipError
 
@@ -16,6 +16,7 @@ app = typer.Typer(no_args_is_help=True)
 app.command(epilog=plan.MODELS_EXAMPLES)(plan.models)
 app.command(epilog=plan.PLAN_EXAMPLES)(plan.plan)
 app.command(epilog=show.EXAMPLES)(show.show)
+app.command(epilog=export.EXAMPLES)(export.export)
 app.command(epilog=check.EXAMPLES)(check.check)
 app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
 app.add_typer(bench.app, name="bench")

@@ -195,7 +195,7 @@ def _what_wins(pruner: Pruner, keep: str, cost: Callable[[Plan], float]) -> str:
 
 def _other_plans(pruner: Pruner, keep: str) -> Iterator[tuple[str, Plan]]:
     """Yield other plans for a tower by their options, those with the same keep ratios first."""
-    from elip_plugin.config import PRESETS
+    from elip_plugin.config import TRAINING_PRESETS
     from elip_plugin.measure.preview import make_config, plan_for, solve
 
     makers: dict[str, Callable[[], Any]] = {
@@ -203,7 +203,7 @@ def _other_plans(pruner: Pruner, keep: str) -> Iterator[tuple[str, Plan]]:
             make_config, name, ratios
         )
         for ratios in dict.fromkeys((keep, ""))
-        for name in PRESETS
+        for name in TRAINING_PRESETS
     }
     makers[f"--target-speedup {SMALL_SPEEDUP}"] = partial(solve, pruner, SMALL_SPEEDUP)
     for options, make in makers.items():

@@ -102,7 +102,7 @@ def key_uniqueness(
     valid: Tensor | None = None,
     **positions: Any,
 ) -> Tensor:
-    """Compute how little the key of each token is like those of the others.
+    """Compute how different the key of each token is from those of the others.
 
     Args:
         block: The block; keys are the mean of its heads'.
@@ -113,17 +113,17 @@ def key_uniqueness(
         **positions: Where the tokens are, if the block reads that.
 
     Returns:
-        1 / (sum of the cosines of mean-free keys, negative ones left out) [B, T], float32 or
-        wider: 1 for a token that no other is like, 1 / n for one of n equal ones; 0 for the prefix
-        and for padding.
+        1 / (sum of the positive cosines between the keys less their mean) [B, T], float32 or
+        wider. It is 1 for a token that resembles no other, 1 / n for each of n equal tokens, and 0
+        for the prefix and for padding.
     """
     keys = block.query_and_keys(x[:, :1], x, **positions)[1].mean(dim=1)[:, prefix:]
     keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
     keys = F.normalize(keys - mean_token(keys, valid), dim=2)
     keys = keys if valid is None else keys * valid.unsqueeze(-1)
     with torch.autocast(keys.device.type, enabled=False):
-        alike = (keys @ keys.transpose(1, 2)).clamp_min(0).sum(dim=2)
-    unique = alike.clamp_min(1).reciprocal()
+        similar = (keys @ keys.transpose(1, 2)).clamp_min(0).sum(dim=2)
+    unique = similar.clamp_min(1).reciprocal()
     return F.pad(unique if valid is None else unique * valid, (prefix, 0))
 
 

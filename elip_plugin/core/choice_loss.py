@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-class _Taught(torch.autograd.Function):
+class _SelectionLoss(torch.autograd.Function):
     """Returns tokens as they are; in the backward pass log scores get a gradient as well."""
 
     @staticmethod
@@ -35,7 +35,9 @@ class _Taught(torch.autograd.Function):
         return gradient, -ctx.weight * needed.sum(dim=1).mean() * target, None, None
 
 
-def teach_choice(tokens: Tensor, scores: Tensor, kept: Tensor, first: int, weight: float) -> Tensor:
+def attach_selection_loss(
+    tokens: Tensor, scores: Tensor, kept: Tensor, first: int, weight: float
+) -> Tensor:
     """Let the backward pass teach the scores of the kept tokens.
 
     How much the task needs a token is, to first order, by how much its loss would rise without it:
@@ -57,5 +59,5 @@ def teach_choice(tokens: Tensor, scores: Tensor, kept: Tensor, first: int, weigh
     """
     log_scores = scores.gather(1, kept).clamp_min(torch.finfo(scores.dtype).tiny).log()
     log_scores = log_scores - log_scores.logsumexp(dim=1, keepdim=True)
-    taught: Tensor = _Taught.apply(tokens, log_scores, first, weight)  # type: ignore[no-untyped-call]
+    taught: Tensor = _SelectionLoss.apply(tokens, log_scores, first, weight)  # type: ignore[no-untyped-call]
     return taught

@@ -12,13 +12,13 @@ from torch import Tensor
 from elip_plugin.errors import GuideError
 
 
-class Reading(NamedTuple):
-    """How a text encoder reads a tower's output.
+class TextQueries(NamedTuple):
+    """The queries of a text encoder's cross-attentions, mapped to a tower's width.
 
     Attributes:
-        first: What its first cross-attention compares the tokens with [B, G, D].
-        further: Computes what the following ones compare them with, from the tokens after the
-            tower's last norm: [B, T, D] to [B, G', D]. None without more of them.
+        first: Those of the first cross-attention [B, G, D].
+        further: Computes those of the following ones from the tokens after the tower's last norm:
+            [B, T, D] to [B, G', D]. None without more of them.
     """
 
     first: Tensor
@@ -36,7 +36,7 @@ class TextGuide:
         """Compute one guide for each image [B, D]."""
         raise NotImplementedError(f"{type(self).__name__} has no pooled guide")
 
-    def queries(self, layers: int, gradient: bool) -> Tensor | Reading:
+    def queries(self, layers: int, gradient: bool) -> Tensor | TextQueries:
         """Compute what the text side compares the tower's tokens with; by default `pooled`.
 
         Args:
@@ -49,7 +49,7 @@ class TextGuide:
         return self.pooled()
 
 
-Guide = Tensor | Reading | TextGuide | Callable[[], Tensor]
+Guide = Tensor | TextQueries | TextGuide | Callable[[], Tensor]
 """A text guide [B, D], how a text encoder reads; or what makes either once a forward needs it."""
 
 

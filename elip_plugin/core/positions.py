@@ -1,11 +1,12 @@
 """Where the tokens are, for blocks that read that at every call.
 
-Rotary and relative positions do, and the mask of a batch whose images have different numbers of
-patches.
+Blocks with rotary or relative positions do, and blocks that mask the padding of a batch whose
+images have different numbers of patches.
 
-A token that is left has the position of one that entered the tower, as an index into what the
-tower made for all of them: a mean of rotations is none, and one of two offsets may not be in a
-table. So a merged token has the position of the one with the largest weight in it.
+A position is the index of a token that entered the tower, into what the tower computed for all of
+them. Positions cannot be averaged: the mean of two rotations is not a rotation, and the mean of two
+offsets may not be in a table. A merged token therefore has the position of the token with the
+largest weight in it.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class Query(NamedTuple):
         from_batch: Whether the guide is that of M texts which are not paired with the images;
             see `guide_from_batch`.
         valid: Which tokens after the prefix are real [B, T - P]; None where all are.
-        further: Computes more guides from the tokens; see `elip_plugin.core.guide.Reading`.
+        further: Computes more guides from the tokens; see `elip_plugin.core.guide.TextQueries`.
     """
 
     prefix: int
@@ -136,9 +136,9 @@ def text_similarity(
     Args:
         x: Tokens [B, T, D].
         norm: The tower's last norm.
-        query: Has the guide [B, D], or several per image [B, G, D], of which those that are 0
-            count for nothing. Its text weight is not used, and `class_query` only where the texts
-            are not paired: the token that it says chooses among them.
+        query: Its guide is [B, D], or [B, G, D] with several guides per image; guides of zeros
+            count for nothing. The text weight is not used. `class_query` is used only if the texts
+            are not paired with the images: it says which token weighs the texts.
         gradient: Whether norm and guide get a gradient; the tokens never do.
 
     Returns:

@@ -15,7 +15,7 @@ class Selection(NamedTuple):
     """A decision about the non-prefix tokens, counted from the first one.
 
     Attributes:
-        kept: Indices kept [B, K], increasing.
+        kept: Indices of the kept tokens [B, K], increasing.
         dropped: Indices dropped [B, M], best first.
         weights: Merge weights of the dropped [B, M], float32 or wider; None drops them unmerged.
         valid: Which of those kept are real [B, K], in a batch with padding, whose images keep
@@ -72,10 +72,11 @@ def select(
 def _select_each(
     order: Tensor, keep: int, keep_each: Tensor, counts: Tensor, scores: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Select by an order, padding last: kept tokens, merge weights, and which of those are real.
+    """Select in a padded batch: kept tokens, merge weights, and which of the kept are real.
 
-    The kept come first, then what fills the places. What one image keeps is among what another one
-    drops, so all count as dropped, and those that are not have the weight 0.
+    Images keep different numbers of tokens. The kept tokens of an image come first and are followed
+    by tokens that only fill the row. Every token is listed as dropped; those that are kept, or are
+    padding, have the merge weight 0.
     """
     place = torch.arange(order.shape[1], device=order.device)
     real = place < counts.unsqueeze(1)

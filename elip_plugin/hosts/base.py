@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from elip_plugin.hosts.contracts import (
-    OWN_SECTION,
+    FROM_CONFIG,
     Catalogue,
     Host,
     ModelName,
@@ -12,7 +12,7 @@ from elip_plugin.hosts.model import HostModel, reading, seeded
 from elip_plugin.hosts.versions import installed_version
 
 __all__ = [
-    "OWN_SECTION",
+    "FROM_CONFIG",
     "Catalogue",
     "Host",
     "HostModel",

@@ -18,7 +18,7 @@ from elip_plugin.patching.description import Description
 if TYPE_CHECKING:
     from elip_plugin.hosts.model import HostModel
 
-OWN_SECTION = "own"
+FROM_CONFIG = "own"
 """`ModelName.preset` of a model whose own config says what is pruned."""
 
 

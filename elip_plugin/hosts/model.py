@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ class HostModel(ABC):
         context_option: The option of the host's training command for the tokens of a text, if any.
         references: Other unpruned forms of the model to compare with, by name: functions that
             change a copy in place.
+        no_export: Why its towers cannot be exported, as a clause; "" if nothing is against it.
     """
 
     name: str
@@ -44,6 +46,7 @@ class HostModel(ABC):
     has_text_tower: bool = field(default=True, kw_only=True)
     context_option: str = field(default="", kw_only=True)
     references: Mapping[str, Callable[[nn.Module], None]] = field(default_factory=dict)
+    no_export: str = field(default="", kw_only=True)
 
     @abstractmethod
     def preprocess(self, picture: Any) -> Tensor:
@@ -72,6 +75,13 @@ class HostModel(ABC):
     @abstractmethod
     def loss(self, images: Tensor, tokens: Any) -> Tensor:
         """Compute the training loss of a batch."""
+
+    def save_preprocessing(self, folder: Path) -> None:  # noqa: B027  # a host may have none
+        """Write what prepares pictures and texts, in the host's own files; by default nothing.
+
+        Args:
+            folder: Where to write.
+        """
 
     def checkpoint(self) -> None:
         """Turn the host's own gradient checkpointing on; refused if there is none."""
@@ -106,11 +116,12 @@ def seeded(device: str = "cpu", seed: int = 0) -> Iterator[None]:
 
 
 @contextmanager
-def reading(checkpoint: str, build: Callable[[], object]) -> Iterator[None]:
+def reading(checkpoint: str, name: str, build: Callable[[], object]) -> Iterator[None]:
     """Report what fails inside the context as an unreadable checkpoint, if it is one.
 
     Args:
         checkpoint: What is read; "" for nothing.
+        name: The model's name.
         build: Builds the model without it: what fails there, too, is not the checkpoint's fault.
 
     Yields:
@@ -124,4 +135,6 @@ def reading(checkpoint: str, build: Callable[[], object]) -> Iterator[None]:
         if not checkpoint:
             raise
         build()
-        raise DataError(f"checkpoint {checkpoint!r} cannot be read: {reason_of(error)}") from error
+        raise DataError(
+            f"checkpoint {checkpoint!r} of {name} cannot be read: {reason_of(error)}"
+        ) from error

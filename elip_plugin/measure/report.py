@@ -11,7 +11,8 @@ from pathlib import Path
 from rich.table import Table
 
 from elip_plugin.measure.parts import Parts
-from elip_plugin.measure.speed import Row, Setting
+from elip_plugin.measure.runtimes import RuntimeRow
+from elip_plugin.measure.speed import Row, Setting, processor
 from elip_plugin.measure.variants import pruned_variants
 
 
@@ -31,6 +32,27 @@ def speed_table(made: Setting, rows: Sequence[Row]) -> Table:
             f"{row.ratio:.3f} ({row.low:.2f}-{row.high:.2f})",
             f"{row.flops / base.flops:.3f}" if base.flops else "-",
             f"{row.memory / base.memory:.3f}" if base.memory else "-",
+        )
+    return table
+
+
+def runtimes_table(model: str, threads: int, rows: Sequence[RuntimeRow]) -> Table:
+    """Make the table of a run in several runtimes."""
+    title = f"image tower of {model}, {processor()}, {threads} threads"
+    table = Table(title=title, title_justify="left")
+    for name in ("runtime", "batch", "variant"):
+        table.add_column(name)
+    for name in ("a batch", "images per second", "of the first (lowest-highest)", "counted"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            row.runtime,
+            str(row.batch),
+            row.variant,
+            f"{1000 * row.seconds:.1f} ms",
+            f"{row.batch / row.seconds:.1f}",
+            f"{row.ratio:.3f} ({row.low:.2f}-{row.high:.2f})",
+            f"{row.counted:.3f}",
         )
     return table
 

@@ -116,7 +116,7 @@ def measure_speed(
     setting = Setting(
         model=host_model.name,
         batch=batch,
-        device=torch.cuda.get_device_name(images.device) if images.is_cuda else _processor(),
+        device=torch.cuda.get_device_name(images.device) if images.is_cuda else processor(),
         threads=torch.get_num_threads(),
         precision=precision,
         compiled=compiled,
@@ -130,7 +130,7 @@ def measure_speed(
 
 
 def time_in_turn(steps: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Time each step in each round, so that a drifting machine treats all alike."""
+    """Time each step in each round, so that a drifting machine treats all equally."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(WARMUP + rounds):
         for name, step in steps.items():
@@ -170,7 +170,7 @@ def _count_memory(
     return saved_bytes(partial(measured.forward, variant), variant.host_model.model.parameters())
 
 
-def _processor() -> str:
+def processor() -> str:
     """Return the name of this machine's processor, or of its architecture."""
     try:
         with open("/proc/cpuinfo") as file:

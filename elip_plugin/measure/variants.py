@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from elip_plugin.api import apply, find_handle
-from elip_plugin.config import PRESETS, ElipConfig
+from elip_plugin.config import PRESETS, TRAINING_PRESETS, ElipConfig
 from elip_plugin.errors import ConfigError
 from elip_plugin.hosts.base import HostModel
 from elip_plugin.patching.install import find_pruner
@@ -110,7 +110,8 @@ def variant_names(host_model: HostModel) -> list[str]:
     """List the variants of a model that every tower can do, the unpruned ones first."""
     asked = {name: ElipConfig.from_mapping(v).reducer for name, v in pruned_variants().items()}
     found = {name: find_reducer(reducer) for name, reducer in asked.items()}
-    pruned = [name for name, reducer in found.items() if reducer.fits_every_tower()]
+    twice = set(PRESETS) - set(TRAINING_PRESETS)  # variants are timed pruned in any case
+    pruned = [n for n, reducer in found.items() if not reducer.needs and n not in twice]
     return [UNPRUNED, *host_model.references, *pruned]
 
 

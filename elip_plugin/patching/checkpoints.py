@@ -31,7 +31,7 @@ def load_checkpoint(path: str | Path, *, trusted: bool = False) -> Any:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"checkpoint {str(path)!r} is no file")
-    trusted = trusted or _is_trusted(path)
+    trusted = trusted or is_trusted(path)
     try:
         return load(path, map_location="cpu", weights_only=not trusted)
     except Exception as error:  # of as many kinds as there are kinds of broken files
@@ -41,7 +41,8 @@ def load_checkpoint(path: str | Path, *, trusted: bool = False) -> Any:
         raise DataError(message) from error
 
 
-def _is_trusted(path: Path) -> bool:
+def is_trusted(path: Path) -> bool:
+    """Return whether the environment variable `ELIP_TRUST_CHECKPOINT` names a file."""
     names = filter(None, os.environ.get(TRUST, "").split(os.pathsep))
     return path.resolve() in [Path(name).expanduser().resolve() for name in names]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from elip_plugin.core.guide import Guide, Reading
+from elip_plugin.core.guide import Guide, TextQueries
 from elip_plugin.core.positions import PositionOptions, Positions
 from elip_plugin.core.score import Query
 from elip_plugin.core.trace import Trace
@@ -125,12 +125,12 @@ class Call:
         guide, further = None, None
         if self.text_weight > 0:
             assert self.guide is not None  # else the call is not active
-            read: Tensor | Reading
+            read: Tensor | TextQueries
             if isinstance(self.guide, Tensor):
                 read = self.guide
             else:
                 read = self.reducer.read_guide(self.guide, training=self.training)
-            if isinstance(read, Reading):
+            if isinstance(read, TextQueries):
                 guide, further = read.first, read.further and _once(read.further)
             else:
                 guide = read

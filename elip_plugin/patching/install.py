@@ -8,10 +8,12 @@ from torch import nn
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import ConfigError, UnsupportedModelError
-from elip_plugin.patching.description import Description
+from elip_plugin.patching.description import Description, Tower
+from elip_plugin.patching.patch_embedding import swap_patch_embedding
 from elip_plugin.patching.progress import TrainingProgress
 from elip_plugin.patching.pruner import Pruner
-from elip_plugin.patching.swap import ATTRIBUTE, find_patched, refuse_replaced_forward
+from elip_plugin.patching.swap import ATTRIBUTE, Swap, find_patched, refuse_replaced_forward
+from elip_plugin.reducers import Reducer
 
 
 def install(description: Description, config: ElipConfig) -> Pruner:
@@ -57,17 +59,29 @@ def install(description: Description, config: ElipConfig) -> Pruner:
     pruners = [
         Pruner(config, tower.shape, progress, tower.random_blocks, tower.norm) for tower in towers
     ]
-    around = [config.method.swaps_around(tower.patch_embed, tower.norm) for tower in towers]
+    around = [swaps_around(tower, config.method) for tower in towers]
     for tower, pruner, more in zip(towers, pruners, around, strict=True):
         used = pruner.reducer.blocks_used(pruner.plan.stages, tower.shape.depth)
         for i, block in enumerate(tower.blocks):
             if tower.random_blocks or i in used:
-                block.make()
+                block.apply()
         for other in (*more, *tower.others, tower.stack):
-            other.make(elip=pruner)
+            other.apply(elip=pruner)
     for other in description.others:
-        other.make(elip=pruners[0])
+        other.apply(elip=pruners[0])
     return pruners[0]
+
+
+def swaps_around(tower: Tower, reducer: Reducer) -> list[Swap]:
+    """Return the swaps of what lies around a tower's blocks; refuse one without what is needed."""
+    if "norm" in reducer.needs and not tower.norm:
+        raise UnsupportedModelError(
+            f"reducer {reducer.name!r} compares the tokens with the text after the tower's last "
+            "norm, which this tower does not have: use another reducer"
+        )
+    if "patch_embed" not in reducer.needs:
+        return []
+    return [swap_patch_embedding(tower.patch_embed, reducer.name)]
 
 
 def find_pruner(module: Any) -> Pruner:

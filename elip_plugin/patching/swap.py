@@ -48,7 +48,7 @@ class Swap:
     patched: type[nn.Module]
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
-    def make(self, **attributes: Any) -> None:
+    def apply(self, **attributes: Any) -> None:
         """Give the module its patched class, its attributes and further ones."""
         for name, value in {**self.attributes, **attributes}.items():
             # Past nn.Module.__setattr__: what the pruner refers to must not become a child.
@@ -56,7 +56,7 @@ class Swap:
         _change_class(self.module, self.patched)
 
 
-def choose(module: nn.Module, patched: Mapping[type, type[nn.Module]], **attributes: Any) -> Swap:
+def swap_for(module: nn.Module, patched: Mapping[type, type[nn.Module]], **attributes: Any) -> Swap:
     """Return the swap for a module, by the host's exact classes; changes nothing."""
     if type(module) not in patched:
         allowed = sorted(cls.__name__ for cls in patched)
@@ -91,11 +91,11 @@ def refuse_replaced_forward(module: nn.Module) -> None:
         )
 
 
-def choose_all(
+def swaps_for(
     modules: Iterable[nn.Module], patched: Mapping[type, type[nn.Module]], **attributes: Any
 ) -> tuple[Swap, ...]:
-    """Return the swap for each module; see `choose`."""
-    return tuple(choose(module, patched, **attributes) for module in modules)
+    """Return the swap for each module; see `swap_for`."""
+    return tuple(swap_for(module, patched, **attributes) for module in modules)
 
 
 def find_patched(model: nn.Module) -> Iterator[nn.Module]:

@@ -15,7 +15,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from elip_plugin.core.select import Selection
-from elip_plugin.core.stage import PlannedStage
+from elip_plugin.core.stage import PlannedStage, block_macs
 from elip_plugin.errors import ConfigError, nearest
 from elip_plugin.reducers.base import Reducer, StageContext, option_faults
 from elip_plugin.reducers.cluster import Cluster
@@ -39,6 +39,7 @@ __all__ = [
     "Reducer",
     "Selection",
     "StageContext",
+    "block_macs",
     "find_reducer",
     "make_reducer",
     "option_defaults",

@@ -12,11 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from elip_plugin.core.guide import Guide, Reading, TextGuide
+from elip_plugin.core.guide import Guide, TextGuide, TextQueries
 from elip_plugin.core.merge import keep_and_merge, put_back
 from elip_plugin.core.positions import Positions, positions_after, valid_after
 from elip_plugin.core.score import Query
@@ -24,9 +24,6 @@ from elip_plugin.core.select import Selection
 from elip_plugin.core.stage import PlannedStage, block_macs
 from elip_plugin.core.trace import Trace
 from elip_plugin.errors import ConfigError, GuideError, UnsupportedModelError
-
-if TYPE_CHECKING:
-    from elip_plugin.patching.swap import Swap
 
 BlockCall = Callable[..., Any]
 """Runs one main block: (block, tokens [B, T, D], mode=None, **options) -> tokens [B, T, D], or what
@@ -114,6 +111,8 @@ class Reducer:
         traceable: Whether it records its stages in `StageContext.trace`.
         returns: Whether `Stage.until` can bring back what a stage drops.
         uses_attention: Whether each stage computes an attention row, which the plan then counts.
+        needs: Parts that a tower must have besides its blocks: "norm", its last norm, and
+            "patch_embed", the convolution that embeds its patches, which then is run by `embed`.
         guide_kind: What the text guide is: "pooled", a feature of each text [B, D], or "queries",
             what the text side compares a tower's output with.
         presets: Configurations of it that have a name: mappings as for
@@ -131,6 +130,7 @@ class Reducer:
     traceable: ClassVar[bool] = True
     returns: ClassVar[bool] = True
     uses_attention: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ()
     guide_kind: ClassVar[str] = "pooled"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
@@ -155,11 +155,7 @@ class Reducer:
         return defaults if self.looks_ahead else {**defaults, "preset": "fast"}
 
     def option_faults(self) -> list[str]:
-        """List what is wrong with the options, besides their types.
-
-        Returns:
-            A sentence for each fault.
-        """
+        """List what is wrong with the options, besides their types: a sentence for each fault."""
         return []
 
     def config_faults(self, config: Any) -> list[str]:
@@ -197,37 +193,6 @@ class Reducer:
             text_is_sought: Whether an image's text is what the model is trained to find.
             teachable: Whether the guide has a gradient in training.
         """
-
-    def swaps_around(self, patch_embed: nn.Module | None, norm: str) -> tuple[Swap, ...]:
-        """Return swaps of what lies around a tower's blocks; by default none.
-
-        Args:
-            patch_embed: The convolution that embeds patches; None where there is none.
-            norm: Name of the tower's last norm in the tower; "" where there is none.
-
-        Returns:
-            The swaps. UnsupportedModelError if the tower lacks what the reducer needs.
-        """
-        return ()
-
-    def fits_every_tower(self) -> bool:
-        """Return whether it needs nothing of a tower but its blocks.
-
-        Returns:
-            Whether it does.
-        """
-        return self.guide_kind == "pooled"
-
-    def why_not_stem(self, stem: str) -> str:
-        """Say why a tower is not supported whose patches are not embedded by one convolution.
-
-        Args:
-            stem: How it embeds them, as a clause.
-
-        Returns:
-            The reason; "" where that does not matter.
-        """
-        return ""
 
     # What it does to the number of tokens, and what that costs.
 
@@ -275,15 +240,12 @@ class Reducer:
         row = stage.tokens_in * (width**2 + width)  # key projection, one row of logits
         return (stage.lookahead - 1) * block_macs(stage.tokens_in, width, mlp_ratio) + row
 
+    def describe_stages(self) -> str:
+        """Describe in a few words which stages a configuration may have."""
+        return "any" if self.returns else "any, no `until`"
+
     def describe_stage(self, stage: PlannedStage) -> str:
-        """Describe a stage, for a table.
-
-        Args:
-            stage: The stage.
-
-        Returns:
-            A few words.
-        """
+        """Describe a stage in a few words."""
         about = f"keep {stage.keep}"
         if self.uses_attention:
             about += f", look ahead {stage.lookahead}"
@@ -294,22 +256,15 @@ class Reducer:
     # What it does in a forward.
 
     def alone_eval_mode(self) -> str:
-        """Return the `eval_mode` by which a tower is pruned in evaluation with nothing but images.
-
-        Returns:
-            "image"; "text" of a reducer that cannot do without one.
-        """
+        """Return the `eval_mode` that prunes by images alone; "text" where none does."""
         return "image"
 
+    def why_not_export(self) -> str:
+        """Say why a tower that it prunes is no fixed graph of its images; "" if it is."""
+        return ""
+
     def make_trace(self, prefix: int) -> Trace:
-        """Return an empty trace.
-
-        Args:
-            prefix: Prefix tokens P.
-
-        Returns:
-            The trace. UnsupportedModelError if the reducer records nothing.
-        """
+        """Return an empty trace for P prefix tokens; refuse if the reducer records nothing."""
         if not self.traceable:
             raise UnsupportedModelError(
                 f"reducer {self.name!r} records nothing, so it cannot be traced; the "
@@ -317,7 +272,7 @@ class Reducer:
             )
         return Trace(prefix)
 
-    def read_guide(self, guide: Guide, *, training: bool) -> Tensor | Reading:
+    def read_guide(self, guide: Guide, *, training: bool) -> Tensor | TextQueries:
         """Compute the guide of a forward.
 
         Args:

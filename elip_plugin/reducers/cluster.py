@@ -1,4 +1,4 @@
-"""Cluster masking (Wei et al., CVPR 2024; its kin CLIP-PGS, CVPR 2025): what looks alike leaves.
+"""Cluster masking (Wei et al., CVPR 2024; CLIP-PGS, CVPR 2025): similar patches leave.
 
 Some patches are drawn as anchors; they and the patches that look like one of them leave first, then
 others at random, until as many are left as the stage keeps. In the first paper the number varies.
@@ -16,13 +16,13 @@ from elip_plugin.core.select import Selection
 from elip_plugin.core.stage import PlannedStage
 from elip_plugin.reducers.base import StageContext
 from elip_plugin.reducers.pixels import PixelReducer
-from elip_plugin.reducers.random import draw
+from elip_plugin.reducers.random import DRAWS, draw
 
 ANCHORS = 0.05
 """Share of the patches that are anchors; at least one is."""
 
 THRESHOLD = 0.5
-"""Cosine to an anchor above which a patch is alike."""
+"""Cosine to an anchor above which a patch counts as similar."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,10 @@ class Cluster(PixelReducer):
     """Drop patches that look like a few random ones first, then at random; merge nothing."""
 
     name = "cluster"
+
+    def why_not_export(self) -> str:
+        """Say that it draws; see `Reducer.why_not_export`."""
+        return DRAWS
 
     def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
         """Decide by the pixels; see `Reducer.decide`."""
@@ -69,5 +73,5 @@ def look_alike(looks: Tensor, anchors: Tensor) -> Tensor:
     """
     chosen = looks.gather(1, anchors.unsqueeze(2).expand(-1, -1, looks.shape[2]))
     with torch.autocast(looks.device.type, enabled=False):
-        alike = (looks @ chosen.transpose(1, 2)).amax(dim=2) > THRESHOLD
-    return alike.scatter(1, anchors, True)  # a black patch is not like itself
+        similar = (looks @ chosen.transpose(1, 2)).amax(dim=2) > THRESHOLD
+    return similar.scatter(1, anchors, True)  # the cosine of a black patch with itself is 0

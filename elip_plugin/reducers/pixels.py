@@ -6,12 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from elip_plugin.core.patches import split_patches
 from elip_plugin.errors import PlanError
-from elip_plugin.patching.patch_embedding import swap_patch_embedding
-from elip_plugin.patching.swap import Swap
 from elip_plugin.reducers.base import Reducer, StageContext
 
 
@@ -24,6 +22,7 @@ class PixelReducer(Reducer):
     """
 
     uses_attention = False
+    needs = ("patch_embed",)
     input_keep: ClassVar[float] = 0.5
 
     def config_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,17 +43,9 @@ class PixelReducer(Reducer):
             )
         return faults
 
-    def swaps_around(self, patch_embed: nn.Module | None, norm: str) -> tuple[Swap, ...]:
-        """Return the swap of the patch embedding; see `Reducer.swaps_around`."""
-        return (swap_patch_embedding(patch_embed, self.name),)
-
-    def fits_every_tower(self) -> bool:
-        """Return False: some towers embed patches by several convolutions."""
-        return False
-
-    def why_not_stem(self, stem: str) -> str:
-        """Say that one convolution is needed; see `Reducer.why_not_stem`."""
-        return f"{stem}, and reducer {self.name!r} needs one convolution"
+    def describe_stages(self) -> str:
+        """Describe the one stage; see `Reducer.describe_stages`."""
+        return "one, at block 0, keep any"
 
     def embed(
         self, embedding: Callable[[Tensor], Tensor], images: Tensor, patch: tuple[int, int]

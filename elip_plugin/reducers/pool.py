@@ -56,6 +56,10 @@ class Pool(PixelReducer):
             )
         return faults
 
+    def describe_stages(self) -> str:
+        """Describe the one stage; see `Reducer.describe_stages`."""
+        return f"one, at block 0, keep {self.input_keep}, no `until`"
+
     def embed(
         self, embedding: Callable[[Tensor], Tensor], images: Tensor, patch: tuple[int, int]
     ) -> tuple[Tensor, Tensor | None]:

@@ -15,6 +15,8 @@ from elip_plugin.core.select import Selection, select
 from elip_plugin.core.stage import PlannedStage
 from elip_plugin.reducers.base import Reducer, StageContext
 
+DRAWS = "draws by chance what it keeps, in evaluation too"
+
 
 def draw(batch: int, tokens: int, device: torch.device) -> Tensor:
     """Draw the numbers that decide; the lowest stay.
@@ -36,6 +38,10 @@ class Random(Reducer):
 
     name = "random"
     uses_attention = False
+
+    def why_not_export(self) -> str:
+        """Say that it draws; see `Reducer.why_not_export`."""
+        return DRAWS
 
     def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
         """Decide at random; see `Reducer.decide`."""

@@ -12,15 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from elip_plugin.core.choice_loss import teach_choice
-from elip_plugin.core.guide import Guide, Reading, TextGuide
+from elip_plugin.core.choice_loss import attach_selection_loss
+from elip_plugin.core.guide import Guide, TextGuide, TextQueries
 from elip_plugin.core.score import text_similarity
 from elip_plugin.core.select import Selection, select
 from elip_plugin.core.stage import PlannedStage
-from elip_plugin.errors import ConfigError, UnsupportedModelError
-from elip_plugin.patching.swap import Swap
+from elip_plugin.errors import ConfigError
 from elip_plugin.reducers.base import Reducer, StageContext
 
 FOR_QUESTIONS = {"preset": "fast", "reducer": {"name": "similarity", "choice_loss": 1.0}}
@@ -44,6 +43,7 @@ class Similarity(Reducer):
     name = "similarity"
     reads_text = True
     uses_attention = False
+    needs = ("norm",)
     guide_kind = "queries"
 
     choice_loss: float = 0.0
@@ -93,15 +93,6 @@ class Similarity(Reducer):
                 stacklevel=4,
             )
 
-    def swaps_around(self, patch_embed: nn.Module | None, norm: str) -> tuple[Swap, ...]:
-        """Refuse a tower without a last norm; see `Reducer.swaps_around`."""
-        if not norm:
-            raise UnsupportedModelError(
-                f"reducer {self.name!r} compares the tokens with the text after the tower's "
-                "last norm, which this tower does not have: use another reducer"
-            )
-        return ()
-
     def selection_macs(self, stage: PlannedStage, width: int, mlp_ratio: float) -> float:
         """Count the products with the guide; see `Reducer.selection_macs`."""
         return float(stage.tokens_in * width)
@@ -110,7 +101,11 @@ class Similarity(Reducer):
         """Return "text": nothing is chosen without; see `Reducer.alone_eval_mode`."""
         return "text"
 
-    def read_guide(self, guide: Guide, *, training: bool) -> Tensor | Reading:
+    def why_not_export(self) -> str:
+        """Say that it needs a text; see `Reducer.why_not_export`."""
+        return "chooses by a text, and an exported tower has none"
+
+    def read_guide(self, guide: Guide, *, training: bool) -> Tensor | TextQueries:
         """Read the guide as the text side compares; see `Reducer.read_guide`."""
         if isinstance(guide, TextGuide):
             return guide.queries(self.cross_attentions, training and self.choice_loss > 0)
@@ -133,4 +128,4 @@ class Similarity(Reducer):
         """Attach the loss on the choice; see `Reducer.teach`."""
         assert selection.trainable_scores is not None
         scores, kept = selection.trainable_scores, selection.kept
-        return teach_choice(x, scores, kept, prefix, self.choice_loss)
+        return attach_selection_loss(x, scores, kept, prefix, self.choice_loss)

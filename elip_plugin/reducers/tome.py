@@ -22,6 +22,12 @@ from elip_plugin.core.blocks import BlockParts
 from elip_plugin.core.stage import PlannedStage
 from elip_plugin.reducers.base import BlockCall, Reducer, StageContext
 
+# In every block as many of the patches as there are blocks can spare.
+HALF: Mapping[str, Any] = {
+    "stages": [{"block": 0, "lookahead": 1, "keep": 0.5}],
+    "reference_depth": 12,
+}
+
 
 @dataclass(frozen=True)
 class ToMe(Reducer):
@@ -31,8 +37,9 @@ class ToMe(Reducer):
     returns = False
     uses_attention = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        # In every block as many of the patches as there are blocks can spare.
-        "half": {"stages": [{"block": 0, "lookahead": 1, "keep": 0.5}], "reference_depth": 12}
+        "half": HALF,
+        # For weights that are there: it costs least without any training (docs/quality.md).
+        "embed": {**HALF, "eval_mode": "image"},
     }
 
     def resolve_stages(
@@ -181,7 +188,8 @@ def match(keys: Tensor, remove: int, prefix: int = 1) -> Pairs:
         # The first set is the larger one where their number is odd.
         first, second = metric[:, ::2], metric[:, 1::2]
         best, partner = (first @ second.transpose(1, 2)).max(dim=2)
-        order = best.argsort(dim=1, descending=True)
+        # Stable, as in `select`: what an exported graph does with equal numbers is then the same.
+        order = best.sort(dim=1, descending=True, stable=True).indices
         gone, stay = order[:, :remove], order[:, remove:].sort(dim=1).values
         return Pairs(gone, stay, partner.gather(1, gone), second.shape[1])
 
@@ -227,11 +235,12 @@ def merge_padded(
     with torch.no_grad():
         real = sizes[:, prefix:] > 0
         metric = F.normalize(keys.detach()[:, prefix:], dim=-1)
-        alike = metric[:, ::2] @ metric[:, 1::2].transpose(1, 2)
-        alike = alike.masked_fill(~real[:, None, 1::2], -torch.inf)
-        best, into = alike.max(dim=2)
+        similar = metric[:, ::2] @ metric[:, 1::2].transpose(1, 2)
+        similar = similar.masked_fill(~real[:, None, 1::2], -torch.inf)
+        best, into = similar.max(dim=2)
         best = best.masked_fill(~real[:, ::2], -torch.inf)
-        rank = best.argsort(dim=1, descending=True).argsort(dim=1)
+        order = best.sort(dim=1, descending=True, stable=True).indices
+        rank = order.argsort(dim=1)
         going = (real.sum(dim=1) - keep_each).unsqueeze(1)
         goes = (rank < going).unsqueeze(-1)
         order = torch.arange(real.shape[1], device=x.device)

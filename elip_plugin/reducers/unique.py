@@ -1,8 +1,8 @@
 """Keep the tokens that are least like the others, by the keys of the next block; no text.
 
-A density estimate, as in the literature on token merging (ToMe compares keys too): a token stands
-for as many tokens as are like it. The merged token weighs each dropped token by the inverse of that
-number, so that of a group of alike tokens all together count about once.
+A density estimate, as in the literature on token merging (ToMe compares keys too): each token
+counts how many tokens are similar to it. The merged token weighs each dropped token by the inverse
+of that number, so that a group of similar tokens counts about as much as one token.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class StageView:
             patches, tokens = sum(map(len, self.groups)), len(self.groups)
             return (
                 f"{len(self.kept) + tokens} tokens: {len(self.kept)} of one patch, {tokens} of "
-                f"{patches} alike ones"
+                f"{patches} similar ones"
             )
         counts = [len(part) for part in (self.kept, self.merged, self.earlier, self.gone)]
         away = "dropped" if self.until is None else f"set aside until block {self.until}"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tensors import randn
 
-from elip_plugin.core.choice_loss import teach_choice
+from elip_plugin.core.choice_loss import attach_selection_loss
 
 KEPT = torch.tensor([[0, 2, 3], [1, 2, 4]])
 FIRST, WEIGHT = 2, 0.7
@@ -19,7 +19,7 @@ def run(
     x = randn(2, FIRST + 3 + 1, 4).to(dtype).requires_grad_()
     logits = (spread * randn(2, 6, seed=1)).to(dtype).requires_grad_()
     scores = logits.softmax(dim=1)
-    after = teach_choice(x, scores, KEPT, FIRST, WEIGHT) if taught else x
+    after = attach_selection_loss(x, scores, KEPT, FIRST, WEIGHT) if taught else x
     loss = scale * ((after * randn(2, 6, 4, seed=3).to(dtype)).sum(dim=(1, 2)) ** 2).sum()
     (loss + 0 * logits.sum()).backward()
     assert x.grad is not None and logits.grad is not None

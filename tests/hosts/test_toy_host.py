@@ -12,7 +12,7 @@ import elip_plugin
 from elip_plugin.hosts.base import Host, HostModel, ModelName
 from elip_plugin.patching.blocks import PrunableBlock, PrunableStack
 from elip_plugin.patching.description import Description, Tower, TowerShape
-from elip_plugin.patching.swap import Swap, choose_all
+from elip_plugin.patching.swap import Swap, swaps_for
 
 
 class Clip(nn.Module):  # somebody's library
@@ -86,7 +86,7 @@ class ToyHost(Host):
         return self.names().get("elip-" + name.removeprefix("elip-"))
 
     def describe(self, module: Any) -> Description:
-        blocks = choose_all(module.blocks, {nn.TransformerEncoderLayer: PrunableLayer})
+        blocks = swaps_for(module.blocks, {nn.TransformerEncoderLayer: PrunableLayer})
         stack = Swap(module.blocks, PrunableLayers)
         return Description(module, Tower(TowerShape(64, 12, 32), stack, blocks))
 

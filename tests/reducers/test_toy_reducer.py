@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,22 @@ from elip_plugin.reducers import PlannedStage, Reducer, StageContext, reducers
 CONFIG: dict[str, Any] = {"preset": "paper", "reducer": "lowest", "text_weight": 0.0}
 
 
+@dataclass(frozen=True)
 class Lowest(Reducer):
     """Keep what the class token attends to least."""
 
     name = "lowest"
     looks_ahead = True
 
+    sign: int = -1
+
+    def option_faults(self) -> list[str]:
+        return [] if self.sign in (-1, 1) else [f"sign must be -1 or 1, got {self.sign}"]
+
     def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
         blocks = context.blocks[stage.block : stage.block + stage.lookahead]
         scores = score(x, blocks, context.query, random_blocks=context.random_blocks)
-        return select(1 - scores, stage.keep)
+        return select(1 + self.sign * scores, stage.keep)
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +69,33 @@ def test_it_prunes_is_traced_and_costs_what_is_counted(tiny_clip: Any) -> None:
     with handle.trace() as trace:
         model.encode_image(images)
     assert [s.kept.shape[1] for s in trace.stages] == [s.keep for s in handle.plan.stages]
+
+
+def test_its_option_is_checked_shown_and_used(tiny_clip: Any) -> None:
+    for given in ({"reducer": {"name": "lowest", "sign": 1}}, {"reducer": "lowest", "sign": 1}):
+        config = elip_plugin.ElipConfig.from_mapping({**CONFIG, **given})
+        assert config.method == Lowest(sign=1) and config.sign == 1
+        mapping = config.to_mapping()
+        assert mapping["reducer"] == {"name": "lowest", "sign": 1}
+        assert elip_plugin.ElipConfig.from_mapping(mapping) == config
+    for option, message in (
+        ({"sign": 2}, "sign must be -1 or 1, got 2"),
+        ({"sign": "up"}, "sign must be an integer, got 'up'"),
+        ({"sgn": 1}, r"reducer 'lowest' has no option 'sgn'.* did you mean \['sign'\]"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            elip_plugin.ElipConfig.from_mapping({**CONFIG, "reducer": {"name": "lowest", **option}})
+    with pytest.raises(ConfigError, match=r"'elip' has no option 'sign'.* \['lowest'\] have it"):
+        elip_plugin.ElipConfig.from_mapping({"reducer": "elip", "sign": 1})
+    images, kept = torch.randn(2, 3, 64, 64), []
+    for sign in (-1, 1):
+        model = tiny_clip().eval()
+        options = {"name": "lowest", "sign": sign}
+        handle = elip_plugin.apply(model, {**CONFIG, "eval_mode": "image", "reducer": options})
+        with handle.trace() as trace:
+            model.encode_image(images)
+        kept.append(trace.stages[0].kept)
+    assert not torch.equal(*kept)
 
 
 def test_it_is_measured_beside_the_others() -> None:

@@ -108,7 +108,7 @@ def test_what_is_shown_is_what_the_model_does() -> None:
     before = handle.config
     noise = Image.fromarray(torch.randint(0, 255, (64, 64, 3), dtype=torch.uint8).numpy())
     made = visualize(shown, [Picture("n", noise)], ["a cat", "two sofas", "a cat"])
-    assert handle.config is before and find_pruner(shown.model).eval_mode == "full"
+    assert handle.config is before and find_pruner(shown.model).settings.eval_mode is None
     one, two, again = made.rows
     assert one.stages == again.stages and again.differing == 0
     assert one.stages != two.stages
@@ -272,7 +272,7 @@ def grouped() -> Visualization:
 def test_groups_are_filled_with_their_mean_colour_and_bordered(tmp_path: Path) -> None:
     made = grouped()
     (stage,) = made.rows[0].stages
-    assert stage.describe() == "4 tokens: 2 of one patch, 2 of 4 alike ones"
+    assert stage.describe() == "4 tokens: 2 of one patch, 2 of 4 similar ones"
     image = made.pictures[0][1]
     assert set(made.borders(image, stage)) == {
         (8, 0, 8, 10), (8, 10, 8, 20), (16, 10, 16, 20), (8, 10, 16, 10), (16, 10, 24, 10)

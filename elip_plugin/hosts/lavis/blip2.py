@@ -12,12 +12,12 @@ from lavis.common.registry import registry
 from lavis.models import Blip2OPT, Blip2Qformer, Blip2T5
 from lavis.models.blip2_models.blip2_image_text_matching import Blip2ITM
 
-from elip_plugin.hosts.lavis.entries import PrunedModel, pruned_class
 from elip_plugin.hosts.lavis.guide import guided_by_text
+from elip_plugin.hosts.lavis.guided import PrunedModel, pruned_class
 from elip_plugin.hosts.lavis.text import qformer_pass
 
 
-class ByQFormer(PrunedModel):
+class GuidedQFormer(PrunedModel):
     """A pruned model whose Q-Former encodes texts too."""
 
     default = "fast"  # a frozen tower pays for a lookahead in full, and saves its forward only
@@ -41,7 +41,7 @@ class ByQFormer(PrunedModel):
             return super().forward(samples, *args, **options)  # type: ignore[misc]
 
 
-class ElipBlip2ITM(ByQFormer, Blip2ITM):
+class ElipBlip2ITM(GuidedQFormer, Blip2ITM):
     """BLIP-2 matching images and texts."""
 
     replaces = Blip2ITM
@@ -54,7 +54,7 @@ class ElipBlip2ITM(ByQFormer, Blip2ITM):
         return super().forward(samples, match_head=match_head)
 
 
-class ByInstruction(ByQFormer):
+class GuidedByInstruction(GuidedQFormer):
     """InstructBLIP, whose Q-Former reads the instruction."""
 
     guided_by = "instruction"
@@ -69,11 +69,11 @@ class ByInstruction(ByQFormer):
 
 
 ARCHS: dict[str, type[Any]] = {
-    "blip2": pruned_class(__name__, Blip2Qformer, ByQFormer),
+    "blip2": pruned_class(__name__, Blip2Qformer, GuidedQFormer),
     "blip2_image_text_matching": ElipBlip2ITM,
     # Their language models read the Q-Former's tokens and the answer: the image alone chooses.
-    "blip2_opt": pruned_class(__name__, Blip2OPT, ByQFormer, guided_by="nothing"),
-    "blip2_t5": pruned_class(__name__, Blip2T5, ByQFormer, guided_by="nothing"),
+    "blip2_opt": pruned_class(__name__, Blip2OPT, GuidedQFormer, guided_by="nothing"),
+    "blip2_t5": pruned_class(__name__, Blip2T5, GuidedQFormer, guided_by="nothing"),
 }
 ARCHS["blip2_feature_extractor"] = ARCHS["blip2"]
 """Pruned classes by LAVIS' name for the base."""
@@ -81,4 +81,4 @@ ARCHS["blip2_feature_extractor"] = ARCHS["blip2"]
 for _name in ("blip2_t5_instruct", "blip2_vicuna_instruct"):  # of LAVIS' main branch
     _base = registry.get_model_class(_name)
     if _base is not None:
-        ARCHS[_name] = pruned_class(__name__, _base, ByInstruction)
+        ARCHS[_name] = pruned_class(__name__, _base, GuidedByInstruction)

@@ -14,7 +14,7 @@ from elip_plugin.hosts.lavis.compat.offline import build_base, checkpoint_blocks
 from elip_plugin.hosts.lavis.compat.settings import BERT_FAMILY, CLIP_FAMILY, read_settings
 from elip_plugin.hosts.lavis.describe import describe_model
 from elip_plugin.patching.install import install
-from elip_plugin.patching.swap import choose
+from elip_plugin.patching.swap import swap_for
 
 log = logging.getLogger("elip_plugin")
 
@@ -45,7 +45,7 @@ def from_config(patched: Any, cfg: Any, config: ElipConfig | None = None) -> Any
     settings = read_settings(cfg, family, others=[SECTION])
     config = config or pruning_of(patched, cfg)
     model = build_base(patched.replaces, cfg, settings)
-    pruner = install(describe_model(model, choose(model, {patched.replaces: patched})), config)
+    pruner = install(describe_model(model, swap_for(model, {patched.replaces: patched})), config)
     if cfg.get("vit_grad_ckpt", False):
         checkpoint_blocks(model.visual_encoder, int(cfg.get("vit_ckpt_layer", 0)))
     how = "image alone" if config.text_weight == 0 else patched.guided_by

@@ -15,7 +15,7 @@ from elip_plugin.core.blocks import PackedAttention
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.patching.blocks import PrunableBlock, PrunableStack, PrunableTower, call_block
 from elip_plugin.patching.description import Tower, TowerShape
-from elip_plugin.patching.swap import choose, choose_all
+from elip_plugin.patching.swap import swap_for, swaps_for
 
 
 class ElipClipBlock(PrunableBlock, ResidualAttentionBlock):
@@ -75,14 +75,14 @@ def describe(visual: Any) -> Tower:
     transformer = visual.transformer
     patches = visual.positional_embedding.shape[0] - 1
     shape = TowerShape(patches, len(transformer.resblocks), transformer.width)
-    stack = choose(transformer, {Transformer: ElipClipTransformer})
-    blocks = choose_all(transformer.resblocks, {ResidualAttentionBlock: ElipClipBlock})
+    stack = swap_for(transformer, {Transformer: ElipClipTransformer})
+    blocks = swaps_for(transformer.resblocks, {ResidualAttentionBlock: ElipClipBlock})
     # A block by itself takes tokens sequence first, so looking ahead needs the mode.
     return Tower(
         shape,
         stack,
         blocks,
-        others=(choose(visual, {VisualTransformer: ElipClipTower}),),
+        others=(swap_for(visual, {VisualTransformer: ElipClipTower}),),
         random_blocks=True,
         module=visual,
         patch_embed=visual.conv1,

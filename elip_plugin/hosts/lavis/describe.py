@@ -12,7 +12,7 @@ from elip_plugin.hosts.lavis.compat import fixes
 from elip_plugin.hosts.lavis.text import TEXT_ENCODERS, inner_bert
 from elip_plugin.patching.description import Description, Tower
 from elip_plugin.patching.progress import update_for
-from elip_plugin.patching.swap import Swap, choose, find_patched
+from elip_plugin.patching.swap import Swap, find_patched, swap_for
 
 USERS = fixes.Users(
     includes=lambda model: next(find_patched(model), None) is not None, report=update_for
@@ -50,7 +50,7 @@ def describe_model(module: Any, model: Swap) -> Description:
     return Description(
         module,
         towers.describe(module.visual_encoder),
-        (*(choose(bert, TEXT_ENCODERS) for bert in berts), model),
+        (*(swap_for(bert, TEXT_ENCODERS) for bert in berts), model),
         towers.describe(module.visual_encoder_m) if hasattr(module, "visual_encoder_m") else None,
         leak,
         _why_no_guide(module, patched),

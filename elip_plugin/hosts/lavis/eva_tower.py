@@ -12,7 +12,7 @@ from elip_plugin.core.blocks import PackedAttention
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.patching.blocks import PrunableBlock, PrunableStack, call_block, call_checkpointed
 from elip_plugin.patching.description import Tower, TowerShape
-from elip_plugin.patching.swap import Swap, choose_all
+from elip_plugin.patching.swap import Swap, swaps_for
 
 
 class ElipEvaBlock(PrunableBlock, Block):
@@ -88,7 +88,7 @@ def describe(tower: Any) -> Tower:
     return Tower(
         TowerShape(patches.num_patches, len(tower.blocks), tower.embed_dim, frozen=frozen),
         Swap(tower, ElipEvaTower),
-        choose_all(tower.blocks, {Block: ElipEvaBlock}, elip_scale=tower.blocks[0].attn.scale),
+        swaps_for(tower.blocks, {Block: ElipEvaBlock}, elip_scale=tower.blocks[0].attn.scale),
         random_blocks=any(not isinstance(b.drop_path, nn.Identity) for b in tower.blocks),
         patch_embed=patches.proj,
     )

@@ -20,7 +20,7 @@ from torch import Tensor
 from elip_plugin.config import ElipConfig
 from elip_plugin.data.vocab import write_vocab
 from elip_plugin.errors import DataError, UnsupportedModelError
-from elip_plugin.hosts.base import HostModel
+from elip_plugin.hosts.base import HostModel, seeded
 from elip_plugin.hosts.lavis.build import from_config
 from elip_plugin.hosts.lavis.compat.offline import NumbersOnCpu, checkpoint_blocks
 from elip_plugin.hosts.lavis.guide import CaptionGuide, is_read_by_text
@@ -36,6 +36,11 @@ PRETRAINED = "pretrained"
 
 BERT_WORDS = 30524
 """Vocabulary of LAVIS' text encoders, by which a language head costs what it costs there."""
+
+NO_EXPORT = (
+    "it is a model of LAVIS, whose towers have not been compared with exported ones; those of "
+    "OpenCLIP and transformers can be exported"
+)
 
 
 @dataclass
@@ -133,10 +138,9 @@ def create(
         section = OmegaConf.load(patched.default_config_path(kind)).model
     if image_size is not None:
         section.image_size = image_size
-    torch.manual_seed(0)
     place = torch.device(device if device == "meta" else "cpu")
-    # BLIP prints the name of each weight that it ties.
-    with TemporaryDirectory() as folder, place, NumbersOnCpu(), redirect_stdout(StringIO()):
+    quiet = redirect_stdout(StringIO())  # BLIP prints the name of each weight that it ties
+    with TemporaryDirectory() as folder, seeded(place.type), place, NumbersOnCpu(), quiet:
         if checkpoint != PRETRAINED:
             section = _offline(section, patched, kind, folder if saved is None else "")
         model: Any = from_config(patched, section, config).eval()
@@ -160,6 +164,7 @@ def create(
         {} if tower is None else {"fused": fuse_attention},
         processor,
         has_text_tower=tower is None,  # CLIP's; that of the others reads images too
+        no_export=NO_EXPORT,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elip_plugin.core.guide import Reading, TextGuide, project_to_vision_width
+from elip_plugin.core.guide import TextGuide, TextQueries, project_to_vision_width
 from elip_plugin.errors import GuideError
 from elip_plugin.hosts.lavis.text import CachingTokenizer, TextPass, inner_bert, text_pass
 from elip_plugin.patching.calls import thread
@@ -78,7 +78,7 @@ class CaptionGuide(TextGuide):
         """Whether the text pass is LAVIS' own, which keeps its gradient beside a frozen tower."""
         return torch.is_grad_enabled() and self.model.own_text_pass and not self.suffix
 
-    def queries(self, layers: int, gradient: bool) -> Tensor | Reading:
+    def queries(self, layers: int, gradient: bool) -> Tensor | TextQueries:
         """Compute what the cross-attentions of a text encoder compare the tower's tokens with.
 
         Their logits are linear in the tokens: the queries, mapped back to the tower's width by the
@@ -131,7 +131,7 @@ class CaptionGuide(TextGuide):
                 ids = ids.clone()
                 ids[:, 0] = model.tokenizer.enc_token_id  # as LAVIS reads images (BLIP)
                 words = bert.embeddings(ids)
-            return Reading(guides(readers[0], words), further if len(readers) > 1 else None)
+            return TextQueries(guides(readers[0], words), further if len(readers) > 1 else None)
 
 
 def is_read_by_text(model: Any) -> bool:

@@ -30,17 +30,17 @@ from torch import Tensor
 from elip_plugin.hosts.lavis import blip2
 from elip_plugin.hosts.lavis.compat.paths import configs_root
 from elip_plugin.hosts.lavis.describe import describe_model, describe_tower
-from elip_plugin.hosts.lavis.entries import (
-    ByEncoder,
-    ByFeatures,
-    ByForward,
+from elip_plugin.hosts.lavis.guide import guided_by_text
+from elip_plugin.hosts.lavis.guided import (
+    GuidedEncoder,
+    GuidedFeatures,
+    GuidedForward,
     PrunedModel,
     pruned_class,
 )
-from elip_plugin.hosts.lavis.guide import guided_by_text
 from elip_plugin.hosts.lavis.text import text_pass_of, text_token
 from elip_plugin.patching.description import Description
-from elip_plugin.patching.swap import choose
+from elip_plugin.patching.swap import swap_for
 from elip_plugin.reducers import FOR_QUESTIONS
 
 SMALL = "openmoji"
@@ -58,7 +58,7 @@ def _small(base: type[Any], family: str) -> dict[str, str]:
     return {**base.PRETRAINED_MODEL_CONFIG_DICT, SMALL: str(path)}
 
 
-class Scored(ByForward):
+class Scored(GuidedForward):
     """A pre-training model, which can also be evaluated by LAVIS' retrieval task."""
 
     own_text_pass = True
@@ -76,7 +76,7 @@ class Scored(ByForward):
         return scores, scores.T
 
 
-class ElipBlipITM(ByForward, BlipITM):
+class ElipBlipITM(GuidedForward, BlipITM):
     """BLIP matching images and texts."""
 
     replaces = BlipITM
@@ -89,7 +89,7 @@ class ElipBlipITM(ByForward, BlipITM):
         return super().forward(samples, match_head=match_head)
 
 
-class ElipClip(ByForward, CLIP):
+class ElipClip(GuidedForward, CLIP):
     """LAVIS' own CLIP."""
 
     replaces = CLIP
@@ -129,25 +129,25 @@ PADDED: dict[str, Any] = {"tokens": {"padding": True}}
 
 ARCHS: dict[str, type[Any]] = {
     "albef_pretrain": _pruned(AlbefPretrain, Scored, **{TYPES: _small(AlbefPretrain, "albef")}),
-    "albef_retrieval": _pruned(AlbefRetrieval, ByForward, **OWN, tokens=Scored.tokens),
-    "albef_vqa": _pruned(AlbefVQA, ByEncoder, **OWN, **QUESTION),
-    "albef_nlvr": _pruned(AlbefNLVR, ByForward, **OWN, **SENTENCE, images_per_text=2),
-    "albef_classification": _pruned(AlbefClassification, ByForward, **OWN, **SENTENCE),
+    "albef_retrieval": _pruned(AlbefRetrieval, GuidedForward, **OWN, tokens=Scored.tokens),
+    "albef_vqa": _pruned(AlbefVQA, GuidedEncoder, **OWN, **QUESTION),
+    "albef_nlvr": _pruned(AlbefNLVR, GuidedForward, **OWN, **SENTENCE, images_per_text=2),
+    "albef_classification": _pruned(AlbefClassification, GuidedForward, **OWN, **SENTENCE),
     "albef_feature_extractor": _pruned(
-        AlbefFeatureExtractor, ByFeatures, **OWN, **PADDED, text_at_test=True
+        AlbefFeatureExtractor, GuidedFeatures, **OWN, **PADDED, text_at_test=True
     ),
     "blip_pretrain": _pruned(BlipPretrain, Scored, **{TYPES: _small(BlipPretrain, "blip")}),
-    "blip_retrieval": _pruned(BlipRetrieval, ByForward, **OWN, tokens=Scored.tokens),
-    "blip_vqa": _pruned(BlipVQA, ByEncoder, **QUESTION),
+    "blip_retrieval": _pruned(BlipRetrieval, GuidedForward, **OWN, tokens=Scored.tokens),
+    "blip_vqa": _pruned(BlipVQA, GuidedEncoder, **QUESTION),
     "blip_nlvr": _pruned(
-        BlipNLVR, ByForward, **SENTENCE, images_per_text=2, tokens={"padding": "longest"}
+        BlipNLVR, GuidedForward, **SENTENCE, images_per_text=2, tokens={"padding": "longest"}
     ),
-    "blip_classification": _pruned(BlipClassification, ByForward, **SENTENCE),
+    "blip_classification": _pruned(BlipClassification, GuidedForward, **SENTENCE),
     # The caption is the answer, so the image alone chooses its tokens.
     "blip_caption": _pruned(BlipCaption, PrunedModel, guided_by="nothing"),
     "blip_image_text_matching": ElipBlipITM,
     "blip_feature_extractor": _pruned(
-        BlipFeatureExtractor, ByFeatures, **PADDED, text_at_test=True
+        BlipFeatureExtractor, GuidedFeatures, **PADDED, text_at_test=True
     ),
     "clip": ElipClip,
     "clip_feature_extractor": ElipClip,
@@ -163,4 +163,4 @@ def describe(module: Any) -> Description:
     """Describe a LAVIS model, or a bare vision tower of ALBEF and BLIP; see `Host.describe`."""
     if not hasattr(module, "visual_encoder") and not hasattr(module, "visual"):
         return Description(module, describe_tower(module))
-    return describe_model(module, choose(module, MODELS))
+    return describe_model(module, swap_for(module, MODELS))

@@ -12,7 +12,7 @@ from lavis.common.registry import registry
 from lavis.models import load_model, model_zoo
 
 from elip_plugin.errors import UnknownModelError, UnsupportedModelError, nearest
-from elip_plugin.hosts.base import OWN_SECTION, ModelName
+from elip_plugin.hosts.base import FROM_CONFIG, ModelName
 from elip_plugin.hosts.lavis.compat import fixes
 from elip_plugin.hosts.lavis.compat.datasets import register_builders
 from elip_plugin.hosts.lavis.compat.runner import NAME, ElipRunner
@@ -48,7 +48,7 @@ def list_names() -> dict[str, ModelName]:
     """List the pruned models by name."""
     make: Callable[..., Any] = load_model
     presets = {
-        base: patched.default if isinstance(patched.default, str) else OWN_SECTION
+        base: patched.default if isinstance(patched.default, str) else FROM_CONFIG
         for base, patched in ARCHS.items()
     }
     return {

@@ -14,7 +14,7 @@ from elip_plugin.core.blocks import PackedAttention
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.patching.blocks import PrunableBlock, PrunableStack, call_block
 from elip_plugin.patching.description import Tower, TowerShape
-from elip_plugin.patching.swap import Patched, Swap, choose, choose_all
+from elip_plugin.patching.swap import Patched, Swap, swap_for, swaps_for
 
 
 class Fused:
@@ -51,7 +51,7 @@ def fuse_attention(model: nn.Module) -> None:
     """Give all attention of a model's towers the fused form, in place, to compare with."""
     for module in list(model.modules()):
         if type(module) is Attention:
-            Swap(module, FusedAttention, {"elip_always": True}).make()
+            Swap(module, FusedAttention, {"elip_always": True}).apply()
 
 
 class ElipBlock(PrunableBlock, Block):
@@ -129,17 +129,17 @@ def describe(tower: Any) -> Tower:
             f"{type(tower).__name__}: only LAVIS' VisionTransformer is supported; pass the "
             "model's visual_encoder"
         )
-    blocks = choose_all(tower.blocks, {Block: ElipBlock}, elip_scale=tower.blocks[0].attn.scale)
+    blocks = swaps_for(tower.blocks, {Block: ElipBlock}, elip_scale=tower.blocks[0].attn.scale)
     shape = TowerShape(tower.patch_embed.num_patches, len(tower.blocks), tower.embed_dim)
     still = all(
         isinstance(block.drop_path, nn.Identity)
         and block.attn.attn_drop.p == block.attn.proj_drop.p == block.mlp.drop.p == 0
         for block in tower.blocks
     )
-    attention = choose_all((block.attn for block in tower.blocks), {Attention: FusedAttention})
+    attention = swaps_for((block.attn for block in tower.blocks), {Attention: FusedAttention})
     return Tower(
         shape,
-        choose(tower, TOWERS),
+        swap_for(tower, TOWERS),
         blocks,
         attention,
         random_blocks=not still,

@@ -29,7 +29,7 @@ from elip_plugin.hosts.open_clip.timm_trunk import (
 )
 from elip_plugin.patching.blocks import PrunableBlock
 from elip_plugin.patching.description import Tower
-from elip_plugin.patching.swap import Swap, choose_all
+from elip_plugin.patching.swap import Swap, swaps_for
 
 ATTENTIONS = (EvaAttention, getattr(eva, "AttentionRope", EvaAttention))  # the second is newer
 
@@ -207,7 +207,7 @@ def describe(trunk: Any, num_patches: int) -> Tower:
     shape = shape_of(trunk, num_patches, trunk.cls_token is not None)
     if trunk.cls_token is not None and trunk.global_pool == "map":
         shape = replace(shape, class_query=True)  # this pooling reads the class token as well
-    blocks = choose_all(trunk.blocks, BLOCKS)
+    blocks = swaps_for(trunk.blocks, BLOCKS)
     refuse_other_parts(trunk, getattr(trunk, "rope_mixed", False))
     return Tower(
         shape,

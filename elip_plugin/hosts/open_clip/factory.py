@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -79,6 +82,17 @@ class OpenClipModel(HostModel):
             return SigLipLoss()(*given, out["logit_bias"])
         return ClipLoss()(*given)
 
+    def save_preprocessing(self, folder: Path) -> None:
+        """Write `open_clip_config.json`, as on a hub: it names the tokenizer, too."""
+        model: Any = self.model
+        config = deepcopy(open_clip.get_model_config(self.name))
+        size = model.visual.image_size
+        if isinstance(size, tuple) and size[0] == size[1]:  # as configs write it
+            size = size[0]
+        config["vision_cfg"]["image_size"] = size
+        write: Any = sys.modules["open_clip.push_to_hf_hub"]
+        write.save_config_for_hf(model, folder / "open_clip_config.json", config)
+
     def checkpoint(self) -> None:
         """Turn gradient checkpointing on."""
         model: Any = self.model
@@ -111,7 +125,7 @@ def create(
                 base, pretrained=pretrained, device=device, **options
             )
 
-    with seeded(device), reading(checkpoint, partial(build, None, "meta")):
+    with seeded(device), reading(checkpoint, base, partial(build, None, "meta")):
         made = build(checkpoint or None, device)
     model: Any = made[0].eval()
     install(describe(model), config)

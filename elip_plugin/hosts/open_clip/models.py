@@ -17,7 +17,7 @@ from elip_plugin.hosts.open_clip.guide import linear_maps
 from elip_plugin.hosts.open_clip.support import SUPPORTED
 from elip_plugin.patching.calls import find, opened
 from elip_plugin.patching.description import Description, Tower
-from elip_plugin.patching.swap import Patched, choose
+from elip_plugin.patching.swap import Patched, swap_for
 
 if TYPE_CHECKING:
     from elip_plugin.patching.pruner import Pruner
@@ -135,7 +135,7 @@ def describe(module: Any) -> Description:
         )
     if not hasattr(module, "visual"):
         return Description(module, _describe_tower(module))
-    model = choose(module, MODELS)
+    model = swap_for(module, MODELS)
     tower = _describe_tower(module.visual)
     return Description(
         module,

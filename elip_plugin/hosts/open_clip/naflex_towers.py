@@ -26,7 +26,7 @@ from elip_plugin.hosts.open_clip.timm_trunk import (
 )
 from elip_plugin.patching.blocks import PrunableStack, call_block, call_checkpointed
 from elip_plugin.patching.description import Tower
-from elip_plugin.patching.swap import Swap, choose_all
+from elip_plugin.patching.swap import Swap, swaps_for
 
 
 class ElipNaFlexBlock(ElipTimmBlock):
@@ -126,7 +126,7 @@ BLOCKS: dict[type, type[nn.Module]] = {Block: ElipNaFlexBlock, EvaBlock: ElipNaF
 
 def describe(trunk: Any, num_patches: int) -> Tower:
     """Describe a NaFlexVit; see `Host.describe`."""
-    blocks = choose_all(trunk.blocks, BLOCKS, elip_scale=trunk.blocks[0].attn.scale)
+    blocks = swaps_for(trunk.blocks, BLOCKS, elip_scale=trunk.blocks[0].attn.scale)
     if type(trunk.blocks[0]) is EvaBlock:
         refuse_other_parts(trunk, trunk.rope_is_mixed)
     else:

@@ -18,7 +18,7 @@ from open_clip import factory, pretrained
 
 from elip_plugin.config import DEFAULT_PRESET, PRESETS, ElipConfig
 from elip_plugin.errors import DataError, ElipError, UnsupportedModelError
-from elip_plugin.hosts.base import OWN_SECTION, ModelName
+from elip_plugin.hosts.base import FROM_CONFIG, ModelName
 from elip_plugin.hosts.open_clip import export, models, schedulers
 from elip_plugin.hosts.open_clip.export import CONFIG_KEY
 from elip_plugin.hosts.open_clip.support import SUPPORTED, why_not
@@ -82,7 +82,7 @@ def _refuse(name: str) -> NoReturn:
 
 def preset_of(name: str) -> str:
     """Return the preset that a pruned model's name asks for; "own" without a prefix of ours."""
-    return PREFIXES.get(name.removesuffix(base_of(name)), OWN_SECTION)
+    return PREFIXES.get(name.removesuffix(base_of(name)), FROM_CONFIG)
 
 
 def base_of(name: str) -> str:

@@ -26,7 +26,7 @@ from elip_plugin.hosts.open_clip.timm_trunk import (
 )
 from elip_plugin.patching.blocks import PrunableBlock
 from elip_plugin.patching.description import Tower
-from elip_plugin.patching.swap import Swap, choose_all
+from elip_plugin.patching.swap import Swap, swaps_for
 
 
 class ElipRelPosBlock(PrunableBlock, RelPosBlock):
@@ -98,7 +98,7 @@ class ElipRelPosTrunk(PrunableTrunk, VisionTransformerRelPos):
         """Return the tokens that enter the first block, and their biases."""
         tokens = self.patch_embed(x)
         if self.cls_token is not None:
-            tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         if self.shared_rel_pos is None:
             return tokens, lambda index, _: {"places": index}
         return tokens, shared(self.shared_rel_pos.get_bias(), self.num_prefix_tokens)
@@ -142,7 +142,7 @@ def bias_without_dropout(rel_pos: Any) -> Tensor:
 
 def describe(trunk: Any, num_patches: int) -> Tower:
     """Describe a trunk with relative positions; see `Host.describe`."""
-    blocks = choose_all(trunk.blocks, {RelPosBlock: ElipRelPosBlock})
+    blocks = swaps_for(trunk.blocks, {RelPosBlock: ElipRelPosBlock})
     for block in trunk.blocks:
         own = set() if block.attn.rel_pos is None else set(block.attn.rel_pos.modules())
         refuse_dropout(module for module in block.modules() if module not in own)

@@ -27,7 +27,7 @@ from elip_plugin.hosts.open_clip.timm_trunk import (
     shape_of,
 )
 from elip_plugin.patching.description import Tower
-from elip_plugin.patching.swap import Patched, Swap, choose_all
+from elip_plugin.patching.swap import Patched, Swap, swaps_for
 
 
 class ElipTimmTrunk(PrunableTrunk, VisionTransformer):
@@ -72,7 +72,7 @@ def _describe_vit(trunk: Any, num_patches: int) -> Tower:
     return Tower(
         shape,
         Swap(trunk, ElipTimmTrunk),
-        choose_all(trunk.blocks, {Block: ElipTimmBlock}, elip_scale=trunk.blocks[0].attn.scale),
+        swaps_for(trunk.blocks, {Block: ElipTimmBlock}, elip_scale=trunk.blocks[0].attn.scale),
         random_blocks=has_stochastic_depth(trunk.blocks),
         patch_embed=patch_convolution(trunk),
         norm=last_norm(trunk),

@@ -22,7 +22,7 @@ from elip_plugin.patching.blocks import (
     call_checkpointed,
 )
 from elip_plugin.patching.description import Tower, TowerShape
-from elip_plugin.patching.swap import choose, choose_all
+from elip_plugin.patching.swap import swap_for, swaps_for
 
 
 class ElipResidualAttentionBlock(PrunableBlock, ResidualAttentionBlock):
@@ -127,15 +127,15 @@ def describe(visual: Any) -> Tower:
         # Average pooling leaves the class token out.
         class_query=visual.attn_pool is not None or visual.pool_type == "tok",
     )
-    stack = choose(transformer, {Transformer: ElipTransformer})
-    blocks = choose_all(transformer.resblocks, BLOCKS)
+    stack = swap_for(transformer, {Transformer: ElipTransformer})
+    blocks = swaps_for(transformer.resblocks, BLOCKS)
     # All are patched: the host's own custom block refuses checkpointing, ours does not.
     custom = any(swap.patched is ElipCustomBlock for swap in blocks)
     return Tower(
         shape,
         stack,
         blocks,
-        others=(choose(visual, {VisionTransformer: ElipVisionTransformer}),),
+        others=(swap_for(visual, {VisionTransformer: ElipVisionTransformer}),),
         random_blocks=custom,
         module=visual,
         patch_embed=visual.conv1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +34,16 @@ LONGEST = 77
 """Tokens of a text at most: CLIP's; BERT-like encoders have positions for hundreds."""
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model")
+
+PROCESSOR_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+)
+"""What else a tokenizer or an image processor may be saved in."""
 
 MASKED = ("altclip", "chinese_clip")
 """Families whose text encoder needs to know which tokens are padding."""
@@ -102,6 +113,27 @@ class TransformersModel(HostModel):
     def loss(self, images: Tensor, tokens: dict[str, Tensor]) -> Tensor:
         """Compute the contrastive loss of a batch."""
         return self.model(pixel_values=images, return_loss=True, **tokens).loss
+
+    def save_preprocessing(self, folder: Path) -> None:
+        """Write `preprocessor_config.json`, and copy the tokenizer of the model's folder."""
+        source = Path(self.folder)
+        names = (*TOKENIZER_FILES, *PROCESSOR_FILES) if self.folder else ()
+        for name in names:
+            if (source / name).is_file():
+                shutil.copy(source / name, folder / name)
+        saved, side = folder / "preprocessor_config.json", self._config.vision_config.image_size
+        if saved.is_file():
+            return
+        square = {"height": side, "width": side}
+        values = {
+            "image_processor_type": f"{'Siglip' if self.squares else 'CLIP'}ImageProcessor",
+            "size": square if self.squares else {"shortest_edge": side},
+            "resample": 3,  # bicubic
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+        }
+        values |= {} if self.squares else {"do_center_crop": True, "crop_size": square}
+        saved.write_text(json.dumps(values, indent=1) + "\n")
 
     def checkpoint(self) -> None:
         """Turn gradient checkpointing on."""
@@ -207,7 +239,7 @@ def _config_of(base: str) -> Any:
 
 
 def _load(checkpoint: str) -> Any:
-    with reading(checkpoint, partial(_build, "", checkpoint, None, "meta")):
+    with reading(checkpoint, "transformers", partial(_build, "", checkpoint, None, "meta")):
         model, info = AutoModel.from_pretrained(
             checkpoint, local_files_only=True, output_loading_info=True
         )

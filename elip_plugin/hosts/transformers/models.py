@@ -20,7 +20,7 @@ from elip_plugin.hosts.transformers.shapes import CONFIG_KEY
 from elip_plugin.patching.calls import find, opened
 from elip_plugin.patching.description import Description, Tower
 from elip_plugin.patching.monkeypatch import replaced
-from elip_plugin.patching.swap import Swap, choose
+from elip_plugin.patching.swap import Swap, swap_for
 from elip_plugin.patching.wrappers import unwrap
 
 if TYPE_CHECKING:
@@ -122,9 +122,9 @@ class TextFirst(towers.NamedAsReplaced):
 class ModelSwap(Swap):
     """The swap of a model. A saved plan leaves its config, where it would outlast the pruning."""
 
-    def make(self, **attributes: Any) -> None:
+    def apply(self, **attributes: Any) -> None:
         """Make the swap; saving writes the plan that is then in force."""
-        super().make(**attributes)
+        super().apply(**attributes)
         config: Any = self.module.config
         vars(config).pop(CONFIG_KEY, None)
 
@@ -180,5 +180,5 @@ def describe(module: Any) -> Description:
             f"{sorted(cls.__name__ for cls in MODELS)}"
         )
     text = Swap(module.text_model, towers.patched_class(TextModel, type(module.text_model)))
-    model = ModelSwap(module, choose(module, MODELS).patched)
+    model = ModelSwap(module, swap_for(module, MODELS).patched)
     return Description(module, tower, (text, model), no_eval_by_text=LEAK)

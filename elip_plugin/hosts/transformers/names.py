@@ -10,7 +10,7 @@ from torch import nn
 
 from elip_plugin.config import DEFAULT_PRESET
 from elip_plugin.errors import UnknownModelError, nearest
-from elip_plugin.hosts.base import OWN_SECTION, ModelName
+from elip_plugin.hosts.base import FROM_CONFIG, ModelName
 from elip_plugin.hosts.transformers.shapes import CONFIG_KEY, PREFIX, SHAPES, read_config
 
 
@@ -45,4 +45,4 @@ def find(name: str) -> ModelName | None:
             f"downloaded); {nearest(name, known)}"
         )
     section = read_config(base).get(CONFIG_KEY)
-    return _name(base, DEFAULT_PRESET if section is None else OWN_SECTION)
+    return _name(base, DEFAULT_PRESET if section is None else FROM_CONFIG)

@@ -15,7 +15,7 @@ from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.patching.blocks import PrunableBlock, PrunableStack
 from elip_plugin.patching.calls import thread
 from elip_plugin.patching.description import Tower, TowerShape
-from elip_plugin.patching.swap import Patched, Swap, choose, choose_all
+from elip_plugin.patching.swap import Patched, Swap, swap_for, swaps_for
 
 if TYPE_CHECKING:
     from elip_plugin.patching.pruner import Pruner
@@ -274,7 +274,7 @@ def describe(tower: Any) -> Tower:
         class_query=prefix == 1,
     )
     # Looking ahead cannot call a layer by itself: some versions want masks and return tuples.
-    stack, blocks = choose(encoder, ENCODERS), choose_all(encoder.layers, LAYERS)
+    stack, blocks = swap_for(encoder, ENCODERS), swaps_for(encoder.layers, LAYERS)
     return Tower(
         shape,
         stack,

@@ -18,7 +18,7 @@ from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.transformers import towers
 from elip_plugin.patching.blocks import PrunableStack
 from elip_plugin.patching.description import Tower, TowerShape
-from elip_plugin.patching.swap import choose, choose_all
+from elip_plugin.patching.swap import swap_for, swaps_for
 
 PARAMETERS = tuple(inspect.signature(ViTModel.forward).parameters)[1:]
 MASKS = ("bool_masked_pos", "head_mask", "attention_mask")
@@ -125,8 +125,8 @@ def describe(vit: Any) -> Tower:
     )
     return Tower(
         shape,
-        choose(vit, MODELS),
-        choose_all(layers, LAYERS),
+        swap_for(vit, MODELS),
+        swaps_for(layers, LAYERS),
         random_blocks=True,
         patch_embed=embedding.projection,
         norm="layernorm",

@@ -168,3 +168,14 @@ def test_checkpoints_that_are_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     assert create("albef_retrieval", checkpoint=str(path)).weights == str(path)
     with pytest.raises(DataError, match=r"does not fit albef_pretrain: .*missing, .*unknown"):
         create("albef_pretrain", checkpoint=str(path))
+
+
+def test_the_callers_random_numbers_stay_as_they_are() -> None:
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        drawn.append(torch.rand(3))
+        before = torch.get_rng_state()
+        create("clip:ViT-B-32", image_size=128)
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(*drawn)

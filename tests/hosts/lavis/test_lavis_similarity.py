@@ -14,7 +14,7 @@ import lavis_family as family
 import lavis_recorders as recorders
 
 import elip_plugin
-from elip_plugin.core.guide import Reading
+from elip_plugin.core.guide import TextQueries
 from elip_plugin.core.score import Query, text_similarity
 from elip_plugin.errors import ConfigError
 from elip_plugin.hosts.lavis.guide import CaptionGuide
@@ -138,7 +138,7 @@ def test_the_text_encoder_reads_once_per_forward() -> None:
         return further(y)
 
     for _ in range(2):
-        with model.elip.guided(Reading(first, counted)):
+        with model.elip.guided(TextQueries(first, counted)):
             model.visual_encoder.forward_features(given["image"])
     assert shapes == [(4, 17, 32)] * 2
 

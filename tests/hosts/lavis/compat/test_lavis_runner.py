@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -366,6 +367,7 @@ def test_disabled_training_equals_the_stock_runner_model(
 ) -> None:
     """The same run with pruning switched off gives the losses of LAVIS' own arch."""
     losses: dict[str, list[float]] = {"stock": [], "elip": []}
+    stack = ExitStack()
     for key in losses:
 
         def build(self: Any, cfg: Any, key: str = key) -> Any:
@@ -374,11 +376,12 @@ def test_disabled_training_equals_the_stock_runner_model(
             if key == "stock":
                 find_handle(model).remove()
             else:
-                find_pruner(model).enabled = False
+                stack.enter_context(find_handle(model).disabled())
             model.register_forward_hook(lambda m, a, out: losses[key].append(float(out["loss"])))
             return model
 
         monkeypatch.setattr("lavis.tasks.base_task.BaseTask.build_model", build)
-        train.run(config(), ["run.test_splits=[]"], evaluate=False)
+        with stack:
+            train.run(config(), ["run.test_splits=[]"], evaluate=False)
     assert losses["stock"] == losses["elip"]
     assert len(losses["elip"]) == 4

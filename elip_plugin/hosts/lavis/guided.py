@@ -70,7 +70,7 @@ class PrunedModel(TokenizesOnce, Patched):
         return tokens.input_ids, output, output.last_hidden_state[:, 0]
 
 
-class ByForward(PrunedModel):
+class GuidedForward(PrunedModel):
     """A pruned model whose images and text enter through `forward`."""
 
     def forward(self, samples: dict[str, Any], *args: Any, **options: Any) -> Any:
@@ -79,7 +79,7 @@ class ByForward(PrunedModel):
             return super().forward(samples, *args, **options)  # type: ignore[misc]
 
 
-class ByEncoder(PrunedModel):
+class GuidedEncoder(PrunedModel):
     """A pruned model whose training and answering share `forward_encoder`."""
 
     def forward_encoder(self, samples: dict[str, Any]) -> Any:
@@ -88,7 +88,7 @@ class ByEncoder(PrunedModel):
             return super().forward_encoder(samples)  # type: ignore[misc]
 
 
-class ByFeatures(PrunedModel):
+class GuidedFeatures(PrunedModel):
     """A pruned model that extracts features of pairs."""
 
     @torch.no_grad()  # as LAVIS' method: the text pass that guides becomes part of the output

@@ -1,0 +1,100 @@
+"""`manifest.json`: what lies beside an exported tower, by which it is checked when it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elip_plugin.errors import DataError
+
+NAME = "manifest.json"
+VERSION = 1
+CHECKSUM = "checksum"
+KEYS = ("manifest", "format", "model", "towers", "files", "image_size", "elip")
+"""Keys that a manifest has."""
+
+
+def hash_weights(state: Mapping[str, Tensor]) -> str:
+    """Compute a hash of weights.
+
+    Args:
+        state: Tensors by name, as of `state_dict()`.
+
+    Returns:
+        SHA-256, in hexadecimal digits, of the names, types, shapes and bytes, in the order of the
+        names.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Compute the SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for part in iter(lambda: file.read(1 << 20), b""):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in values.items() if key != CHECKSUM}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
+    """Write a manifest for all files that are in a folder.
+
+    Args:
+        folder: The folder.
+        values: What it says, without the files.
+    """
+    files = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
+    made = {"manifest": VERSION, **values, "files": files}
+    text = json.dumps({**made, CHECKSUM: _checksum(made)}, indent=1)
+    (folder / NAME).write_text(text + "\n")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read a manifest, and check it and the files that it names.
+
+    Args:
+        folder: What `elip export` wrote.
+
+    Returns:
+        What it says.
+
+    Raises:
+        DataError: If there is none, if it was changed, or if a file is missing or was changed.
+    """
+    path = folder / NAME
+    again = "export the model again, by elip export"
+    if not path.is_file():
+        raise DataError(f"{folder} has no {NAME}: name a folder that elip export wrote")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read ({error}): {again}") from error
+    if not isinstance(values, dict) or values.get("manifest") != VERSION:
+        raise DataError(f"{path} is no manifest of version {VERSION}: {again}")
+    missing = [key for key in KEYS if key not in values]
+    if missing or values.get(CHECKSUM) != _checksum(values):
+        raise DataError(f"{path} was changed since it was written: {again}")
+    for name, digest in values["files"].items():
+        if not (folder / name).is_file():
+            raise DataError(f"{folder / name} is missing, which {NAME} names: {again}")
+        if hash_file(folder / name) != digest:
+            raise DataError(
+                f"{folder / name} is damaged: it is not the file that {NAME} describes; {again}"
+            )
+    return values

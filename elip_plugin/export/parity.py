@@ -1,0 +1,108 @@
+"""Whether an exported tower gives what the model gives: features up to rounding, equal rankings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from elip_plugin.errors import ElipError
+
+BATCHES = (1, 2, 7)
+
+ROUNDING = 1e-4
+"""Largest difference of a feature that is rounding, as a share of the largest feature."""
+
+TIE = 1e-5
+"""Cosines nearer than this may change places in a ranking."""
+
+
+class ParityError(ElipError):
+    """An exported tower that does not give what the model gives."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far an exported tower is from the model.
+
+    Attributes:
+        differences: Largest difference of a feature by size of the batch.
+        largest: The largest feature.
+        rankings: Rankings that were compared, one for each input.
+    """
+
+    differences: dict[int, float]
+    largest: float
+    rankings: int
+
+
+def compare(
+    model: Callable[..., Tensor],
+    exported: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    batches: Sequence[int] = BATCHES,
+) -> Parity:
+    """Run both on batches of several sizes.
+
+    Args:
+        model: From inputs to features [B, E].
+        exported: The same, of the exported file.
+        inputs: What both take, of as many pictures or texts as the batches have together, or fewer.
+        batches: Sizes of batches.
+
+    Returns:
+        The differences.
+
+    Raises:
+        ParityError: If features differ by more than rounding, or an order of neighbors changes.
+    """
+    count, start = inputs[0].shape[0], 0
+    differences, pairs = {}, []
+    for batch in batches:
+        index = (torch.arange(batch) + start) % count
+        given = [tensor[index] for tensor in inputs]
+        expected, found = model(*given), exported(*given)
+        if expected.shape != found.shape:
+            raise ParityError(
+                f"batches of {batch}: the exported tower gives features {tuple(found.shape)}, the "
+                f"model {tuple(expected.shape)}"
+            )
+        differences[batch] = float((expected - found).abs().max())
+        pairs.append((expected, found))
+        start += batch
+    expected, found = (torch.cat(each).flatten(1) for each in zip(*pairs, strict=True))
+    parity = Parity(differences, float(expected.abs().max()), expected.shape[0])
+    worst = max(differences.values())
+    if not worst <= ROUNDING * parity.largest:  # not where one of them is no number
+        raise ParityError(
+            f"the exported tower gives other features: they differ by up to {worst:.2g}, and the "
+            f"largest is {parity.largest:.2g}"
+        )
+    changed = count_changed_rankings(expected, found)
+    if changed:
+        raise ParityError(
+            f"the exported tower ranks neighbors in another order for {changed} of "
+            f"{parity.rankings} inputs"
+        )
+    return parity
+
+
+def count_changed_rankings(expected: Tensor, found: Tensor, tie: float = TIE) -> int:
+    """Count the inputs for which others are ranked in another order.
+
+    Args:
+        expected: Features [B, E].
+        found: Features [B, E] of the same inputs.
+        tie: Cosines nearer than this may change places.
+
+    Returns:
+        How many of the B rankings by cosine differ.
+    """
+    first, second = (F.normalize(each.float(), dim=1) for each in (expected, found))
+    order = (first @ first.T).argsort(dim=1, descending=True)
+    ranked = (second @ second.T).gather(1, order)
+    rises = ranked - ranked.cummin(dim=1).values  # above one that ought to be nearer
+    return int((rises > tie).any(dim=1).sum())

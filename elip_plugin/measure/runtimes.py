@@ -1,0 +1,122 @@
+"""Speed of the image tower in several runtimes, pruned beside unpruned, in turn in one run."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from elip_plugin.errors import ConfigError
+from elip_plugin.export.formats import FORMATS, find_format
+from elip_plugin.export.tower import ImageTower, capture
+from elip_plugin.hosts.base import HostModel
+from elip_plugin.measure.counts import count_flops
+from elip_plugin.measure.speed import time_in_turn
+from elip_plugin.measure.variants import UNPRUNED, Variant, make_variants
+
+RUNTIMES = ("torch", "compile", *(name for name in FORMATS if name != "torch"))
+"""Eager torch, torch.compile, and the runtimes of exported files."""
+
+
+@dataclass(frozen=True)
+class RuntimeRow:
+    """One variant in one runtime at one size of the batch.
+
+    Attributes:
+        runtime: Its name.
+        batch: Images per batch.
+        variant: The variant's name.
+        seconds: Median time of a batch.
+        ratio: Median of the per-round ratios to the first variant.
+        low: Lowest of them.
+        high: Highest of them.
+        counted: Operations, as a share of the first variant's: the limit.
+    """
+
+    runtime: str
+    batch: int
+    variant: str
+    seconds: float
+    ratio: float
+    low: float
+    high: float
+    counted: float
+
+
+def measure_runtimes(
+    host_model: HostModel,
+    runtimes: Sequence[str],
+    *,
+    variants: Sequence[str] = (UNPRUNED, "embed"),
+    batches: Sequence[int] = (1, 32),
+    rounds: int = 7,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[RuntimeRow]:
+    """Time the image tower in evaluation, pruned by the image.
+
+    Args:
+        host_model: A pruned model on the CPU.
+        runtimes: Some of `RUNTIMES`.
+        variants: Names as of `elip_plugin.measure.variants`; the first is the reference.
+        batches: Sizes of the batch.
+        rounds: Rounds that count.
+        progress: Is told what is measured.
+
+    Returns:
+        A row for each runtime, batch and variant. ConfigError if a runtime is not known,
+        MissingPackageError if one is not installed.
+    """
+    unknown = [name for name in runtimes if name not in RUNTIMES]
+    if unknown:
+        raise ConfigError(f"runtimes {unknown} are not known; choose from {list(RUNTIMES)}")
+    if host_model.no_export:
+        raise ConfigError(f"{host_model.name} cannot be exported: {host_model.no_export}")
+    if any(weight.is_cuda for weight in host_model.model.parameters()):
+        raise ConfigError("runtimes are compared on the processor: give --device cpu")
+    for name in runtimes:
+        if name in FORMATS and name != "torch":
+            find_format(name)
+    made = make_variants(host_model, variants, batch=2)
+    for each in made.values():
+        each.host_model.model.eval()
+    counted = {name: count_flops(each.features) for name, each in made.items()}
+    rows = []
+    for runtime in runtimes:
+        progress(f"{runtime}: making {', '.join(made)}")
+        runs = {name: _run_by(runtime, each) for name, each in made.items()}
+        for batch in batches:
+            progress(f"{runtime}: {rounds} rounds of batches of {batch}")
+            images = torch.randn(batch, *made[variants[0]].images.shape[1:])
+            steps = {name: partial(run, images) for name, run in runs.items()}
+            times = time_in_turn(steps, rounds)
+            for name, seconds in times.items():
+                ratios = [a / b for a, b in zip(seconds, times[variants[0]], strict=True)]
+                middle, ratio = statistics.median(seconds), statistics.median(ratios)
+                share = counted[name] / counted[variants[0]]
+                spread = min(ratios), max(ratios)
+                rows.append(RuntimeRow(runtime, batch, name, middle, ratio, *spread, share))
+    return rows
+
+
+def _run_by(runtime: str, variant: Variant) -> Callable[[Tensor], Tensor]:
+    module = ImageTower(variant.host_model).eval()
+    if runtime in ("torch", "compile"):
+        if runtime == "compile":
+            module.compile(dynamic=True)
+
+        def run(images: Tensor) -> Tensor:
+            with torch.no_grad(), variant.guided():
+                features: Tensor = module(images)
+            return features
+
+        return run
+    with variant.guided(), tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"image{FORMATS[runtime].suffix}"
+        FORMATS[runtime].write(capture(module, (variant.images,)), path, ("images",))
+        return FORMATS[runtime].open(path, torch.get_num_threads())
