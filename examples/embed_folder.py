@@ -93,12 +93,14 @@ def main() -> None:
     parser.add_argument(
         "--pretrained", default="", help="a tag of OpenCLIP's, a checkpoint, or FOLDER"
     )
-    parser.add_argument("--plan", default="half", help="a preset, or a file of elip plan -o")
+    parser.add_argument("--plan", default="embed", help="a preset, or a file of elip plan -o")
     parser.add_argument("--export", type=Path, help="a folder of elip export, to run that")
     parser.add_argument("--images", type=Path, nargs="+", required=True, help="folders or shards")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--batch", type=int, default=32)
     args = parser.parse_args()
+    if not (args.pretrained or args.export):
+        parser.error("give --pretrained or --export: the model's weights would be random")
 
     items = find_items(args.images)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from elip_plugin.config import ElipConfig
     from elip_plugin.hosts.base import HostModel
 
-DEFAULT_PLAN = "half"
+DEFAULT_PLAN = "embed"
 
 EXAMPLES = examples(
     "elip check --model ViT-B-32 --checkpoint openai --images photos -o out",
