@@ -1,7 +1,7 @@
 """Embed a folder of pictures into a `.npy`, with their names, at about half the cost.
 
 python examples/embed_folder.py --model ViT-B-32 --pretrained openai --images photos --out index
-python examples/embed_folder.py --model hf:FOLDER --images photos --out index
+python examples/embed_folder.py --model hf:FOLDER --pretrained FOLDER --images photos --out index
 python examples/embed_folder.py --model ViT-B-32 --export EXPORTED --images photos --out index
 
 Writes `features.npy` [N, E] of length 1, `names.json` and, for some of the pictures, their nearest
@@ -90,13 +90,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", required=True, help="an OpenCLIP name, or hf:FOLDER")
-    parser.add_argument("--pretrained", default="", help="a tag of OpenCLIP's, or a checkpoint")
-    parser.add_argument("--plan", default="half", help="a preset, or a file of elip plan -o")
+    parser.add_argument(
+        "--pretrained", default="", help="a tag of OpenCLIP's, a checkpoint, or FOLDER"
+    )
+    parser.add_argument("--plan", default="embed", help="a preset, or a file of elip plan -o")
     parser.add_argument("--export", type=Path, help="a folder of elip export, to run that")
     parser.add_argument("--images", type=Path, nargs="+", required=True, help="folders or shards")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--batch", type=int, default=32)
     args = parser.parse_args()
+    if not (args.pretrained or args.export):
+        parser.error("give --pretrained or --export: the model's weights would be random")
 
     items = find_items(args.images)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -93,8 +93,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", required=True, help="an OpenCLIP name, or hf:FOLDER")
-    parser.add_argument("--pretrained", default="", help="a tag of OpenCLIP's, or a checkpoint")
-    parser.add_argument("--plan", default="half", help="a preset, or a file of elip plan -o")
+    parser.add_argument("--pretrained", required=True, help="a tag of OpenCLIP's, or a checkpoint")
+    parser.add_argument("--plan", default="embed", help="a preset, or a file of elip plan -o")
     parser.add_argument("--images", type=Path, nargs="+", required=True, help="folders or shards")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--batch", type=int, default=32)

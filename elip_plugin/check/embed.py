@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from elip_plugin.api import apply, find_handle
 from elip_plugin.check.items import Item
@@ -20,6 +20,7 @@ from elip_plugin.check.store import Rows, Store
 from elip_plugin.config import ElipConfig
 from elip_plugin.data.pairs import strict_decoding
 from elip_plugin.errors import DataError, UnsupportedModelError
+from elip_plugin.export.manifest import hash_weights
 from elip_plugin.hosts.model import HostModel
 
 READERS = 4
@@ -27,17 +28,6 @@ READERS = 4
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
-
-
-def weights_hash(model: nn.Module) -> str:
-    """Return a hash of all weights and their names; pruned or not, it is the same."""
-    made = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if isinstance(tensor, Tensor):
-            made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            made.update(flat.view(torch.uint8).numpy().data)
-    return made.hexdigest()
 
 
 class Embedder:
@@ -53,7 +43,7 @@ class Embedder:
     def __init__(self, host_model: HostModel, folder: Path, batch: int, progress: Progress) -> None:
         self.host_model, self.folder, self.batch = host_model, folder, batch
         self.progress = progress
-        self._weights = weights_hash(host_model.model)
+        self._weights = hash_weights(host_model.model.state_dict())
         parameter = next(host_model.model.parameters())
         self.device, self._dtype = parameter.device, parameter.dtype
 

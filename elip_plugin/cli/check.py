@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from elip_plugin.config import ElipConfig
     from elip_plugin.hosts.base import HostModel
 
-DEFAULT_PLAN = "half"
+DEFAULT_PLAN = "embed"
 
 EXAMPLES = examples(
-    "elip check --model ViT-B-32 --checkpoint openai --images photos --out check",
-    "elip check --model hf:FOLDER --images shards --bound overlap@10=0.95 --out check",
+    "elip check --model ViT-B-32 --checkpoint openai --images photos -o out",
+    "elip check --model ViT-B-32 --images photos --bound overlap@10=0.95 -o out",
 )
 
 

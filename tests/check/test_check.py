@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import elip_plugin
 from elip_plugin.check import study
-from elip_plugin.check.embed import Embedder, weights_hash
+from elip_plugin.check.embed import Embedder
 from elip_plugin.check.items import find_items
 from elip_plugin.cli import main as cli
 from elip_plugin.config import ElipConfig
@@ -131,11 +131,18 @@ def test_a_second_run_embeds_nothing_anew(
     assert sum(encoded) == 3 * COUNT + 2
 
 
-def test_other_weights_have_another_hash() -> None:
-    first, second = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
-    assert weights_hash(first) != weights_hash(second)
-    second.load_state_dict(first.state_dict())
-    assert weights_hash(first) == weights_hash(second)
+def test_other_weights_are_embedded_anew(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("open_clip")
+    items, host_model = find_items([folder]), elip_plugin.create(MODEL)
+    parameter, rows = next(host_model.model.parameters()), []
+    start = parameter.detach().clone()
+    for scale in (1.0, 0.5, 1.0):
+        with torch.no_grad():
+            parameter.copy_(scale * start)
+        embedder = Embedder(host_model, tmp_path, 8, lambda what, done, total: None)
+        rows.append(np.array(embedder.pictures(items, None)[0]))
+    assert np.abs(rows[0] - rows[1]).max() > 1e-4 and (rows[0] == rows[2]).all()
+    assert len(list(tmp_path.glob("*/all.npy"))) == 2
 
 
 def test_a_bound_is_found_or_the_exit_code_is_1(

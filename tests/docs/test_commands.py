@@ -279,6 +279,7 @@ RULES = [
     Rule("elip plan .*--batch", run_elip, slow=True, host="open_clip"),
     Rule("elip plan", run_elip, host="open_clip"),
     Rule("elip check .*--bound", parse_elip, "hundreds of pictures; tests/check run it"),
+    Rule("elip check --model hf:", run_elip, host="transformers"),
     Rule("elip check", run_small, host="open_clip"),
     Rule("elip show --model hf:", run_small, host="transformers"),
     Rule("elip show --model elip_", run_elip, slow=True, host="lavis"),
