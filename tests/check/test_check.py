@@ -134,7 +134,8 @@ def test_a_second_run_embeds_nothing_anew(
 def test_other_weights_are_embedded_anew(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("open_clip")
     items, host_model = find_items([folder]), elip_plugin.create(MODEL)
-    parameter, rows = next(host_model.model.parameters()), []
+    model: Any = host_model.model
+    parameter, rows = model.visual.class_embedding, []
     start = parameter.detach().clone()
     for scale in (1.0, 0.5, 1.0):
         with torch.no_grad():
