@@ -24,11 +24,17 @@ from rich.progress import Progress
 from torch import Tensor
 
 import elip_plugin
-from elip_plugin.check.embed import Embedder, read_all
-from elip_plugin.check.items import Item, find_items
-from elip_plugin.check.neighbors import nearest_in, similarities
-from elip_plugin.check.store import Rows, Store
-from elip_plugin.check.study import by_the_image
+from elip_plugin.check import (
+    Embedder,
+    Item,
+    Rows,
+    Store,
+    by_the_image,
+    find_items,
+    nearest_in,
+    read_all,
+    similarities,
+)
 
 SIDE, QUERIES, NEIGHBORS = 96, 8, 6
 

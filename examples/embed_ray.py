@@ -21,8 +21,7 @@ import numpy as np
 import torch
 
 import elip_plugin
-from elip_plugin.check.items import Item, find_items
-from elip_plugin.check.study import by_the_image
+from elip_plugin.check import Item, by_the_image, find_items
 
 
 class Embedder:

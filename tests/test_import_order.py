@@ -23,17 +23,18 @@ LAYERS = (
     ("hosts",),
     ("api",),
     ("export",),
-    ("measure", "visualize", "check"),
+    ("measure", "visualize"),
+    ("check",),
     ("cli",),
     ("__main__",),
 )
 """A part may import itself and the layers before its own."""
 
 LEVEL = {part: level for level, layer in enumerate(LAYERS) for part in layer}
-DATA_USERS = ("hosts.lavis.factory", "hosts.lavis.compat", "measure", "cli", "data")
+DATA_USERS = ("hosts.lavis.factory", "hosts.lavis.compat", "measure", "check", "cli", "data")
 SHARED = ("autoload", "base", "contracts", "model", "registry", "versions")
 HOST_LIBRARIES = ("open_clip", "open_clip_train", "lavis", "timm", "transformers", "torchvision")
-PUBLIC = {*elip_plugin.__all__, "TrainerCallback", "__version__", "data"}
+PUBLIC = {*elip_plugin.__all__, "TrainerCallback", "__version__", "check", "data", "export"}
 
 
 def imports(path: Path, package: Path) -> Iterator[tuple[int, str]]:
