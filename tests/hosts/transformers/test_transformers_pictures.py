@@ -44,6 +44,8 @@ def picture(size: tuple[int, int]) -> Any:
 def test_as_transformers_does(
     family: str, name: str, options: Any, size: tuple[int, int], tmp_path: Path
 ) -> None:
+    if family == "chinese_clip" and hf.__version__.startswith("4"):
+        pytest.skip("its processor takes no shortest edge in transformers 4")
     make(family).save_pretrained(tmp_path)
     made = elip_plugin.create(f"hf:{tmp_path}", checkpoint=str(tmp_path))
     expected = processor(name, **options)(picture(size), return_tensors="pt")["pixel_values"][0]
