@@ -105,8 +105,8 @@ def plans() -> dict[str, dict[str, Any]]:
         by_preset[", ".join(f"`{n}`" for n in same)] = {"preset": name, **image}
     by_reducer = {}
     for name, reducer in reducers().items():
-        mode = reducer.alone_eval_mode()
-        config: dict[str, Any] = {"reducer": name, "eval_mode": mode}
+        by_image = reducer.alone_eval_mode() == "image"
+        config: dict[str, Any] = {"reducer": name, "eval_mode": "image" if by_image else "full"}
         # Other stages than a preset's own would repeat it.
         if name not in {PRESETS[preset].reducer for preset in PRESETS}:
             by_reducer[f"`{name}` (reducer)"] = config
