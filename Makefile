@@ -39,7 +39,9 @@ PYTEST = -m pytest -q -n 2 --dist worksteal
 # environment runs what is named after LAVIS (tests/test_selection.py sees that all of it is).
 TOOLS = $(addprefix tests/,benchmarks check cli data docs examples export measure visualize)
 # And what differs with the libraries is tested in every environment: models, and how they are found.
-MODELS = $(addprefix tests/,core hosts patches patching reducers test_golden.py test_import_order.py test_release.py cli/test_doctor.py data/test_vocab.py)
+MODELS = $(addprefix tests/,core hosts patches patching reducers test_golden.py test_threads.py test_import_order.py test_release.py cli/test_doctor.py data/test_vocab.py)
+# Processes that load several runtimes, or run many threads, are not those that then fork loaders.
+APART = tests/export tests/test_threads.py
 # But compilers and other people's trainings take minutes and use the same torch.
 ONCE = not inductor and not itself_compiled and not open_clips_own_tests
 
@@ -52,7 +54,8 @@ test: lint test-wheel test-open-clip test-lavis
 
 test-open-clip: .venv-openclip/ready
 	@echo "== OpenCLIP, newest =="
-	.venv-openclip/bin/python $(PYTEST)
+	.venv-openclip/bin/python $(PYTEST) $(addprefix --ignore ,$(APART))
+	.venv-openclip/bin/python $(PYTEST) $(APART)
 
 # What is left out is said last; with ELIP_TEST_ALL=1, as in CI, leaving out is an error.
 ifneq ($(PYTHON_LAVIS),)
