@@ -212,17 +212,17 @@ def _controlled(handle: elip_plugin.Handle | None, control: str) -> Iterator[Non
     if not control or handle is None:
         yield
         return
-    reducer = find_reducer(handle.config.reducer)
-    decide = reducer.decide
+    method = type(find_reducer(handle.config.reducer))
+    decide = method.decide
 
-    def wrong(x: Any, stage: Any, context: StageContext) -> Selection:
+    def wrong(self: Any, x: Any, stage: Any, context: StageContext) -> Selection:
         query = context.query
         assert query.guide is not None
         further = query.further and partial(_further, query.further, control)
         query = query._replace(guide=_wrong(query.guide, control), further=further)
-        return decide(x, stage, replace(context, query=query))
+        return decide(self, x, stage, replace(context, query=query))
 
-    with mock.patch.object(reducer, "decide", wrong):
+    with mock.patch.object(method, "decide", wrong):
         yield
 
 

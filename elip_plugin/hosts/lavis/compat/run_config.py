@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import lavis.common.optims  # noqa: F401  (registers the schedules)
 from lavis.common.config import create_runner_config_validator
 from lavis.common.registry import registry
 from omegaconf import OmegaConf

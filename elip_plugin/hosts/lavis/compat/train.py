@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import lavis.common.optims  # noqa: F401  registers LAVIS' schedules
 import numpy as np
 import torch
 from lavis.common.config import Config
