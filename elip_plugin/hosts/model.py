@@ -27,7 +27,7 @@ class HostModel(ABC):
         name: The base model's name.
         model: The model.
         grid_size: Rows and columns of patches.
-        mean: What `preprocess` subtracts per colour, in 0 to 1.
+        mean: What `preprocess` subtracts per color, in 0 to 1.
         std: What it then divides by.
         weights: Where the weights come from, for the reader.
         has_text_tower: Whether `encode_text` is a tower of its own, which reads no image.

@@ -47,18 +47,18 @@ class Cluster(PixelReducer):
 
 
 def describe_patches(patches: Tensor) -> Tensor:
-    """Compute what patches are compared by: their values less their mean, and their mean colour.
+    """Compute what patches are compared by: their values less their mean, and their mean color.
 
     Args:
         patches: Pixels [B, C, rows, columns, patch height, patch width].
 
     Returns:
-        Vectors [B, N, C * pixels + C] of length 1; a mean colour counts as much as its pixels.
+        Vectors [B, N, C * pixels + C] of length 1; a mean color counts as much as its pixels.
     """
     pixels = patches.flatten(4).flatten(2, 3).transpose(1, 2).float()  # [B, N, C, pixels]
-    colour = pixels.mean(dim=3) * pixels.shape[3] ** 0.5
+    color = pixels.mean(dim=3) * pixels.shape[3] ** 0.5
     shape = (pixels - pixels.mean(dim=(2, 3), keepdim=True)).flatten(2)
-    return F.normalize(torch.cat([shape, colour], dim=2), dim=2)
+    return F.normalize(torch.cat([shape, color], dim=2), dim=2)
 
 
 def look_alike(looks: Tensor, anchors: Tensor) -> Tensor:

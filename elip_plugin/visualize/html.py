@@ -69,8 +69,8 @@ def _overlay(made: Visualization, image: Any, stage: StageView) -> str:
         for patch, opacity in stage.opacities.items()
     )
     made_groups = "".join(
-        f'<path d="{"".join(map(square, group))}" fill="rgb{colour}"/>'
-        for group, colour in made.fills(image, stage)
+        f'<path d="{"".join(map(square, group))}" fill="rgb{color}"/>'
+        for group, color in made.fills(image, stage)
     )
     if stage.groups:
         lines = made.borders(image, stage)

@@ -54,7 +54,7 @@ class StageView:
 
     @property
     def opacities(self) -> dict[int, float]:
-        """How strongly each merged patch is coloured: the more it weighs, the stronger."""
+        """How strongly each merged patch is colored: the more it weighs, the stronger."""
         heaviest = max(self.merged.values(), default=0.0) or 1.0
         return {patch: 0.35 + 0.55 * weight / heaviest for patch, weight in self.merged.items()}
 
@@ -112,13 +112,13 @@ class Visualization:
         return title
 
     def fills(self, image: Any, stage: StageView) -> list[tuple[tuple[int, ...], Colour]]:
-        """Return the patches of each group, and their mean colour."""
+        """Return the patches of each group, and their mean color."""
         rows, columns = self.grid
         small = image.convert("RGB").resize((columns, rows), BOX)
         found = []
         for group in stage.groups:
-            colours = [small.getpixel((patch % columns, patch // columns)) for patch in group]
-            red, green, blue = (round(sum(part) / len(group)) for part in zip(*colours))
+            colors = [small.getpixel((patch % columns, patch // columns)) for patch in group]
+            red, green, blue = (round(sum(part) / len(group)) for part in zip(*colors))
             found.append((group, (red, green, blue)))
         return found
 

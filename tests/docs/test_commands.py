@@ -298,6 +298,7 @@ RULES = [
     Rule("elip lavis", parse_elip, "a training; tests/hosts/lavis/runtime run small ones"),
     Rule("pip install clip_benchmark", None, "a network, and a package that is not ours"),
     Rule("clip_benchmark", None, "a package that is not ours; docs/tools.md: tested by hand"),
+    Rule("clip-retrieval", None, "a package that is not ours; docs/embedding.md: tested by hand"),
     Rule("pip install", check_pip, "a network, and another environment"),
     Rule("make (demo|test)", check_make, "minutes; CI runs both"),
     Rule("export ", check_export),

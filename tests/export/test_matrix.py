@@ -35,7 +35,9 @@ def test_the_page_refuses_what_is_refused(tower: str) -> None:
         assert not reason or f"- {plan}: {reason}." in page()
 
 
-def test_the_page_has_every_preset_and_reducer() -> None:
+def test_the_page_has_every_tower_preset_and_reducer() -> None:
+    for tower in (*matrix.TOWERS, *matrix.FURTHER):
+        assert f"| {tower} |" in page()
     for name in (*matrix.PRESETS, *matrix.reducers()):
         assert f"`{name}`" in page() or name in {c.reducer for c in matrix.PRESETS.values()}
 
@@ -47,11 +49,12 @@ def test_no_difference_on_the_page_is_more_than_rounding() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tower", matrix.TOWERS)
+@pytest.mark.parametrize("tower", [*matrix.TOWERS, *matrix.FURTHER])
 def test_a_row_made_again(tower: str) -> None:
     pytest.importorskip("torch", minversion="2.6")
     for runtime in FORMATS.values():
         for package in runtime.packages:
             pytest.importorskip(package)
-    found = matrix.row(tower, matrix.plans()["`fast`"])
+    plan = matrix.FURTHER_PLAN if tower in matrix.FURTHER else matrix.plans()["`fast`"]
+    found = matrix.row(tower, plan)
     assert max(max(differences) for differences in found.values()) < 1e-5

@@ -38,8 +38,8 @@ BERT_WORDS = 30524
 """Vocabulary of LAVIS' text encoders, by which a language head costs what it costs there."""
 
 NO_EXPORT = (
-    "it is a model of LAVIS, whose towers have not been compared with exported ones; those of "
-    "OpenCLIP and transformers can be exported"
+    "it is a model of LAVIS, whose preprocessing is code named by a yaml file, with no format that "
+    "other programs read; models of OpenCLIP and transformers, BLIP's included, can be exported"
 )
 
 

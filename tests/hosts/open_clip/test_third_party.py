@@ -219,14 +219,18 @@ def test_clip_benchmark_evaluates_our_models_by_name(
     write_dataset(tmp_path / "data", task)
     write_weights(tmp_path / "weights.pt")
     arguments = [
-        "--model", "ViT-tiny", "elip-ViT-tiny", "--pretrained", "weights.pt", "--dataset",
-        "wds/tiny", "--dataset_root", "data", "--task", task, "--num_workers", "0",
-        "--batch_size", "4", "--output", "{model}.json",
+        "--model", "ViT-tiny", "elip-ViT-tiny", "elip-embed-ViT-tiny",
+        "--pretrained", "weights.pt", "--dataset", "wds/tiny", "--dataset_root", "data",
+        "--task", task, "--num_workers", "0", "--batch_size", "4", "--output", "{model}.json",
     ]  # fmt: skip
     command = ["-m", "clip_benchmark.cli", "eval", *arguments]
     out = run(*command, cwd=tmp_path, PYTHONPATH=clip_benchmark)
     assert out.returncode == 0, out.stderr
-    base, ours = (json.loads((tmp_path / f"{m}ViT-tiny.json").read_text()) for m in ("", "elip-"))
-    assert ours["model"] == "elip-ViT-tiny"
+    base, ours, embed = (
+        json.loads((tmp_path / f"{name}ViT-tiny.json").read_text())
+        for name in ("", "elip-", "elip-embed-")
+    )
+    assert ours["model"] == "elip-ViT-tiny" and embed["model"] == "elip-embed-ViT-tiny"
     assert 0 < ours["metrics"][metric] < 1
     assert ours["metrics"] == base["metrics"]
+    assert embed["metrics"].keys() == base["metrics"].keys()
