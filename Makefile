@@ -50,7 +50,12 @@ ONCE = not inductor and not itself_compiled and not open_clips_own_tests
 demo: .venv-openclip/ready
 	.venv-openclip/bin/python examples/demo.py --out demo
 
-test: lint test-wheel test-open-clip test-lavis
+# The environments two at a time, then what uses one core each; the tests take both.
+test:
+	$(MAKE) --no-print-directory -j 2 -O .venv-openclip/ready $(LAVIS_READY) $(LAVIS_NEW_READY)
+	$(MAKE) --no-print-directory -j 2 -O lint test-wheel
+	$(MAKE) --no-print-directory test-open-clip
+	$(MAKE) --no-print-directory test-lavis
 
 test-open-clip: .venv-openclip/ready
 	@echo "== OpenCLIP, newest =="
@@ -60,7 +65,8 @@ test-open-clip: .venv-openclip/ready
 # What is left out is said last; with ELIP_TEST_ALL=1, as in CI, leaving out is an error.
 ifneq ($(PYTHON_LAVIS),)
 LAVIS_READY = .venv/ready
-test-lavis: .venv/ready .venv-lavis-new/ready
+LAVIS_NEW_READY = .venv-lavis-new/ready
+test-lavis: $(LAVIS_READY) $(LAVIS_NEW_READY)
 	@echo "== LAVIS' pins =="
 	.venv/bin/python $(PYTEST) $(MODELS) -k "$(ONCE)"
 	.venv/bin/python $(PYTEST) $(TOOLS) -k lavis
