@@ -60,9 +60,6 @@ class Handle:
         Args:
             features: Text features [B, E] for a whole model (any norm), or a guide [B, D]
                 for a bare tower. Detached.
-
-        Yields:
-            Nothing.
         """
         guide = find_host(self.model).text_guide(self.model, features)
         with find_pruner(self.model).guided(guide):
@@ -74,9 +71,6 @@ class Handle:
 
         It holds for forwards of this thread, and for the replicas of `torch.nn.DataParallel` that
         are called in it.
-
-        Yields:
-            Nothing.
         """
         find_pruner(self.model)
         with ExitStack() as stack:
@@ -186,9 +180,6 @@ def guide(model: nn.Module, features: Tensor) -> Iterator[None]:
     Args:
         model: A patched model or tower, wrapped or not.
         features: Text features [B, E] for a whole model, or a guide [B, D] for a bare tower.
-
-    Yields:
-        Nothing.
 
     Example:
         >>> import open_clip, torch

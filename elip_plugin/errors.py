@@ -61,15 +61,7 @@ if not sys.warnoptions:  # Python hides deprecations where a library reads a use
 
 
 def join_faults(subject: str, faults: Sequence[str]) -> str:
-    """Join all faults into one message, so that a user can correct them in one go.
-
-    Args:
-        subject: What is at fault, as a noun phrase.
-        faults: One sentence per fault; at least one.
-
-    Returns:
-        One line for one fault, a list for several.
-    """
+    """Join the faults of a subject, at least one, so that a user can correct them in one go."""
     if len(faults) == 1:
         return f"{subject}: {faults[0]}"
     lines = "".join(f"\n  {i}. {fault}" for i, fault in enumerate(faults, 1))
@@ -77,16 +69,7 @@ def join_faults(subject: str, faults: Sequence[str]) -> str:
 
 
 def nearest(name: object, known: Iterable[object], otherwise: str = "") -> str:
-    """Build the hint for a name that is not known.
-
-    Args:
-        name: What was given.
-        known: The names that are allowed.
-        otherwise: The hint where none of them is close; by default it lists all.
-
-    Returns:
-        A clause with the three nearest names, or `otherwise`.
-    """
+    """Build the hint for an unknown name: the three nearest of those known, or else `otherwise`."""
     names = sorted(map(str, known))
     near = get_close_matches(name, names, n=3, cutoff=0.6) if isinstance(name, str) else []
     return f"did you mean {near}?" if near else otherwise or f"known are {names}"

@@ -65,14 +65,9 @@ class Plan:
         return self._main(width, mlp_ratio) + self._lookahead(width, mlp_ratio)
 
     def train_cost(self, width: int, mlp_ratio: float = 4.0) -> float:
-        """Count one training step of the blocks (backward = two forwards), as above.
+        """Count one training step of the blocks (backward = two forwards), as `forward_cost` does.
 
-        Args:
-            width: Tower width D.
-            mlp_ratio: Hidden width of a block's MLP over D.
-
-        Returns:
-            Multiply-adds relative to an unpruned step; lookahead has no backward.
+        Lookahead has no backward.
         """
         return self._main(width, mlp_ratio) + self._lookahead(width, mlp_ratio) / 3
 
@@ -188,30 +183,16 @@ def plan(
 
 
 def kept_count(keep: float, num_patches: int) -> int:
-    """Turn a stage's `keep` into a count K.
-
-    Args:
-        keep: A ratio of the patches, or already a count.
-        num_patches: Patches N that enter block 0.
-
-    Returns:
-        floor(keep * N) for a ratio, else `keep`.
-    """
+    """Turn a stage's `keep`, a ratio or a count, into a count K: floor(keep * N) for a ratio."""
     if isinstance(keep, int):
         return keep
     return math.floor(keep * num_patches + 1e-9)  # 0.29 * 100 is 28.999... in binary
 
 
 def scale(stage: Stage, reference_depth: int | None, depth: int) -> Stage:
-    """Rescale a stage's block, lookahead and `until` to another depth, halves rounded up.
+    """Rescale a stage, written for a reference depth, to a tower's depth L, halves rounded up.
 
-    Args:
-        stage: A stage written for `reference_depth` blocks.
-        reference_depth: Its depth, or None to leave the stage as it is.
-        depth: The tower's depth L.
-
-    Returns:
-        The stage for the tower; its lookahead ends at the last block.
+    Its lookahead ends at the last block. Without a reference depth it stays as it is.
     """
     if reference_depth is None or reference_depth == depth:
         return stage

@@ -49,16 +49,7 @@ class BlockParts(Protocol):
 
 
 def look_ahead(block: BlockParts, x: Tensor, **positions: Any) -> Tensor:
-    """Run a block without dropout or stochastic depth.
-
-    Args:
-        block: The block.
-        x: Tokens [B, T, D].
-        **positions: Where the tokens are, if the block reads that.
-
-    Returns:
-        Tokens [B, T, D].
-    """
+    """Run a block on tokens [B, T, D] without dropout or stochastic depth."""
     q, k, v = block.queries_keys_values(x, **positions)
     bias = block.position_bias(**positions) if positions else None
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=block.elip_scale)
@@ -69,17 +60,11 @@ def look_ahead(block: BlockParts, x: Tensor, **positions: Any) -> Tensor:
 def attention_row(
     block: BlockParts, x: Tensor, query: Tensor | None = None, **positions: Any
 ) -> Tensor:
-    """Compute one attention row of a block, averaged over its heads.
+    """Compute one attention row of a block, averaged over its heads, as a mode.
 
-    Args:
-        block: The block.
-        x: Tokens [B, T, D].
-        query: The token whose row it is, [B, 1, D], which then has no position; None for the class
-            token.
-        **positions: Where the tokens are, if the block reads that.
+    It is that of `query` [B, 1, D], which then has no position; None for the class token.
 
-    Returns:
-        Attention [B, T], float32 or wider; rows sum to 1.
+    Returns attention over the tokens [B, T], float32 or wider; rows sum to 1.
     """
     # The products of float32 tensors by hand: autocast would run a matmul in half precision.
     q, keys = block.query_and_keys(x[:, :1] if query is None else query, x, **positions)
@@ -102,20 +87,13 @@ def key_uniqueness(
     valid: Tensor | None = None,
     **positions: Any,
 ) -> Tensor:
-    """Compute how different the key of each token is from those of the others.
+    """Compute how different the key of each token is from those of the others, as a mode.
 
-    Args:
-        block: The block; keys are the mean of its heads'.
-        x: Tokens [B, T, D].
-        query: Not used.
-        prefix: Prefix tokens P, which take no part.
-        valid: Which tokens after the prefix are real [B, T - P]; None where all are.
-        **positions: Where the tokens are, if the block reads that.
+    Keys are the mean of the heads'. The prefix P takes no part, nor what is not `valid` [B, T - P].
 
-    Returns:
-        1 / (sum of the positive cosines between the keys less their mean) [B, T], float32 or
-        wider. It is 1 for a token that resembles no other, 1 / n for each of n equal tokens, and 0
-        for the prefix and for padding.
+    Returns 1 / (sum of the positive cosines between the keys less their mean) [B, T], float32 or
+    wider. It is 1 for a token that resembles no other, 1 / n for each of n equal tokens, and 0 for
+    the prefix and for padding.
     """
     keys = block.query_and_keys(x[:, :1], x, **positions)[1].mean(dim=1)[:, prefix:]
     keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
@@ -128,15 +106,7 @@ def key_uniqueness(
 
 
 def mean_token(x: Tensor, valid: Tensor | None) -> Tensor:
-    """Compute the mean of tokens.
-
-    Args:
-        x: Tokens [B, T, D].
-        valid: Which are real [B, T]; None where all are.
-
-    Returns:
-        The mean of those [B, 1, D].
-    """
+    """Compute the mean [B, 1, D] of the tokens [B, T, D] that are `valid` [B, T]; None: of all."""
     if valid is None:
         return x.mean(dim=1, keepdim=True)
     real = valid.unsqueeze(-1)

@@ -47,15 +47,9 @@ def attach_selection_loss(
     the sum of the needs, averaged over the batch, it grows and falls with the task's gradient, so
     that scaling the loss (mixed precision, several tasks) scales both.
 
-    Args:
-        tokens: Tokens after the stage [B, T, D].
-        scores: Scores of all non-prefix tokens before it [B, N], above 0, with gradient.
-        kept: Which of those were kept [B, K], in the order of `tokens`.
-        first: Place of the first kept token in `tokens`.
-        weight: Weight of the loss.
-
-    Returns:
-        The tokens, of the same values.
+    Scores are those of all N non-prefix tokens before the stage [B, N], above 0, of which `kept`
+    [B, K] are in the tokens [B, T, D] after it, from place `first` on. Returns the tokens, of the
+    same values.
     """
     log_scores = scores.gather(1, kept).clamp_min(torch.finfo(scores.dtype).tiny).log()
     log_scores = log_scores - log_scores.logsumexp(dim=1, keepdim=True)

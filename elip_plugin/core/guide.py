@@ -86,12 +86,8 @@ def project_to_vision_width(features: Tensor, maps: Sequence[Tensor]) -> Tensor:
 def guide_from_batch(token: Tensor, guides: Tensor) -> Tensor:
     """Compute a guide per image from texts that are not paired with the images (our extension).
 
-    Args:
-        token: The query token [B, 1, D].
-        guides: Guides of M texts [M, D], from `project_to_vision_width`.
-
-    Returns:
-        Mean of the guides, each weighted by its similarity to the token [B, D], detached.
+    It is the mean of the texts' guides [M, D], each weighted by its similarity to the image's query
+    token [B, 1, D]: a guide [B, D], detached.
     """
     with torch.no_grad():
         wide = torch.promote_types(token.dtype, torch.float32)

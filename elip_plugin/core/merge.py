@@ -12,15 +12,10 @@ from elip_plugin.core.select import Selection
 
 
 def keep_and_merge(x: Tensor, selection: Selection, prefix: int) -> Tensor:
-    """Apply a selection to the tokens.
+    """Apply a selection to tokens [B, T, D]; gradient flows through them.
 
-    Args:
-        x: Tokens [B, T, D]; gradient flows through them.
-        selection: Which to keep and how to weigh the rest; no gradient.
-        prefix: Prefix tokens P, kept as they are.
-
-    Returns:
-        [prefix, kept, merged]: tokens [B, P + K + 1, D], or [B, P + K, D] without merge weights.
+    Returns [prefix, kept, merged]: tokens [B, P + K + 1, D], or [B, P + K, D] without merge
+    weights.
     """
     width = x.shape[-1]
     rest = x[:, prefix:]
@@ -36,14 +31,8 @@ def keep_and_merge(x: Tensor, selection: Selection, prefix: int) -> Tensor:
 def put_back(x: Tensor, before: Tensor, selection: Selection, prefix: int) -> Tensor:
     """Put the tokens that a stage set aside back between those that it kept.
 
-    Args:
-        x: Prefix and kept tokens [B, P + K, D], in the stage's order.
-        before: Tokens that entered the stage [B, T, D].
-        selection: What the stage kept.
-        prefix: Prefix tokens P.
-
-    Returns:
-        Tokens [B, T, D]: prefix and kept ones from `x`, the others from `before`.
+    Returns tokens [B, T, D]: prefix and kept ones from `x` [B, P + K, D], the others from `before`,
+    which entered the stage [B, T, D].
     """
     index = selection.kept.unsqueeze(-1).expand(-1, -1, x.shape[-1])
     before, kept = before[:, prefix:].to(x.dtype), x[:, prefix:]

@@ -53,25 +53,16 @@ class Positions:
     def take(self, index: Tensor, valid: Tensor | None = None) -> Positions:
         """Return the positions of tokens that were taken [B, T'] from those after the prefix.
 
-        Args:
-            index: Which were taken.
-            valid: Which of them are real [B, T']; None where all are.
-
-        Returns:
-            The positions.
+        Of those taken, `valid` [B, T'] are real; None where all are.
         """
         index = index if self.index is None else self.index.gather(1, index)
         return replace(self, index=index, valid=valid)
 
 
 def positions_after(selection: Selection) -> Tensor:
-    """Return which token each token after a selection has its position from.
+    """Return which token each token after a selection has its position from, [B, K].
 
-    Args:
-        selection: What is kept, and how the rest is merged.
-
-    Returns:
-        Indices [B, K], or [B, K + 1] with the merged token's, which is that of the largest weight.
+    With merge weights [B, K + 1]: the merged token has that of the largest weight.
     """
     if selection.weights is None:
         return selection.kept
@@ -82,11 +73,7 @@ def positions_after(selection: Selection) -> Tensor:
 def valid_after(selection: Selection) -> Tensor | None:
     """Return which token after a selection is real [B, K], or [B, K + 1] with the merged one's.
 
-    Args:
-        selection: What is kept, and how the rest is merged.
-
-    Returns:
-        Whether each is; None where all are. A token that nothing was merged into is not.
+    None where all are. A token that nothing was merged into is not.
     """
     if selection.valid is None or selection.weights is None:
         return selection.valid
@@ -96,13 +83,7 @@ def valid_after(selection: Selection) -> Tensor | None:
 def attention_mask(valid: Tensor, prefix: int, dtype: torch.dtype) -> Tensor:
     """Return what is added to the attention's logits so that nothing attends to padding.
 
-    Args:
-        valid: Which tokens after the prefix are real [B, T - P].
-        prefix: Prefix tokens P, which are.
-        dtype: Of the tokens.
-
-    Returns:
-        0, or the lowest number [B, 1, 1, T].
+    It is 0, or the lowest number, [B, 1, 1, T]; `valid` [B, T - P] leaves out the prefix.
     """
     real = F.pad(valid, (prefix, 0), value=True)[:, None, None]
     return torch.zeros_like(real, dtype=dtype).masked_fill_(~real, torch.finfo(dtype).min)

@@ -19,30 +19,17 @@ from elip_plugin.core.guide import guide_from_batch
 
 
 def query_token(x: Tensor, prefix: int, class_query: bool, valid: Tensor | None = None) -> Tensor:
-    """Return the token whose attention says which tokens matter.
+    """Return the token [B, 1, D] whose attention says which of the tokens [B, T, D] matter.
 
-    Args:
-        x: Tokens [B, T, D].
-        prefix: Prefix tokens P.
-        class_query: Whether it is the class token; if not, it is the mean of the patches.
-        valid: Which tokens after the prefix are real [B, T - P]; None where all are.
-
-    Returns:
-        The token [B, 1, D].
+    It is the class token, or the mean of the patches that are `valid` [B, T - P].
     """
     return x[:, :1] if class_query else mean_token(x[:, prefix:], valid)
 
 
 def blend_class_token(token: Tensor, guide: Tensor | None, text_weight: float) -> Tensor:
-    """Blend the text guide into the class token (paper, section 3.2).
+    """Blend a text guide [B, D] into the query token [B, 1, D] (paper, section 3.2).
 
-    Args:
-        token: The query token [B, 1, D].
-        guide: Text guide [B, D], or None to leave the token as it is.
-        text_weight: Share t of the guide, in t * guide + (1 - t) * token.
-
-    Returns:
-        The blended token [B, 1, D].
+    The blended token is t * guide + (1 - t) * token, of the text weight t.
     """
     if guide is None or text_weight == 0:
         return token
@@ -133,17 +120,13 @@ def text_similarity(
     guide is the text's side of that comparison, mapped back to the tower's width, so one product
     compares any token with it. MaskCLIP (arXiv 2112.01071) compares the last tokens with texts so.
 
-    Args:
-        x: Tokens [B, T, D].
-        norm: The tower's last norm.
-        query: Its guide is [B, D], or [B, G, D] with several guides per image; guides of zeros
-            count for nothing. The text weight is not used. `class_query` is used only if the texts
-            are not paired with the images: it says which token weighs the texts.
-        gradient: Whether norm and guide get a gradient; the tokens never do.
+    The query's guide is [B, D], or [B, G, D] with several guides per image; guides of zeros count
+    for nothing. Its text weight is not used. Its `class_query` is used only if the texts are not
+    paired with the images: it says which token weighs the texts. With `gradient`, norm and guide
+    get one; the tokens [B, T, D] never do.
 
-    Returns:
-        Softmax over the tokens of their products with the guide, or the mean of several
-        [B, T - P], float32 or wider; 0 for padding.
+    Returns the softmax over the tokens of their products with the guide, or the mean of several
+    [B, T - P], float32 or wider; 0 for padding.
     """
     prefix, guide, valid = query.prefix, query.guide, query.valid
     assert guide is not None  # a reducer that compares is not run without one

@@ -58,15 +58,7 @@ class Trace:
     def record(
         self, block: int, selection: Selection, present: int, until: int | None = None
     ) -> None:
-        """Add a stage.
-
-        Args:
-            block: The block before which it prunes.
-            selection: What it keeps, and drops or merges.
-            present: Non-prefix tokens before it, T.
-            until: The block before which the dropped tokens come back, which is before any other
-                stage; None if they do not.
-        """
+        """Add a stage of T non-prefix tokens; what it drops comes back before block `until`."""
         before = self._before(block, selection.kept, present)
         kept = _rows(before, selection.kept)
         merged = None
@@ -81,10 +73,7 @@ class Trace:
     def record_groups(self, block: int, groups: Tensor, tokens: int) -> None:
         """Add a stage that averages groups of tokens, each by the patches that it stands for.
 
-        Args:
-            block: The block before which it has happened.
-            groups: The token after it that each non-prefix token before it is in [B, T].
-            tokens: Non-prefix tokens after it.
+        `groups` [B, T] is the token after the stage that each non-prefix token before it is in.
         """
         before = self._before(block, groups, groups.shape[1])
         member = torch.nn.functional.one_hot(groups, tokens).transpose(1, 2)

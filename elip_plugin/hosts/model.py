@@ -97,9 +97,6 @@ def seeded(device: str = "cpu", seed: int = 0) -> Iterator[None]:
     Args:
         device: Where weights are drawn; the generators of other devices are not touched.
         seed: The seed.
-
-    Yields:
-        Nothing.
     """
     place = torch.device(device)
     if place.type in ("cpu", "meta"):

@@ -31,15 +31,7 @@ thread = Thread()
 
 @contextmanager
 def opened(owner: object, value: T) -> Iterator[T]:
-    """Open a value for an owner inside the context, in this thread alone.
-
-    Args:
-        owner: By which the value is found, by identity.
-        value: What `find` returns.
-
-    Yields:
-        The value.
-    """
+    """Open a value for an owner, by identity, inside the context, in this thread alone."""
     before = thread.innermost
     thread.innermost = (owner, value, before)
     try:
@@ -49,15 +41,7 @@ def opened(owner: object, value: T) -> Iterator[T]:
 
 
 def find(owner: object, kind: type[T]) -> T | None:
-    """Find the innermost value of a kind that is open for an owner in this thread.
-
-    Args:
-        owner: For which it was opened.
-        kind: The class of the value.
-
-    Returns:
-        The value; None if there is none.
-    """
+    """Find the innermost value of a kind that is open for an owner in this thread, if any."""
     entry = thread.innermost
     while entry is not None:
         if entry[0] is owner and isinstance(entry[1], kind):

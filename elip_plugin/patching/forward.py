@@ -78,11 +78,7 @@ class Call:
 
     @contextmanager
     def guided(self, guide: Guide) -> Iterator[None]:
-        """Guide the tower's forwards inside the context, as a model's forward does.
-
-        Args:
-            guide: The text guide.
-        """
+        """Guide the tower's forwards inside the context, as a model's forward does."""
         before = thread.innermost
         thread.innermost = (self.pruner, replace(self, guide=guide, needs_guide=False), before)
         try:
@@ -215,14 +211,7 @@ class Call:
         return x, left
 
     def refuse_mask(self, **masks: Any) -> None:
-        """Refuse masks of the caller's, which would have to follow the tokens that are left.
-
-        Args:
-            **masks: Masks by the names of the arguments; None where there is none.
-
-        Raises:
-            UnsupportedModelError: If there is one.
-        """
+        """Refuse masks of the caller's, which would have to follow the tokens that are left."""
         for name, mask in masks.items():
             if mask is not None:
                 raise UnsupportedModelError(

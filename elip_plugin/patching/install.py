@@ -17,19 +17,11 @@ from elip_plugin.reducers import Reducer
 
 
 def install(description: Description, config: ElipConfig) -> Pruner:
-    """Patch a described model in place.
+    """Patch a described model in place, after all checks; return the pruner of its tower.
 
-    Args:
-        description: The model, its towers and their swaps.
-        config: What to prune.
-
-    Returns:
-        The pruner of the tower; on any error the model is as before.
-
-    Raises:
-        ConfigError: If the configuration does not suit this kind of model.
-        UnsupportedModelError: If a tower lacks what the reducer needs, or if a part of it would
-            ignore the patching.
+    Raises ConfigError if the configuration does not suit this kind of model, PlanError if it does
+    not fit the tower, and UnsupportedModelError if a tower lacks what the reducer needs, or a part
+    of it would ignore the patching. The model is then as before.
     """
     name, reason = type(description.module).__name__, description.no_eval_by_text
     if config.eval_mode == "text" and config.guide_source == "caption" and reason:

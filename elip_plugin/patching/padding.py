@@ -35,15 +35,9 @@ class Padding:
 
 
 def trim(x: Tensor, valid: Tensor, prefix: int) -> tuple[Tensor, Tensor, list[int]]:
-    """Cut off the columns that are padding in all images.
+    """Cut off the columns of tokens [B, P + N, D] that are padding in all images.
 
-    Args:
-        x: Tokens [B, P + N, D].
-        valid: Which of those after the prefix are real [B, N].
-        prefix: Prefix tokens P.
-
-    Returns:
-        Tokens [B, P + N', D], which of them are real [B, N'], and how many in each image.
+    Returns tokens [B, P + N', D], which of them are real [B, N'], and how many in each image.
     """
     places = torch.arange(1, valid.shape[1] + 1, device=valid.device)
     counts, ends = torch.stack([valid.sum(dim=1), (valid * places).amax(dim=1)]).tolist()
@@ -51,16 +45,10 @@ def trim(x: Tensor, valid: Tensor, prefix: int) -> tuple[Tensor, Tensor, list[in
 
 
 def plan_each(counts: Sequence[int], length: int, plan_for: Callable[[int], Plan]) -> list[Stage]:
-    """Resolve the stages of a batch.
+    """Resolve the stages of a batch whose tensors have room for `length` patches, in order.
 
-    Args:
-        counts: Patches of each image.
-        length: Patches that the tensors have room for, N.
-        plan_for: The plan for a number of patches. Where it cannot hold (a few patches, of which a
-            stage would keep none), the image keeps all.
-
-    Returns:
-        The stages, in order.
+    Where the plan cannot hold for an image (a few patches, of which a stage would keep none), the
+    image keeps all.
     """
     plans: dict[int, dict[int, PlannedStage]] = {}
     prefix = 0

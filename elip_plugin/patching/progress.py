@@ -83,15 +83,7 @@ class TrainingProgress:
                 _count_optimizer_steps()
 
     def update(self, step: int, total_steps: int) -> None:
-        """Take the training's progress.
-
-        Args:
-            step: Optimizer steps made so far, from 0.
-            total_steps: Optimizer steps of the whole training.
-
-        Raises:
-            ConfigError: If they are no such numbers.
-        """
+        """Take the optimizer steps made so far, from 0, and those of the whole training."""
         if step < 0 or total_steps < 1:
             raise ConfigError(
                 f"training progress must be a step from 0 up of 1 or more, got {step} of "

@@ -83,15 +83,11 @@ class Pruner:
         return find(self, Settings) or DEFAULT
 
     def start(self, module: nn.Module, training: bool | None = None) -> Call:
-        """Decide whether a call prunes, and by what; the one place that does.
+        """Decide whether a call of a model or tower prunes, and by what; the one place that does.
 
-        Args:
-            module: What is called: the model, the tower, or what runs its blocks.
-            training: Whether the tower trains, where that is not the module's `training` flag. The
-                schedule counts in training, evaluation has the configuration's own plan.
-
-        Returns:
-            The call, whose level is 0 where all tokens are kept.
+        The schedule counts in training, which is the module's own flag unless it is given;
+        evaluation has the configuration's own plan. The call's level is 0 where all tokens are
+        kept.
         """
         settings, entry = None, thread.innermost
         while entry is not None and settings is None:
@@ -119,11 +115,7 @@ class Pruner:
     def open(self, tower: nn.Module) -> Any:
         """Begin a forward of the whole tower, which `current` then finds in its parts.
 
-        Args:
-            tower: The tower.
-
-        Returns:
-            What `calls.thread.innermost` must be set to when the forward ends.
+        Returns what `calls.thread.innermost` must be set to when the forward ends.
         """
         before = entry = thread.innermost
         while entry is not None and entry[0] is not self:
@@ -145,14 +137,7 @@ class Pruner:
 
     @contextmanager
     def begin(self, tower: nn.Module) -> Iterator[Call | None]:
-        """Begin a forward of the whole tower, which `current` finds in its parts.
-
-        Args:
-            tower: The tower.
-
-        Yields:
-            The call; None if it keeps all tokens, as the host does.
-        """
+        """Begin a forward of the whole tower; yield the call, or None if it keeps all tokens."""
         before = self.open(tower)
         assert thread.innermost is not None
         call: Call = thread.innermost[1]
@@ -162,14 +147,9 @@ class Pruner:
             thread.innermost = before
 
     def current(self, module: nn.Module | None = None) -> Call | None:
-        """Return the call in progress, for a part of a tower.
+        """Return the call in progress, for a part of a tower; None if it keeps all tokens.
 
-        Args:
-            module: The part, which begins a call by itself where its tower was not called; None for
-                a part that does nothing then.
-
-        Returns:
-            The call; None if it keeps all tokens.
+        Where the tower was not called, `module` begins a call by itself; None then returns None.
         """
         entry = thread.innermost
         while entry is not None and entry[0] is not self:
@@ -183,16 +163,10 @@ class Pruner:
         return call if call.level > 0 else None
 
     def plan_for(self, num_patches: int, level: float = 1.0, skip_idle: bool | None = None) -> Plan:
-        """Resolve the configuration for N patches.
+        """Resolve the configuration for N patches, of which `level` (0 to 1) is in force.
 
-        Args:
-            num_patches: Patches N.
-            level: How much of the schedule is in force, 0 to 1.
-            skip_idle: Whether a stage that would not shrink the sequence is left out; by default
-                where less than the whole schedule is in force.
-
-        Returns:
-            The plan; PlanError if it cannot hold.
+        With `skip_idle`, by default below level 1, a stage that would not shrink the sequence is
+        left out. Raises a PlanError if the plan cannot hold.
         """
         skip_idle = level < 1 if skip_idle is None else skip_idle
         shape = self.shape
@@ -233,11 +207,7 @@ class Pruner:
 
     @contextmanager
     def treated_as_training(self, module: nn.Module) -> Iterator[None]:
-        """Prune as in training inside the context if a model trains, also a tower that is frozen.
-
-        Args:
-            module: The model that the tower belongs to.
-        """
+        """Prune inside the context as in training if the model trains, also by a frozen tower."""
         settings = find(self, Settings) or module.__dict__.get(INHERITED, DEFAULT)
         with opened(self, replace(settings, treat_as_training=module.training)):
             yield
@@ -255,13 +225,9 @@ class Pruner:
             yield
 
     def hand_to(self, replica: nn.Module) -> None:
-        """Hand what is opened here to a replica, which runs in a thread of its own.
+        """Hand what is opened here to a replica of `torch.nn.DataParallel`, which has a thread.
 
-        Args:
-            replica: What `torch.nn.DataParallel` made of a patched module.
-
-        Raises:
-            UnsupportedModelError: If it is a guide or a trace, which are for one whole batch.
+        Refuses a guide or a trace, which are for one whole batch.
         """
         settings = find(self, Settings)
         if settings is None:

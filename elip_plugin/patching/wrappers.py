@@ -30,21 +30,7 @@ called `module` without being a wrapper."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model within any number of wrappers, in any order.
-
-    Args:
-        model: A model, wrapped or not.
-
-    Returns:
-        The model itself; `model` where nothing wraps it.
-
-    Raises:
-        UnsupportedModelError: If it is no module.
-
-    Example:
-        >>> unwrap(torch.nn.DataParallel(torch.compile(model))) is model
-        True
-    """
+    """Return the model within any number of wrappers, in any order; refuse what is no module."""
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(
             f"this {type(model).__name__} is no torch.nn.Module: pass the model that it runs (what "

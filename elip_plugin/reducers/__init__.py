@@ -104,26 +104,11 @@ def find_reducer(name: str) -> Reducer:
 
 @functools.lru_cache(maxsize=256)
 def make_reducer(name: str, options: tuple[tuple[str, Any], ...]) -> Reducer:
-    """Make a reducer with options.
-
-    Args:
-        name: What a configuration asks for by `reducer`.
-        options: Pairs of a name and a value, which have been checked.
-
-    Returns:
-        The reducer.
-    """
+    """Make a reducer with options, pairs of a name and a value, which have been checked."""
     return replace(find_reducer(name), **dict(options))
 
 
 def option_defaults(name: str | None = None) -> Mapping[str, Any]:
-    """List options and their defaults.
-
-    Args:
-        name: One reducer's name; None for those of all.
-
-    Returns:
-        Defaults by option.
-    """
+    """List options and their defaults: those of one reducer, or of all."""
     asked = reducers().values() if name is None else [find_reducer(name)]
     return {option.name: option.default for each in asked for option in fields(each)}

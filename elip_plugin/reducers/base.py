@@ -397,14 +397,7 @@ class Reducer:
 
 
 def option_faults(reducer: Reducer) -> list[str]:
-    """List what is wrong with a reducer's options: their types, and what it says itself.
-
-    Args:
-        reducer: The reducer.
-
-    Returns:
-        A sentence for each fault.
-    """
+    """List what is wrong with a reducer's options: their types, and what it says itself."""
     faults = []
     for option in fields(reducer):
         value, default = getattr(reducer, option.name), option.default

@@ -49,11 +49,8 @@ class Cluster(PixelReducer):
 def describe_patches(patches: Tensor) -> Tensor:
     """Compute what patches are compared by: their values less their mean, and their mean color.
 
-    Args:
-        patches: Pixels [B, C, rows, columns, patch height, patch width].
-
-    Returns:
-        Vectors [B, N, C * pixels + C] of length 1; a mean color counts as much as its pixels.
+    Turns pixels [B, C, rows, columns, patch height, patch width] into vectors
+    [B, N, C * pixels + C] of length 1, in which a mean color counts as much as its pixels.
     """
     pixels = patches.flatten(4).flatten(2, 3).transpose(1, 2).float()  # [B, N, C, pixels]
     color = pixels.mean(dim=3) * pixels.shape[3] ** 0.5
@@ -62,15 +59,7 @@ def describe_patches(patches: Tensor) -> Tensor:
 
 
 def look_alike(looks: Tensor, anchors: Tensor) -> Tensor:
-    """Find the patches that look like an anchor.
-
-    Args:
-        looks: Vectors of length 1 [B, N, E].
-        anchors: Indices of anchors [B, A].
-
-    Returns:
-        Whether each is like one [B, N]; the anchors are.
-    """
+    """Find which of the vectors of length 1 [B, N, E] are like an anchor [B, A]; anchors are."""
     chosen = looks.gather(1, anchors.unsqueeze(2).expand(-1, -1, looks.shape[2]))
     with torch.autocast(looks.device.type, enabled=False):
         similar = (looks @ chosen.transpose(1, 2)).amax(dim=2) > THRESHOLD

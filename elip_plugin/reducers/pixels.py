@@ -54,17 +54,10 @@ class PixelReducer(Reducer):
         return embedding(images), split_patches(images.detach(), patch)
 
     def patches_of(self, x: Tensor, context: StageContext) -> Tensor:
-        """Return the pixels of the patches that the tokens were made of.
+        """Return the pixels of the patches that the tokens [B, P + N, D] were made of.
 
-        Args:
-            x: Tokens [B, P + N, D].
-            context: That of the forward.
-
-        Returns:
-            Pixels [B, C, rows, columns, patch height, patch width] of rows * columns = N patches.
-
-        Raises:
-            PlanError: If there are none, or not those of the tokens.
+        Of the shape of `StageContext.patches`, rows * columns = N patches; a PlanError if there are
+        none, or not those of the tokens.
         """
         patches, present = context.patches, x.shape[1] - context.prefix
         if patches is None:

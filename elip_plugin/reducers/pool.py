@@ -115,16 +115,10 @@ class Pool(PixelReducer):
 
 
 def shrink(images: Tensor, downscale: int, grid: tuple[int, int], patch: tuple[int, int]) -> Tensor:
-    """Shrink pictures to whole patches, of which each stands for `downscale` per side.
+    """Shrink images [B, C, height, width] of a grid of patches to 1 / downscale per side.
 
-    Args:
-        images: Images [B, C, height, width].
-        downscale: By how much the sides shrink; by a little less where it does not divide the grid.
-        grid: Rows and columns of patches in the images.
-        patch: Height and width of a patch in pixels.
-
-    Returns:
-        Images of ceil(rows / downscale) x ceil(columns / downscale) patches, or a few pixels more.
+    Returns images of ceil(rows / downscale) x ceil(columns / downscale) patches of `patch` pixels,
+    or a few pixels more.
     """
     if not any(count % downscale for count in grid):
         return F.avg_pool2d(images, downscale)
@@ -135,14 +129,7 @@ def shrink(images: Tensor, downscale: int, grid: tuple[int, int], patch: tuple[i
 def pool(x: Tensor, prefix: int, rows: int, columns: int) -> Tensor:
     """Average the tokens of 2 x 2 neighbouring patches; at an odd edge, of those that are there.
 
-    Args:
-        x: Tokens [B, P + rows * columns, D], row by row.
-        prefix: Prefix tokens P, which stay.
-        rows: Rows of patches.
-        columns: Columns of patches.
-
-    Returns:
-        Tokens [B, P + ceil(rows / 2) * ceil(columns / 2), D], row by row.
+    Turns tokens [B, P + rows * columns, D] into [B, P + ceil(rows / 2) * ceil(columns / 2), D].
     """
     grid = x[:, prefix:].transpose(1, 2).reshape(x.shape[0], -1, rows, columns)
     pooled = F.avg_pool2d(grid, 2, ceil_mode=True).flatten(2).transpose(1, 2)
@@ -152,33 +139,15 @@ def pool(x: Tensor, prefix: int, rows: int, columns: int) -> Tensor:
 def upper_left(batch: int, rows: int, columns: int, device: torch.device) -> Tensor:
     """Return the positions of pooled tokens, where blocks read positions.
 
-    Offsets between the upper left patches of two squares are those between their centres.
-
-    Args:
-        batch: Images, B.
-        rows: Rows of patches.
-        columns: Columns of patches.
-        device: Where the tokens are.
-
-    Returns:
-        Indices of patches [B, ceil(rows / 2) * ceil(columns / 2)].
+    Offsets between the upper left patches of two squares are those between their centres. Indices
+    of patches [B, ceil(rows / 2) * ceil(columns / 2)].
     """
     index = torch.arange(rows * columns, device=device).view(rows, columns)
     return index[::2, ::2].flatten().expand(batch, -1)
 
 
 def squares_of(batch: int, rows: int, columns: int, device: torch.device) -> tuple[Tensor, int]:
-    """Return the square that each patch is in, row by row.
-
-    Args:
-        batch: Images, B.
-        rows: Rows of patches.
-        columns: Columns of patches.
-        device: Where the tokens are.
-
-    Returns:
-        Indices of squares [B, rows * columns], and how many squares there are.
-    """
+    """Return the square that each patch is in [B, rows * columns], and how many there are."""
     down, across = torch.arange(rows, device=device) // 2, torch.arange(columns, device=device) // 2
     wide = -(-columns // 2)
     groups = (down[:, None] * wide + across).flatten().expand(batch, -1)

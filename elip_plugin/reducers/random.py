@@ -19,16 +19,7 @@ DRAWS = "draws by chance what it keeps, in evaluation too"
 
 
 def draw(batch: int, tokens: int, device: torch.device) -> Tensor:
-    """Draw the numbers that decide; the lowest stay.
-
-    Args:
-        batch: Images, B.
-        tokens: Tokens that are not prefix, T.
-        device: Where to draw.
-
-    Returns:
-        Numbers [B, T].
-    """
+    """Draw the numbers [B, T] that decide; the lowest stay."""
     return torch.rand(batch, tokens, device=device)
 
 

@@ -109,18 +109,11 @@ def merge_inside(
 ) -> tuple[Tensor, ...]:
     """Run a block: attention in proportion to sizes, merging, MLP (a mode of patched blocks).
 
-    Args:
-        block: The block.
-        x: Tokens [B, T, D].
-        sizes: How many patches each token stands for [B, T].
-        remove: How many tokens are merged away, r.
-        prefix: Prefix tokens, which take no part.
-        keep_each: How many tokens each image of a batch with padding keeps [B]; None without.
-        **positions: Where the tokens are, if the block reads that.
+    `sizes` [B, T] says how many patches each token stands for; `remove` tokens (r) are merged away.
+    In a batch with padding `keep_each` [B] says how many each image keeps.
 
-    Returns:
-        Tokens [B, T - r, D] and their sizes [B, T - r]; with r > 0 also the tensors of `Pairs`, or
-        with padding which tokens are left, as indices [B, T - P - r] of those after the prefix.
+    Returns tokens [B, T - r, D] and their sizes [B, T - r]; with r > 0 also the tensors of `Pairs`,
+    or with padding which tokens are left, as indices [B, T - P - r] of those after the prefix.
     """
     q, k, v = block.queries_keys_values(x, **positions)
     bias = sizes.log()[:, None, None].to(q.dtype)
@@ -173,16 +166,7 @@ class Pairs(NamedTuple):
 
 
 def match(keys: Tensor, remove: int, prefix: int = 1) -> Pairs:
-    """Match tokens by their keys; without gradient.
-
-    Args:
-        keys: What to compare, the mean of the heads' keys [B, T, D / H].
-        remove: How many tokens go, r; at most half of those that are not prefix.
-        prefix: Prefix tokens P, which take no part.
-
-    Returns:
-        The most similar pairs.
-    """
+    """Match the r most similar tokens by the mean of the heads' keys [B, T, D / H]; no gradient."""
     with torch.no_grad():
         metric = F.normalize(keys.detach()[:, prefix:], dim=-1)
         # The first set is the larger one where their number is odd.
@@ -195,16 +179,9 @@ def match(keys: Tensor, remove: int, prefix: int = 1) -> Pairs:
 
 
 def merge_pairs(x: Tensor, sizes: Tensor, pairs: Pairs, prefix: int = 1) -> tuple[Tensor, Tensor]:
-    """Average the tokens of each pair by their sizes.
+    """Average the tokens [B, T, D] of each pair by their sizes [B, T]; gradient flows through them.
 
-    Args:
-        x: Tokens [B, T, D]; gradient flows through them.
-        sizes: How many patches each token stands for [B, T].
-        pairs: What is merged.
-        prefix: Prefix tokens P, which stay.
-
-    Returns:
-        Tokens [B, T - r, D], [prefix, first set, second set], and their sizes [B, T - r].
+    Returns tokens [B, T - r, D], [prefix, first set, second set], and their sizes [B, T - r].
     """
     weighted = torch.cat([x * sizes.unsqueeze(-1), sizes.unsqueeze(-1)], dim=-1)
     head, rest = weighted[:, :prefix], weighted[:, prefix:]
@@ -218,19 +195,11 @@ def merge_pairs(x: Tensor, sizes: Tensor, pairs: Pairs, prefix: int = 1) -> tupl
 def merge_padded(
     x: Tensor, sizes: Tensor, keys: Tensor, remove: int, prefix: int, keep_each: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Match and average tokens of images that have different numbers of them.
+    """Match and average tokens of images that have different numbers of them; see `merge_inside`.
 
-    Args:
-        x: Tokens [B, T, D]; gradient flows through them.
-        sizes: How many patches each token stands for [B, T]; 0 for padding.
-        keys: What to compare [B, T, D / H].
-        remove: By how many tokens the batch gets shorter, r.
-        prefix: Prefix tokens P, which stay.
-        keep_each: Tokens after the prefix that each image keeps [B].
-
-    Returns:
-        Tokens [B, T - r, D], those of an image before its padding, their sizes [B, T - r], and
-        which they are of those before, as indices [B, T - P - r] of those after the prefix.
+    Padding has size 0. Returns tokens [B, T - r, D], those of an image before its padding, their
+    sizes [B, T - r], and which they are of those before, as indices [B, T - P - r] of those after
+    the prefix.
     """
     with torch.no_grad():
         real = sizes[:, prefix:] > 0
