@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -181,3 +181,43 @@ class Catalogue(Protocol):
         """
         names = self.names()
         return names.get(name) or next((m for m in names.values() if m.base == name), None)
+
+
+class PackageHost(Host, Catalogue):
+    """A host whose parts are modules of a package, each imported when it is asked for.
+
+    They are `models`, `guide`, `names` and `factory`, with functions of the names of the methods
+    here; see `Host` and `Catalogue`.
+
+    Attributes:
+        package: The package's name.
+    """
+
+    package: str
+
+    def _part(self, name: str) -> Any:
+        return import_module(f"{self.package}.{name}")
+
+    def describe(self, module: nn.Module) -> Description:
+        """Describe a model or vision tower."""
+        return self._part("models").describe(module)
+
+    def text_guide(self, module: nn.Module, features: Tensor) -> Tensor:
+        """Turn text features into a guide."""
+        return self._part("guide").text_guide(module, features)
+
+    def register(self) -> None:
+        """Make the names known to the host's library."""
+        self._part("names").register()
+
+    def names(self) -> Mapping[str, ModelName]:
+        """List the pruned models by name, by `list_names`."""
+        return self._part("names").list_names()
+
+    def find(self, name: str) -> ModelName | None:
+        """Find a model by its own name or by that of its base."""
+        return self._part("names").find(name)
+
+    def create(self, name: str, **options: Any) -> HostModel:
+        """Build a pruned model."""
+        return self._part("factory").create(name, **options)

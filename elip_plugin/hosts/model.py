@@ -25,7 +25,7 @@ class HostModel(ABC):
 
     Attributes:
         name: The base model's name.
-        model: The model.
+        model: The model, a `torch.nn.Module`.
         grid_size: Rows and columns of patches.
         mean: What `preprocess` subtracts per color, in 0 to 1.
         std: What it then divides by.
@@ -38,7 +38,7 @@ class HostModel(ABC):
     """
 
     name: str
-    model: nn.Module
+    model: Any
     grid_size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]

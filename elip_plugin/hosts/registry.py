@@ -63,12 +63,8 @@ def _warn(fault: str, more: str) -> None:
 def load_host(name: str) -> Host:
     """Import a host's library and register our models with it.
 
-    Args:
-        name: The host's name.
-
-    Returns:
-        The host. MissingHostError if its library is not installed or does not import,
-        UnsupportedModelError if its version is not supported.
+    Raises MissingHostError if the library is not installed or does not import, and
+    UnsupportedModelError if its version is not supported.
     """
     if name not in hosts():
         hint = nearest(name, hosts(), f"hosts are {sorted(hosts())}")
@@ -133,14 +129,10 @@ def list_names(host: str) -> Mapping[str, ModelName]:
 def _ask_catalogues(
     question: Callable[[Catalogue], T], faults: dict[str, Exception] | None = None
 ) -> Iterator[tuple[str, T]]:
-    """Ask the installed hosts that offer names; one that fails is named in a warning.
+    """Yield names of the installed hosts that offer names, and their answers.
 
-    Args:
-        question: What to ask; an `ElipError` of it is an answer and is raised.
-        faults: Where to note the hosts that fail, by name.
-
-    Yields:
-        Names of hosts and their answers.
+    An `ElipError` is an answer and is raised. A host that fails otherwise is named in a warning,
+    and noted in `faults`.
     """
     for name, host in hosts().items():
         # An old version of a library may be there for other packages alone.

@@ -101,7 +101,7 @@ def without_memory(
     # Not the meta device: autocast and fused attention exist for a CPU and not for that.
     with FakeTensorMode(allow_non_fake_inputs=True):
         before = [*copied.model.parameters(), *copied.model.buffers()]  # so that ids stay theirs
-        copied.model._apply(convert)  # type: ignore[no-untyped-call]
+        copied.model._apply(convert)
         made.clear()
         del before
         yield copied
@@ -112,15 +112,11 @@ def count_step(
 ) -> tuple[int, list[int]]:
     """Count a forward and a backward pass, with weights and gradients, without the optimizer.
 
-    Args:
-        host_model: A model as `without_memory` makes it.
-        batch: Pairs per batch.
-        autocast: Whether it runs in bfloat16 autocast.
-        on_gpu: Whether autocast follows the rules of a GPU, or those of a CPU.
+    The model is as `without_memory` makes it. Autocast follows the rules of a GPU, or those of a
+    CPU.
 
-    Returns:
-        Bytes that are kept from the forward to the backward pass; and the most bytes that are held
-        in the forward, and then from each gradient to the next.
+    Returns the bytes that are kept from the forward to the backward pass; and the most bytes that
+    are held in the forward, and then from each gradient to the next.
     """
     model = host_model.model
     images, texts = host_model.example_batch(batch)

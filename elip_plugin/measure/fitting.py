@@ -68,16 +68,10 @@ def count_ways(
 def prune_to_fit(
     host_model: HostModel, way: Way, batch: int, budget: int
 ) -> tuple[ElipConfig, StepMemory] | None:
-    """Find keep ratios of the model's stages by which a batch fits, close to the weakest ones.
+    """Find keep ratios of the model's stages by which a batch fits a budget, close to the weakest.
 
-    Args:
-        host_model: The model, built on the device "meta".
-        way: How it is trained.
-        batch: Pairs per batch.
-        budget: Bytes.
-
-    Returns:
-        The configuration and the memory counted with it; None if none was found.
+    The model is built on the device "meta". Returns the configuration and its memory, if any is
+    found.
     """
     pruner = find_pruner(host_model.model)
     depth, shape = pruner.shape.depth, pruner.shape

@@ -87,24 +87,14 @@ def count_memory(
 ) -> StepMemory:
     """Count the memory of a training step, without any.
 
-    The step runs on tensors that have shapes and no memory, and every storage is followed from
-    its allocation to its end; attention is fused where the model calls torch's own. Not counted:
-    the device's context, workspaces of its kernels, what the allocator cannot use between blocks
+    The step runs on tensors that have shapes and no memory, and every storage is followed from its
+    allocation to its end; attention is fused where the model calls torch's own. Not counted: the
+    device's context, workspaces of its kernels, what the allocator cannot use between blocks
     (fragmentation), and copies that several processes need to exchange gradients.
 
-    Args:
-        host_model: The model, built on the device "meta".
-        variant: "" for the model as it is, or one of `make_variants`.
-        precision: One of `PRECISIONS`.
-        checkpointing: Whether the host's gradient checkpointing is on.
-        on_gpu: Whether autocast and AdamW follow torch's rules for a GPU, or for a CPU.
-
-    Returns:
-        The memory.
-
-    Raises:
-        ConfigError: If the precision is not known.
-        UnsupportedModelError: If the model has no gradient checkpointing.
+    The model is built on the device "meta", and counted as it is unless a variant is named.
+    Autocast and AdamW follow torch's rules for a GPU, or for a CPU. Raises a ConfigError for an
+    unknown precision, and an UnsupportedModelError if the model has no gradient checkpointing.
     """
     check_precisions([precision])
     dtype = torch.bfloat16 if precision == "pure_bf16" else torch.float32

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from elip_plugin.export.formats import FORMATS, find_format
 from elip_plugin.export.tower import ImageTower, capture
 from elip_plugin.hosts.base import HostModel
 from elip_plugin.measure.counts import count_flops
-from elip_plugin.measure.speed import time_in_turn
+from elip_plugin.measure.speed import compare, time_in_turn
 from elip_plugin.measure.variants import UNPRUNED, Variant, make_variants
 
 RUNTIMES = ("torch", "compile", *(name for name in FORMATS if name != "torch"))
@@ -60,17 +59,9 @@ def measure_runtimes(
 ) -> list[RuntimeRow]:
     """Time the image tower in evaluation, pruned by the image.
 
-    Args:
-        host_model: A pruned model on the CPU.
-        runtimes: Some of `RUNTIMES`.
-        variants: Names as of `elip_plugin.measure.variants`; the first is the reference.
-        batches: Sizes of the batch.
-        rounds: Rounds that count.
-        progress: Is told what is measured.
-
-    Returns:
-        A row for each runtime, batch and variant. ConfigError if a runtime is not known,
-        MissingPackageError if one is not installed.
+    All variants, of which the first is the reference, run in turn, round by round. Returns a row
+    for each runtime, batch and variant. Raises a ConfigError if a runtime is not known, and a
+    MissingPackageError if one is not installed.
     """
     unknown = [name for name in runtimes if name not in RUNTIMES]
     if unknown:
@@ -95,12 +86,9 @@ def measure_runtimes(
             images = torch.randn(batch, *made[variants[0]].images.shape[1:])
             steps = {name: partial(run, images) for name, run in runs.items()}
             times = time_in_turn(steps, rounds)
-            for name, seconds in times.items():
-                ratios = [a / b for a, b in zip(seconds, times[variants[0]], strict=True)]
-                middle, ratio = statistics.median(seconds), statistics.median(ratios)
+            for name in times:
                 share = counted[name] / counted[variants[0]]
-                spread = min(ratios), max(ratios)
-                rows.append(RuntimeRow(runtime, batch, name, middle, ratio, *spread, share))
+                rows.append(RuntimeRow(runtime, batch, name, *compare(times, name), share))
     return rows
 
 

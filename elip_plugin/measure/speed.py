@@ -108,10 +108,7 @@ def measure_speed(
             with ATTENTION[attention]():
                 memory = _count_memory(PASSES[name], each, steps[variant], compiled)
             flops = 0 if compiled else _count_flops(PASSES[name], each, steps[variant])
-            ratios = [a / b for a, b in zip(times[variant], times[names[0]], strict=True)]
-            middle, ratio = statistics.median(times[variant]), statistics.median(ratios)
-            low, high = min(ratios), max(ratios)
-            rows.append(Row(variant, name, middle, ratio, low, high, flops, memory))
+            rows.append(Row(variant, name, *compare(times, variant), flops, memory))
     images = made[names[0]].images
     setting = Setting(
         model=host_model.name,
@@ -138,6 +135,13 @@ def time_in_turn(steps: Mapping[str, Callable[[], object]], rounds: int) -> dict
             step()
             seconds[name].append(time.perf_counter() - start)
     return {name: times[WARMUP:] for name, times in seconds.items()}
+
+
+def compare(times: Mapping[str, Sequence[float]], name: str) -> tuple[float, float, float, float]:
+    """Return the median time, and the median, lowest and highest ratio to the first, by round."""
+    first = next(iter(times.values()))
+    ratios = [a / b for a, b in zip(times[name], first, strict=True)]
+    return statistics.median(times[name]), statistics.median(ratios), min(ratios), max(ratios)
 
 
 def timed(step: Callable[[], object]) -> Callable[[], object]:

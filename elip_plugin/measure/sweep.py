@@ -52,18 +52,9 @@ def run_sweep(
 ) -> Path:
     """Run the measurements that an earlier call did not end, and write one report of all.
 
-    Args:
-        sweep: What is measured.
-        folder: Where to write; what each measurement printed is a file there.
-        minutes: Time for this call. What is left then is measured by another call.
-        progress: Is told what comes next, and what became of it.
-
-    Returns:
-        The report.
-
-    Raises:
-        ConfigError: If the time is not positive, or there is no GPU.
-        DataError: If the folder is of another sweep.
+    What each of them printed is a file in the folder. What is left after the minutes is measured by
+    another call. Raises a ConfigError if the time is not positive, or there is no GPU, and a
+    DataError if the folder is of another sweep.
     """
     if not minutes > 0:
         raise ConfigError(f"minutes must be above 0, got {minutes:g}")

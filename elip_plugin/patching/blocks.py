@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,9 +11,6 @@ from torch.utils.checkpoint import checkpoint
 from elip_plugin.core.blocks import PackedAttention
 from elip_plugin.patching.calls import thread
 from elip_plugin.patching.swap import Patched
-
-if TYPE_CHECKING:
-    from elip_plugin.patching.pruner import Pruner
 
 
 class PrunableBlock(Patched):
@@ -81,9 +78,6 @@ class PrunableBlock(Patched):
 class PrunableTower(Patched):
     """A tower whose forward, from images to features, is one forward of its pruner."""
 
-    if TYPE_CHECKING:
-        elip: Pruner
-
     def forward(self, *args: Any, **options: Any) -> Any:
         """Run the host's forward, which `Pruner.current` finds in the parts of the tower."""
         before = self.elip.open(self)  # type: ignore[arg-type]
@@ -95,9 +89,6 @@ class PrunableTower(Patched):
 
 class PrunableStack(Patched):
     """What runs a tower's blocks, and carries the pruner."""
-
-    if TYPE_CHECKING:
-        elip: Pruner
 
     def extra_repr(self) -> str:
         """Show the plan where the model is printed."""

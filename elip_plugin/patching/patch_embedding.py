@@ -9,9 +9,6 @@ from torch import Tensor, nn
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.patching.swap import Patched, Swap
 
-if TYPE_CHECKING:
-    from elip_plugin.patching.pruner import Pruner
-
 
 class ElipPatchEmbedding(Patched, nn.Conv2d):
     """A convolution that embeds patches as the reducer of a pruned forward does."""
@@ -19,7 +16,6 @@ class ElipPatchEmbedding(Patched, nn.Conv2d):
     replaces = nn.Conv2d
 
     if TYPE_CHECKING:
-        elip: Pruner
         kernel_size: tuple[int, int]
 
     def forward(self, input: Tensor) -> Tensor:

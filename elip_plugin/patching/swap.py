@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
 from elip_plugin.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from elip_plugin.patching.pruner import Pruner
 
 ATTRIBUTE = "elip"
 """Name of the instance attribute that holds the pruner; others begin with it and `_`. They are
@@ -24,6 +27,11 @@ class Patched:
 
     replaces: ClassVar[type[nn.Module]]
     """The host's class that the patched module had before."""
+
+    if TYPE_CHECKING:
+        elip: Pruner
+
+        def __getattr__(self, name: str) -> Any: ...  # what the host's class has
 
     def _replicate_for_data_parallel(self) -> Any:
         """Replicate for `torch.nn.DataParallel`, with what its caller has opened."""

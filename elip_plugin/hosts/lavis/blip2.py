@@ -26,8 +26,7 @@ class GuidedQFormer(PrunedModel):
     @property
     def elip_training(self: Any) -> bool:
         """Whether the model trains; its tower may be frozen, in evaluation mode."""
-        training: bool = self.training
-        return training
+        return self.training
 
     def elip_encode(self: Any, tokenizer: Any, captions: Any, suffix: str) -> tuple[Any, Any, Any]:
         """Encode captions; see `PrunedModel`."""

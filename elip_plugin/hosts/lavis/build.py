@@ -23,21 +23,13 @@ SECTION = "elip"
 
 
 def from_config(patched: Any, cfg: Any, config: ElipConfig | None = None) -> Any:
-    """Build a pruned model from LAVIS' model section.
+    """Build a pruned model of a class in `models` from LAVIS' model section.
 
-    Args:
-        patched: A class in `elip_plugin.hosts.lavis.models`.
-        cfg: LAVIS' model section, with our keys beside its own: `elip`, and for a model that
-            is small or needs no network `tokenizer`, `init`, `vit`, `bert` (ALBEF, BLIP) or
-            `clip`; see `elip_plugin.hosts.lavis.compat.settings`.
-        config: What to prune; None for what the section says.
+    The section has our keys beside its own: `elip`, unless a config is given, and for a model that
+    is small or needs no network those of `elip_plugin.hosts.lavis.compat.settings`.
 
-    Returns:
-        The model.
-
-    Raises:
-        ConfigError: If our keys are at fault, or something could not be fetched.
-        PlanError: If the plan does not fit the tower.
+    Raises ConfigError if our keys are at fault, or something could not be fetched, and PlanError if
+    the plan does not fit the tower.
     """
     fixes.check_libraries()
     cfg = OmegaConf.create(dict(cfg) if isinstance(cfg, Mapping) else cfg)

@@ -26,16 +26,9 @@ LEAK = (
 
 
 def describe_model(module: Any, model: Swap) -> Description:
-    """Describe a LAVIS model; see `Host.describe`.
+    """Describe a LAVIS model, given the swap of its class; see `Host.describe`.
 
     The first one turns on the fixes that pruned models need of LAVIS, for those models.
-
-    Args:
-        module: The model.
-        model: The swap of its class.
-
-    Returns:
-        Its description.
     """
     fixes.extend(USERS)
     patched: Any = model.patched

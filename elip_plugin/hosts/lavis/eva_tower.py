@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lavis.models.eva_vit import Block, VisionTransformer
@@ -19,13 +19,6 @@ class ElipEvaBlock(PrunableBlock, Block):
     """LAVIS' EVA block, with its parts."""
 
     replaces = Block
-
-    if TYPE_CHECKING:
-        attn: Any
-        drop_path: Any
-        mlp: Any
-        gamma_1: Tensor | None
-        gamma_2: Tensor | None
 
     def packed_attention(self) -> PackedAttention:
         """Return the attention's projections; keys have no bias."""
@@ -55,9 +48,6 @@ class ElipEvaTower(PrunableStack, VisionTransformer):
     """A tower that prunes between its blocks, outside any checkpointed region."""
 
     replaces = VisionTransformer
-
-    if TYPE_CHECKING:
-        use_checkpoint: bool
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Embed images [B, 3, height, width] and run the blocks, pruned if pruning is active."""

@@ -55,8 +55,7 @@ class LavisModel(HostModel):
 
     def preprocess(self, picture: Any) -> Tensor:
         """Turn a Pillow image into an image [3, height, width]."""
-        image: Tensor = self.processor(picture)
-        return image
+        return self.processor(picture)
 
     def tokenize(self, texts: Sequence[str]) -> list[str]:
         """Return the texts: LAVIS' models tokenize in their forward."""
@@ -70,14 +69,14 @@ class LavisModel(HostModel):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Encode images into features [B, E] (CLIP), or the tokens that LAVIS' text side reads."""
-        model: Any = self.model
+        model = self.model
         if isinstance(model, CLIP):
             return model.encode_image(images)
         return model.visual_encoder.forward_features(images)
 
     def encode_text(self, tokens: list[str]) -> Tensor:
         """Encode texts into features [B, E] (CLIP), or class tokens [B, text width]."""
-        model: Any = self.model
+        model = self.model
         if isinstance(model, CLIP):
             return model.encode_text(model.tokenizer(tokens))
         qformer = getattr(model, "Qformer", None)
@@ -91,8 +90,7 @@ class LavisModel(HostModel):
     def guide(self, tokens: list[str]) -> Any:
         """Compute what guides the tower; see `HostModel.guide`."""
         if is_read_by_text(self.model):
-            model: Any = self.model
-            return CaptionGuide(model, model.tokenizer, tokens)
+            return CaptionGuide(self.model, self.model.tokenizer, tokens)
         return super().guide(tokens)
 
     def loss(self, images: Tensor, tokens: list[str]) -> Tensor:
@@ -109,14 +107,13 @@ class LavisModel(HostModel):
                 f"{self.name} does not train on plain pairs: of LAVIS' archs, albef_pretrain, "
                 "blip_pretrain, albef_retrieval, blip_retrieval, blip_caption, blip2 and clip do"
             )
-        loss: Tensor = self.model(samples)["loss"]
-        return loss
+        return self.model(samples)["loss"]
 
     def checkpoint(self) -> None:
         """Turn gradient checkpointing on, as `vit_grad_ckpt` does in all blocks."""
-        tower: Any = getattr(self.model, "visual_encoder", None)
-        if tower is None:
+        if not hasattr(self.model, "visual_encoder"):
             super().checkpoint()
+        tower = self.model.visual_encoder
         checkpoint_blocks(tower, len(tower.blocks))
 
 

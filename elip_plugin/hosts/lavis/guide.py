@@ -85,13 +85,8 @@ class CaptionGuide(TextGuide):
         keys' projection, give the same by one product each. Those of the first one depend on the
         text alone; those of the following ones on what the layers before them read in the tokens.
 
-        Args:
-            layers: How many cross-attentions read the tokens, from the first.
-            gradient: Whether the guide has one.
-
-        Returns:
-            Guides per word and head [images * B, S * heads, D] of each, 0 for padding; of a model
-            that reads its tower otherwise one per image.
+        Returns guides per word and head [images * B, S * heads, D] of each, 0 for padding; of a
+        model that reads its tower otherwise one per image.
         """
         model = self.model
         if not hasattr(model, "text_encoder"):

@@ -49,8 +49,7 @@ class PrunedModel(TokenizesOnce, Patched):
     def elip_training(self: Any) -> bool:
         """Whether the tower trains."""
         tower = self.visual if hasattr(self, "visual") else self.visual_encoder
-        training: bool = tower.training
-        return training
+        return tower.training
 
     def elip_encoder(self, suffix: str) -> Any:
         """Return the text encoder, or with suffix "_m" that of the momentum encoder."""
@@ -103,14 +102,7 @@ class GuidedFeatures(PrunedModel):
 def pruned_class(module: str, base: type[Any], entry: type[PrunedModel], **facts: Any) -> type[Any]:
     """Build the pruned class of one of LAVIS' classes, from the way that its text enters.
 
-    Args:
-        module: Name of the module that keeps it, where pickle looks for it.
-        base: LAVIS' class.
-        entry: How images and text enter.
-        **facts: Other class attributes.
-
-    Returns:
-        The class.
+    `module` keeps it, where pickle looks for it; `facts` are other class attributes.
     """
     name = f"Elip{base.__name__}"
     doc = f"LAVIS' `{base.__name__}` with text-guided pruning."

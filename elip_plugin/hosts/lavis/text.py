@@ -16,7 +16,6 @@ from lavis.models.blip_models.nlvr_encoder import BertModel as NlvrBertModel
 from lavis.models.med import BertModel, XBertEncoder
 from torch import Tensor, nn
 
-from elip_plugin.hosts.lavis.compat.masks import fit_mask
 from elip_plugin.patching.calls import find, thread
 from elip_plugin.patching.swap import Patched
 
@@ -58,6 +57,16 @@ class ElipBertModel(Patched, BertModel):
         return super().forward(encoder_embeds=done.output.last_hidden_state, **options)
 
 
+def fit_mask(mask: Tensor, states: Tensor) -> Tensor:
+    """Fit the mask [B, T'] of image tokens to their number in `states` [B, T, D]: [B, T].
+
+    LAVIS pairs the momentum encoder's tokens with the mask that it made for the other tower's
+    (albef_pretrain.py:296, albef_nlvr.py:153), of which there may be fewer. It leaves no image
+    token out, so the class token's value holds for all.
+    """
+    return mask if mask.shape[1] == states.shape[1] else mask[:, :1].expand(states.shape[:2])
+
+
 class ElipXBertEncoder(ElipBertModel, XBertEncoder):
     """The same for the encoder whose `forward_text` and `forward_automask` bypass `forward`."""
 
@@ -82,15 +91,7 @@ class ElipXBertEncoder(ElipBertModel, XBertEncoder):
 
 
 def text_pass_of(owner: Any, ids: Tensor | None) -> TextPass | None:
-    """Return the text pass that this call has made already.
-
-    Args:
-        owner: What encodes texts.
-        ids: Their token ids.
-
-    Returns:
-        The text pass; None if there is none of these ids.
-    """
+    """Return the text pass of these token ids that this call has made already, if it has."""
     done = find(owner, TextPass)
     return done if done is not None and ids is not None and done.ids is ids else None
 
@@ -139,11 +140,8 @@ def text_token(model: Any, captions: Sequence[str]) -> Tensor:
 class CachingTokenizer:
     """Takes a model's tokenizer's place during a call; tokenizes its captions once.
 
-    Args:
-        tokenizer: The model's tokenizer.
-        text: The captions of this call; recognised by identity.
-        device: Where their tokens go; when LAVIS moves them there, they stay the same tensors,
-            which identify the text pass.
+    It knows them by identity. Their tokens go to the device: when LAVIS moves them there, they stay
+    the same tensors, which identify the text pass.
     """
 
     def __init__(self, tokenizer: Any, text: Sequence[str], device: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,13 +37,6 @@ ATTENTIONS = (EvaAttention, getattr(eva, "AttentionRope", EvaAttention))  # the 
 class EvaParts(PrunableBlock):
     """The parts that are the same in both of timm's EVA blocks."""
 
-    if TYPE_CHECKING:
-        attn: Any
-        drop_path1: Any
-        mlp: Any
-        norm1: Any
-        norm2: Any
-
     def attention_input(self, x: Tensor) -> Tensor:
         """Return what is projected to queries, keys and values."""
         return x
@@ -70,13 +63,11 @@ class EvaParts(PrunableBlock):
         """Join the heads, normalise and project; see `BlockParts`."""
         attn = self.attn
         joined = getattr(attn, "norm", nn.Identity())(mixed.transpose(1, 2).flatten(2))
-        projected: Tensor = attn.proj(joined)
-        return projected
+        return attn.proj(joined)
 
     def stochastic_depth(self, added: Tensor) -> Tensor:
         """Apply stochastic depth; see `BlockParts`."""
-        kept: Tensor = self.drop_path1(added)
-        return kept
+        return self.drop_path1(added)
 
 
 class ElipEvaBlock(EvaParts, EvaBlock):
@@ -176,12 +167,7 @@ def _scaled(added: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def refuse_other_parts(trunk: Any, mixed: bool) -> None:
-    """Refuse parts of EVA blocks that are not handled.
-
-    Args:
-        trunk: The trunk.
-        mixed: Whether each block has rotary positions of its own.
-    """
+    """Refuse parts of EVA blocks that are not handled; `mixed` rotary positions differ by block."""
     if mixed:
         raise UnsupportedModelError(
             f"a timm {type(trunk).__name__} with rotary positions of its own in each block: those "

@@ -43,21 +43,18 @@ class OpenClipModel(HostModel):
 
     def preprocess(self, picture: Any) -> Tensor:
         """Turn a Pillow image into an image [3, height, width]."""
-        image: Tensor = self.transform(picture)
-        return image
+        return self.transform(picture)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Turn texts into token ids [B, context]."""
         if self._tokenizer is None:  # late: that of a Hugging Face text tower is downloaded
             self._tokenizer = open_clip.get_tokenizer(self.name)
-        tokens: Tensor = self._tokenizer(list(texts))
-        return tokens
+        return self._tokenizer(list(texts))
 
     def example_batch(self, batch: int) -> tuple[Tensor, Tensor]:
         """Return random images and token ids, on the model's device."""
-        model: Any = self.model
-        device = next(model.parameters()).device
-        size = model.visual.image_size
+        device = next(self.model.parameters()).device
+        size = self.model.visual.image_size
         height, width = (size, size) if isinstance(size, int) else size
         text = (open_clip.get_model_config(self.name) or {})["text_cfg"]
         shape = batch, text.get("context_length", CONTEXT)
@@ -66,13 +63,11 @@ class OpenClipModel(HostModel):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Encode images into features [B, E]."""
-        model: Any = self.model
-        return model.encode_image(images)
+        return self.model.encode_image(images)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Encode token ids into features [B, E]."""
-        model: Any = self.model
-        return model.encode_text(tokens, normalize=True)
+        return self.model.encode_text(tokens, normalize=True)
 
     def loss(self, images: Tensor, tokens: Tensor) -> Tensor:
         """Compute the contrastive loss of a batch."""
@@ -84,19 +79,17 @@ class OpenClipModel(HostModel):
 
     def save_preprocessing(self, folder: Path) -> None:
         """Write `open_clip_config.json`, as on a hub: it names the tokenizer, too."""
-        model: Any = self.model
         config = deepcopy(open_clip.get_model_config(self.name))
-        size = model.visual.image_size
+        size = self.model.visual.image_size
         if isinstance(size, tuple) and size[0] == size[1]:  # as configs write it
             size = size[0]
         config["vision_cfg"]["image_size"] = size
         write: Any = sys.modules["open_clip.push_to_hf_hub"]
-        write.save_config_for_hf(model, folder / "open_clip_config.json", config)
+        write.save_config_for_hf(self.model, folder / "open_clip_config.json", config)
 
     def checkpoint(self) -> None:
         """Turn gradient checkpointing on."""
-        model: Any = self.model
-        model.set_grad_checkpointing(True)
+        self.model.set_grad_checkpointing(True)
 
 
 def create(

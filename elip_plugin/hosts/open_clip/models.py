@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import open_clip
 from open_clip.timm_model import TimmModel
@@ -19,9 +19,6 @@ from elip_plugin.patching.calls import find, thread
 from elip_plugin.patching.description import Description, Tower
 from elip_plugin.patching.swap import Patched, swap_for
 
-if TYPE_CHECKING:
-    from elip_plugin.patching.pruner import Pruner
-
 LEAK = (
     "an image pruned by its own caption leaks the answer into retrieval and zero-shot scores; use "
     "'full' or 'image', or guide_source 'batch', which knows no pairs"
@@ -34,11 +31,6 @@ class TextFirst(Patched):
     The host encodes the image first. Calling its own forward for the text alone and then
     for the image alone turns the order round without a copy of its code.
     """
-
-    if TYPE_CHECKING:
-        elip: Pruner
-        training: bool
-        visual: Any
 
     def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> Any:
         """Encode text, then the image guided by it."""
@@ -87,9 +79,6 @@ class ElipCoCa(Patched, open_clip.CoCa):
     """`open_clip.CoCa` with text-guided pruning."""
 
     replaces = open_clip.CoCa
-
-    if TYPE_CHECKING:
-        elip: Pruner
 
     def forward(
         self,

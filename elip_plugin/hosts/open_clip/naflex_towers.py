@@ -7,7 +7,7 @@ mask keeps padding out of the attention; images [B, 3, height, width] have neith
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from timm.models.eva import EvaBlock
@@ -74,12 +74,6 @@ class ElipNaFlex(PrunableStack, NaFlexVit):
     """A trunk that prunes each image by its own number of patches."""
 
     replaces = NaFlexVit
-
-    if TYPE_CHECKING:
-        blocks: Any
-        norm: Any
-        training: bool
-        grad_checkpointing: bool
 
     def forward_features(
         self,

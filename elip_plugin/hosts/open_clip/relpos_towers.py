@@ -6,7 +6,7 @@ Of a bias [1, H, P + N, P + N], the rows and columns of the tokens' positions ar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,9 +33,6 @@ class ElipRelPosBlock(PrunableBlock, RelPosBlock):
     """timm's block with a relative position bias of its own or of the trunk's."""
 
     replaces = RelPosBlock
-
-    if TYPE_CHECKING:
-        attn: Any
 
     def forward(
         self, x: Tensor, *args: Any, elip: Any = None, places: Tensor | None = None, **options: Any
@@ -69,8 +66,7 @@ class ElipRelPosBlock(PrunableBlock, RelPosBlock):
         """Compute the bias of the attention's logits; see `BlockParts`."""
         own, places = self.attn.rel_pos, positions["places"]
         if own is None:
-            bias: Tensor = positions["shared_rel_pos"]
-            return bias
+            return positions["shared_rel_pos"]
         # Tokens are chosen without gradient, and without the dropout that this bias may have.
         drawn = torch.is_grad_enabled() or not isinstance(own, RelPosMlp)
         bias = own.get_bias() if drawn else bias_without_dropout(own)
@@ -115,15 +111,9 @@ def shared(bias: Tensor, prefix: int) -> PositionOptions:
 
 
 def take_bias(bias: Tensor, places: Tensor, prefix: int) -> Tensor:
-    """Take the rows and columns of the prefix and of the patches at some places.
+    """Take the rows and columns of the prefix and of the patches at places [B, T - P].
 
-    Args:
-        bias: For all tokens [1, H, P + N, P + N].
-        places: Indices of patches [B, T - P].
-        prefix: Prefix tokens P.
-
-    Returns:
-        The bias [B, H, T, T].
+    Turns the bias for all tokens [1, H, P + N, P + N] into [B, H, T, T].
     """
     first = torch.arange(prefix, device=places.device).expand(len(places), -1)
     index = torch.cat([first, places + prefix], dim=1)

@@ -158,7 +158,7 @@ class ElipLayer(NamedAsReplaced, PrunableBlock):
         return {"elip_masks": sum(p.default is p.empty for p in positional)}
 
     def _heads(self, projected: Tensor) -> Tensor:
-        attn: Any = self.self_attn  # type: ignore[attr-defined]
+        attn: Any = self.self_attn
         return projected.view(*projected.shape[:2], -1, attn.head_dim).transpose(1, 2)
 
     def query_and_keys(self, query: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

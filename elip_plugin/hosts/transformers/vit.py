@@ -32,14 +32,14 @@ class ElipViTLayer(towers.ElipLayer):
 
     def _projections(self) -> tuple[Any, Any, Any, Any]:
         """Return the projections of queries, keys, values and of the output."""
-        attention: Any = self.attention  # type: ignore[attr-defined]
+        attention: Any = self.attention
         if hasattr(attention, "q_proj"):
             return attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
         inner = attention.attention
         return inner.query, inner.key, inner.value, attention.output.dense
 
     def _heads(self, projected: Tensor) -> Tensor:
-        attention: Any = self.attention  # type: ignore[attr-defined]
+        attention: Any = self.attention
         heads = getattr(attention, "attention", attention).num_attention_heads
         return projected.view(*projected.shape[:2], heads, -1).transpose(1, 2)
 

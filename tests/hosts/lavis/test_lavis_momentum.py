@@ -36,7 +36,7 @@ from lavis_recorders import (
 
 from elip_plugin import Handle, find_handle
 from elip_plugin.errors import ConfigError
-from elip_plugin.hosts.lavis.compat.masks import fit_mask
+from elip_plugin.hosts.lavis.text import fit_mask
 from elip_plugin.patching.install import find_pruner
 
 BOTH = {"prune_momentum": True}

@@ -23,9 +23,7 @@ from elip_plugin.hosts.lavis.compat.section import read_section
 class UndecodableError(DataError):
     """An image that cannot be decoded.
 
-    Args:
-        message: One line. A data loader's worker sends it at the end of a traceback, which is
-            cut off here.
+    A data loader's worker sends the message at the end of a traceback, which is cut off here.
     """
 
     def __init__(self, message: str) -> None:

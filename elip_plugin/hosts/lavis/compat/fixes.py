@@ -38,8 +38,7 @@ class Fix:
             runner is at work ("run").
         where: The attribute of LAVIS or its libraries that is at fault, as "module:name".
         by: What replaces or repairs it, as "module:name".
-        breaks: What breaks without the repair, and why.
-        beside: The versions of other libraries with which LAVIS has the fault; "" for any.
+        breaks: What breaks without the repair and why, beside which versions of other libraries.
         needed: Whether this process needs the repair, computed from the runner, if any.
         wraps: Whether `by` makes the new value from LAVIS' own one; for a "model" also from
             `Users`, for a "run" also from the runner.
@@ -49,7 +48,6 @@ class Fix:
     where: str
     by: str
     breaks: str
-    beside: str = ""
     needed: Callable[..., bool] = lambda *_: True
     wraps: bool = False
 
@@ -68,24 +66,23 @@ class Users:
     report: Callable[[list[Any], int, int], None]
 
 
-def _moved(where: str, by: str, beside: str, breaks: str) -> Fix:
-    return Fix("import", where, by, breaks, beside, needed=lambda: _is_missing(where))
+def _moved(where: str, by: str, breaks: str) -> Fix:
+    return Fix("import", where, by, breaks, needed=lambda: _is_missing(where))
 
 
 def _since(*version: int) -> Callable[..., bool]:
     return lambda: installed_version("transformers") >= version
 
 
-_wrapped = partial(Fix, wraps=True)
-_on_other_devices = partial(_wrapped, "run", needed=lambda runner: not runner.cuda_enabled)
+_with_models = partial(Fix, "model", wraps=True)
+_on_other_devices = partial(Fix, "run", wraps=True, needed=lambda runner: not runner.cuda_enabled)
 
 FIXES = (
     *(
         _moved(
             f"transformers.modeling_utils:{name}",
             f"transformers.pytorch_utils:{name}",
-            "transformers 4.57",
-            "the import: med.py asks for it where transformers had it before",
+            "the import beside transformers 4.57: med.py asks for it where it was before",
         )
         for name in (
             "apply_chunking_to_forward",
@@ -93,23 +90,21 @@ FIXES = (
             "prune_linear_layer",
         )
     ),
-    _moved("numpy:Inf", "numpy:inf", "numpy 2", "AlbefPretrain.forward, which reads np.Inf"),
+    _moved("numpy:Inf", "numpy:inf", "AlbefPretrain.forward beside numpy 2: it reads np.Inf"),
     Fix(
         "register",
         "lavis.models.med:BertLMPredictionHead._tie_weights",
         f"{OURS}.generation:tie_weights",
-        "published weights: a language head's bias has two names, which transformers ties again "
-        "after loading only where a module has this method; without it the bias stays zero",
-        "transformers 4.40 and later",
+        "published weights: a language head's bias has two names; transformers 4.40 and later ties "
+        "them again only where a module has this method, and without it the bias stays zero",
         needed=_since(4, 40),
     ),
     Fix(
         "register",
         "lavis.models.med:BertLMHeadModel.generate",
         f"{OURS}.generation:generate",
-        "captions and answers: transformers repeats the image tokens once more, changed its beam "
-        "search, and from 4.50 on models do not inherit generate",
-        "transformers 4.27 and later",
+        "captions and answers: transformers 4.27 and later repeats the image tokens once more, has "
+        "another beam search, and from 4.50 on models do not inherit generate",
         needed=_since(4, 27),
     ),
     Fix(
@@ -118,14 +113,12 @@ FIXES = (
         f"{OURS}.processes:dist",
         "one process: blip2_qformer.py:153 asks for its rank, which takes a process group",
     ),
-    _wrapped(
-        "model",
+    _with_models(
         "lavis.models.blip2_models.blip2_qformer:all_gather_with_grad",
         f"{OURS}.processes:gathering",
         "one process: base_model.py:209 asks how many there are, which takes a process group",
     ),
-    _wrapped(
-        "model",
+    _with_models(
         "lavis.models.clip_models.model:CLIP.loss",
         f"{OURS}.processes:clip_loss",
         "one process: model.py:507 asks how many there are, which takes a process group",
@@ -137,15 +130,13 @@ FIXES = (
         "training BLIP to classify: blip_classification.py:129 fills a field of its record of "
         "outputs that only ALBEF's record has",
     ),
-    _wrapped(
-        "model",
+    _with_models(
         "lavis.runners.runner_base:RunnerBase.lr_scheduler",
         f"{OURS}.progress:reporting",
         "schedules by progress: a model is not given the number of all steps, and the runners have "
         "no hook; they call the learning-rate schedule before each forward",
     ),
-    _wrapped(
-        "model",
+    _with_models(
         "lavis.runners.runner_base:RunnerBase.evaluate",
         f"{OURS}.devices:evaluate",
         "evaluate.py on a CPU, which uses LAVIS' own runner whatever the config says",
@@ -162,11 +153,12 @@ FIXES = (
         f"{OURS}.processes:synchronize",
         "gloo: logger.py:43 makes a CUDA tensor whatever the process group can carry",
     ),
-    _wrapped(
+    Fix(
         "run",
         "lavis.runners.runner_base:IterLoader",
         f"{OURS}.devices:iter_loader",
         "resuming: dataloader_utils.py:79 shuffles as in epoch 0",
+        wraps=True,
     ),
     _on_other_devices(
         "lavis.runners.runner_base:RunnerBase.model",

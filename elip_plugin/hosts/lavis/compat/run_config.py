@@ -29,13 +29,7 @@ MORE_RUN_KEYS = (
 def check_run_config(path: Path, options: Sequence[str], *, evaluate: bool) -> None:
     """Check that a config and its overrides can be read, and that each name and key is known.
 
-    Args:
-        path: The config.
-        options: LAVIS' overrides.
-        evaluate: Whether it is to evaluate only, which needs fewer keys.
-
-    Raises:
-        ConfigError: With every fault at once.
+    To evaluate only needs fewer keys. Raises a ConfigError with every fault at once.
     """
     faults = [f"option {o!r} must be KEY=VALUE" for o in options if "=" not in o]
     values = _read(path, options)

@@ -46,18 +46,9 @@ class Settings:
 
 
 def read_settings(cfg: DictConfig, family: Sequence[str], others: Sequence[str] = ()) -> Settings:
-    """Read our keys in LAVIS' model section.
+    """Read our keys of a family in LAVIS' model section; `others` are read elsewhere.
 
-    Args:
-        cfg: The section.
-        family: Our keys for this kind of model: `BERT_FAMILY` or `CLIP_FAMILY`.
-        others: Further keys that are known, and read elsewhere.
-
-    Returns:
-        Their values.
-
-    Raises:
-        ConfigError: With every fault at once.
+    Raises a ConfigError with every fault at once.
     """
     values: dict[Any, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     ours, allowed = {*others, *BERT_FAMILY, *CLIP_FAMILY}, [*others, *family]

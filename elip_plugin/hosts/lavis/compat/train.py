@@ -31,19 +31,10 @@ log = logging.getLogger("elip_plugin")
 def run(
     cfg_path: Path, options: Sequence[str], *, evaluate: bool, checkpoint: Path | None = None
 ) -> dict[str, Any]:
-    """Train or evaluate a model as a LAVIS run config says.
+    """Train or evaluate a model as a LAVIS run config says, with overrides like run.max_epoch=1.
 
-    Args:
-        cfg_path: The config.
-        options: LAVIS' overrides, such as "run.max_epoch=1".
-        evaluate: Whether to evaluate only.
-        checkpoint: Weights to evaluate; None for what the config loads.
-
-    Returns:
-        Scores by test split; empty in all processes but the first.
-
-    Raises:
-        ConfigError: Before anything is written, if config or checkpoint is at fault.
+    Without a checkpoint, evaluation is of what the config loads. Returns the scores by test split,
+    which only the first process has. Raises a ConfigError before anything is written.
     """
     warnings.filterwarnings("ignore", category=FutureWarning, module="lavis|fairscale")
     check_run_config(cfg_path, options, evaluate=evaluate)
