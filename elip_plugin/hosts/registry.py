@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, TypeVar
@@ -173,21 +173,12 @@ def find_host(module: nn.Module) -> Host:
             "their models or vision towers"
         )
     for name in names[:-1]:
-        try:
+        with suppress(UnsupportedModelError, MissingHostError):  # too old, not whole, or not its
             host = load_host(name)
-        except (UnsupportedModelError, MissingHostError):  # too old, or not whole
-            continue
-        if isinstance(module, Patched) or _describes(host, module):
+            if not isinstance(module, Patched):
+                host.describe(module)
             return host
     return load_host(names[-1])
-
-
-def _describes(host: Host, module: nn.Module) -> bool:
-    try:
-        host.describe(module)
-    except UnsupportedModelError:
-        return False
-    return True
 
 
 def find_model(name: str) -> ModelName:

@@ -24,23 +24,26 @@ from elip_plugin.hosts.open_clip.timm_trunk import (
     refuse_dropout,
     shape_of,
 )
-from elip_plugin.patching.blocks import PrunableStack, call_block, call_checkpointed
+from elip_plugin.patching.blocks import (
+    PrunableBlock,
+    PrunableStack,
+    call_block,
+    call_checkpointed,
+)
 from elip_plugin.patching.description import Tower
 from elip_plugin.patching.swap import Swap, swaps_for
 
 
-class ElipNaFlexBlock(ElipTimmBlock):
-    """timm's block, called with a mask [B, 1, 1, T] where some tokens are padding."""
+class Masked(PrunableBlock):
+    """A block that is called with a mask [B, 1, 1, T] where some tokens are padding."""
 
-    replaces = Block
-
-    def query_and_keys(self, query: Tensor, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor]:
+    def query_and_keys(self, *tokens: Any, attn_mask: Any = None, **positions: Any) -> Any:
         """Normalise and project a query token and the tokens; see `BlockParts`."""
-        return super().query_and_keys(query, x)
+        return super().query_and_keys(*tokens, **positions)
 
-    def queries_keys_values(self, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def queries_keys_values(self, *tokens: Any, attn_mask: Any = None, **positions: Any) -> Any:
         """Normalise and project tokens; see `BlockParts`."""
-        return super().queries_keys_values(x)
+        return super().queries_keys_values(*tokens, **positions)
 
     def position_bias(self, **positions: Any) -> Tensor | None:
         """Return the mask; see `BlockParts`."""
@@ -49,25 +52,16 @@ class ElipNaFlexBlock(ElipTimmBlock):
     key_bias = position_bias
 
 
-class ElipNaFlexEvaBlock(ElipEvaBlock):
-    """timm's EVA block (SwiGLU, rotary positions), called with such a mask."""
+class ElipNaFlexBlock(Masked, ElipTimmBlock):
+    """timm's block."""
+
+    replaces = Block
+
+
+class ElipNaFlexEvaBlock(Masked, ElipEvaBlock):
+    """timm's EVA block (SwiGLU, rotary positions)."""
 
     replaces = EvaBlock
-
-    def query_and_keys(
-        self, query: Tensor, x: Tensor, rope: Tensor | None = None, **positions: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Normalise and project a query token and the tokens; see `BlockParts`."""
-        return super().query_and_keys(query, x, rope)
-
-    def queries_keys_values(
-        self, x: Tensor, rope: Tensor | None = None, **positions: Any
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalise and project tokens; see `BlockParts`."""
-        return super().queries_keys_values(x, rope)
-
-    position_bias = ElipNaFlexBlock.position_bias
-    key_bias = position_bias
 
 
 class ElipNaFlex(PrunableStack, NaFlexVit):

@@ -14,8 +14,8 @@ from timm.layers import RelPosMlp
 from timm.models.vision_transformer_relpos import RelPosBlock, VisionTransformerRelPos
 from torch import Tensor
 
-from elip_plugin.core.blocks import PackedAttention
 from elip_plugin.core.positions import PositionOptions
+from elip_plugin.hosts.open_clip.timm_blocks import ElipTimmBlock
 from elip_plugin.hosts.open_clip.timm_trunk import (
     PrunableTrunk,
     has_stochastic_depth,
@@ -48,12 +48,6 @@ class ElipRelPosBlock(PrunableBlock, RelPosBlock):
         x = x + self.drop_path1(self.attention_output(mixed))
         return x + self.drop_path2(self.feed_forward(x))
 
-    def packed_attention(self) -> PackedAttention:
-        """Return the attention's projections."""
-        attn = self.attn
-        qkv, norms = attn.qkv, (attn.q_norm, attn.k_norm)
-        return PackedAttention(self.norm1, qkv.weight, qkv.bias, attn.num_heads, *norms)
-
     def query_and_keys(self, query: Tensor, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor]:
         """Normalise and project a query token and the tokens; see `BlockParts`."""
         return super().query_and_keys(query, x)
@@ -72,17 +66,10 @@ class ElipRelPosBlock(PrunableBlock, RelPosBlock):
         bias = own.get_bias() if drawn else bias_without_dropout(own)
         return bias if places is None else take_bias(bias, places, own.prefix_tokens)
 
-    def attention_output(self, mixed: Tensor) -> Tensor:
-        """Join the heads and project; see `BlockParts`."""
-        return self.ls1(self.attn.proj(mixed.transpose(1, 2).flatten(2)))
-
-    def feed_forward(self, x: Tensor) -> Tensor:
-        """Run the MLP; see `BlockParts`."""
-        return self.ls2(self.mlp(self.norm2(x)))
-
-    def stochastic_depth(self, added: Tensor) -> Tensor:
-        """Apply stochastic depth; see `BlockParts`."""
-        return self.drop_path1(added)
+    packed_attention = ElipTimmBlock.packed_attention
+    attention_output = ElipTimmBlock.attention_output
+    feed_forward = ElipTimmBlock.feed_forward
+    stochastic_depth = ElipTimmBlock.stochastic_depth
 
 
 class ElipRelPosTrunk(PrunableTrunk, VisionTransformerRelPos):
