@@ -22,17 +22,11 @@ REINSTALL = "pip install --force-reinstall --no-deps elip-plugin"
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report.
+    """One line of the report."""
 
-    Attributes:
-        about: What was checked.
-        text: What was found.
-        fix: What to do about it; "" if all is well.
-    """
-
-    about: str
-    text: str
-    fix: str = ""
+    about: str  # what was checked
+    text: str  # what was found
+    fix: str = ""  # what to do about it; "" if all is well
 
 
 def check_environment() -> list[Finding]:

@@ -13,15 +13,10 @@ from elip_plugin.errors import GuideError
 
 
 class TextQueries(NamedTuple):
-    """The queries of a text encoder's cross-attentions, mapped to a tower's width.
+    """The queries of a text encoder's cross-attentions, mapped to a tower's width."""
 
-    Attributes:
-        first: Those of the first cross-attention [B, G, D].
-        further: Computes those of the following ones from the tokens after the tower's last norm:
-            [B, T, D] to [B, G', D]. None without more of them.
-    """
-
-    first: Tensor
+    first: Tensor  # those of the first one [B, G, D]
+    # Those of the others, from the tokens after the last norm: [B, T, D] to [B, G', D].
     further: Callable[[Tensor], Tensor] | None
 
 

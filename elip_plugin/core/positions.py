@@ -30,20 +30,12 @@ options that every block is called with."""
 
 @dataclass(frozen=True)
 class Positions:
-    """The positions of the tokens between two blocks.
+    """The positions of the tokens between two blocks."""
 
-    Attributes:
-        blocks: All blocks of the tower.
-        options: What a block is called with for given positions.
-        index: The positions now; None before a token left.
-        valid: Which of the tokens after the prefix are real [B, T - P]; None where all are, and
-            none is padding.
-    """
-
-    blocks: tuple[Any, ...]
-    options: PositionOptions
-    index: Tensor | None = None
-    valid: Tensor | None = None
+    blocks: tuple[Any, ...]  # all of the tower's
+    options: PositionOptions  # what a block is called with for given positions
+    index: Tensor | None = None  # the positions now; None before a token left
+    valid: Tensor | None = None  # which after the prefix are real [B, T - P]; None: all
 
     def bound_blocks(self) -> tuple[Callable[..., Any], ...]:
         """Return the blocks, to be called with tokens at these positions."""

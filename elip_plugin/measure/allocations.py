@@ -27,12 +27,8 @@ IN_FLOAT32 = ((F, "layer_norm"), (F, "softmax"), (torch, "softmax"), (Tensor, "s
 class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows the bytes that live tensors hold while operations run, each storage once.
 
-    Args:
-        tensors: Those that are there before.
-
-    Attributes:
-        live: Bytes held now.
-        peaks: The most that was held between one `mark` and the next.
+    `live` are those held now, at first by the tensors that are there; `peaks` the most that was
+    held between one `mark` and the next.
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:

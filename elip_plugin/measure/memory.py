@@ -27,23 +27,14 @@ LARGEST = 2**20
 
 @dataclass(frozen=True)
 class StepMemory:
-    """The bytes of a training step at any batch.
+    """The bytes of a training step at any batch."""
 
-    Attributes:
-        weights: Weights and buffers.
-        trained: The weights that are trained; so much for each set of gradients.
-        images: One image.
-        updating: What AdamW takes for a while as it updates.
-        kept: What is kept from forward to backward, at each of `COUNTED`.
-        peaks: The most in each section of the step, at each of `COUNTED`, with weights and
-            gradients and without AdamW's states.
-    """
-
-    weights: int
-    trained: int
-    images: int
-    updating: int
-    kept: tuple[int, int]
+    weights: int  # and buffers
+    trained: int  # the weights that are; so much for each set of gradients
+    images: int  # one image
+    updating: int  # what AdamW takes for a while as it updates
+    kept: tuple[int, int]  # from forward to backward, at each of `COUNTED`
+    # The most in each section at each of `COUNTED`, with gradients and without AdamW's states.
     peaks: tuple[tuple[int, ...], tuple[int, ...]]
 
     @property

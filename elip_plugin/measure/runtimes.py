@@ -25,27 +25,16 @@ RUNTIMES = ("torch", "compile", *(name for name in FORMATS if name != "torch"))
 
 @dataclass(frozen=True)
 class RuntimeRow:
-    """One variant in one runtime at one size of the batch.
-
-    Attributes:
-        runtime: Its name.
-        batch: Images per batch.
-        variant: The variant's name.
-        seconds: Median time of a batch.
-        ratio: Median of the per-round ratios to the first variant.
-        low: Lowest of them.
-        high: Highest of them.
-        counted: Operations, as a share of the first variant's: the limit.
-    """
+    """One variant in one runtime at one size of the batch; ratios are to the first variant."""
 
     runtime: str
-    batch: int
+    batch: int  # images
     variant: str
-    seconds: float
-    ratio: float
+    seconds: float  # median, of a batch
+    ratio: float  # median; the next two are the lowest and the highest
     low: float
     high: float
-    counted: float
+    counted: float  # operations, as a share of the first variant's: the limit
 
 
 def measure_runtimes(

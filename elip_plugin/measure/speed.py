@@ -32,27 +32,16 @@ kernel."""
 
 @dataclass(frozen=True)
 class Row:
-    """One pass of one variant.
-
-    Attributes:
-        variant: Its name.
-        measured: Name of the pass.
-        seconds: Median time.
-        ratio: Median of the per-round ratios to the first variant.
-        low: Lowest of them.
-        high: Highest of them.
-        flops: Operations, those of the tower's forward for "inference", else a training step's.
-        memory: Bytes: on a GPU the allocator's peak, else what is kept for the backward pass.
-    """
+    """One pass of one variant; the ratios are those to the first variant, round by round."""
 
     variant: str
-    measured: str
-    seconds: float
-    ratio: float
+    measured: str  # name of the pass
+    seconds: float  # median
+    ratio: float  # median; the next two are the lowest and the highest
     low: float
     high: float
-    flops: int
-    memory: int
+    flops: int  # of the tower's forward for "inference", else of a training step
+    memory: int  # bytes: on a GPU the allocator's peak, else what backward keeps
 
 
 @dataclass(frozen=True)

@@ -24,22 +24,14 @@ PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat1
 
 @dataclass(frozen=True)
 class Variant:
-    """A variant of a model, and a batch to run it on.
+    """A variant of a model, and a batch to run it on."""
 
-    Attributes:
-        host_model: The variant; its weights belong to all variants.
-        images: Random images [B, 3, height, width].
-        tokens: Random texts, as the model takes them.
-        guided: Makes the context in which the tower prunes as it does in a training step, by a
-            text guide that is ready.
-        precision: A key of `PRECISIONS`.
-    """
-
-    host_model: HostModel
-    images: Tensor
-    tokens: Any
+    host_model: HostModel  # its weights belong to all variants
+    images: Tensor  # random [B, 3, height, width]
+    tokens: Any  # random texts, as the model takes them
+    # Makes the context in which the tower prunes as in a training step, by a guide that is ready.
     guided: Callable[[], AbstractContextManager[None]]
-    precision: str
+    precision: str  # a key of `PRECISIONS`
 
     def features(self) -> Tensor:
         """Compute image features or tokens, guided by text where the model prunes by text."""

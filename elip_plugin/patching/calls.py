@@ -16,11 +16,7 @@ T = TypeVar("T")
 
 
 class Thread(threading.local):
-    """The values that are open in a thread.
-
-    Attributes:
-        innermost: Owner, value and the entry that was innermost before; None where nothing is open.
-    """
+    """The values that are open in a thread, each with its owner and the entry it is in."""
 
     def __init__(self) -> None:
         self.innermost: tuple[Any, Any, Any] | None = None

@@ -26,22 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a caller has opened for the forwards of a tower in this thread.
+    """What a caller has opened for the forwards of a tower in this thread."""
 
-    Attributes:
-        enabled: Whether anything is pruned.
-        guide: The text guide; None for the one that the model makes.
-        eval_mode: What evaluation does; None for what the configuration says.
-        trace: Records what each stage does; None without.
-        treat_as_training: Whether a tower in evaluation mode is pruned as in training, since the
-            model that it belongs to trains.
-    """
-
-    enabled: bool = True
-    guide: Guide | None = None
-    eval_mode: str | None = None
-    trace: Trace | None = None
-    treat_as_training: bool = False
+    enabled: bool = True  # whether anything is pruned
+    guide: Guide | None = None  # in place of the one that the model makes
+    eval_mode: str | None = None  # in place of the configuration's
+    trace: Trace | None = None  # records what each stage does
+    treat_as_training: bool = False  # a tower in evaluation mode, whose model trains
 
 
 DEFAULT = Settings()
@@ -49,32 +40,18 @@ DEFAULT = Settings()
 
 @dataclass
 class Call:
-    """One call of a model or of its tower; `Pruner.start` makes it, and decides.
-
-    Attributes:
-        pruner: Whose it is.
-        reducer: What decides which tokens leave.
-        settings: What the caller has opened.
-        level: How much of the plan is in force, 0 (all tokens) to 1.
-        text_weight: Share of the text guide in the choice; 0 where the image alone decides.
-        training: Whether it is one of training.
-        guide: The text guide; None where there is none yet, or none is needed.
-        needs_guide: Whether text decides, and there is no guide yet.
-        tower: The tower that runs, which may be a replica of the one that was described; None in
-            the model's own forward.
-        patches: Pixels of the patches that were embedded, for reducers that read them.
-    """
+    """One call of a model or of its tower; `Pruner.start` makes it, and decides."""
 
     pruner: Pruner
     reducer: Reducer
-    settings: Settings
-    level: float
-    text_weight: float
+    settings: Settings  # what the caller has opened
+    level: float  # how much of the plan is in force, 0 (all tokens) to 1
+    text_weight: float  # share of the guide in the choice; 0: the image alone decides
     training: bool
-    guide: Guide | None
-    needs_guide: bool
-    tower: nn.Module | None = None
-    patches: Tensor | None = None
+    guide: Guide | None  # None where there is none yet, or none is needed
+    needs_guide: bool  # text decides, and there is no guide yet
+    tower: nn.Module | None = None  # may be a replica of the one described; None: not yet
+    patches: Tensor | None = None  # their pixels, for reducers that read them
 
     @contextmanager
     def guided(self, guide: Guide) -> Iterator[None]:

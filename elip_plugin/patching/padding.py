@@ -21,17 +21,11 @@ Stage = tuple[PlannedStage, list[int]]
 
 @dataclass
 class Padding:
-    """What differs from image to image in a batch.
+    """What differs from image to image in a batch."""
 
-    Attributes:
-        valid: Which tokens after the prefix are real [B, N].
-        stages: The stages by their block.
-        left: Which are real after the last block [B, T' - P].
-    """
-
-    valid: Tensor
-    stages: dict[int, PlannedStage]
-    left: Tensor | None = None
+    valid: Tensor  # which tokens after the prefix are real [B, N]
+    stages: dict[int, PlannedStage]  # by their block
+    left: Tensor | None = None  # which are real after the last block [B, T' - P]
 
 
 def trim(x: Tensor, valid: Tensor, prefix: int) -> tuple[Tensor, Tensor, list[int]]:

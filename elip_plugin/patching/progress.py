@@ -55,12 +55,7 @@ def config_at(level: float, config: ElipConfig, num_patches: int) -> ElipConfig:
 
 
 class TrainingProgress:
-    """How far the training of one tower is.
-
-    Args:
-        config: What to prune.
-        module: The tower, by whose weights a training command finds it.
-    """
+    """How far the training of one tower is, by whose weights a training command finds it."""
 
     def __init__(self, config: ElipConfig, module: nn.Module) -> None:
         self.config, self.module = config, module

@@ -41,15 +41,9 @@ class Pruner:
     forwards (`guided`, `disabled`, `traced`, ...) holds for those in the caller's thread, and in
     the replicas that `torch.nn.DataParallel` makes there.
 
-    Args:
-        config: What to prune.
-        shape: The tower.
-        progress: How far the training is; shared by the towers of one model.
-        random_blocks: Whether looking ahead may not call a block by itself.
-        norm_name: Name of the tower's last norm in the tower; "" if it has none.
-
-    Raises:
-        PlanError: If the configuration does not fit the tower, or prunes nothing.
+    The towers of one model share their progress. `random_blocks` says that looking ahead may not
+    call a block by itself. Raises a PlanError if the configuration does not fit the tower, or
+    prunes nothing.
     """
 
     def __init__(

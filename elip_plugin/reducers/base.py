@@ -82,18 +82,11 @@ class StageContext:
 
 
 class SetAside(NamedTuple):
-    """The tokens that a stage dropped, which skip some blocks.
+    """The tokens that a stage dropped, which skip some blocks."""
 
-    Attributes:
-        restore_at: The block before which they come back.
-        tokens: All tokens before the stage [B, T, D].
-        selection: What the stage kept of them.
-        context: Their context.
-    """
-
-    restore_at: int
-    tokens: Tensor
-    selection: Selection
+    restore_at: int  # the block before which they come back
+    tokens: Tensor  # all of those before the stage [B, T, D]
+    selection: Selection  # what the stage kept of them
     context: StageContext
 
 

@@ -134,19 +134,12 @@ def merge_inside(
 
 
 class Pairs(NamedTuple):
-    """Which tokens are merged, as indices in the two alternating sets of those after the prefix.
+    """Which tokens are merged, as indices in the two alternating sets of those after the prefix."""
 
-    Attributes:
-        gone: Tokens of the first set that are merged [B, r].
-        stay: Tokens of the first set that are not [B, . - r], increasing.
-        into: The token of the second set that each merged one goes into [B, r].
-        second: Tokens of the second set, S.
-    """
-
-    gone: Tensor
-    stay: Tensor
-    into: Tensor
-    second: int
+    gone: Tensor  # of the first set, those that are merged [B, r]
+    stay: Tensor  # of the first set, those that are not [B, . - r], increasing
+    into: Tensor  # the token of the second set that each merged one goes into [B, r]
+    second: int  # tokens of the second set, S
 
     def left(self) -> Tensor:
         """Return which tokens are left, as indices [B, T - P - r] of those after the prefix."""

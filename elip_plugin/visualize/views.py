@@ -30,27 +30,16 @@ class OnObject:
 
 @dataclass(frozen=True)
 class StageView:
-    """What is left of a picture after one stage.
+    """What is left of a picture after one stage."""
 
-    Attributes:
-        block: The block before which it pruned.
-        kept: Patches that are still tokens of their own.
-        merged: Weights of the patches in the token that this stage made, 0 to 1, by patch.
-        earlier: Patches in a token that an earlier stage made, and this one kept.
-        gone: Patches that were dropped.
-        until: The block before which those come back; None if they do not.
-        groups: Patches of each token that stands for several, of a stage that averages groups.
-        objects: How much of what was kept lies on objects.
-    """
-
-    block: int
-    kept: tuple[int, ...]
-    merged: dict[int, float]
-    earlier: tuple[int, ...]
-    gone: tuple[int, ...]
-    until: int | None = None
-    groups: tuple[tuple[int, ...], ...] = ()
-    objects: tuple[OnObject, ...] = ()
+    block: int  # before which it pruned
+    kept: tuple[int, ...]  # patches that are still tokens of their own
+    merged: dict[int, float]  # weights in the token that this stage made, 0 to 1, by patch
+    earlier: tuple[int, ...]  # in a token that an earlier stage made, and this one kept
+    gone: tuple[int, ...]  # patches that were dropped
+    until: int | None = None  # the block before which those come back
+    groups: tuple[tuple[int, ...], ...] = ()  # the patches of each token that is an average
+    objects: tuple[OnObject, ...] = ()  # how much of what was kept lies on each
 
     @property
     def opacities(self) -> dict[int, float]:

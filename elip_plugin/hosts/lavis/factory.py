@@ -45,13 +45,9 @@ NO_EXPORT = (
 
 @dataclass
 class LavisModel(HostModel):
-    """A LAVIS model with its own preprocessing, tokenizer and losses.
+    """A LAVIS model with its own preprocessing, tokenizer and losses."""
 
-    Attributes:
-        processor: LAVIS' evaluation processor.
-    """
-
-    processor: Any = None
+    processor: Any = None  # LAVIS' evaluation processor
 
     def preprocess(self, picture: Any) -> Tensor:
         """Turn a Pillow image into an image [3, height, width]."""

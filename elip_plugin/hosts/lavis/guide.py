@@ -49,21 +49,13 @@ def guided_by_text(model: Any, samples: Mapping[str, Any]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class CaptionGuide(TextGuide):
-    """Guides a tower by captions; runs the text pass once a forward asks for it.
-
-    Attributes:
-        model: The model.
-        tokenizer: Its tokenizer.
-        captions: Texts, B.
-        suffix: "_m" for the momentum encoder.
-        done: Where the text pass is left for the model's own.
-    """
+    """Guides a tower by captions; runs the text pass once a forward asks for it."""
 
     model: Any
     tokenizer: Callable[..., Any]
-    captions: Any
-    suffix: str = ""
-    done: TextPass = field(default_factory=TextPass)
+    captions: Any  # texts, B
+    suffix: str = ""  # "_m" for the momentum encoder
+    done: TextPass = field(default_factory=TextPass)  # left for the model's own pass
 
     def pooled(self) -> Tensor:
         """Compute a guide for each image [images_per_text * B, D]."""

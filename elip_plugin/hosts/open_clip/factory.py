@@ -32,13 +32,9 @@ VOCABULARY, CONTEXT = 49408, 77
 
 @dataclass
 class OpenClipModel(HostModel):
-    """An OpenCLIP model with its own preprocessing, tokenizer and loss.
+    """An OpenCLIP model with its own preprocessing, tokenizer and loss."""
 
-    Attributes:
-        transform: OpenCLIP's evaluation transform.
-    """
-
-    transform: Any = None
+    transform: Any = None  # OpenCLIP's evaluation transform
     _tokenizer: Any = field(default=None, repr=False)
 
     def preprocess(self, picture: Any) -> Tensor:

@@ -54,15 +54,10 @@ class Fix:
 
 @dataclass(frozen=True)
 class Users:
-    """For whom LAVIS' runners are extended.
+    """For whom LAVIS' runners are extended."""
 
-    Attributes:
-        includes: Whether a model is among them; LAVIS' own code serves the others.
-        report: Takes the progress of a training: the trained parameters, the optimizer steps
-            made, and all steps.
-    """
-
-    includes: Callable[[Any], bool]
+    includes: Callable[[Any], bool]  # of a model; LAVIS' own code serves the others
+    # Takes the trained parameters, the optimizer steps made, and all steps.
     report: Callable[[list[Any], int, int], None]
 
 

@@ -30,20 +30,12 @@ _KEYS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Section:
-    """The values of a section, without those that have faults.
+    """The values of a section, without those that have faults."""
 
-    Attributes:
-        lists: The annotation files of each split.
-        images: Folder of the images; None for the folder of each annotation file.
-        check_images: Whether the header of each image is opened before training; "full"
-            decodes it whole.
-        faults: What is wrong with the section, one sentence each.
-    """
-
-    lists: dict[str, list[Path]]
-    images: Path | None
-    check_images: bool | str
-    faults: tuple[str, ...]
+    lists: dict[str, list[Path]]  # the annotation files of each split
+    images: Path | None  # their folder; None for that of each annotation file
+    check_images: bool | str  # before training, headers alone; "full": all
+    faults: tuple[str, ...]  # a sentence each
 
 
 def read_section(config: Any) -> Section:

@@ -27,22 +27,14 @@ SECTIONS: dict[str, tuple[str, ...] | None] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """The values of our keys in a model section.
+    """The values of our keys in a model section; what is left out is what LAVIS has or fetches."""
 
-    Attributes:
-        tokenizer: Vocabulary file or tokenizer folder; None for LAVIS' bert-base-uncased.
-        init: Initial weights by part, "vision" and "text": "random" or a local path; a part
-            that is missing is what LAVIS fetches.
-        vit: Sizes of a tower smaller than LAVIS' own: width, depth, heads, patch_size.
-        bert: Values that replace those of the file at `med_config_path`.
-        clip: A whole model config for LAVIS' CLIP, in place of one of its names.
-    """
-
-    tokenizer: str | None = None
+    tokenizer: str | None = None  # a vocabulary file or a tokenizer folder
+    # By part, "vision" and "text": "random" or a local path.
     init: Mapping[str, str] = field(default_factory=dict)
-    vit: Mapping[str, int] = field(default_factory=dict)
-    bert: Mapping[str, Any] = field(default_factory=dict)
-    clip: Mapping[str, Any] = field(default_factory=dict)
+    vit: Mapping[str, int] = field(default_factory=dict)  # sizes of a small tower
+    bert: Mapping[str, Any] = field(default_factory=dict)  # in place of the file's values
+    clip: Mapping[str, Any] = field(default_factory=dict)  # a whole config of LAVIS' CLIP
 
 
 def read_settings(cfg: DictConfig, family: Sequence[str], others: Sequence[str] = ()) -> Settings:
