@@ -24,17 +24,7 @@ class PrunableBlock(Patched):
     """Factor on the attention's logits; (A / H) ** -0.5 if None."""
 
     def forward(self, x: Tensor, *args: Any, elip: Any = None, **options: Any) -> Any:
-        """Run the host's forward, or a mode.
-
-        Args:
-            x: Tokens [B, T, D].
-            *args: As in the host.
-            elip: None, or a mode: a function of the block and the tokens.
-            **options: As in the host, or as the mode takes them.
-
-        Returns:
-            What the host's forward or the mode returns.
-        """
+        """Run the host's forward, or a mode: a function of block, tokens [B, T, D] and options."""
         if elip is not None:
             return elip(self, x, **options)
         return super().forward(x, *args, **options)  # type: ignore[misc]

@@ -149,24 +149,13 @@ class Call:
         call: Callable[..., Any] | None,
         positions: PositionOptions,
     ) -> tuple[Tensor, Tensor]:
-        """Run all blocks on images with different numbers of patches.
+        """Run all blocks on images with different numbers of patches; see `run_blocks`.
 
         Each image has the plan of its own number: padding is never kept before a patch, and changes
-        nothing.
+        nothing. `valid` [B, N] says which tokens after the prefix are real. Returns tokens [B, T',
+        D], and which of those are [B, T' - P].
 
-        Args:
-            x: Tokens [B, P + N, D].
-            valid: Which of those after the prefix are real [B, N].
-            blocks: The tower's blocks.
-            call: As for `run_blocks`.
-            positions: What the blocks are called with, where some tokens are padding.
-
-        Returns:
-            Tokens [B, T', D], and which of those after the prefix are real [B, T' - P].
-
-        Raises:
-            GuideError: As for `run_blocks`.
-            UnsupportedModelError: If a trace is on, or the reducer loses track of the padding.
+        Raises an UnsupportedModelError if a trace is on, or the reducer loses track of the padding.
         """
         pruner, prefix = self.pruner, self.pruner.shape.prefix
         if self.settings.trace is not None:

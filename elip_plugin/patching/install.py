@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -78,13 +79,8 @@ def swaps_around(tower: Tower, reducer: Reducer) -> list[Swap]:
 
 def find_pruner(module: Any) -> Pruner:
     """Return the pruner of a patched model (not its momentum encoder's) or tower."""
-    found = vars(module).get(ATTRIBUTE)
-    if isinstance(found, Pruner):
-        return found
-    for patched in find_patched(module):
-        found = vars(patched).get(ATTRIBUTE)
-        if isinstance(found, Pruner):
-            return found
+    for pruner in _carried_by(module):
+        return pruner
     raise UnsupportedModelError(
         f"{type(module).__name__} is not pruned by ELIP; call elip_plugin.apply(model) first"
     )
@@ -92,5 +88,11 @@ def find_pruner(module: Any) -> Pruner:
 
 def find_pruners(model: nn.Module) -> list[Pruner]:
     """Return all pruners of a model: one for each of its towers that is pruned."""
-    found = (vars(module).get(ATTRIBUTE) for module in find_patched(model))
-    return list({id(pruner): pruner for pruner in found if isinstance(pruner, Pruner)}.values())
+    return list({id(pruner): pruner for pruner in _carried_by(model)}.values())
+
+
+def _carried_by(model: nn.Module) -> Iterator[Pruner]:
+    for module in find_patched(model):
+        found = vars(module).get(ATTRIBUTE)
+        if isinstance(found, Pruner):
+            yield found

@@ -50,13 +50,9 @@ __all__ = [
 
 @functools.cache
 def reducers() -> dict[str, Reducer]:
-    """List the reducers of this package and of installed ones, with their default options.
+    """List the reducers of this package and of installed ones by name, with default options.
 
-    Returns:
-        Reducers by name.
-
-    Raises:
-        ConfigError: If an entry is no reducer, or takes a name that is taken.
+    Raises a ConfigError if an entry is no reducer, or takes a name that is taken.
     """
     found: dict[str, Reducer] = {cls.name: cls() for cls in OWN}
     for entry in entry_points(group=GROUP):

@@ -69,14 +69,7 @@ class StageContext:
         return self.query.prefix
 
     def at(self, positions: Positions) -> StageContext:
-        """Return the context for tokens at other positions, which the blocks read.
-
-        Args:
-            positions: Where the tokens are, `self.positions.take(...)`.
-
-        Returns:
-            A context with blocks that are called with them.
-        """
+        """Return the context for tokens at other positions, by which its blocks are then called."""
         query = self.query._replace(valid=positions.valid)
         return replace(self, positions=positions, blocks=positions.bound_blocks(), query=query)
 

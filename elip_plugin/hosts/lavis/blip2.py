@@ -13,7 +13,7 @@ from lavis.models import Blip2OPT, Blip2Qformer, Blip2T5
 from lavis.models.blip2_models.blip2_image_text_matching import Blip2ITM
 
 from elip_plugin.hosts.lavis.guide import guided_by_text
-from elip_plugin.hosts.lavis.guided import PrunedModel, pruned_class
+from elip_plugin.hosts.lavis.guided import Matching, PrunedModel, pruned_class
 from elip_plugin.hosts.lavis.text import qformer_pass
 
 
@@ -40,17 +40,10 @@ class GuidedQFormer(PrunedModel):
             return super().forward(samples, *args, **options)  # type: ignore[misc]
 
 
-class ElipBlip2ITM(GuidedQFormer, Blip2ITM):
+class ElipBlip2ITM(Matching, GuidedQFormer, Blip2ITM):
     """BLIP-2 matching images and texts."""
 
     replaces = Blip2ITM
-    text_at_test = True
-
-    def forward(self, samples: dict[str, Any], match_head: str = "itm") -> Any:
-        """Match images and texts; no image is pruned by its own text before contrastive scores."""
-        if match_head != "itm" and not self.training:
-            return Blip2ITM.forward(self, samples, match_head)
-        return super().forward(samples, match_head=match_head)
 
 
 class GuidedByInstruction(GuidedQFormer):

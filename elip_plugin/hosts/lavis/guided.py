@@ -78,6 +78,18 @@ class GuidedForward(PrunedModel):
             return super().forward(samples, *args, **options)  # type: ignore[misc]
 
 
+class Matching(PrunedModel):
+    """A pruned model that matches images and texts; comes before the way that they enter."""
+
+    text_at_test = True
+
+    def forward(self, samples: dict[str, Any], match_head: str = "itm") -> Any:
+        """Match; no image is pruned by its own text before contrastive scores."""
+        if match_head != "itm" and not self.training:
+            return self.replaces.forward(self, samples, match_head)
+        return super().forward(samples, match_head=match_head)  # type: ignore[misc]
+
+
 class GuidedEncoder(PrunedModel):
     """A pruned model whose training and answering share `forward_encoder`."""
 

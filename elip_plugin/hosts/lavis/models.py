@@ -35,6 +35,7 @@ from elip_plugin.hosts.lavis.guided import (
     GuidedEncoder,
     GuidedFeatures,
     GuidedForward,
+    Matching,
     PrunedModel,
     pruned_class,
 )
@@ -76,17 +77,10 @@ class Scored(GuidedForward):
         return scores, scores.T
 
 
-class ElipBlipITM(GuidedForward, BlipITM):
+class ElipBlipITM(Matching, GuidedForward, BlipITM):
     """BLIP matching images and texts."""
 
     replaces = BlipITM
-    text_at_test = True
-
-    def forward(self, samples: dict[str, Any], match_head: str = "itm") -> Any:
-        """Match images and texts; no image is pruned by its own text before contrastive scores."""
-        if match_head != "itm" and not self.training:
-            return BlipITM.forward(self, samples, match_head)
-        return super().forward(samples, match_head=match_head)
 
 
 class ElipClip(GuidedForward, CLIP):
