@@ -9,12 +9,11 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from elip_plugin.hosts import autoload
 from elip_plugin.hosts.registry import hosts
-from elip_plugin.hosts.versions import installed_version
+from elip_plugin.hosts.versions import installed_version, version_of
 
 OLDEST_TORCH = (2, 4)
 REINSTALL = "pip install --force-reinstall --no-deps elip-plugin"
@@ -35,17 +34,9 @@ def check_environment() -> list[Finding]:
     return [python, *_check_torch(), _check_autoload(), *_check_hosts()]
 
 
-def version_of(distribution: str) -> str | None:
-    """Return an installed distribution's version."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _check_torch() -> Iterator[Finding]:
     found = version_of("torch")
-    if found is None:
+    if not found:
         yield Finding("torch", "not installed", "pip install 'torch>=2.4'")
         return
     old = installed_version("torch") < OLDEST_TORCH
@@ -74,7 +65,7 @@ def _check_autoload() -> Finding:
 def _check_hosts() -> Iterator[Finding]:
     for name, host in hosts().items():
         found = version_of(host.distribution)
-        if found is None:
+        if not found:
             yield Finding(name, "not installed (only needed if you use it)")
         elif host.is_too_old():
             text = f"{found} is too old"

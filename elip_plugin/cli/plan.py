@@ -48,9 +48,9 @@ def models(
     """List the pruned models, and the hosts that were found."""
     from rich.table import Table
 
-    from elip_plugin.cli.environment import version_of
     from elip_plugin.errors import ElipError
     from elip_plugin.hosts.registry import hosts, list_names
+    from elip_plugin.hosts.versions import version_of
 
     table = Table("name", "prunes", "plan", "host")
     for name in [host] if host else hosts():

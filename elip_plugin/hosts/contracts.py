@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.hosts.versions import installed_version
+from elip_plugin.hosts.versions import installed_version, version_of
 from elip_plugin.patching.description import Description
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Host(ABC):
         if self.is_too_old():
             oldest = ".".join(map(str, self.oldest))
             raise UnsupportedModelError(
-                f"models of {self.distribution} {metadata.version(self.distribution)} cannot be "
+                f"models of {self.distribution} {version_of(self.distribution)} cannot be "
                 f"pruned: {oldest} or later is needed; run: {self.install}"
             )
 

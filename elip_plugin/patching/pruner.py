@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -184,11 +184,9 @@ class Pruner:
         with opened(self, replace(self.settings, **changes)):
             yield
 
-    @contextmanager
-    def guided(self, guide: Guide) -> Iterator[None]:
+    def guided(self, guide: Guide) -> AbstractContextManager[None]:
         """Guide the forwards inside the context by what a caller gives."""
-        with self._changed(guide=guide):
-            yield
+        return self._changed(guide=guide)
 
     @contextmanager
     def traced(self) -> Iterator[Trace]:
@@ -204,17 +202,13 @@ class Pruner:
         with opened(self, replace(settings, treat_as_training=module.training)):
             yield
 
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
+    def disabled(self) -> AbstractContextManager[None]:
         """Run the forwards inside the context with all tokens."""
-        with self._changed(enabled=False):
-            yield
+        return self._changed(enabled=False)
 
-    @contextmanager
-    def evaluated_by(self, mode: str) -> Iterator[None]:
+    def evaluated_by(self, mode: str) -> AbstractContextManager[None]:
         """Evaluate by another `ElipConfig.eval_mode` inside the context."""
-        with self._changed(eval_mode=mode):
-            yield
+        return self._changed(eval_mode=mode)
 
     def hand_to(self, replica: nn.Module) -> None:
         """Hand what is opened here to a replica of `torch.nn.DataParallel`, which has a thread.

@@ -5,7 +5,6 @@ An arch that cannot be pruned has a name, too, which says why.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn
 
 from lavis.common.registry import registry
@@ -46,15 +45,11 @@ def register() -> None:
 
 def list_names() -> dict[str, ModelName]:
     """List the pruned models by name."""
-    make: Callable[..., Any] = load_model
-    presets = {
-        base: patched.default if isinstance(patched.default, str) else FROM_CONFIG
-        for base, patched in ARCHS.items()
-    }
-    return {
-        PREFIX + base: ModelName(PREFIX + base, "lavis", base, preset, make)
-        for base, preset in presets.items()
-    }
+    names = {}
+    for base, patched in ARCHS.items():
+        preset = patched.default if isinstance(patched.default, str) else FROM_CONFIG
+        names[PREFIX + base] = ModelName(PREFIX + base, "lavis", base, preset, load_model)
+    return names
 
 
 def find(name: str) -> ModelName | None:

@@ -102,7 +102,14 @@ def register() -> None:
         _add_user_configs(Path(folder))
     for name in MODEL_CLASSES:
         setattr(factory, name, _Dispatcher(getattr(factory, name)))
-    factory._rescan_model_configs = _followed_by(factory._rescan_model_configs, _add_pruned)
+    rescan = factory._rescan_model_configs
+
+    @functools.wraps(rescan)
+    def rescan_and_add() -> None:
+        rescan()
+        _add_pruned()
+
+    factory._rescan_model_configs = rescan_and_add
     look_up = _explained(factory.get_model_config)
     factory.get_model_config = open_clip.get_model_config = look_up
     export.install()
@@ -110,15 +117,6 @@ def register() -> None:
     scheduler = sys.modules.get("open_clip_train.scheduler")
     if scheduler is not None:  # imported before this package; else autoload hears of its import
         schedulers.install(scheduler)
-
-
-def _followed_by(function: Callable[[], None], then: Callable[[], None]) -> Callable[[], None]:
-    @functools.wraps(function)
-    def both() -> None:
-        function()
-        then()
-
-    return both
 
 
 def _explained(look_up: Callable[[str], Any]) -> Callable[[str], Any]:
