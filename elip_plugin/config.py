@@ -382,9 +382,10 @@ def _faults(config: ElipConfig) -> list[str]:
         if not stage_faults:
             faults += find_reducer(config.reducer).config_faults(config)
     faults += _schedule_faults(config)
-    depth = config.reference_depth
-    if depth is not None and (not _is_int(depth) or depth < 1):
-        faults.append(f"reference_depth must be null or an integer from 1 up, got {depth!r}")
+    for name in ("reference_depth", "total_steps"):
+        value = getattr(config, name)
+        if value is not None and (not _is_int(value) or value < 1):
+            faults.append(f"{name} must be null or an integer from 1 up, got {value!r}")
     return faults
 
 
@@ -413,9 +414,6 @@ def _schedule_faults(config: ElipConfig) -> list[str]:
             f"warmup and final_unpruned must not exceed 1 together, got {config.warmup} and "
             f"{config.final_unpruned}"
         )
-    steps = config.total_steps
-    if steps is not None and (not _is_int(steps) or steps < 1):
-        faults.append(f"total_steps must be null or an integer from 1 up, got {steps!r}")
     return faults
 
 

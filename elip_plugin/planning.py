@@ -62,26 +62,24 @@ class Plan:
         Returns:
             Multiply-adds of main blocks and lookahead over those of an unpruned tower.
         """
-        return self._main(width, mlp_ratio) + self._lookahead(width, mlp_ratio)
+        main, choosing = self._costs(width, mlp_ratio)
+        return main + choosing
 
     def train_cost(self, width: int, mlp_ratio: float = 4.0) -> float:
         """Count one training step of the blocks (backward = two forwards), as `forward_cost` does.
 
         Lookahead has no backward.
         """
-        return self._main(width, mlp_ratio) + self._lookahead(width, mlp_ratio) / 3
+        main, choosing = self._costs(width, mlp_ratio)
+        return main + choosing / 3
 
-    def _full(self, width: int, mlp_ratio: float) -> float:
-        return self.depth * block_macs(self.prefix + self.num_patches, width, mlp_ratio)
-
-    def _main(self, width: int, mlp_ratio: float) -> float:
-        costs = sum(block_macs(tokens, width, mlp_ratio) for tokens in self.tokens)
-        return costs / self._full(width, mlp_ratio)
-
-    def _lookahead(self, width: int, mlp_ratio: float) -> float:
+    def _costs(self, width: int, mlp_ratio: float) -> tuple[float, float]:
+        """Count the main blocks, and choosing, relative to no pruning."""
         reducer = make_reducer(self.reducer, self.reducer_options)
-        total = sum(reducer.selection_macs(stage, width, mlp_ratio) for stage in self.stages)
-        return total / self._full(width, mlp_ratio)
+        full = self.depth * block_macs(self.prefix + self.num_patches, width, mlp_ratio)
+        main = sum(block_macs(tokens, width, mlp_ratio) for tokens in self.tokens)
+        choosing = sum(reducer.selection_macs(stage, width, mlp_ratio) for stage in self.stages)
+        return main / full, choosing / full
 
     def summary(self) -> str:
         """Describe the plan in one line.

@@ -152,8 +152,8 @@ class Call:
         """Run all blocks on images with different numbers of patches; see `run_blocks`.
 
         Each image has the plan of its own number: padding is never kept before a patch, and changes
-        nothing. `valid` [B, N] says which tokens after the prefix are real. Returns tokens [B, T',
-        D], and which of those are [B, T' - P].
+        nothing. `valid` [B, N] says which tokens after the prefix are real; returned are the tokens
+        [B, T', D], and which of those are [B, T' - P].
 
         Raises an UnsupportedModelError if a trace is on, or the reducer loses track of the padding.
         """

@@ -211,7 +211,7 @@ class Pruner:
         return self._changed(eval_mode=mode)
 
     def hand_to(self, replica: nn.Module) -> None:
-        """Hand what is opened here to a replica of `torch.nn.DataParallel`, which has a thread.
+        """Hand what is opened here to a replica of `torch.nn.DataParallel`, for its thread.
 
         Refuses a guide or a trace, which are for one whole batch.
         """

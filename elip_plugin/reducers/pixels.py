@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from elip_plugin.core.patches import split_patches
 from elip_plugin.errors import PlanError
 from elip_plugin.reducers.base import Reducer, StageContext
 
@@ -73,3 +72,12 @@ class PixelReducer(Reducer):
                 f"{rows} x {columns} are left: build the model without patch dropout"
             )
         return patches
+
+
+def split_patches(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Split images [B, C, height, width] into the patches of `size` pixels that a tower embeds.
+
+    Returns a view [B, C, rows, columns, patch height, patch width]; what fills no patch is left
+    out.
+    """
+    return images.unfold(2, size[0], size[0]).unfold(3, size[1], size[1])

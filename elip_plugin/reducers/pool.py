@@ -17,11 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from elip_plugin.core.patches import split_patches
 from elip_plugin.core.stage import PlannedStage
 from elip_plugin.errors import PlanError
 from elip_plugin.reducers.base import BlockCall, StageContext
-from elip_plugin.reducers.pixels import PixelReducer
+from elip_plugin.reducers.pixels import PixelReducer, split_patches
 
 DOWNSCALE = 2
 """By how much the sides of a picture shrink."""

@@ -13,11 +13,11 @@ from recorders import recorded_lengths
 from towers import KINDS, make_tower
 
 from elip_plugin import ElipConfig, apply, find_handle
-from elip_plugin.core.patches import split_patches
 from elip_plugin.core.score import Query
 from elip_plugin.errors import ConfigError, PlanError, UnsupportedModelError
 from elip_plugin.patching.calls import thread
 from elip_plugin.reducers import PlannedStage, StageContext, cluster, find_reducer
+from elip_plugin.reducers.pixels import split_patches
 
 IMAGE_EVAL = {"reducer": "cluster", "eval_mode": "image"}
 

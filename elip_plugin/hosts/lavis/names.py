@@ -79,14 +79,11 @@ class Refused:
     base: ClassVar[str]
 
     @classmethod
-    def default_config_path(cls, model_type: Any = None) -> NoReturn:
+    def from_config(cls, *args: Any, **options: Any) -> NoReturn:
         """Refuse the arch."""
         refuse(cls.base)
 
-    @classmethod
-    def from_config(cls, cfg: Any = None) -> NoReturn:
-        """Refuse the arch."""
-        refuse(cls.base)
+    default_config_path = from_config
 
 
 def _refused(base: str) -> type[Any]:

@@ -127,13 +127,13 @@ FIXES = (
     ),
     _with_models(
         "lavis.runners.runner_base:RunnerBase.lr_scheduler",
-        f"{OURS}.progress:reporting",
+        f"{OURS}.runners:reporting",
         "schedules by progress: a model is not given the number of all steps, and the runners have "
         "no hook; they call the learning-rate schedule before each forward",
     ),
     _with_models(
         "lavis.runners.runner_base:RunnerBase.evaluate",
-        f"{OURS}.devices:evaluate",
+        f"{OURS}.runners:evaluate",
         "evaluate.py on a CPU, which uses LAVIS' own runner whatever the config says",
     ),
     Fix(
@@ -151,28 +151,28 @@ FIXES = (
     Fix(
         "run",
         "lavis.runners.runner_base:IterLoader",
-        f"{OURS}.devices:iter_loader",
+        f"{OURS}.runners:iter_loader",
         "resuming: dataloader_utils.py:79 shuffles as in epoch 0",
         wraps=True,
     ),
     _on_other_devices(
         "lavis.runners.runner_base:RunnerBase.model",
-        f"{OURS}.devices:unwrapped",
+        f"{OURS}.runners:unwrapped",
         "CPUs: runner_base.py:85 has no model where it need not be moved",
     ),
     _on_other_devices(
         "lavis.runners.runner_base:PrefetchLoader",
-        f"{OURS}.devices:no_prefetching",
+        f"{OURS}.runners:no_prefetching",
         "CPUs: dataloader_utils.py:56 opens a CUDA stream",
     ),
     _on_other_devices(
         "lavis.runners.runner_base:DataLoader",
-        f"{OURS}.devices:no_pinned_memory",
+        f"{OURS}.runners:no_pinned_memory",
         "CPUs: runner_base.py pins memory, which needs a GPU",
     ),
     _on_other_devices(
         "lavis.tasks.base_task:prepare_sample",
-        f"{OURS}.devices:no_cuda",
+        f"{OURS}.runners:no_cuda",
         "CPUs: base_task.py:80 moves the samples of an evaluation to CUDA",
     ),
 )
