@@ -30,7 +30,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]
             raise metadata.PackageNotFoundError(name)
         return versions[name]
 
-    monkeypatch.setattr(environment.metadata, "version", version)
+    monkeypatch.setattr(metadata, "version", version)
     return versions
 
 
