@@ -114,13 +114,14 @@ class Pruner:
         before = entry = thread.innermost
         while entry is not None and entry[0] is not self:
             entry = entry[2]
-        found = None if entry is None else entry[1]
-        thread.innermost = (self, self._start_tower(found, tower), before)
+        if entry is not None and isinstance(entry[1], Call) and entry[1].tower is None:
+            call = replace(entry[1], tower=tower)  # the model's own forward has decided
+        else:
+            call = self._start_tower(tower)
+        thread.innermost = (self, call, before)
         return before
 
-    def _start_tower(self, found: Any, module: nn.Module) -> Call:
-        if isinstance(found, Call) and found.tower is None:  # the model's own forward has decided
-            return replace(found, tower=module)
+    def _start_tower(self, module: nn.Module) -> Call:
         call = self.start(module)
         if call.needs_guide:
             self._warn_unguided()
@@ -151,7 +152,8 @@ class Pruner:
         if not isinstance(call, Call) or call.tower is None:
             if module is None:
                 return None
-            call = self._start_tower(call, module)
+            call = replace(call, tower=module) if isinstance(call, Call) else None
+            call = self._start_tower(module) if call is None else call
         return call if call.level > 0 else None
 
     def plan_for(self, num_patches: int, level: float = 1.0, skip_idle: bool | None = None) -> Plan:

@@ -163,21 +163,17 @@ def text_guide(module: Any, features: Tensor, suffix: str = "") -> Tensor:
     if not hasattr(module, "text_encoder"):
         return features.detach()
     expected = inner_bert(module.text_encoder).config.hidden_size
-    _check_features(features, expected)
+    if features.ndim != 2 or features.shape[1] != expected:
+        raise GuideError(
+            f"text features have shape {tuple(features.shape)}, but this model guides by "
+            f"(batch, {expected})"
+        )
     vision_proj = getattr(module, f"vision_proj{suffix}", None)
     if expected == module.visual_encoder.embed_dim or vision_proj is None:
         return features.detach()
     with torch.no_grad():
         embedding = getattr(module, f"text_proj{suffix}")(features)
     return project_to_vision_width(embedding, [vision_proj.weight])
-
-
-def _check_features(features: Tensor, width: int) -> None:
-    if features.ndim != 2 or features.shape[1] != width:
-        raise GuideError(
-            f"text features have shape {tuple(features.shape)}, but this model guides by "
-            f"(batch, {width})"
-        )
 
 
 def qformer_guide(model: Any, features: Tensor) -> Tensor:
@@ -187,7 +183,12 @@ def qformer_guide(model: Any, features: Tensor) -> Tensor:
     images share an embedding, tokens first go through that: by the text's projection, and back by
     the image's.
     """
-    _check_features(features, model.Qformer.config.hidden_size)
+    expected = model.Qformer.config.hidden_size
+    if features.ndim != 2 or features.shape[1] != expected:
+        raise GuideError(
+            f"text features have shape {tuple(features.shape)}, but this model guides by "
+            f"(batch, {expected})"
+        )
     value = model.Qformer.bert.encoder.layer[0].crossattention.self.value.weight
     if not hasattr(model, "text_proj"):  # InstructBLIP
         return project_to_vision_width(features, [value])
