@@ -29,9 +29,9 @@ class TransformersHost(Host, Catalogue):
 
     def text_guide(self, module: nn.Module, features: Tensor) -> Tensor:
         """Turn text features into a guide; see `Host`."""
-        from elip_plugin.hosts.transformers import guide
+        from elip_plugin.hosts.transformers import models
 
-        return guide.text_guide(module, features)
+        return models.text_guide(module, features)
 
     def register(self) -> None:
         """Do nothing: transformers builds models from folders and configs, not by our names."""
