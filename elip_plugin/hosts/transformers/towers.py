@@ -15,7 +15,6 @@ from elip_plugin.core.blocks import PackedAttention
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.transformers.guide import weight_of
 from elip_plugin.patching.blocks import PrunableBlock, PrunableStack
-from elip_plugin.patching.calls import thread
 from elip_plugin.patching.description import Tower, TowerShape
 from elip_plugin.patching.swap import Patched, Swap, swap_for, swaps_for
 
@@ -144,11 +143,11 @@ class ElipTower(NamedAsReplaced):
 
     def elip_forward(self, host: Any, args: Any, options: Any) -> Any:
         """Run the host's forward, which `Pruner.current` finds in the encoder."""
-        before = self.elip.open(self)  # type: ignore[arg-type]
-        try:
+        tower: Any = self
+        with self.elip.begin(tower) as pruning:
+            if pruning is not None:  # here: transformers 4 would take the error for its own
+                refuse_recording(tower.config, options)
             return host(self, *args, **options)
-        finally:
-            thread.innermost = before
 
 
 class ElipLayer(NamedAsReplaced, PrunableBlock):
