@@ -79,7 +79,8 @@ def project_to_vision_width(features: Tensor, maps: Sequence[Tensor]) -> Tensor:
     with torch.no_grad():
         guide = F.normalize(features.detach(), dim=-1)
         for matrix in maps:
-            guide = guide.to(matrix.dtype) @ matrix
+            # Detached, or autocast before torch 2.10 keeps a cast of it that has no gradient.
+            guide = guide.to(matrix.dtype) @ matrix.detach()
         return guide
 
 

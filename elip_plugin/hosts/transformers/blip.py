@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -203,6 +204,14 @@ class GuidedByInstruction(ReadByQFormer):
     elip_default: ClassVar[Mapping[str, Any]] = {"preset": "fast", "reducer": "similarity"}
     elip_text = ("qformer_input_ids", "qformer_attention_mask")
 
+    def elip_reader(self, given: dict[str, Any]) -> Reader | None:
+        """Return what guides; the instruction about a video guides each of its frames."""
+        reader, images = super().elip_reader(given), given.get("pixel_values")
+        if reader is None or images is None or images.ndim == 4:
+            return reader
+        ids, mask = (each.repeat_interleave(images.shape[1], 0) for each in (reader.ids, reader.mask))
+        return replace(reader, ids=ids, mask=mask)
+
 
 class MatchingByQFormer(Matching, ReadByQFormer):
     """BLIP-2 matching images and texts."""
@@ -237,6 +246,8 @@ KINDS: Mapping[str, type[PrunedBlip]] = {
     "Blip2ForImageTextRetrieval": MatchingByQFormer,
     "InstructBlipModel": GuidedByInstruction,
     "InstructBlipForConditionalGeneration": GuidedByInstruction,
+    "InstructBlipVideoModel": GuidedByInstruction,
+    "InstructBlipVideoForConditionalGeneration": GuidedByInstruction,
 }
 """By the names of transformers' classes; `BlipModel` is a contrastive model as CLIP's is."""
 

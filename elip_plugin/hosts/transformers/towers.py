@@ -64,7 +64,10 @@ KNOWN_FAMILIES = (
     Family("chinese_clip", "ChineseCLIP", "ChineseCLIPVisionEncoder", "ChineseCLIPVisionLayer"),
     Family("blip", "Blip", "BlipEncoder", "BlipEncoderLayer", packed=True),
     Family("blip_2", "Blip2", "Blip2Encoder", "Blip2EncoderLayer", packed=True),
-    Family("instructblip", "InstructBlip", "InstructBlipEncoder", "InstructBlipEncoderLayer", True),
+    *(
+        Family(name.lower(), name, f"{name}Encoder", f"{name}EncoderLayer", packed=True)
+        for name in ("InstructBlip", "InstructBlipVideo")
+    ),
 )
 
 FAMILIES = tuple(family for family in KNOWN_FAMILIES if family.is_complete())

@@ -89,6 +89,7 @@ def _qformer(kind: str, config: Any, image_token: int | None = IMAGE_TOKEN, **vi
         num_query_tokens=QUERIES,
         image_token_index=image_token,
     )
+    made.video_token_id = image_token
     made.image_text_hidden_size = 24
     return getattr(hf, kind)(made)
 
@@ -124,6 +125,9 @@ READERS: dict[str, Callable[..., Any]] = {
     ),
     "instructblip_model": lambda **vision: _qformer(
         "InstructBlipModel", hf.InstructBlipConfig, **vision
+    ),
+    "instructblip_video": lambda **vision: _qformer(
+        "InstructBlipVideoForConditionalGeneration", hf.InstructBlipVideoConfig, **vision
     ),
 }
 """Models whose text side reads the tower by cross-attention, and guides it."""
@@ -180,7 +184,11 @@ def inputs(seed: int = 1, batch: int = BATCH, family: str = "") -> dict[str, Any
         text = {f"qformer_{name}": value for name, value in text.items()}
     else:
         text = {}
-    prompt = torch.cat([torch.full((batch, QUERIES), IMAGE_TOKEN), ids], dim=1)
+    frames = 1
+    if family == "instructblip_video":
+        frames = 2
+        images = torch.stack([images, images.flip(0)], dim=1)
+    prompt = torch.cat([torch.full((batch, frames * QUERIES), IMAGE_TOKEN), ids], dim=1)
     text |= {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
     labels = {} if family == "instructblip_model" else {"labels": prompt}
     return {**text, "pixel_values": images, **labels}
@@ -198,6 +206,9 @@ def tensors(value: Any) -> list[torch.Tensor]:
 
 
 def loss_of(out: Any) -> torch.Tensor:
-    """The loss of an output, or one made of its first tensor."""
+    """The loss of an output, or one made of its tensors."""
     loss = getattr(out, "loss", None)
-    return tensors(out)[0].square().mean() if loss is None else loss
+    if loss is not None:
+        return loss
+    parts = [tensor.square().mean() for tensor in tensors(out) if tensor.requires_grad]
+    return torch.stack(parts).sum()
