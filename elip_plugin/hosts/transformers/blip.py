@@ -123,7 +123,10 @@ class GuidedByText(PrunedBlip):
         ids, mask = map(given.get, self.elip_text)
         if ids is None or given.get("pixel_values") is None:
             return None
-        ids = torch.as_tensor(ids)  # `generate` takes lists as well
+        return self.elip_read(torch.as_tensor(ids), mask)  # `generate` takes lists as well
+
+    def elip_read(self, ids: Tensor, mask: Tensor | None = None) -> Reader:
+        """Return what guides by token ids [B, S], and a mask where some are padding."""
         return self.elip_reader_class(self, ids, torch.ones_like(ids) if mask is None else mask)
 
     def elip_project(self, features: Tensor) -> Tensor:
@@ -209,7 +212,9 @@ class GuidedByInstruction(ReadByQFormer):
         reader, images = super().elip_reader(given), given.get("pixel_values")
         if reader is None or images is None or images.ndim == 4:
             return reader
-        ids, mask = (each.repeat_interleave(images.shape[1], 0) for each in (reader.ids, reader.mask))
+        ids, mask = (
+            each.repeat_interleave(images.shape[1], 0) for each in (reader.ids, reader.mask)
+        )
         return replace(reader, ids=ids, mask=mask)
 
 

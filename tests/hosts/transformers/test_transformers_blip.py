@@ -74,10 +74,8 @@ def text_side(model: Any) -> Any:
 def crossed(model: Any) -> list[tuple[Any, Any]]:
     """The cross-attentions that read the tower, and what they are called by in a layer."""
     layers = [x for x in text_side(model).encoder.layer if hasattr(x, "crossattention")]
-    return [
-        (layer.crossattention, getattr(layer.crossattention, "self", None) or layer.crossattention.attention)
-        for layer in layers
-    ]  # fmt: skip
+    inner = "attention" if hasattr(model, "qformer") else "self"
+    return [(layer.crossattention, getattr(layer.crossattention, inner)) for layer in layers]
 
 
 @contextmanager
@@ -165,7 +163,9 @@ def test_similarity_is_the_attention_of_the_first_cross_attentions(family: str, 
     with torch.no_grad(), handle.disabled():
         model(**batch)
         tokens = model.vision_model(pixel_values=batch["pixel_values"]).last_hidden_state
-    words = batch["attention_mask"].double() if family.startswith("blip_") else torch.ones(3, QUERIES)
+    words = (
+        batch["attention_mask"].double() if family.startswith("blip_") else torch.ones(3, QUERIES)
+    )
     maps = []
     for i, attention in enumerate(attentions[:count]):
         logits = torch.einsum("bshd,bthd->bsht", seen[i, "query"], seen[i, "key"])
@@ -202,7 +202,9 @@ def test_generating_with_beams_reads_the_pruned_tower(family: str) -> None:
     model, given = make(family).eval(), given_to_generate(family)
     expected = model.generate(**given)
     mode = "image" if family in UNGUIDED else "text"
-    handle = elip_plugin.apply(model, {**FAST, "text_weight": 0.9 * (mode == "text"), "eval_mode": mode})
+    handle = elip_plugin.apply(
+        model, {**FAST, "text_weight": 0.9 * (mode == "text"), "eval_mode": mode}
+    )
     with handle.disabled():
         assert torch.equal(model.generate(**given), expected)
     with recorded_lengths(layers_of(model)) as lengths:
@@ -354,8 +356,10 @@ def test_defaults() -> None:
         assert default("blip_itm") == read("paper")
         assert default("blip2_itm") == read("fast")
         assert default("blip_caption") == read({"preset": "paper", "text_weight": 0.0})
-        assert default("blip2") == default("blip2_model") == read(
-            {"preset": "fast", "text_weight": 0.0}
+        assert (
+            default("blip2")
+            == default("blip2_model")
+            == read({"preset": "fast", "text_weight": 0.0})
         )
         assert default("blip") == default("clip") == read("paper")
     assert find_reducer("similarity").guide_kind == "queries"

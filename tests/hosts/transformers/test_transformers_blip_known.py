@@ -107,13 +107,13 @@ def recorded(module: Any) -> Iterator[list[Any]]:
     hook.remove()
 
 
-def kept_by(handle: Any, run: Any) -> tuple[Any, list[Tensor]]:
+def kept_by(handle: Any, run: Any, *args: Any, **options: Any) -> tuple[Any, list[Tensor]]:
     """What a forward returns, and which tokens its stages keep."""
     torch.manual_seed(3)
     if handle is None:
-        return run(), []
+        return run(*args, **options), []
     with handle.trace() as trace:
-        return run(), [stage.kept for stage in trace.stages]
+        return run(*args, **options), [stage.kept for stage in trace.stages]
 
 
 def close(first: Tensor, second: Tensor) -> None:
@@ -159,9 +159,10 @@ def test_question_answering_as_lavis(case: str) -> None:
             "decoder_input_ids": answer["input_ids"],
             "decoder_attention_mask": answer["attention_mask"],
         }
-        expected, their_kept = kept_by(theirs, lambda: base(dict(given)).intermediate_output)
+        out, their_kept = kept_by(theirs, base, dict(given))
+        expected = out.intermediate_output
         with recorded(model.text_encoder) as states, recorded(model.text_decoder) as answers:
-            found, kept = kept_by(ours, lambda: model(**batch))
+            found, kept = kept_by(ours, model, **batch)
         assert all(torch.equal(a, b) for a, b in zip(kept, their_kept, strict=True))
         assert len(kept) == (len(ours.plan.stages) if ours else 0)
         close(found.image_embeds, expected.image_embeds)
@@ -199,7 +200,7 @@ def test_matching_as_lavis(case: str) -> None:
     text = texts_of(base, given["text_input"], base.tokenizer.enc_token_id)
     for training in (True, False):
         base.train(training), model.train(training)
-        expected, their_kept = kept_by(theirs, lambda: base(dict(given)))
-        found, kept = kept_by(ours, lambda: model(**text, pixel_values=given["image"]))
+        expected, their_kept = kept_by(theirs, base, dict(given))
+        found, kept = kept_by(ours, model, **text, pixel_values=given["image"])
         assert all(torch.equal(a, b) for a, b in zip(kept, their_kept, strict=True))
         close(found.itm_score, expected)
