@@ -1,4 +1,4 @@
-"""Hugging Face transformers: `hf:X` for CLIP, SigLIP and the models that share their encoder."""
+"""Hugging Face transformers: `hf:X` for CLIP, SigLIP, BLIP and models that share their encoders."""
 
 from __future__ import annotations
 
