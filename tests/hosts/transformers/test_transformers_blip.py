@@ -326,6 +326,16 @@ def test_no_image_is_pruned_by_its_text_before_contrastive_scores(family: str, h
     assert len(kept(handle, lambda: model.train()(**batch))) == 3
 
 
+@pytest.mark.parametrize("config", [FAST, SIMILARITY], ids=["elip", "similarity"])
+def test_an_instruction_guides_each_frame_of_its_video(config: dict[str, Any]) -> None:
+    model, batch = make("instructblip_video").train(), inputs(family="instructblip_video")
+    images = batch["pixel_values"][:, :1].expand(-1, 2, -1, -1, -1)  # all frames alike
+    handle = elip_plugin.apply(model, config)
+    for tokens in kept(handle, lambda: model(**{**batch, "pixel_values": images})):
+        first, second = tokens.unflatten(0, (-1, 2)).unbind(1)
+        assert torch.equal(first, second)
+
+
 def test_places_of_the_image_in_the_text_do_not_guide() -> None:
     """BLIP-2's newer processors write them before the text."""
     model = make("blip2_itm").train()
