@@ -122,7 +122,8 @@ def apply(model: nn.Module, config: ElipConfig | Mapping[str, Any] | str | None 
         model: A model of OpenCLIP, LAVIS or transformers, or its vision tower by itself; wrappers
             such as a `PeftModel` are looked through.
         config: A configuration, a mapping for `ElipConfig.from_mapping`, a preset's name, or a
-            file such as `elip plan -o plan.yaml` writes; None for the default preset.
+            file such as `elip plan -o plan.yaml` writes; None for the default preset, or what the
+            host says of this kind of model.
 
     Returns:
         A handle. On any error the model is as before.
@@ -144,9 +145,10 @@ def apply(model: nn.Module, config: ElipConfig | Mapping[str, Any] | str | None 
         raise UnsupportedModelError(
             "this model is pruned by ELIP already; call find_handle(model).remove() first"
         )
+    description = find_host(model).describe(model)
     if not isinstance(config, ElipConfig):
-        config = ElipConfig.from_mapping(config)
-    install(find_host(model).describe(model), config)
+        config = ElipConfig.from_mapping(description.default if config is None else config)
+    install(description, config)
     return Handle(model)
 
 

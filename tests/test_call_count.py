@@ -47,3 +47,16 @@ def test_open_clip(config: Any, most: int) -> None:
     handle.update_progress(1, total_steps=4)  # a level in between
     counts = own_calls(lambda: model(images, texts))
     assert 0 < sum(counts.values()) <= most, counts
+
+
+@pytest.mark.parametrize(("family", "most"), [("blip_vqa", 115), ("instructblip", 115)])
+def test_blip_of_transformers(family: str, most: int) -> None:
+    """By default: `similarity`, of two cross-attentions."""
+    pytest.importorskip("transformers", minversion="4.57")
+    from hosts.transformers.tiny import inputs, make
+
+    model: Any = make(family).train()
+    elip_plugin.apply(model)
+    batch = inputs(family=family)
+    counts = own_calls(lambda: model(**batch))
+    assert 0 < sum(counts.values()) <= most, counts

@@ -36,6 +36,7 @@ class Case(NamedTuple):
         encode: Runs the vision tower on a batch.
         blocks: The tower's blocks.
         width: Of the text features that `Handle.guide` takes.
+        config: What prunes it.
     """
 
     model: Any
@@ -44,6 +45,7 @@ class Case(NamedTuple):
     encode: Callable[[Any, Any], Any]
     blocks: Any
     width: int
+    config: dict[str, Any] = CONFIG
 
 
 def open_clip_case(name: str) -> Case:
@@ -88,6 +90,23 @@ def transformers_case(name: str) -> Case:
     )
 
 
+def reader_case(name: str, width: int, config: dict[str, Any]) -> Case:
+    """A model of transformers whose text side reads the tower."""
+    pytest.importorskip("transformers", "4.57")
+    from hosts.transformers import tiny
+
+    model = tiny.make(name).train()
+    return Case(
+        model,
+        lambda i: tiny.inputs(seed=10 + i, batch=2, family=name),
+        lambda model, batch: model(**batch),
+        lambda model, batch: model.vision_model(pixel_values=batch["pixel_values"])[0],
+        tiny.layers_of(model),
+        width,
+        config,
+    )
+
+
 def lavis_case(arch: str, method: str) -> Case:
     pytest.importorskip("lavis")
     import lavis_family as family
@@ -122,6 +141,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "timm": lambda: open_clip_case("ViT-B-16-SigLIP"),
     "transformers": lambda: transformers_case("clip"),
     "dual encoder": lambda: transformers_case("dual_vit"),
+    "BLIP": lambda: reader_case("blip_vqa", 48, {"preset": "fast", "reducer": "similarity"}),
+    "InstructBLIP": lambda: reader_case("instructblip", 32, CONFIG),
     "LAVIS BLIP": lambda: lavis_case("blip_vqa", "forward_encoder"),
     "LAVIS ALBEF": lambda: lavis_case("albef_feature_extractor", "extract_features"),
 }
@@ -185,7 +206,7 @@ def broken_at_will(case: Case) -> Iterator[threading.local]:
 def check(name: str, forwards: int) -> None:
     case = CASES[name]()
     with broken_at_will(case) as will, torch.no_grad():
-        handle = elip_plugin.apply(case.model, CONFIG)
+        handle = elip_plugin.apply(case.model, case.config)
         batches = [case.batch(i) for i in range(THREADS)]
         expected = [
             {way: call(case, handle, way, i, batches[i]) for way in WAYS} for i in range(THREADS)
@@ -256,7 +277,7 @@ NOT_LAVIS = [name for name in CASES if "LAVIS" not in name]  # its `device` read
 def test_replicas_of_data_parallel(name: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES[name]()
     batches = [case.batch(i) for i in range(THREADS)]
-    handle = elip_plugin.apply(case.model, CONFIG)
+    handle = elip_plugin.apply(case.model, case.config)
     opened = handle.disabled if way == "disabled" else nullcontext
     with (
         torch.no_grad(),
@@ -293,7 +314,7 @@ def test_a_guide_or_a_trace_around_data_parallel_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     case = CASES["OpenCLIP"]()
-    handle = elip_plugin.apply(case.model, CONFIG)
+    handle = elip_plugin.apply(case.model, case.config)
     with replicas_on_the_cpu(monkeypatch) as replicas_of:
         for opened in (handle.guide(torch.randn(2, case.width)), handle.trace()):
             message = "is open around a DataParallel"
@@ -311,7 +332,8 @@ def state_of(case: Case) -> dict[str, Any]:
                 found |= {f"{name}.{key}.{k}": v for k, v in value.items()}
         if "elip" in vars(module):
             found |= {f"{name}.elip.{k}": v for k, v in vars(vars(module)["elip"]).items()}
-    roots = ("open_clip", "transformers.models.clip", "transformers.models.vit", "lavis.models")
+    families = (f"transformers.models.{name}" for name in ("clip", "vit", "blip", "instructblip"))
+    roots = ("open_clip", "lavis.models", *families)
     for name, module in list(sys.modules.items()):
         if name.startswith(roots):
             found |= {f"{name}:{k}": v for k, v in vars(module).items()}
@@ -322,7 +344,7 @@ def state_of(case: Case) -> dict[str, Any]:
 @pytest.mark.parametrize("name", CASES)
 def test_no_attribute_changes_during_a_forward(name: str, way: str) -> None:
     case = CASES[name]()
-    handle = elip_plugin.apply(case.model, CONFIG)
+    handle = elip_plugin.apply(case.model, case.config)
     batch = case.batch(0)
     with torch.no_grad():
         call(case, handle, way, 0, batch)  # what a host makes once, such as a cache of its own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from conftest import TINY
 
-KINDS = ("OpenCLIP", "timm", "LAVIS", "LAVIS CLIP", "transformers")
+KINDS = ("OpenCLIP", "timm", "LAVIS", "LAVIS CLIP", "transformers", "transformers BLIP")
 
 
 @dataclass
@@ -78,11 +79,11 @@ def _lavis_clip() -> Tower:
     )
 
 
-def _transformers() -> Tower:
+def _transformers(family: str = "siglip") -> Tower:
     pytest.importorskip("transformers", minversion="4.57")
     from hosts.transformers.tiny import make
 
-    model = make("siglip").train()
+    model = make(family).train()
     return Tower(
         model,
         lambda m, x: m.vision_model(pixel_values=x).pooler_output,
@@ -91,4 +92,16 @@ def _transformers() -> Tower:
     )
 
 
-_MAKERS = dict(zip(KINDS, (_open_clip, _timm, _lavis, _lavis_clip, _transformers)))
+_MAKERS = dict(
+    zip(
+        KINDS,
+        (
+            _open_clip,
+            _timm,
+            _lavis,
+            _lavis_clip,
+            _transformers,
+            functools.partial(_transformers, "blip"),
+        ),
+    )
+)

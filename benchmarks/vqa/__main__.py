@@ -13,12 +13,13 @@ from benchmarks.data.emojis import write_emojis
 from benchmarks.quality import results_log
 from benchmarks.vqa import grid, report
 from benchmarks.vqa.export import export
+from benchmarks.vqa.recipe import ARCHS
 from benchmarks.vqa.variants import VARIANTS
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    help="Train LAVIS' VQA archs, small, on questions about one of several objects.",
+    help="Train small models on questions about one of several objects, by LAVIS or transformers.",
 )
 
 
@@ -31,7 +32,7 @@ def train(
     budgets: Annotated[
         str, typer.Option(help="steps, operations (as unpruned training), none; joined by commas.")
     ] = "steps",
-    arch: Annotated[str, typer.Option(help="blip_vqa or albef_vqa.")] = "blip_vqa",
+    arch: Annotated[str, typer.Option(help=f"One of {', '.join(ARCHS)}.")] = ARCHS[0],
     objects: Annotated[int, typer.Option(help="Objects per picture: 4, 9 or 16.")] = 9,
     kinds: Annotated[str, typer.Option(help="colour,place,number or some of them.")] = "colour",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the log.")] = report.RESULTS,
@@ -48,7 +49,7 @@ def train(
     for given, allowed in (
         (asked, grid.BUDGETS),
         ([regime], ("scratch", "continued")),
-        ([arch], ("blip_vqa", "albef_vqa")),
+        ([arch], ARCHS),
         ([objects], (4, 9, 16)),
         (kinds.split(","), ("colour", "place", "number")),
     ):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from benchmarks.data.scenes import SIZES
 
@@ -14,15 +18,20 @@ PATCHES = {4: 8, 9: 12, 16: 8}
 
 HEADS = {"vision": 2, "text": 4}
 
+TRANSFORMERS = "transformers_blip_vqa"
+"""In place of an arch of LAVIS: BLIP in transformers, trained by its Trainer."""
+
+ARCHS = ("blip_vqa", "albef_vqa", TRANSFORMERS)
+
 
 @dataclass(frozen=True)
 class VqaRecipe:
-    """A training of one of LAVIS' VQA archs, small, on scenes.
+    """A training of a small model that answers questions, on scenes.
 
     Attributes:
         regime: "scratch", from random weights; "continued", from the weights that an unpruned
             training by `BASE` with the same seed ends with.
-        arch: LAVIS' arch: "blip_vqa" or "albef_vqa".
+        arch: LAVIS' arch: "blip_vqa" or "albef_vqa"; or `TRANSFORMERS`.
         objects: Objects per picture: 4, 9 or 16.
         kinds: Kinds of question, joined by commas.
         names: Names that occur in the scenes.
@@ -75,17 +84,16 @@ class VqaRecipe:
         rise = min(1.0, (step + 1) / max(1.0, self.warmup * steps))
         return self.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * step / steps))
 
-    def section(self, vocabulary: Path) -> dict[str, Any]:
-        """Write LAVIS' model section, with nothing to fetch.
+    def optimizer(self, weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Build the optimizer of some weights."""
+        trained = [weight for weight in weights if weight.requires_grad]
+        betas, decay = (0.9, 0.98), self.weight_decay
+        return torch.optim.AdamW(trained, self.learning_rate, betas, weight_decay=decay)
 
-        Args:
-            vocabulary: The tokenizer's words, one per line.
-
-        Returns:
-            The section, unpruned; `elip` may be added.
-        """
-        albef = self.arch.startswith("albef")
-        bert = {
+    @property
+    def bert(self) -> dict[str, Any]:
+        """The sizes of the question's encoder, and of the answer's decoder."""
+        return {
             "hidden_size": self.width,
             "intermediate_size": 4 * self.width,
             "num_hidden_layers": self.layers,
@@ -96,6 +104,17 @@ class VqaRecipe:
             # BERT's own 0.02 is for a width of 768.
             "initializer_range": 0.1,
         }
+
+    def section(self, vocabulary: Path) -> dict[str, Any]:
+        """Write LAVIS' model section, with nothing to fetch.
+
+        Args:
+            vocabulary: The tokenizer's words, one per line.
+
+        Returns:
+            The section, unpruned; `elip` may be added.
+        """
+        albef, bert = self.arch.startswith("albef"), self.bert
         section = {
             "arch": self.arch,
             "load_finetuned": False,

@@ -19,7 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import elip_plugin
-from benchmarks.vqa.recipe import VqaRecipe
+from benchmarks.vqa import hugging_face
+from benchmarks.vqa.recipe import TRANSFORMERS, VqaRecipe
 from benchmarks.vqa.scenes import Questions, batches
 from benchmarks.vqa.variants import CONTROLS, VARIANTS
 from elip_plugin import ElipConfig
@@ -37,7 +38,7 @@ CURVE_QUESTIONS = 500
 
 
 def build(recipe: VqaRecipe, vocabulary: Path, seed: int, weights: Path | None = None) -> Any:
-    """Build LAVIS' model, unpruned.
+    """Build LAVIS' model, or transformers', unpruned.
 
     Args:
         recipe: Its sizes.
@@ -48,6 +49,16 @@ def build(recipe: VqaRecipe, vocabulary: Path, seed: int, weights: Path | None =
     Returns:
         The model.
     """
+    if recipe.arch == TRANSFORMERS:
+        model: Any = hugging_face.build(recipe, vocabulary, seed)
+    else:
+        model = _build_lavis(recipe, vocabulary, seed)
+    if weights is not None:
+        model.load_state_dict(torch.load(weights, weights_only=True))
+    return model
+
+
+def _build_lavis(recipe: VqaRecipe, vocabulary: Path, seed: int) -> Any:
     from lavis.common.registry import registry
 
     torch.manual_seed(seed)
@@ -55,9 +66,12 @@ def build(recipe: VqaRecipe, vocabulary: Path, seed: int, weights: Path | None =
     with redirect_stdout(StringIO()):  # BLIP prints the names of weights that it ties
         model = registry.get_model_class(f"elip_{recipe.arch}").from_config(section)
     elip_plugin.find_handle(model).remove()
-    if weights is not None:
-        model.load_state_dict(torch.load(weights, weights_only=True))
     return model
+
+
+def prune(model: Any, config: ElipConfig) -> elip_plugin.Handle:
+    """Prune the model that a `hugging_face.Blip` holds, or LAVIS' own."""
+    return elip_plugin.apply(model.inner if isinstance(model, hugging_face.Blip) else model, config)
 
 
 def operations(model: Any, config: ElipConfig, samples: dict[str, Any]) -> float:
@@ -74,9 +88,7 @@ def operations(model: Any, config: ElipConfig, samples: dict[str, Any]) -> float
 
     def step(level: float) -> int:
         stages = tuple(replace(s, keep=1 - level * (1 - s.keep)) for s in config.stages)
-        handle = (
-            elip_plugin.apply(model, replace(config, stages=stages, warmup=0)) if level else None
-        )
+        handle = prune(model, replace(config, stages=stages, warmup=0)) if level else None
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model(dict(samples))["loss"].backward()
         if handle is not None:
@@ -117,31 +129,24 @@ def train(
         each of `CONTROLS`; see `score`.
     """
     start = time.perf_counter()
-    handle = None if config is None else elip_plugin.apply(model, config)
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(
-        weights, recipe.learning_rate, (0.9, 0.98), weight_decay=recipe.weight_decay
-    )
+    handle = None if config is None else prune(model, config)
     points = {round(steps * (i + 1) / POINTS) for i in range(POINTS - 1)}
-    curve, losses = [], []
-    torch.manual_seed(seed)
-    model.train()
-    for step, samples in enumerate(batches(questions, recipe.batch, steps, seed)):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate(step, steps)
-        if handle is not None:
-            handle.update_progress(step, steps)
-        loss = model(samples)["loss"]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, recipe.clip)
-        optimizer.step()
-        losses.append(loss.item())
+    curve: list[dict[str, Any]] = []
+    losses: list[float] = []
+
+    def after_step(step: int, loss: float) -> None:
+        losses.append(loss)
         if step + 1 in points:
             with torch.random.fork_rng(devices=[]):
                 found = score(model, held_out, handle, most=CURVE_QUESTIONS)
             curve.append({"step": step + 1, "loss": round(mean(losses), 4), **found})
-            losses = []
+            losses.clear()
+
+    torch.manual_seed(seed)
+    model.train()
+    fit = hugging_face.fit if isinstance(model, hugging_face.Blip) else _fit
+    if steps:
+        fit(model, recipe, steps, questions, seed, handle, after_step)
     if losses:
         curve.append({"step": steps, "loss": round(mean(losses), 4)})
     scores = {"plan": score(model, held_out, handle)}
@@ -152,6 +157,31 @@ def train(
             scores |= {name: score(model, held_out, handle, control=name) for name in CONTROLS}
         handle.remove()
     return {"curve": curve, "scores": scores, "seconds": round(time.perf_counter() - start, 1)}
+
+
+def _fit(
+    model: Any,
+    recipe: VqaRecipe,
+    steps: int,
+    questions: Questions,
+    seed: int,
+    handle: elip_plugin.Handle | None,
+    after_step: Callable[[int, float], None],
+) -> None:
+    """Train LAVIS' model; see `hugging_face.fit`."""
+    optimizer = recipe.optimizer(model.parameters())
+    weights = optimizer.param_groups[0]["params"]
+    for step, samples in enumerate(batches(questions, recipe.batch, steps, seed)):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate(step, steps)
+        if handle is not None:
+            handle.update_progress(step, steps)
+        loss = model(samples)["loss"]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, recipe.clip)
+        optimizer.step()
+        after_step(step, loss.item())
 
 
 @torch.no_grad()

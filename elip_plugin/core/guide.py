@@ -74,8 +74,26 @@ def project_to_vision_width(features: Tensor, maps: Sequence[Tensor]) -> Tensor:
     with torch.no_grad():
         guide = F.normalize(features.detach(), dim=-1)
         for matrix in maps:
-            guide = guide.to(matrix.dtype) @ matrix
+            # Detached, or autocast before torch 2.10 keeps a cast of it that has no gradient.
+            guide = guide.to(matrix.dtype) @ matrix.detach()
         return guide
+
+
+def queries_in_tower(queries: Tensor, keys: Tensor) -> Tensor:
+    """Map the queries of a cross-attention back to the width of the tower that it reads.
+
+    Args:
+        queries: Queries of S words and H heads [B, S, H, A / H].
+        keys: Weight of the projection that makes the keys [A, D].
+
+    Returns:
+        Guides [B, S * H, D]: their products with a token after the tower's last norm are the
+        attention's logits, but for what is the same for all tokens.
+    """
+    heads, size = queries.shape[2:]
+    keys = keys.reshape(heads, size, -1).to(queries.dtype)
+    guides: Tensor = torch.einsum("bshd,hdw->bshw", queries, keys).flatten(1, 2) / size**0.5
+    return guides
 
 
 def guide_from_batch(token: Tensor, guides: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -74,6 +76,8 @@ class Description:
         no_text_guide: What to raise where a text shall guide; None if it can.
         teachable: Whether the guide has a gradient in training, so that a loss on the choice
             teaches what makes it.
+        default: What it is pruned by where nothing is said: a preset's name, or a mapping for
+            `ElipConfig.from_mapping`; None for the default preset.
     """
 
     module: nn.Module
@@ -83,3 +87,4 @@ class Description:
     no_eval_by_text: str = ""
     no_text_guide: ElipError | None = None
     teachable: bool = False
+    default: Mapping[str, Any] | str | None = None

@@ -24,7 +24,7 @@ from elip_plugin.reducers.evit import EViT
 from elip_plugin.reducers.gumbel import Gumbel
 from elip_plugin.reducers.pool import Pool
 from elip_plugin.reducers.random import Random
-from elip_plugin.reducers.similarity import FOR_QUESTIONS, Similarity
+from elip_plugin.reducers.similarity import FOR_INSTRUCTIONS, FOR_QUESTIONS, Similarity
 from elip_plugin.reducers.tome import ToMe
 from elip_plugin.reducers.unique import Unique
 
@@ -34,6 +34,7 @@ DEFAULT_REDUCER = Elip.name
 
 __all__ = [
     "DEFAULT_REDUCER",
+    "FOR_INSTRUCTIONS",
     "FOR_QUESTIONS",
     "PlannedStage",
     "Reducer",

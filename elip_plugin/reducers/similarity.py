@@ -26,6 +26,10 @@ FOR_QUESTIONS = {"preset": "fast", "reducer": {"name": "similarity", "choice_los
 """For models that are asked questions: the paper's cuts; docs/text.md shows how much better this
 chooses."""
 
+FOR_INSTRUCTIONS = {"preset": "fast", "reducer": "similarity"}
+"""For instructions on a tower that mostly is frozen. Without a loss on the choice, which needs a
+backward pass through the tower."""
+
 
 @dataclass(frozen=True)
 class Similarity(Reducer):
@@ -33,11 +37,11 @@ class Similarity(Reducer):
 
     Attributes:
         choice_loss: Weight of a loss on the choice, with which the backward pass teaches the scores
-            which of the kept tokens the task needs; on LAVIS' ALBEF and BLIP, whose text encoder
-            learns by it. 0 for none. No value of a forward changes.
-        cross_attentions: By how many cross-attentions of the text encoder, from the first, tokens
+            which of the kept tokens the task needs; on ALBEF and BLIP, whose text side learns by
+            it. 0 for none. No value of a forward changes.
+        cross_attentions: By how many cross-attentions of the text side, from the first, tokens
             are compared with the text; on ALBEF and BLIP. Each beyond the first costs a layer of
-            the text encoder. More than there are means all.
+            it. More than there are means all.
     """
 
     name = "similarity"
@@ -83,7 +87,7 @@ class Similarity(Reducer):
         if self.choice_loss > 0 and not teachable:
             raise ConfigError(
                 f"choice_loss is for models whose text encoder reads the tower by cross-attention "
-                f"(ALBEF and BLIP of LAVIS); {name} has none here: leave it out"
+                f"(ALBEF and BLIP); {name} has none here: leave it out"
             )
         if text_is_sought:
             warnings.warn(

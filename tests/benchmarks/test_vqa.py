@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from recorders import recorded_lengths
 
 pytest.importorskip("scipy")
 
@@ -21,7 +22,7 @@ import elip_plugin
 from benchmarks.data.scene_files import write_scenes
 from benchmarks.tables import fill
 from benchmarks.vqa import report, scenes
-from benchmarks.vqa.recipe import VqaRecipe
+from benchmarks.vqa.recipe import TRANSFORMERS, VqaRecipe
 from benchmarks.vqa.variants import PLANS, REFERENCE, VARIANTS, WARMUP
 
 RECIPE = VqaRecipe(names=18, steps=3, batch=4, width=32)
@@ -135,11 +136,17 @@ def test_the_page_has_the_tables_of_the_log() -> None:
     assert changed.count("| another |") == len(made) > 0
 
 
-def test_a_variant_of_a_lavis_model_trains_and_is_scored(data: Path, folder: Path) -> None:
-    pytest.importorskip("lavis")
+@pytest.mark.parametrize("arch", ["blip_vqa", TRANSFORMERS])
+def test_a_variant_trains_and_is_scored(arch: str, data: Path, folder: Path) -> None:
+    if arch == TRANSFORMERS:
+        pytest.importorskip("transformers", minversion="4.57")
+        pytest.importorskip("accelerate")
+    else:
+        pytest.importorskip("lavis")
     from benchmarks.vqa import grid
 
-    rows = grid.wanted(RECIPE, [REFERENCE, "taught similarity 0.25"], ["steps", "none"], [0])
+    recipe = replace(RECIPE, arch=arch)
+    rows = grid.wanted(recipe, [REFERENCE, "taught similarity 0.25"], ["steps", "none"], [0])
     assert len(rows) == 4
     found = {(row["variant"], row["budget"]): grid.run_row(row, data, folder) for row in rows}
     trained, as_it_is = (found["taught similarity 0.25", b] for b in ("steps", "none"))
@@ -158,6 +165,34 @@ def test_a_variant_of_a_lavis_model_trains_and_is_scored(data: Path, folder: Pat
     assert grid.base_of(grid.recipe_of("continued", objects=4)) == replace(
         VqaRecipe(objects=4), steps=2500
     )
+
+
+def test_transformers_trainer_takes_the_steps_of_the_study(data: Path, folder: Path) -> None:
+    """The same questions in the same order, the same rates: the losses of a loop by hand."""
+    pytest.importorskip("transformers", minversion="4.57")
+    pytest.importorskip("accelerate")
+    from benchmarks.vqa import hugging_face, training
+
+    recipe = replace(RECIPE, arch=TRANSFORMERS)
+    vocabulary = scenes.make(recipe, data, folder)
+    questions = scenes.read(recipe, data, "train")
+    found = []
+    for fit in (training._fit, hugging_face.fit):
+        model = training.build(recipe, vocabulary, seed=0)
+        # Weights of transformers' own initial size would be next to 0.
+        tower = model.inner.vision_model.encoder.layers[0]
+        assert 0.01 < tower.mlp.fc1.weight.std() < 0.03
+        losses: list[float] = []
+        handle = training.prune(model, VARIANTS["similarity 0.25"].config("continued"))
+        with recorded_lengths([model.inner.vision_model.encoder.layers[-1]]) as lengths:
+            fit(
+                model.train(), recipe, 5, questions, 0, handle,
+                lambda step, loss, losses=losses: losses.append(loss),
+            )  # fmt: skip
+        assert lengths == [handle.plan.tokens[-1]] * 5
+        found.append(losses)
+    assert len(found[1]) == 5
+    assert found[1] == pytest.approx(found[0], abs=2e-4)  # the Trainer rounds what it logs
 
 
 def test_a_control_lets_the_next_question_choose_on_lavis(data: Path, folder: Path) -> None:

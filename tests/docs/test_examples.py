@@ -23,7 +23,7 @@ EXPECTED = {
 
 def test_every_example_is_here_and_in_the_readme() -> None:
     files = {path.stem for path in FOLDER.glob("*.py")}
-    tested_apart = {"demo", "finetune_transformers", "compare_finetuning"}
+    tested_apart = {"demo", "finetune_transformers", "finetune_blip", "compare_finetuning"}
     tested_apart |= {"embed_folder", "embed_ray"}
     assert files == {*EXPECTED, *tested_apart}
     readme = (FOLDER / "README.md").read_text()

@@ -23,7 +23,7 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
     "compile": lambda model: torch.compile(model, backend="eager"),
     "PEFT": lambda model: peft.get_peft_model(model, LORA),
 }
-LORA = peft.LoraConfig(r=2, target_modules=r".*(q_proj|c_fc|fc1)", init_lora_weights=False)
+LORA = peft.LoraConfig(r=2, target_modules=r".*(q_proj|c_fc|fc1|qkv)", init_lora_weights=False)
 CONFIG = {"stages": [{"block": 1, "lookahead": 1, "keep": 0.5}]}
 PAIRS = [
     pytest.param(pair, marks=[pytest.mark.slow] if "compile" in pair else [])
@@ -49,15 +49,19 @@ def make_open_clip() -> tuple[Any, tuple[Any, ...], dict[str, Any], Any]:
     return model, pairs, {}, model.visual.transformer.resblocks
 
 
-def make_transformers() -> tuple[Any, tuple[Any, ...], dict[str, Any], Any]:
+def make_transformers(family: str = "clip") -> tuple[Any, tuple[Any, ...], dict[str, Any], Any]:
     pytest.importorskip("transformers", minversion="4.57")
     from hosts.transformers.tiny import inputs, layers_of, make
 
-    model = make("clip", num_hidden_layers=4)
-    return model, (), inputs(batch=2), layers_of(model)
+    model = make(family, num_hidden_layers=4)
+    return model, (), inputs(batch=2, family=family), layers_of(model)
 
 
-MAKERS = {"open_clip": make_open_clip, "transformers": make_transformers}
+MAKERS = {
+    "open_clip": make_open_clip,
+    "transformers": make_transformers,
+    "transformers, BLIP": lambda: make_transformers("blip_vqa"),
+}
 
 
 def image_features(out: Any) -> Tensor:
@@ -88,7 +92,7 @@ def test_two_wrappers(host: str, names: tuple[str, ...], applied: str) -> None:
     unpruned = None if applied == "inside" else image_features(outer(*args, **options))
     if applied == "outside":
         elip_plugin.apply(outer, CONFIG)
-    assert unwrap(outer) is model and find_host(outer).name == host
+    assert unwrap(outer) is model and find_host(outer).name == host.partition(",")[0]
     found = elip_plugin.find_handle(outer)
     assert found.model is model and found.plan == handle.plan
     features = image_features(outer(*args, **options))
@@ -97,7 +101,7 @@ def test_two_wrappers(host: str, names: tuple[str, ...], applied: str) -> None:
         with recorded_lengths(blocks) as lengths:
             outer(*args, **options)
         assert lengths == list(found.plan.tokens)
-    texts = torch.randn(2, features.shape[1])
+    texts = torch.randn(2, features.shape[-1])
     with elip_plugin.guide(outer, texts):
         guided = image_features(outer(*args, **options))
     assert not torch.equal(guided, features)

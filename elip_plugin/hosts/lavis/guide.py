@@ -11,7 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elip_plugin.core.guide import TextGuide, TextQueries, project_to_vision_width
+from elip_plugin.core.guide import (
+    TextGuide,
+    TextQueries,
+    project_to_vision_width,
+    queries_in_tower,
+)
 from elip_plugin.errors import GuideError
 from elip_plugin.hosts.lavis.text import CachingTokenizer, TextPass, inner_bert, text_pass
 from elip_plugin.patching.calls import thread
@@ -143,8 +148,7 @@ def _queries_in_tower(attention: Any, states: Tensor, mask: Tensor) -> Tensor:
     """Map the queries of texts [B, S, text width] to the tower's width [B, S * heads, D]."""
     heads, size = attention.num_attention_heads, attention.attention_head_size
     queries = attention.query(states).unflatten(-1, (heads, size)) * mask[:, :, None, None]
-    keys = attention.key.weight.unflatten(0, (heads, size)).to(queries.dtype)
-    return torch.einsum("bshd,hdw->bshw", queries, keys).flatten(1, 2) / size**0.5
+    return queries_in_tower(queries, attention.key.weight)
 
 
 def text_guide(module: Any, features: Tensor, suffix: str = "") -> Tensor:

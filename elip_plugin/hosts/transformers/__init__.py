@@ -1,6 +1,8 @@
-"""Hugging Face transformers: `hf:X` for CLIP, SigLIP and the models that share their encoder."""
+"""Hugging Face transformers: `hf:X` for CLIP, SigLIP, BLIP and models that share their encoders."""
 
 from __future__ import annotations
+
+from torch import Tensor, nn
 
 from elip_plugin.hosts.contracts import PackageHost
 
@@ -15,6 +17,10 @@ class TransformersHost(PackageHost):
     install = "pip install 'elip-plugin[transformers]'"
     oldest = (4, 57)
     dependency = True
+
+    def text_guide(self, module: nn.Module, features: Tensor) -> Tensor:
+        """Turn text features into a guide, as this kind of model does; see `Host`."""
+        return self._part("models").text_guide(module, features)
 
     def register(self) -> None:
         """Do nothing: transformers builds models from folders and configs, not by our names."""

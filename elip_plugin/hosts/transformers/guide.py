@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from elip_plugin.core.guide import project_to_vision_width
@@ -47,8 +46,7 @@ def text_features(model: Any, **inputs: Any) -> Tensor:
     return feature_of(model.get_text_features(**inputs))
 
 
-@torch.no_grad()
-def _weight(layer: Any) -> Tensor:
+def weight_of(layer: Any) -> Tensor:
     """Return a linear layer's weight [out, in], with what LoRA adapters of peft add to it."""
     weight: Tensor = layer.weight
     if hasattr(layer, "lora_A") and not (layer.merged or layer.disable_adapters):
@@ -69,13 +67,13 @@ def _pooling_maps(attention: Any) -> list[Tensor]:
 
 def linear_maps(module: Any) -> list[Tensor]:
     """List the maps from a tower's width to the embedding, last one first: [E, .], ..., [., D]."""
-    maps = [_weight(module.visual_projection)] if hasattr(module, "visual_projection") else []
+    maps = [weight_of(module.visual_projection)] if hasattr(module, "visual_projection") else []
     while not hasattr(module, "encoder") and hasattr(module, "vision_model"):
         module = module.vision_model
     if hasattr(module, "head"):
         maps += _pooling_maps(module.head.attention)
     if module.config.model_type == "vit" and module.pooler is not None:
-        maps.append(_weight(module.pooler.dense))
+        maps.append(weight_of(module.pooler.dense))
     return maps
 
 

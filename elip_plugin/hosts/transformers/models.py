@@ -6,25 +6,21 @@ import copy
 import inspect
 from contextlib import suppress
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from elip_plugin.core.guide import project_to_vision_width
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.hosts.transformers import towers
+from elip_plugin.hosts.transformers import blip, guide, towers
 from elip_plugin.hosts.transformers.guide import linear_maps, text_features
-from elip_plugin.hosts.transformers.shapes import CONFIG_KEY
+from elip_plugin.hosts.transformers.saving import ModelSwap, PrunedModel
 from elip_plugin.patching.calls import find, opened
 from elip_plugin.patching.description import Description, Tower
-from elip_plugin.patching.monkeypatch import replaced
 from elip_plugin.patching.swap import Swap, swap_for
 from elip_plugin.patching.wrappers import unwrap
-
-if TYPE_CHECKING:
-    from elip_plugin.patching.pruner import Pruner
 
 vit: ModuleType | None = None
 with suppress(ImportError):  # of a class that a newer transformers renamed
@@ -62,7 +58,7 @@ class TextModel(towers.NamedAsReplaced):
         return output.to_tuple() if as_tuple and not isinstance(output, tuple) else output
 
 
-class TextFirst(towers.NamedAsReplaced):
+class TextFirst(PrunedModel):
     """A contrastive model whose vision tower is guided by the text.
 
     The host encodes the image first and the text second. Here the text is encoded before the
@@ -74,9 +70,6 @@ class TextFirst(towers.NamedAsReplaced):
 
     elip_text_parameters: ClassVar[frozenset[str] | None]
     """Names of the parameters of the host's `get_text_features`; None if it takes any."""
-
-    if TYPE_CHECKING:
-        elip: Pruner
 
     @classmethod
     def body_for(cls, replaces: Any) -> dict[str, Any]:
@@ -111,23 +104,6 @@ class TextFirst(towers.NamedAsReplaced):
             if name not in NOT_TEXT and value is not None and (known is None or name in known)
         }
 
-    def save_pretrained(self, *args: Any, **options: Any) -> Any:
-        """Save as transformers does, with what the tower was pruned by in the config."""
-        host: Any = super()
-        model: Any = self
-        with replaced(model.config, CONFIG_KEY, self.elip.config.to_mapping()):
-            return host.save_pretrained(*args, **options)
-
-
-class ModelSwap(Swap):
-    """The swap of a model. A saved plan leaves its config, where it would outlast the pruning."""
-
-    def apply(self, **attributes: Any) -> None:
-        """Make the swap; saving writes the plan that is then in force."""
-        super().apply(**attributes)
-        config: Any = self.module.config
-        vars(config).pop(CONFIG_KEY, None)
-
 
 MODELS: dict[type, type[nn.Module]] = {
     cls: towers.patched_class(TextFirst, cls)
@@ -135,9 +111,8 @@ MODELS: dict[type, type[nn.Module]] = {
         *(family.find_class(f"{family.prefix}Model") for family in towers.FAMILIES),
         getattr(transformers, "VisionTextDualEncoderModel", None),
     )
-    if cls is not None
-    if cls is not None
-}
+    if cls is not None and cls not in blip.MODELS
+} | blip.MODELS
 
 TOWERS = {
     *(vit.MODELS if vit is not None else ()),
@@ -179,6 +154,15 @@ def describe(module: Any) -> Description:
             "vision_model, or one of "
             f"{sorted(cls.__name__ for cls in MODELS)}"
         )
+    if type(module) in blip.MODELS:
+        return blip.describe(module, tower)
     text = Swap(module.text_model, towers.patched_class(TextModel, type(module.text_model)))
     model = ModelSwap(module, swap_for(module, MODELS).patched)
     return Description(module, tower, (text, model), no_eval_by_text=LEAK)
+
+
+def text_guide(module: Any, features: Tensor) -> Tensor:
+    """Turn text features, or a ready guide [B, D], into a guide; see `Host.text_guide`."""
+    if isinstance(module, blip.PrunedBlip):
+        return module.elip_project(features)
+    return guide.text_guide(module, features)

@@ -11,16 +11,23 @@ from torch import nn
 from elip_plugin.config import DEFAULT_PRESET
 from elip_plugin.errors import UnknownModelError, nearest
 from elip_plugin.hosts.base import FROM_CONFIG, ModelName
-from elip_plugin.hosts.transformers.shapes import CONFIG_KEY, PREFIX, SHAPES, read_config
+from elip_plugin.hosts.transformers.shapes import (
+    BLIP_TYPES,
+    CONFIG_KEY,
+    PREFIX,
+    SHAPES,
+    read_config,
+)
 
 
 @functools.cache
 def list_names() -> dict[str, ModelName]:
     """List the models of the table by name."""
-    return {PREFIX + base: _name(base, DEFAULT_PRESET) for base in SHAPES}
+    return {PREFIX + base: _name(base, shape.model_type) for base, shape in SHAPES.items()}
 
 
-def _name(base: str, preset: str) -> ModelName:
+def _name(base: str, model_type: str, saved: bool = False) -> ModelName:
+    preset = FROM_CONFIG if saved or model_type in BLIP_TYPES else DEFAULT_PRESET
     return ModelName(PREFIX + base, "transformers", base, preset, build)
 
 
@@ -44,5 +51,5 @@ def find(name: str) -> ModelName | None:
             f"{name!r} is neither a known model nor a folder with a config.json (nothing is "
             f"downloaded); {nearest(name, known)}"
         )
-    section = read_config(base).get(CONFIG_KEY)
-    return _name(base, DEFAULT_PRESET if section is None else FROM_CONFIG)
+    config = read_config(base)
+    return _name(base, config["model_type"], saved=config.get(CONFIG_KEY) is not None)

@@ -41,6 +41,7 @@ class Shape(NamedTuple):
         patch_size: Pixels of a patch's side.
         image_size: Pixels of an image's side.
         vocab_size: Size of the text's vocabulary.
+        architecture: Its class, where a family has several.
     """
 
     model_type: str
@@ -49,6 +50,7 @@ class Shape(NamedTuple):
     patch_size: int
     image_size: int
     vocab_size: int
+    architecture: str = ""
 
 
 def _clip(vision: Encoder, text: Encoder, patch_size: int, image_size: int = 224) -> Shape:
@@ -58,6 +60,10 @@ def _clip(vision: Encoder, text: Encoder, patch_size: int, image_size: int = 224
 def _siglip(vision: Encoder, patch_size: int, image_size: int, vocab_size: int = 32000) -> Shape:
     # The text encoder has the vision encoder's numbers.
     return Shape("siglip", vision, vision, patch_size, image_size, vocab_size)
+
+
+def _blip(kind: str, vision: Encoder = BASE) -> Shape:
+    return Shape("blip", vision, BASE, 16, 384, 30524, f"BlipFor{kind}")
 
 
 _siglip_2 = functools.partial(_siglip, vocab_size=256000)
@@ -85,9 +91,18 @@ SHAPES = {
     "google/siglip2-large-patch16-384": _siglip_2(LARGE, 16, 384),
     "google/siglip2-so400m-patch14-224": _siglip_2(SO400M, 14, 224),
     "google/siglip2-so400m-patch14-384": _siglip_2(SO400M, 14, 384),
+    "Salesforce/blip-vqa-base": _blip("QuestionAnswering"),
+    "Salesforce/blip-vqa-capfilt-large": _blip("QuestionAnswering"),
+    "Salesforce/blip-itm-base-coco": _blip("ImageTextRetrieval"),
+    "Salesforce/blip-itm-large-coco": _blip("ImageTextRetrieval", LARGE),
+    "Salesforce/blip-image-captioning-base": _blip("ConditionalGeneration"),
+    "Salesforce/blip-image-captioning-large": _blip("ConditionalGeneration", LARGE),
 }
 
-MODEL_TYPES = ("clip", "siglip", "metaclip_2", "altclip", "chinese_clip")
+BLIP_TYPES = ("blip", "blip-2", "instructblip")
+"""Families of which each class of models has a default of its own."""
+
+MODEL_TYPES = ("clip", "siglip", "metaclip_2", "altclip", "chinese_clip", *BLIP_TYPES)
 """Families whose folders can be built; as written in a folder's config.json."""
 
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
+from elip_plugin.core.blocks import PackedAttention
 from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.hosts.transformers.guide import weight_of
 from elip_plugin.patching.blocks import PrunableBlock, PrunableStack
-from elip_plugin.patching.calls import thread
 from elip_plugin.patching.description import Tower, TowerShape
 from elip_plugin.patching.swap import Patched, Swap, swap_for, swaps_for
 
@@ -33,12 +34,14 @@ class Family(NamedTuple):
         prefix: What the names of its models begin with.
         encoder: The vision encoder.
         layer: The encoder's layers.
+        packed: Whether one projection of a layer makes queries, keys and values.
     """
 
     module: str
     prefix: str
     encoder: str
     layer: str
+    packed: bool = False
 
     def find_class(self, name: str) -> Any:
         """Return a class of the family; None if this version of transformers has none."""
@@ -59,6 +62,12 @@ KNOWN_FAMILIES = (
     Family("metaclip_2", "MetaClip2", "MetaClip2Encoder", "MetaClip2EncoderLayer"),
     Family("altclip", "AltCLIP", "AltCLIPEncoder", "AltCLIPEncoderLayer"),
     Family("chinese_clip", "ChineseCLIP", "ChineseCLIPVisionEncoder", "ChineseCLIPVisionLayer"),
+    Family("blip", "Blip", "BlipEncoder", "BlipEncoderLayer", packed=True),
+    Family("blip_2", "Blip2", "Blip2Encoder", "Blip2EncoderLayer", packed=True),
+    *(
+        Family(name.lower(), name, f"{name}Encoder", f"{name}EncoderLayer", packed=True)
+        for name in ("InstructBlip", "InstructBlipVideo")
+    ),
 )
 
 FAMILIES = tuple(family for family in KNOWN_FAMILIES if family.is_complete())
@@ -137,11 +146,11 @@ class ElipTower(NamedAsReplaced):
 
     def elip_forward(self, host: Any, args: Any, options: Any) -> Any:
         """Run the host's forward, which `Pruner.current` finds in the encoder."""
-        before = self.elip.open(self)  # type: ignore[arg-type]
-        try:
+        tower: Any = self
+        with self.elip.begin(tower) as pruning:
+            if pruning is not None:  # here: transformers 4 would take the error for its own
+                refuse_recording(tower.config, options)
             return host(self, *args, **options)
-        finally:
-            thread.innermost = before
 
 
 class ElipLayer(NamedAsReplaced, PrunableBlock):
@@ -188,6 +197,25 @@ class ElipLayer(NamedAsReplaced, PrunableBlock):
         if torch.is_grad_enabled():
             return super().__call__(*args, **options)  # type: ignore[misc]
         return nn.Module.__call__(self, *args, **options)
+
+
+class ElipPackedLayer(ElipLayer):
+    """A layer whose queries, keys and values come from one projection."""
+
+    query_and_keys = PrunableBlock.query_and_keys
+    queries_keys_values = PrunableBlock.queries_keys_values
+
+    def packed_attention(self) -> PackedAttention:
+        """Return the attention's projections; see `PrunableBlock`."""
+        layer: Any = self
+        attn = layer.self_attn
+        weight, bias = weight_of(attn.qkv), attn.qkv.bias
+        return PackedAttention(layer.layer_norm1, weight, bias, attn.num_heads)
+
+    def attention_output(self, mixed: Tensor) -> Tensor:
+        """Join the heads and project; see `BlockParts`."""
+        layer: Any = self
+        return layer.self_attn.projection(mixed.transpose(1, 2).flatten(2))
 
 
 class ElipEncoder(NamedAsReplaced, PrunableStack):
@@ -253,7 +281,7 @@ ENCODERS: dict[type, type[nn.Module]] = {}
 for _family in FAMILIES:
     _layer, _encoder = _family.find_class(_family.layer), _family.find_class(_family.encoder)
     if _layer is not None and _encoder is not None:  # else this version has renamed them
-        LAYERS[_layer] = patched_class(ElipLayer, _layer)
+        LAYERS[_layer] = patched_class(ElipPackedLayer if _family.packed else ElipLayer, _layer)
         ENCODERS[_encoder] = patched_class(ElipEncoder, _encoder)
 
 
@@ -272,6 +300,7 @@ def describe(tower: Any) -> Tower:
         width=config.hidden_size,
         prefix=prefix,
         class_query=prefix == 1,
+        frozen=not any(weight.requires_grad for weight in tower.parameters()),
     )
     # Looking ahead cannot call a layer by itself: some versions want masks and return tuples.
     stack, blocks = swap_for(encoder, ENCODERS), swaps_for(encoder.layers, LAYERS)

@@ -74,3 +74,14 @@ def test_two_runs_side_by_side(
     table = capsys.readouterr().out
     assert "| `none` | 10 | 2 |" in table and '"warmup": 0.5}` | 10 | 1 |' in table
     assert picture.stat().st_size > 5000
+
+
+@pytest.mark.parametrize("elip", ["none", ""])
+def test_questions_about_pictures(
+    elip: str, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--data", str(data), "--batch", "4", "--steps", "3", "--questions", "5"]
+    run(monkeypatch, "finetune_blip", *options, *(["--elip", elip] if elip else []))
+    printed = capsys.readouterr().out
+    assert ("65 tokens -> " in printed) is (elip != "none")
+    assert "right answers: " in printed

@@ -90,7 +90,7 @@ dist.destroy_process_group()
 os._exit(0)  # see the test of LAVIS: now and then a thread aborts the process at its end
 """
 
-FAMILIES = ("clip", "siglip")
+FAMILIES = ("clip", "siglip", "blip")
 
 
 def has_fsdp2() -> bool:

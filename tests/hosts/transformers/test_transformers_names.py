@@ -25,7 +25,7 @@ from elip_plugin.errors import (
 
 hf = pytest.importorskip("transformers", minversion="4.57")
 
-from hosts.transformers.tiny import make  # noqa: E402
+from hosts.transformers.tiny import READERS, UNGUIDED, make  # noqa: E402
 
 from elip_plugin.hosts import registry  # noqa: E402
 from elip_plugin.hosts.transformers.shapes import SHAPES  # noqa: E402
@@ -42,7 +42,9 @@ def test_known_models_have_their_shapes(name: str) -> None:
     assert len(plan.tokens) == shape.vision.num_hidden_layers
     assert made.grid_size[0] * made.grid_size[1] == plan.num_patches
     listed = elip_plugin.get(f"hf:{name}")
-    assert (listed.host, listed.base, listed.preset) == ("transformers", name, "paper")
+    preset = "own" if shape.architecture else "paper"
+    assert (listed.host, listed.base, listed.preset) == ("transformers", name, preset)
+    assert not shape.architecture or type(made.model).__name__ == shape.architecture
 
 
 def test_parameters_of_clip_are_those_of_the_published_model() -> None:
@@ -53,6 +55,55 @@ def test_parameters_of_clip_are_those_of_the_published_model() -> None:
 def test_another_image_size() -> None:
     made = elip_plugin.create(f"hf:{BASE}", device="meta", image_size=448)
     assert elip_plugin.find_handle(made.model).plan.num_patches == 784
+
+
+TRAIN_ON_PAIRS = ("blip_vqa", "blip_caption")
+
+
+@pytest.mark.parametrize("family", [*READERS, *UNGUIDED])
+def test_a_local_folder_of_blip(family: str, tmp_path: Path) -> None:
+    base = make(family)
+    base.save_pretrained(tmp_path)
+    name = f"hf:{tmp_path}"
+    if family == "instructblip_video":
+        with pytest.raises(UnsupportedModelError, match="'instructblipvideo'"):
+            elip_plugin.create(name)
+        return
+    assert elip_plugin.hosts.registry.find_model(name).preset == "own"
+    made: Any = elip_plugin.create(name, checkpoint=str(tmp_path))
+    assert type(made.model).__name__ == type(base).__name__ and not made.has_text_tower
+    assert all(torch.equal(made.model.state_dict()[k], v) for k, v in base.state_dict().items())
+    handle = elip_plugin.find_handle(made.model)
+    assert handle.config == elip_plugin.apply(base).config
+    images, tokens = made.example_batch(2)
+    assert made.encode_image(images).shape == (2, 65, 48)
+    made.model.train()
+    guided = family in READERS
+    if guided:
+        texts = elip_plugin.create(name).tokenize(["a cat", "two dogs"])
+        with made.model.elip.guided(made.guide(texts)):
+            assert made.encode_image(images).shape[1] == handle.plan.tokens[-1]
+        first, second = made.encode_text(texts)
+        assert not torch.allclose(first, second)
+    else:
+        assert made.encode_image(images).shape[1] == handle.plan.tokens[-1]
+        with pytest.raises(UnsupportedModelError, match="has no text to guide its tower"):
+            made.encode_text(tokens)
+    if family in TRAIN_ON_PAIRS:
+        made.loss(images, tokens).backward()
+    else:
+        with pytest.raises(UnsupportedModelError, match="does not train on plain pairs"):
+            made.loss(images, tokens)
+    picture = made.preprocess(Image.new("RGB", (90, 70), (255, 0, 0)))
+    assert picture.shape == (3, 64, 64) and made.squares
+    folder = tmp_path / "qformer_tokenizer" if family.startswith("instruct") else tmp_path
+    folder.mkdir(exist_ok=True)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    hf.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    read = made.tokenize(["a cat"])
+    assert read["input_ids"][0, :4].tolist() == [2, 5, 6, 3]
+    assert read["attention_mask"].sum() == 4
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip", "altclip", "chinese_clip", "metaclip_2"])
@@ -90,8 +141,8 @@ def test_faults(tmp_path: Path) -> None:
         elip_plugin.create("hf:openai/clip-vit-base-patch17")
     with pytest.raises(DataError, match="is no folder"):
         elip_plugin.create(f"hf:{BASE}", checkpoint=str(tmp_path / "none"))
-    (tmp_path / "config.json").write_text('{"model_type": "blip"}')
-    with pytest.raises(UnsupportedModelError, match="'blip'"):
+    (tmp_path / "config.json").write_text('{"model_type": "flava"}')
+    with pytest.raises(UnsupportedModelError, match="'flava'"):
         elip_plugin.create(f"hf:{tmp_path}")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(DataError, match="no config"):

@@ -24,6 +24,7 @@ TARGETS = {
     "clip": ["q_proj", "v_proj", "fc1", "visual_projection"],
     "siglip": ["q_proj", "v_proj", "fc1"],
     "dual": ["q_proj", "v_proj", "query", "value", "visual_projection"],
+    "blip": ["qkv", "fc1", "query", "visual_projection"],
 }
 
 
@@ -145,3 +146,22 @@ def test_adapters_are_summed_in_their_order() -> None:
         read.clear()
         guide_of(adapted, features)
         assert read == active
+
+
+def test_similarity_reads_the_adapters_of_the_cross_attentions() -> None:
+    """Merged or not, the same tokens are kept; without adapters others."""
+    model, batch = make("blip_vqa"), inputs(family="blip_vqa")
+    torch.manual_seed(5)
+    lora = peft.LoraConfig(r=4, target_modules=["query", "key", "qkv"], init_lora_weights=False)
+    adapted = peft.get_peft_model(model, lora).train()
+    handle = elip_plugin.apply(adapted)
+    with handle.trace() as trace:
+        adapted(**batch).loss.backward()
+        before = [stage.kept for stage in trace.stages]
+        with adapted.disable_adapter():
+            adapted(**batch)
+        assert not all(torch.equal(a, s.kept) for a, s in zip(before, trace.stages))
+        keys = [p for n, p in model.named_parameters() if "crossattention.self.key.lora" in n]
+        assert keys and all(p.grad is not None and p.grad.any() for p in keys)
+        adapted.merge_and_unload()(**batch)
+    assert all(torch.equal(a, s.kept) for a, s in zip(before, trace.stages, strict=True))

@@ -32,6 +32,29 @@ TEXT: dict[str, Any] = {
 }
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 BERT = {**TEXT, **NO_DROPOUT, "max_position_embeddings": 32}
+BLIP_TEXT = {**TEXT, **NO_DROPOUT, "hidden_size": 48, "pad_token_id": 0, "sep_token_id": 97}
+QFORMER = {
+    **BERT,
+    "num_hidden_layers": 4,
+    "pad_token_id": 0,
+    "encoder_hidden_size": 48,
+    "cross_attention_frequency": 2,
+    "use_qformer_text_input": True,
+}
+OPT = {
+    "model_type": "opt",
+    "hidden_size": 32,
+    "word_embed_proj_dim": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "ffn_dim": 64,
+    "vocab_size": 100,
+    "max_position_embeddings": 64,
+    "dropout": 0.0,
+}
+IMAGE_TOKEN, QUERIES = 96, 4
+"""What stands in a text for the tokens that BLIP-2 makes of an image, and how many they are."""
+
 BATCH = 3
 
 
@@ -52,6 +75,25 @@ def _clip(**vision: Any) -> Any:
     return hf.CLIPModel(config)
 
 
+def _blip(kind: str, **vision: Any) -> Any:
+    sizes = {"projection_dim": 24, "image_text_hidden_size": 24}
+    config = hf.BlipConfig(text_config=BLIP_TEXT, vision_config={**VISION, **vision}, **sizes)
+    return getattr(hf, f"Blip{kind}")(config)
+
+
+def _qformer(kind: str, config: Any, image_token: int | None = IMAGE_TOKEN, **vision: Any) -> Any:
+    made = config(
+        vision_config={**VISION, **vision},
+        qformer_config=QFORMER,
+        text_config=OPT,
+        num_query_tokens=QUERIES,
+        image_token_index=image_token,
+    )
+    made.video_token_id = image_token
+    made.image_text_hidden_size = 24
+    return getattr(hf, kind)(made)
+
+
 MODELS: dict[str, Callable[..., Any]] = {
     "clip": _clip,
     "siglip": _siglip,
@@ -68,13 +110,42 @@ MODELS: dict[str, Callable[..., Any]] = {
     ),
     "dual": lambda **vision: _dual(hf.CLIPVisionConfig(**{**VISION, **vision})),
     "dual_vit": lambda **vision: _dual(hf.ViTConfig(**{**VISION, **vision})),
+    "blip": lambda **vision: _blip("Model", **vision),
 }
+"""Models that embed images and texts."""
+
+READERS: dict[str, Callable[..., Any]] = {
+    "blip_vqa": lambda **vision: _blip("ForQuestionAnswering", **vision),
+    "blip_itm": lambda **vision: _blip("ForImageTextRetrieval", **vision),
+    "blip2_itm": lambda **vision: _qformer(
+        "Blip2ForImageTextRetrieval", hf.Blip2Config, None, **vision
+    ),
+    "instructblip": lambda **vision: _qformer(
+        "InstructBlipForConditionalGeneration", hf.InstructBlipConfig, **vision
+    ),
+    "instructblip_model": lambda **vision: _qformer(
+        "InstructBlipModel", hf.InstructBlipConfig, **vision
+    ),
+    "instructblip_video": lambda **vision: _qformer(
+        "InstructBlipVideoForConditionalGeneration", hf.InstructBlipVideoConfig, **vision
+    ),
+}
+"""Models whose text side reads the tower by cross-attention, and guides it."""
+
+UNGUIDED: dict[str, Callable[..., Any]] = {
+    "blip_caption": lambda **vision: _blip("ForConditionalGeneration", **vision),
+    "blip2": lambda **vision: _qformer("Blip2ForConditionalGeneration", hf.Blip2Config, **vision),
+    "blip2_model": lambda **vision: _qformer("Blip2Model", hf.Blip2Config, **vision),
+}
+"""Models whose text is the answer, so that the image alone chooses."""
+
+ALL = {**MODELS, **READERS, **UNGUIDED}
 
 
 def make(family: str, seed: int = 0, **vision: Any) -> Any:
     """Build a small model; its weights are drawn wide, so that tokens differ."""
     torch.manual_seed(seed)
-    model = MODELS[family](**vision)
+    model = ALL[family](**vision)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -93,16 +164,51 @@ def layers_of(model: Any) -> Any:
     return encoder.layer if hasattr(encoder, "layer") else encoder.layers
 
 
-def inputs(seed: int = 1, batch: int = BATCH) -> dict[str, Any]:
-    """Random pairs that fit all of the models."""
+def inputs(seed: int = 1, batch: int = BATCH, family: str = "") -> dict[str, Any]:
+    """Random pairs that fit all models that embed images and texts, or those of one family."""
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(2, 98, (batch, 12), generator=generator)
+    ids = torch.randint(2, 96, (batch, 12), generator=generator)
     ids[:, -1] = TEXT["eos_token_id"]
     images = torch.randn(batch, 3, 64, 64, generator=generator)
     mask = torch.ones_like(ids)
-    return {
-        "input_ids": ids,
-        "pixel_values": images,
-        "attention_mask": mask,
-        "return_loss": True,
-    }
+    text = {"input_ids": ids, "attention_mask": mask}
+    if family in ("", *MODELS):
+        return {**text, "pixel_values": images, "return_loss": True}
+    mask[0, 9:] = 0
+    if family in ("blip_itm", "blip2_itm"):
+        head = "use_itm_head" if family == "blip_itm" else "use_image_text_matching_head"
+        return {**text, "pixel_values": images, head: True}
+    if family.startswith("blip_"):
+        return {**text, "pixel_values": images, "labels": ids}
+    if family.startswith("instructblip"):
+        text = {f"qformer_{name}": value for name, value in text.items()}
+    else:
+        text = {}
+    frames = 1
+    if family == "instructblip_video":
+        frames = 2
+        images = torch.stack([images, images.flip(0)], dim=1)
+    prompt = torch.cat([torch.full((batch, frames * QUERIES), IMAGE_TOKEN), ids], dim=1)
+    text |= {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
+    labels = {} if family == "instructblip_model" else {"labels": prompt}
+    return {**text, "pixel_values": images, **labels}
+
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    """All tensors of an output."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if hasattr(value, "values"):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [tensor for part in value for tensor in tensors(part)]
+    return []
+
+
+def loss_of(out: Any) -> torch.Tensor:
+    """The loss of an output, or one made of its tensors."""
+    loss = getattr(out, "loss", None)
+    if loss is not None:
+        return loss
+    parts = [tensor.square().mean() for tensor in tensors(out) if tensor.requires_grad]
+    return torch.stack(parts).sum()
