@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.quality import results_log
+from benchmarks import results_log
 
 
 def run_all(
@@ -27,7 +27,7 @@ def run_all(
     """Run trainings and append each result.
 
     Args:
-        trainings: What distinguishes each; see `benchmarks.quality.results_log.KEY`.
+        trainings: What distinguishes each; see `benchmarks.results_log.KEY`.
         one: Runs one of them, in another process, and returns its result.
         out: The JSON lines file.
         jobs: How many run at a time; they share the processor's threads evenly.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from benchmarks.quality.stats import Difference
+    from benchmarks.stats import Difference
 
 
 def markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

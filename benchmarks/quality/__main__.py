@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shlex
 from dataclasses import asdict
 from pathlib import Path
@@ -16,14 +15,18 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
+from benchmarks import results_log
+from benchmarks.board import report
+from benchmarks.board.cost import operations, time_phases
+from benchmarks.board.grid import training, wanted
+from benchmarks.board.options import processor, read_budgets, read_seeds, read_variants
+from benchmarks.board.training import POINTS
+from benchmarks.board.variants import REFERENCE, VARIANTS
 from benchmarks.data.emojis import write_emojis
-from benchmarks.quality import grid, large, page, report, results_log
-from benchmarks.quality.cost import operations, time_phases
+from benchmarks.quality import grid, large, page
 from benchmarks.quality.pairs import read_pairs
-from benchmarks.quality.questions import QUESTIONS
+from benchmarks.quality.questions import MRR, QUESTIONS
 from benchmarks.quality.recipe import RECIPES, Recipe, make_recipe
-from benchmarks.quality.training import POINTS
-from benchmarks.quality.variants import REFERENCE, VARIANTS
 from elip_plugin import ElipError
 
 app = typer.Typer(
@@ -37,25 +40,6 @@ Out = Annotated[
 Data = Annotated[Path, typer.Option(help="Emojis; made there if the folder is not there.")]
 Cache = Annotated[Path, typer.Option(help="Folder of the npm package and of starting weights.")]
 DATA, CACHE, RESULTS = Path("data/emojis"), Path("data/cache"), page.RESULTS
-
-
-def _seeds(text: str) -> list[int]:
-    """Read "0-7", "3" or "0,2,5"."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        if not first.isdecimal() or (last and not last.isdecimal()):
-            raise typer.BadParameter(f"seeds are {text!r}, but must be such as 0-7, 3 or 0,2,5.")
-        seeds += range(int(first), int(last or first) + 1)
-    return seeds
-
-
-def _budgets(text: str) -> list[str]:
-    """Read "steps,operations", or one of them."""
-    asked = [name.strip() for name in text.split(",")]
-    if not set(asked) <= set(grid.BUDGETS):
-        raise typer.BadParameter(f"budgets are {asked}, but must be of {list(grid.BUDGETS)}.")
-    return asked
 
 
 @app.command()
@@ -86,11 +70,10 @@ def train(
     try:
         recipes = {name: make_recipe(name, quick=quick) for name in RECIPES}
         own = Recipe(**{**asdict(make_recipe(regime, quick=quick)), "precision": precision})
-        chosen = grid.check([name.strip() for name in variants.split(";") if name.strip()])
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    asked = _budgets(budgets)
-    rows = _needed(recipes) if questions else grid.wanted(own, chosen, asked, _seeds(seeds))
+    chosen, asked = read_variants(variants), read_budgets(budgets)
+    rows = _needed(recipes) if questions else wanted(own, chosen, asked, read_seeds(seeds))
     _make(data, cache)
     log = out / page.LOG
     missing = results_log.missing(rows, results_log.read(log))
@@ -110,7 +93,7 @@ def _needed(recipes: dict[str, Recipe]) -> list[dict[str, Any]]:
                     (question.other, question.other_budget),
                     (question.variant, question.budget),
                 ):
-                    row = grid.training(recipes[regime], name, budget, seed)
+                    row = training(recipes[regime], name, budget, seed)
                     if row not in rows:
                         rows.append(row)
     return rows
@@ -177,7 +160,7 @@ def train_large(
             epochs, batch_size, warmup, precision, device, processes, more,
         )  # fmt: skip
         chosen = large.check([name.strip() for name in variants.split(";") if name.strip()])
-        rows = grid.wanted(recipe, chosen, _budgets(budgets), _seeds(seeds))
+        rows = wanted(recipe, chosen, read_budgets(budgets), read_seeds(seeds))
         missing = results_log.missing(rows, results_log.read(log))
         commands = [large.command(row, out) for row in missing]
     except (ValueError, ElipError) as error:
@@ -213,16 +196,12 @@ def time_steps(
     cache: Cache = CACHE,
 ) -> None:
     """Time the training steps of variants in turn; nothing else should run."""
-    try:
-        names = grid.check([name.strip() for name in variants.split(";") if name.strip()])
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    names = read_variants(variants) if variants else list(VARIANTS)
     _make(data, cache)
     recipe = RECIPES["scratch"]
-    names = names if variants else list(VARIANTS)
     steps = time_phases(names, recipe, read_pairs(data, "train"), rounds)
     made = {
-        "device": _processor(),
+        "device": processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__.partition("+")[0],
         "rounds": rounds,
@@ -231,14 +210,6 @@ def time_steps(
     out.mkdir(parents=True, exist_ok=True)
     (out / page.TIMES).write_text(json.dumps(made, indent=1) + "\n")
     typer.echo(f"written: {out / page.TIMES}")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 @app.command("list")
@@ -271,8 +242,8 @@ def _print(out: Path) -> None:
     console = Console()
     for regime, results in page.read(out).items():
         if (REFERENCE, "steps") in results:
-            table = Table(*(report.HEADER[column] for column in report.SHORT), title=regime)
-            for row in report.board(results, {}):
+            table = Table(*(page.HEADER[column] for column in report.SHORT), title=regime)
+            for row in report.board(results, {}, MRR):
                 table.add_row(*(report.cells(row)[column] for column in report.SHORT))
             console.print(table)
     typer.echo(page.tables(out)["answers"])

@@ -4,91 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-
+from benchmarks.board.cost import operations, steps_of
+from benchmarks.board.grid import made_by
+from benchmarks.board.pairs import Pairs
+from benchmarks.board.training import run
+from benchmarks.board.variants import VARIANTS
 from benchmarks.pool import run_all, tick
-from benchmarks.quality.cost import operations, steps_of
-from benchmarks.quality.pairs import Pairs, read_pairs
+from benchmarks.quality.pairs import read_pairs
 from benchmarks.quality.recipe import BASE, Recipe
-from benchmarks.quality.training import run, train_base
-from benchmarks.quality.variants import REFERENCE, VARIANTS
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-BUDGETS = ("steps", "operations")
-
-
-def check(names: Sequence[str]) -> list[str]:
-    """Return names of variants, each once, if all are known.
-
-    Args:
-        names: Keys of `VARIANTS`.
-
-    Returns:
-        The variants in the order of the table; the reference is always among them.
-
-    Raises:
-        ValueError: If a name is not known.
-    """
-    unknown = [name for name in names if name not in VARIANTS]
-    if unknown:
-        raise ValueError(f"variants {unknown} are not known; choose from {list(VARIANTS)}")
-    return [name for name in VARIANTS if name in {REFERENCE, *names}]
-
-
-def training(recipe: DataclassInstance, name: str, budget: str, seed: int) -> dict[str, Any]:
-    """Return what distinguishes a training; see `benchmarks.quality.results_log.KEY`.
-
-    Args:
-        recipe: How to train.
-        name: A key of `VARIANTS`.
-        budget: One of `BUDGETS`; unpruned training has "steps" in either case.
-        seed: The seed.
-
-    Returns:
-        A mapping with the keys of `KEY`.
-    """
-    return {
-        "recipe": asdict(recipe),
-        "variant": name,
-        "definition": VARIANTS[name].definition,
-        "budget": "steps" if name == REFERENCE else budget,
-        "seed": seed,
-    }
-
-
-def wanted(
-    recipe: DataclassInstance,
-    variants: Sequence[str],
-    budgets: Sequence[str],
-    seeds: Sequence[int],
-) -> list[dict[str, Any]]:
-    """List the trainings of a grid, seed by seed, so that a part of it is a smaller grid.
-
-    Args:
-        recipe: How to train.
-        variants: Names of `VARIANTS`.
-        budgets: Some of `BUDGETS`.
-        seeds: The seeds.
-
-    Returns:
-        Trainings, each once; see `training`.
-    """
-    rows = [
-        training(recipe, name, budget, seed)
-        for seed in seeds
-        for budget in budgets
-        for name in variants
-    ]
-    return [row for i, row in enumerate(rows) if row not in rows[:i]]
+from benchmarks.quality.scores import evaluation
+from benchmarks.quality.training import train_base
 
 
 def train_all(
@@ -105,7 +36,7 @@ def train_all(
     """Run trainings and append each result.
 
     Args:
-        trainings: From `wanted`.
+        trainings: From `benchmarks.board.grid.wanted`.
         data: A folder that `benchmarks.data emojis` wrote.
         out: The JSON lines file.
         cache_folder: Where the weights are kept from which continued trainings start.
@@ -129,18 +60,14 @@ def _one(row: dict[str, Any], data: Path, cache_folder: Path, device: str) -> di
         if not weights.exists():
             own = _pairs(data, "train", BASE.styles)
             train_base(weights, _pairs(data, "train"), held_out, own, seed)
-    steps = steps_of(variant, recipe, row["budget"], recipe.steps(len(train)))
+    unpruned = recipe.steps(len(train))
+    steps = steps_of(variant, recipe, row["budget"], unpruned)
     result = run(
-        variant, recipe, steps, train, held_out, seed,
+        variant, recipe, steps, train, evaluation(train, held_out), seed,
         weights=weights, device=device, progress=tick,
     )  # fmt: skip
-    made = {
-        "steps": steps,
-        "operations": round(steps * operations(variant, recipe) / recipe.steps(len(train)), 4),
-        "device": device if device != "cpu" else platform.machine(),
-        "torch": torch.__version__.partition("+")[0],
-    }
-    return {**row, **made, **result}
+    share = steps * operations(variant, recipe) / unpruned
+    return {**row, **made_by(steps, share, device), **result}
 
 
 @cache

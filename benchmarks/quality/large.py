@@ -19,10 +19,10 @@ import open_clip
 import torch
 from open_clip_train.params import parse_args
 
-from benchmarks.quality import grid
-from benchmarks.quality.cost import Tower, count
-from benchmarks.quality.results_log import KEY
-from benchmarks.quality.variants import VARIANTS
+from benchmarks.board import grid
+from benchmarks.board.cost import Tower, count
+from benchmarks.board.variants import VARIANTS
+from benchmarks.results_log import KEY
 
 DEFAULT = "unpruned; pool, long end; random 0.5, end"
 """Variants of the reduced grid."""
@@ -85,15 +85,15 @@ def check(names: Sequence[str]) -> list[str]:
         The variants in the order of the table.
 
     Raises:
-        ValueError: If a name is not known, or has a control or smaller pictures.
+        ValueError: If a name is not known, or is more than an ELIP config.
     """
-    fit = [name for name, v in VARIANTS.items() if not (v.control or v.small_until)]
+    fit = [name for name, variant in VARIANTS.items() if variant.is_config]
     chosen = grid.check(names)
     unfit = [name for name in chosen if name not in fit]
     if unfit:
         raise ValueError(
-            f"variants {unfit} have a control or smaller pictures, which OpenCLIP's own command "
-            f"cannot train; choose from {fit}"
+            f"variants {unfit} have a control, smaller pictures, several configs or a rate of "
+            f"their own, which OpenCLIP's own command cannot train; choose from {fit}"
         )
     return chosen
 
@@ -211,7 +211,7 @@ def command(training: Mapping[str, Any], out: Path) -> list[str]:
     """Build the command of a training.
 
     Args:
-        training: From `benchmarks.quality.grid.wanted`, of a `LargeRecipe`.
+        training: From `benchmarks.board.grid.wanted`, of a `LargeRecipe`.
         out: Folder of the log; each training has a folder there.
 
     Returns:
@@ -243,7 +243,7 @@ def write_config(training: Mapping[str, Any], out: Path) -> Path:
     """Write the model config of a training's variant.
 
     Args:
-        training: From `benchmarks.quality.grid.wanted`, of a `LargeRecipe`.
+        training: From `benchmarks.board.grid.wanted`, of a `LargeRecipe`.
         out: Folder of the log.
 
     Returns:
@@ -260,7 +260,7 @@ def run(training: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Run a training to its end, from its latest checkpoint if it has one.
 
     Args:
-        training: From `benchmarks.quality.grid.wanted`, of a `LargeRecipe`.
+        training: From `benchmarks.board.grid.wanted`, of a `LargeRecipe`.
         out: Folder of the log.
 
     Returns:

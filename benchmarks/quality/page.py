@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.quality import chart, report, results_log
-from benchmarks.quality.cost import read_ratios
-from benchmarks.quality.questions import QUESTIONS
+from benchmarks import results_log
+from benchmarks.board import chart, report
+from benchmarks.board.cost import read_ratios
+from benchmarks.board.variants import REFERENCE
+from benchmarks.quality.questions import MRR, QUESTIONS
 from benchmarks.quality.recipe import RECIPES
-from benchmarks.quality.variants import REFERENCE
 from benchmarks.tables import fill, markdown
 
 DOCS = Path(__file__).parents[2] / "docs"
 RESULTS = DOCS / "results"
 LOG = "board.jsonl"
 TIMES = "steps.json"
+HEADER = (
+    *report.COLUMNS, "MRR %", "less unpruned", "loss",
+    "half at test: ToMe", "attention", "random", "quarter: attention", "random",
+)  # fmt: skip
 
 
 def read(folder: Path) -> dict[str, report.Results]:
@@ -41,13 +46,13 @@ def tables(folder: Path) -> dict[str, str]:
     """
     found = read(folder)
     ratios = read_ratios(folder / TIMES)
-    made = {"answers": report.answers(found, QUESTIONS)}
+    made = {"answers": report.answers(found, QUESTIONS, MRR)}
     for regime, results in found.items():
         if (REFERENCE, "steps") in results:
-            rows = (report.cells(row) for row in report.board(results, ratios))
-            deviation = 100 * report.seed_deviation(results)
+            rows = (report.cells(row) for row in report.board(results, ratios, MRR))
+            deviation = 100 * report.seed_deviation(results, MRR)
             made[regime] = (
-                markdown(report.HEADER, rows)
+                markdown(HEADER, rows)
                 + f"\nStandard deviation of unpruned training's MRR from seed to seed: "
                 f"{deviation:.2f} points.\n"
             )
@@ -61,5 +66,6 @@ def write() -> None:
     ratios = read_ratios(RESULTS / TIMES)
     for regime, results in read(RESULTS).items():
         if (REFERENCE, "steps") in results:
-            chart.draw_front(report.board(results, ratios), RESULTS / f"{regime}.svg")
-            chart.draw_curves(results, RESULTS / f"{regime}-curves.svg")
+            rows = report.board(results, ratios, MRR)
+            chart.draw_front(rows, MRR, RESULTS / f"{regime}.svg")
+            chart.draw_curves(results, MRR, RESULTS / f"{regime}-curves.svg")

@@ -1,36 +1,18 @@
-"""The pairs in memory, and the batches of a seed, the same for every variant."""
+"""The emojis in memory, and how they are changed in training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.board.pairs import Pairs
 from benchmarks.data.emojis import read_emojis
 
 SCALE, ANGLE, SHIFT = (0.8, 1.05), 0.2, 0.1
 """Ranges of the changes in training: of the size, in radians, and in shares of half a side."""
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Pictures with their captions.
-
-    Attributes:
-        pictures: The pictures [N, 3, side, side], uint8, over white.
-        captions: Their captions.
-    """
-
-    pictures: Tensor
-    captions: Sequence[str]
-
-    def __len__(self) -> int:
-        """Count the pairs."""
-        return len(self.captions)
 
 
 def read_pairs(folder: Path, split: str, styles: str = "", most: int | None = None) -> Pairs:
@@ -49,34 +31,7 @@ def read_pairs(folder: Path, split: str, styles: str = "", most: int | None = No
     wanted = styles.split(",") if styles else emojis.styles
     rows = [row for row, style in enumerate(emojis.styles) if style in set(wanted)][:most]
     pictures = torch.from_numpy(emojis.pictures)[rows].permute(0, 3, 1, 2).contiguous()
-    return Pairs(pictures, [emojis.captions[row] for row in rows])
-
-
-def as_input(pictures: Tensor) -> Tensor:
-    """Convert pictures [B, 3, side, side], uint8, to float32 from -1 to 1."""
-    return pictures.float() / 127.5 - 1
-
-
-def batches(pairs: Pairs, size: int, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Iterate over the batches of a training; those of each step depend on the seed alone.
-
-    Args:
-        pairs: What to train on.
-        size: Pairs per batch, B.
-        steps: How many batches.
-        seed: Decides order, size, angle and place.
-
-    Yields:
-        Pictures [B, 3, side, side], slightly moved, and which pairs they are [B].
-    """
-    per_epoch = len(pairs) // size
-    for step in range(steps):
-        epoch, place = divmod(step, per_epoch)
-        if place == 0:
-            generator = torch.Generator().manual_seed(10_000 * seed + epoch)
-            order = torch.randperm(len(pairs), generator=generator)
-        which = order[place * size : (place + 1) * size]
-        yield move(as_input(pairs.pictures[which]), generator), which
+    return Pairs(pictures, [emojis.captions[row] for row in rows], move)
 
 
 def move(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -2,46 +2,37 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import elip_plugin
+from benchmarks.board.evaluation import (
+    HALF,
+    QUARTER,
+    Evaluation,
+    Plan,
+    encode_pictures,
+    evaluating,
+    plan_at_test,
+    rounded,
+)
+from benchmarks.board.model import StudyModel
+from benchmarks.board.pairs import Pairs
 from benchmarks.data.retrieval import name_retrieval
-from benchmarks.quality.model import StudyModel
-from benchmarks.quality.pairs import Pairs, as_input
 
-CHUNK = 250
-"""Pictures encoded at a time."""
-
-
-def _plan(reducer: str, *stages: tuple[int, float]) -> dict[str, Any]:
-    listed = [{"block": block, "lookahead": 1, "keep": keep} for block, keep in stages]
-    return {
-        "stages": listed, "reference_depth": 12, "reducer": reducer, "text_weight": 0.0,
-        "eval_mode": "image",
-    }  # fmt: skip
-
-
-HALF = ((2, 0.60), (4, 0.38), (10, 0.25))
-QUARTER = ((1, 0.35), (4, 0.20), (8, 0.12))
 TEST_PLANS = {
-    "half by tome": _plan("tome", *HALF),
-    "half by attention": _plan("elip", *HALF),
-    "half by random": _plan("random", *HALF),
-    "quarter by attention": _plan("elip", *QUARTER),
-    "quarter by random": _plan("random", *QUARTER),
+    "half by tome": plan_at_test("tome", HALF),
+    "half by attention": plan_at_test("elip", HALF),
+    "half by random": plan_at_test("random", HALF),
+    "quarter by attention": plan_at_test("elip", QUARTER),
+    "quarter by random": plan_at_test("random", QUARTER),
 }
 """Pruning at test time, by the picture alone: about 0.5 and 0.3 of the token-layers.
 
 ToMe, with as many tokens merged in every block, ends at half."""
 
 
-def score(model: StudyModel, pairs: Pairs, plan: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def score(model: StudyModel, pairs: Pairs, plan: Plan | None = None) -> dict[str, float]:
     """Rank names for pictures, and pictures for names.
 
     Args:
@@ -57,24 +48,19 @@ def score(model: StudyModel, pairs: Pairs, plan: Mapping[str, Any] | None = None
     places = {name: place for place, name in enumerate(names)}
     own = torch.tensor([places[caption] for caption in pairs.captions])
     device = model.model.logit_scale.device
-    training = model.model.training
-    model.model.eval()
-    torch.manual_seed(0)  # what random dropping keeps
-    handle = None
-    if plan is not None:
-        with warnings.catch_warnings():  # that the paper's plan saves nothing at test time
-            warnings.simplefilter("ignore")
-            handle = elip_plugin.apply(model.model, plan)
-    with torch.no_grad():
-        parts = [
-            model.model.encode_image(as_input(part).to(device), normalize=True)
-            for part in torch.split(pairs.pictures, CHUNK)
-        ]
+    with evaluating(model, plan):
+        pictures = encode_pictures(model, pairs.pictures)
         texts = model.model.encode_text(model.tokenize(names).to(device), normalize=True)
-        similarity: Tensor = (torch.cat(parts) @ texts.t()).float().cpu()
+        similarity: Tensor = (pictures @ texts.t()).float().cpu()
         loss = F.cross_entropy(model.model.logit_scale.exp().cpu() * similarity, own)
-    if handle is not None:
-        handle.remove()
-    model.model.train(training)
-    found = {"loss": loss.item(), **name_retrieval(similarity, own)}
-    return {key: round(value, 5) for key, value in found.items()}
+    return rounded({"loss": loss.item(), **name_retrieval(similarity, own)})
+
+
+def evaluation(train: Pairs, held_out: Pairs) -> Evaluation:
+    """Return how the board of emojis scores a model: MRR on names that were never trained."""
+    return Evaluation(
+        captions=[*train.captions, *held_out.captions],
+        score=lambda model, plan: score(model, held_out, plan),
+        along=lambda model: {"mrr": score(model, held_out)["mrr"]},
+        plans=TEST_PLANS,
+    )

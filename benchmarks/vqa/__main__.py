@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from benchmarks import results_log
 from benchmarks.data.emojis import write_emojis
-from benchmarks.quality import results_log
 from benchmarks.vqa import grid, report
 from benchmarks.vqa.export import export
 from benchmarks.vqa.recipe import ARCHS

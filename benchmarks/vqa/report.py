@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.quality import results_log
-from benchmarks.quality.stats import Difference, difference
+from benchmarks import results_log
+from benchmarks.stats import Difference, difference
 from benchmarks.tables import fill, markdown, signed
 from benchmarks.vqa.variants import REFERENCE, RIVAL, VARIANTS
 

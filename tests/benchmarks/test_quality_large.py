@@ -18,11 +18,13 @@ from typer.testing import CliRunner
 pytest.importorskip("scipy")
 pytest.importorskip("open_clip_train.params")
 
-from benchmarks.quality import grid, large, results_log
+from benchmarks import results_log
+from benchmarks.board import grid
+from benchmarks.board.cost import Tower, count
+from benchmarks.board.variants import REFERENCE, VARIANTS
+from benchmarks.quality import large
 from benchmarks.quality.__main__ import app
-from benchmarks.quality.cost import Tower, count
 from benchmarks.quality.large import LargeRecipe
-from benchmarks.quality.variants import REFERENCE, VARIANTS
 
 HALF = "random 0.5, end"
 COUNTED = {"--train-data": "t.tar", "--train-num-samples": "1000"}

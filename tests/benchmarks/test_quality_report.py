@@ -12,12 +12,16 @@ import pytest
 pytest.importorskip("scipy")
 pytest.importorskip("open_clip")
 
-from benchmarks.quality import chart, cost, grid, page, report, results_log
-from benchmarks.quality.questions import QUESTIONS, Question, verdict
+from benchmarks import results_log
+from benchmarks.board import chart, cost, grid, report
+from benchmarks.board.measure import ALL
+from benchmarks.board.questions import Question, verdict
+from benchmarks.board.variants import CONTROLS, REFERENCE, VARIANTS
+from benchmarks.quality import page
+from benchmarks.quality.questions import MRR, QUESTIONS
 from benchmarks.quality.recipe import BASE, RECIPES, Recipe, make_recipe
 from benchmarks.quality.scores import TEST_PLANS
-from benchmarks.quality.stats import Difference, difference
-from benchmarks.quality.variants import CONTROLS, REFERENCE, VARIANTS
+from benchmarks.stats import Difference, difference
 from elip_plugin import ElipConfig
 from elip_plugin.patching.progress import level_at
 
@@ -53,7 +57,7 @@ def test_all_variants_and_questions_hold() -> None:
     for question in QUESTIONS:
         assert {question.variant, question.other} <= set(VARIANTS)
         assert {question.budget, question.other_budget} <= set(grid.BUDGETS)
-        assert {question.test, question.other_test} <= {report.ALL, *TEST_PLANS}
+        assert {question.test, question.other_test} <= {ALL, *TEST_PLANS}
         assert set(question.regimes) <= set(RECIPES)
     for plan in TEST_PLANS.values():
         assert ElipConfig.from_mapping(plan).eval_mode == "image"
@@ -130,8 +134,8 @@ def test_one_seed_has_no_interval() -> None:
     ],
 )
 def test_verdicts(mean: float, half: float, said: str) -> None:
-    assert verdict(Difference(mean, half, 8)) == said
-    assert verdict(Difference(mean, half, 4)) == "too few seeds"
+    assert verdict(Difference(mean, half, 8), 0.01) == said
+    assert verdict(Difference(mean, half, 4), 0.01) == "too few seeds"
 
 
 # -- the results log and the report
@@ -185,21 +189,21 @@ def test_the_board_and_the_answers() -> None:
         (REFERENCE, "steps"), ("fast", "steps"), ("fast", "operations"),
         (HALF, "steps"), (HALF, "operations"),
     ]  # fmt: skip
-    rows = report.board(results, {})
+    rows = report.board(results, {}, MRR)
     by_name = {(row.variant, row.budget): row for row in rows}
     assert by_name[REFERENCE, "steps"].gap.mean == 0
     assert by_name["fast", "steps"].gap.mean == pytest.approx(-0.1, abs=0.003)
     assert by_name[HALF, "operations"].step == pytest.approx(1 * 40 / 60)
     assert {row.tests for row in rows} == {(0.35,) * 5}
-    text = report.markdown(report.HEADER, map(report.cells, rows))
+    text = report.markdown(page.HEADER, map(report.cells, rows))
     assert text.count("\n") == 2 + len(rows)
     assert "| fast | lookahead 1 | 0.67 | - | equal steps | 6 | 30." in text
     questions = [
-        Question("Worse?", "fast", regimes=["scratch"]),
-        Question("Half?", HALF, "operations", test="half by tome", regimes=["scratch"]),
-        Question("Not trained?", "paper", regimes=["scratch"]),
+        Question("Worse?", "fast", regimes=["scratch"], written=""),
+        Question("Half?", HALF, "operations", test="half by tome", regimes=["scratch"], written=""),
+        Question("Not trained?", "paper", regimes=["scratch"], written=""),
     ]
-    lines = report.answers({"scratch": results}, questions).splitlines()
+    lines = report.answers({"scratch": results}, questions, MRR).splitlines()
     assert len(lines) == 4
     assert lines[2].startswith("| Worse? | scratch | worse | -")
     assert lines[2].endswith("| 6 of 8 |")
@@ -209,11 +213,11 @@ def test_the_board_and_the_answers() -> None:
 def test_the_charts(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     results = report.select(fake_rows(SMALL, 3, [REFERENCE, "fast", HALF]), SMALL)
-    rows = report.board(results, {})
+    rows = report.board(results, {}, MRR)
     edge = chart.front([row for row in rows if row.budget == "steps"])
     assert edge[-1].gap.mean == max(row.gap.mean for row in rows if row.budget == "steps")
-    chart.draw_front(rows, tmp_path / "front.svg")
-    chart.draw_curves(results, tmp_path / "curves.svg")
+    chart.draw_front(rows, MRR, tmp_path / "front.svg")
+    chart.draw_curves(results, MRR, tmp_path / "curves.svg")
     assert HALF in (tmp_path / "front.svg").read_text()
     assert HALF in (tmp_path / "curves.svg").read_text()
 

@@ -17,14 +17,17 @@ pytest.importorskip("scipy")
 pytest.importorskip("open_clip")
 
 import elip_plugin
-from benchmarks import pool
-from benchmarks.quality import cost, grid, page, results_log, training
+from benchmarks import pool, results_log
+from benchmarks.board import cost, training
+from benchmarks.board.model import StudyModel
+from benchmarks.board.pairs import Pairs, as_input, batches
+from benchmarks.board.variants import REFERENCE, VARIANTS, Variant
+from benchmarks.quality import grid, page
+from benchmarks.quality import training as quality_training
 from benchmarks.quality.__main__ import app
-from benchmarks.quality.model import StudyModel
-from benchmarks.quality.pairs import Pairs, as_input, batches, move
+from benchmarks.quality.pairs import move
 from benchmarks.quality.recipe import RECIPES, Recipe
-from benchmarks.quality.scores import TEST_PLANS, score
-from benchmarks.quality.variants import REFERENCE, VARIANTS, Variant
+from benchmarks.quality.scores import TEST_PLANS, evaluation, score
 
 SMALL = Recipe(epochs=3, batch=4, width=32, depth=12, text_depth=1)
 HALF = "random 0.5, end"
@@ -44,14 +47,15 @@ def make(names: range, each: int) -> Pairs:
     generator = torch.Generator().manual_seed(names.start)
     captions = [f"colour {i}" for i in names for _ in range(each)]
     pictures = torch.randint(256, (len(captions), 3, 64, 64), generator=generator)
-    return Pairs(pictures.to(torch.uint8), captions)
+    return Pairs(pictures.to(torch.uint8), captions, move)
 
 
 TRAIN, HELD_OUT = make(range(5), 2), make(range(5, 8), 2)
+EVALUATION = evaluation(TRAIN, HELD_OUT)
 
 
 def run(name: str, seed: int = 3, **changed: Any) -> dict[str, Any]:
-    return training.run(VARIANTS[name], replace(SMALL, **changed), 6, TRAIN, HELD_OUT, seed)
+    return training.run(VARIANTS[name], replace(SMALL, **changed), 6, TRAIN, EVALUATION, seed)
 
 
 # -- batches
@@ -107,7 +111,7 @@ def test_the_first_part_shows_smaller_pictures() -> None:
 
 @pytest.fixture
 def model() -> StudyModel:
-    return training.build(SMALL, TRAIN, HELD_OUT, 0)
+    return training.build(SMALL, EVALUATION, 0)
 
 
 @pytest.fixture
@@ -157,7 +161,7 @@ def test_another_pictures_choice(model: StudyModel, batch: tuple[Tensor, Tensor]
 def test_a_variant_trains_and_is_scored(name: str) -> None:
     parts: list[int] = []
     made = training.run(
-        VARIANTS[name], SMALL, 6, TRAIN, HELD_OUT, 3, progress=lambda: parts.append(1)
+        VARIANTS[name], SMALL, 6, TRAIN, EVALUATION, 3, progress=lambda: parts.append(1)
     )
     assert len(made["curve"]) == len(parts) == training.POINTS
     assert all(math.isfinite(point["loss"]) for point in made["curve"])
@@ -173,7 +177,7 @@ def test_equal_seeds_give_equal_trainings_and_variants_share_their_start() -> No
     assert run("random 0.5", 4)["curve"] != one["curve"]
     unpruned = run(REFERENCE)
     never = replace(VARIANTS[HALF], elip={**(VARIANTS[HALF].elip or {}), "final_unpruned": 1.0})
-    made = training.run(never, SMALL, 6, TRAIN, HELD_OUT, 3)
+    made = training.run(never, SMALL, 6, TRAIN, EVALUATION, 3)
     assert made["curve"] == unpruned["curve"] != one["curve"]
 
 
@@ -192,11 +196,11 @@ def test_scoring_changes_neither_the_model_nor_what_is_drawn(model: StudyModel) 
 def test_continued_trainings_start_from_their_seeds_base(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "BASE", SMALL)
+    monkeypatch.setattr(quality_training, "BASE", SMALL)
     path = tmp_path / "cache" / "base.pt"
-    training.train_base(path, TRAIN, HELD_OUT, TRAIN, 3)
-    trained = training.build(SMALL, TRAIN, HELD_OUT, 3, path).model.state_dict()
-    fresh = training.build(SMALL, TRAIN, HELD_OUT, 3).model.state_dict()
+    quality_training.train_base(path, TRAIN, HELD_OUT, TRAIN, 3)
+    trained = training.build(SMALL, EVALUATION, 3, path).model.state_dict()
+    fresh = training.build(SMALL, EVALUATION, 3).model.state_dict()
     assert trained.keys() == fresh.keys()
     assert not torch.equal(trained["visual.proj"], fresh["visual.proj"])
     assert [file.name for file in path.parent.iterdir()] == ["base.pt"]
@@ -216,7 +220,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grid, "_pairs", lambda *a: TRAIN if a[1] == "train" else HELD_OUT)
     monkeypatch.setattr(pool, "ProcessPoolExecutor", _InThisProcess)
     monkeypatch.setattr(grid, "BASE", SMALL)
-    monkeypatch.setattr(training, "BASE", SMALL)
+    monkeypatch.setattr(quality_training, "BASE", SMALL)
     for regime in RECIPES:
         monkeypatch.setitem(RECIPES, regime, replace(SMALL, regime=regime, epochs=2))
     folder = tmp_path / "data"

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.quality.recipe import SIDE, Recipe
+from benchmarks.board.recipe import SIDE, BoardRecipe
 
 CONTEXT = 16
 HEAD = 32
@@ -26,7 +26,7 @@ class StudyModel:
         captions: All captions that it will meet.
     """
 
-    def __init__(self, recipe: Recipe, captions: Sequence[str]) -> None:
+    def __init__(self, recipe: BoardRecipe, captions: Sequence[str]) -> None:
         self.tokenizer = open_clip.get_tokenizer("ViT-B-32", context_length=CONTEXT)
         # Only the ids that occur: an embedding of all 49,408 would be most of the weights. The
         # end token stays the highest, by which the text tower finds it.

@@ -8,20 +8,20 @@ from dataclasses import asdict, dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from benchmarks.quality.cost import average
-from benchmarks.quality.grid import BUDGETS
-from benchmarks.quality.questions import ALL, Question, verdict
-from benchmarks.quality.recipe import Recipe
-from benchmarks.quality.scores import TEST_PLANS
-from benchmarks.quality.stats import Difference, difference
-from benchmarks.quality.variants import REFERENCE, VARIANTS
+from benchmarks.board.cost import average
+from benchmarks.board.grid import BUDGETS
+from benchmarks.board.measure import ALL, Measure
+from benchmarks.board.questions import Question, verdict
+from benchmarks.board.recipe import BoardRecipe
+from benchmarks.board.variants import REFERENCE, VARIANTS
+from benchmarks.stats import Difference, difference
 from benchmarks.tables import markdown, signed
 
 Results = Mapping[tuple[str, str], Mapping[int, Mapping[str, Any]]]
 """Rows of the results log by (variant, budget), then by seed."""
 
 
-def select(rows: Iterable[Mapping[str, Any]], recipe: Recipe) -> dict[tuple[str, str], Any]:
+def select(rows: Iterable[Mapping[str, Any]], recipe: BoardRecipe) -> dict[tuple[str, str], Any]:
     """Find a recipe's results among the rows of the log.
 
     Args:
@@ -43,29 +43,33 @@ def select(rows: Iterable[Mapping[str, Any]], recipe: Recipe) -> dict[tuple[str,
     return found
 
 
-def scores(results: Results, key: tuple[str, str], test: str = ALL) -> dict[int, float]:
-    """Return the MRR by seed of a row of the board.
+def scores(
+    results: Results, key: tuple[str, str], measure: Measure, test: str = ALL
+) -> dict[int, float]:
+    """Return the scores by seed of a row of the board.
 
     Args:
         results: From `select`.
         key: Variant and budget.
+        measure: Which score.
         test: `ALL`, or a plan at test time.
 
     Returns:
-        MRR, 0 to 1; empty if the row was not trained.
+        Scores, 0 to 1; empty if the row was not trained.
     """
-    return {seed: row["scores"][test]["mrr"] for seed, row in results.get(key, {}).items()}
+    return {seed: row["scores"][test][measure.key] for seed, row in results.get(key, {}).items()}
 
 
-def answer(results: Results, question: Question) -> Difference | None:
+def answer(results: Results, question: Question, measure: Measure) -> Difference | None:
     """Compute the answer to a question.
 
     Args:
         results: From `select`.
         question: The question.
+        measure: Which score is compared.
 
     Returns:
-        The difference of MRR over the seeds that both rows have; None without any.
+        The difference of scores over the seeds that both rows have; None without any.
     """
     seeds = range(question.first, question.first + question.seeds)
     sides = (
@@ -73,38 +77,27 @@ def answer(results: Results, question: Question) -> Difference | None:
         (question.other, question.other_budget, question.other_test),
     )
     one, two = (
-        {seed: mrr for seed, mrr in scores(results, (name, budget), test).items() if seed in seeds}
+        {
+            seed: score
+            for seed, score in scores(results, (name, budget), measure, test).items()
+            if seed in seeds
+        }
         for name, budget, test in sides
     )
     return difference(one, two) if set(one) & set(two) else None
 
 
-def seed_deviation(results: Results) -> float:
-    """Compute the standard deviation of unpruned training's MRR from seed to seed."""
-    found = list(scores(results, (REFERENCE, "steps")).values())
+def seed_deviation(results: Results, measure: Measure) -> float:
+    """Compute the standard deviation of unpruned training's score from seed to seed."""
+    found = list(scores(results, (REFERENCE, "steps"), measure).values())
     return stdev(found) if len(found) > 1 else math.nan
 
 
-HEADER = (
-    "variant",
-    "what it is",
-    "step: counted",
-    "measured",
-    "budget",
-    "seeds",
-    "MRR %",
-    "less unpruned",
-    "loss",
-    "half at test: ToMe",
-    "attention",
-    "random",
-    "quarter: attention",
-    "random",
-)
-SHORT = (0, 2, 4, 5, 6, 7)
-"""Columns of `HEADER` that a terminal has room for."""
+COLUMNS = ("variant", "what it is", "step: counted", "measured", "budget", "seeds")
+"""The first columns of a board's table; its measure and its tests follow."""
 
-TESTS = tuple(TEST_PLANS)
+SHORT = (0, 2, 4, 5, 6, 7)
+"""Columns that a terminal has room for: with the measure, and the difference from unpruned."""
 
 
 @dataclass(frozen=True)
@@ -116,28 +109,29 @@ class BoardRow:
         budget: "steps" or "operations".
         step: Counted operations of its average step over those of an unpruned one.
         measured: Measured time of its average step over an unpruned one's; None if not timed.
-        mrr: Mean reciprocal rank with all tokens.
+        score: The measure with all tokens.
         gap: That, less unpruned training's.
         loss: Cross-entropy of a picture's own name.
-        tests: MRR with each plan of `TESTS`.
+        tests: The measure with each of its tests.
     """
 
     variant: str
     budget: str
     step: float
     measured: float | None
-    mrr: float
+    score: float
     gap: Difference
     loss: float
     tests: tuple[float, ...]
 
 
-def board(results: Results, ratios: Mapping[str, float]) -> list[BoardRow]:
+def board(results: Results, ratios: Mapping[str, float], measure: Measure) -> list[BoardRow]:
     """Build the table.
 
     Args:
         results: From `select`; the reference is among them.
-        ratios: Measured times of steps; see `benchmarks.quality.cost.read_ratios`.
+        ratios: Measured times of steps; see `benchmarks.board.cost.read_ratios`.
+        measure: The score that is shown.
 
     Returns:
         A row per variant and budget.
@@ -146,24 +140,28 @@ def board(results: Results, ratios: Mapping[str, float]) -> list[BoardRow]:
     for (name, budget), seeds in results.items():
         found = list(seeds.values())
         unpruned = next(iter(results[REFERENCE, "steps"].values()))["steps"]
-        gap = difference(scores(results, (name, budget)), scores(results, (REFERENCE, "steps")))
+        own = scores(results, (name, budget), measure)
+        gap = difference(own, scores(results, (REFERENCE, "steps"), measure))
         rows.append(
             BoardRow(
                 name,
                 budget,
                 found[0]["operations"] * unpruned / found[0]["steps"],
                 average(VARIANTS[name], ratios),
-                mean(scores(results, (name, budget)).values()),
+                mean(own.values()),
                 gap,
                 mean(row["scores"][ALL]["loss"] for row in found),
-                tuple(mean(scores(results, (name, budget), test).values()) for test in TESTS),
+                tuple(
+                    mean(scores(results, (name, budget), measure, test).values())
+                    for test in measure.tests
+                ),
             )
         )
     return rows
 
 
 def cells(row: BoardRow) -> tuple[str, ...]:
-    """Write a row's cells under `HEADER`; MRR in percent, differences with 95% intervals."""
+    """Write a row's cells; scores in percent, differences with 95% intervals."""
     return (
         row.variant,
         VARIANTS[row.variant].about,
@@ -171,19 +169,20 @@ def cells(row: BoardRow) -> tuple[str, ...]:
         "-" if row.measured is None else f"{row.measured:.2f}",
         f"equal {row.budget}" if row.variant != REFERENCE else "-",
         str(row.gap.seeds),
-        f"{100 * row.mrr:.1f}",
+        f"{100 * row.score:.1f}",
         "-" if row.variant == REFERENCE else signed(row.gap),
         f"{row.loss:.2f}",
         *(f"{100 * test:.1f}" for test in row.tests),
     )
 
 
-def answers(results: Mapping[str, Results], questions: Iterable[Question]) -> str:
+def answers(results: Mapping[str, Results], questions: Iterable[Question], measure: Measure) -> str:
     """Write the questions with their answers as a table in Markdown.
 
     Args:
         results: From `select`, by regime.
         questions: The questions.
+        measure: The score that they are about.
 
     Returns:
         The table: a row per question and regime that has a result.
@@ -191,9 +190,10 @@ def answers(results: Mapping[str, Results], questions: Iterable[Question]) -> st
     rows = []
     for question in questions:
         for regime in question.regimes:
-            found = answer(results[regime], question)
+            found = answer(results[regime], question, measure)
             if found is not None:
                 seeds = f"{found.seeds} of {question.seeds}"
-                rows.append((question.text, regime, verdict(found), signed(found), seeds))
-    header = ("question", "regime", "answer", "MRR, points", "seeds")
+                said = verdict(found, measure.margin)
+                rows.append((question.text, regime, said, signed(found), seeds))
+    header = ("question", "regime", "answer", f"{measure.name}, points", "seeds")
     return markdown(header, rows)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from elip_plugin import ElipConfig
+
+ROUNDING = 1e-9
+"""Shares of a training are compared with: 3 of 10 steps are 0.3 of it, in binary too."""
 
 CONTROLS = ("", "shuffled text", "sign turned", "another picture's choice")
 
@@ -21,23 +26,66 @@ class Variant:
         control: One of `CONTROLS`: guide each picture by another's caption, or by its own with
             the sign turned round; or keep what was chosen for another picture.
         small_until: Share of the training, at its start, with pictures of half the side.
+        then: Configs that take the place of `elip` one after the other, each with the share of
+            the training after which it does; None for no pruning. The shares increase.
+        rate: Factor of the learning rate.
     """
 
     about: str
     elip: Mapping[str, Any] | None = None
     control: str = ""
     small_until: float = 0.0
+    then: Sequence[tuple[float, Mapping[str, Any] | None]] = ()
+    rate: float = 1.0
 
     @property
     def config(self) -> ElipConfig | None:
-        """The pruning configuration; None for no pruning."""
-        return None if self.elip is None else ElipConfig.from_mapping(self.elip)
+        """The pruning configuration that a training begins with; None for no pruning."""
+        return self.config_at(0.0)
+
+    @property
+    def is_config(self) -> bool:
+        """Whether a training command can train it by its ELIP config alone."""
+        return not self.control and not self.small_until and not self.then and self.rate == 1
+
+    def elip_at(self, done: float) -> Mapping[str, Any] | None:
+        """Return the config in force, in plain values.
+
+        Args:
+            done: Share of the training that is done, 0 to 1.
+
+        Returns:
+            `elip`, or what took its place; None for no pruning.
+        """
+        found = self.elip
+        for share, elip in self.then:
+            if done + ROUNDING >= share:
+                found = elip
+        return found
+
+    def config_at(self, done: float) -> ElipConfig | None:
+        """Return the pruning configuration in force; see `elip_at`."""
+        elip = self.elip_at(done)
+        return None if elip is None else _read(json.dumps(elip))
 
     @property
     def definition(self) -> dict[str, Any]:
         """What the variant is, in plain values, as the results log stores it."""
-        elip = None if self.elip is None else dict(self.elip)
-        return {"elip": elip, "control": self.control, "small_until": self.small_until}
+        made: dict[str, Any] = {
+            "elip": None if self.elip is None else dict(self.elip),
+            "control": self.control,
+            "small_until": self.small_until,
+        }
+        if self.then:
+            made["then"] = [[share, elip and dict(elip)] for share, elip in self.then]
+        if self.rate != 1:
+            made["rate"] = self.rate
+        return made
+
+
+@cache
+def _read(elip: str) -> ElipConfig:
+    return ElipConfig.from_mapping(json.loads(elip))
 
 
 def _stages(*stages: tuple[int, float]) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.quality.report import BoardRow, Results
-from benchmarks.quality.variants import REFERENCE
+from benchmarks.board.measure import Measure
+from benchmarks.board.report import BoardRow, Results
+from benchmarks.board.variants import REFERENCE
 
 
 def front(rows: Sequence[BoardRow]) -> list[BoardRow]:
@@ -45,14 +46,15 @@ def _save(pyplot: Any, figure: Any, path: Path) -> None:
 
 
 LOWEST = -0.05
-"""A row that loses more MRR would flatten the others into one line."""
+"""A row that loses more would flatten the others into one line."""
 
 
-def draw_front(rows: Sequence[BoardRow], path: Path) -> None:
+def draw_front(rows: Sequence[BoardRow], measure: Measure, path: Path) -> None:
     """Draw each row's score against the operations of its step; one panel per budget.
 
     Args:
         rows: The rows of a board.
+        measure: Their score.
         path: An .svg or .png file.
     """
     pyplot = _pyplot()
@@ -75,7 +77,7 @@ def draw_front(rows: Sequence[BoardRow], path: Path) -> None:
         axes.plot([row.step for row in edge], ys, "k--", linewidth=0.6)
         axes.set_xlabel("counted operations of a training step, of unpruned")
         axes.set_title(f"equal {budget}", fontsize=10)
-    panels[0].set_ylabel("MRR less unpruned training's, points")
+    panels[0].set_ylabel(f"{measure.name} less unpruned training's, points")
     title = "Seeds in brackets, bars: 95% intervals, dashed: Pareto front"
     if len(shown) < len(rows):
         title += f"; left out: {len(rows) - len(shown)} below {100 * LOWEST:.0f} points"
@@ -83,11 +85,12 @@ def draw_front(rows: Sequence[BoardRow], path: Path) -> None:
     _save(pyplot, figure, path)
 
 
-def draw_curves(results: Results, path: Path) -> None:
-    """Draw MRR along the training, against counted operations; means over seeds.
+def draw_curves(results: Results, measure: Measure, path: Path) -> None:
+    """Draw the score along the training, against counted operations; means over seeds.
 
     Args:
-        results: From `benchmarks.quality.report.select`.
+        results: From `benchmarks.board.report.select`.
+        measure: The score.
         path: An .svg or .png file.
     """
     pyplot = _pyplot()
@@ -102,10 +105,10 @@ def draw_curves(results: Results, path: Path) -> None:
             for row in rows[:1]
             for i in points
         ]
-        ys = [100 * mean(row["curve"][i]["mrr"] for row in rows) for i in points]
+        ys = [100 * mean(row["curve"][i][measure.key] for row in rows) for i in points]
         style = {"color": "black", "linewidth": 2} if name == REFERENCE else {"linewidth": 1}
         axes.plot(xs, ys, "o-", markersize=3, label=f"{name} ({len(rows)})", **style)
     axes.set_xlabel("counted operations, of a whole unpruned training")
-    axes.set_ylabel("MRR with all tokens, %")
+    axes.set_ylabel(f"{measure.name} with all tokens, %")
     axes.legend(fontsize=8)
     _save(pyplot, figure, path)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 import elip_plugin
-from benchmarks.quality.model import CONTEXT, StudyModel
-from benchmarks.quality.pairs import Pairs, batches
-from benchmarks.quality.recipe import Recipe
-from benchmarks.quality.timing import StepTime, time_steps
-from benchmarks.quality.training import training_loss
-from benchmarks.quality.variants import REFERENCE, VARIANTS, Variant
+from benchmarks.board.model import CONTEXT, StudyModel
+from benchmarks.board.pairs import Pairs, batches
+from benchmarks.board.recipe import BoardRecipe
+from benchmarks.board.timing import StepTime, time_steps
+from benchmarks.board.training import training_loss
+from benchmarks.board.variants import REFERENCE, ROUNDING, VARIANTS, Variant
 from elip_plugin import ElipConfig
 from elip_plugin.reducers import block_macs
 
@@ -58,18 +58,19 @@ def phases(variant: Variant) -> dict[str, float]:
     Returns:
         Shares of the training by the name of a step: `FULL`, `SMALL`, or a config in JSON.
     """
-    config = variant.config
-    found = Counter(_phase(variant, config, part / PARTS) for part in range(PARTS))
+    found = Counter(_phase(variant, part / PARTS) for part in range(PARTS))
     return {phase: count / PARTS for phase, count in found.items()}
 
 
-def _phase(variant: Variant, config: ElipConfig | None, done: float) -> str:
+def _phase(variant: Variant, done: float) -> str:
     if done < variant.small_until:
         return SMALL
+    config = variant.config_at(done)
     level = 0.0 if config is None else level_at(done, config)
     if level == 0:
         return FULL
-    elip = {key: value for key, value in (variant.elip or {}).items() if key not in SCHEDULES}
+    elip = variant.elip_at(done) or {}
+    elip = {key: value for key, value in elip.items() if key not in SCHEDULES}
     return json.dumps({"elip": elip, "level": level}, sort_keys=True)
 
 
@@ -83,7 +84,7 @@ def level_at(done: float, config: ElipConfig) -> float:
     Returns:
         0 for all tokens, 1 for the config's own counts.
     """
-    done += 1e-9  # 3 of 10 steps are 0.3 of a training, in binary too
+    done += ROUNDING
     if config.final_unpruned > 0 and done >= 1 - config.final_unpruned:
         return 0.0
     if done >= config.warmup:
@@ -91,7 +92,7 @@ def level_at(done: float, config: ElipConfig) -> float:
     return int(WARMUP_LEVELS * done / config.warmup) / WARMUP_LEVELS
 
 
-def operations(variant: Variant, recipe: Recipe) -> float:
+def operations(variant: Variant, recipe: BoardRecipe) -> float:
     """Count the average training step of a variant, its text tower included.
 
     Args:
@@ -139,7 +140,7 @@ def _config(phase: str) -> ElipConfig:
     return config if level == 1 else replace(config, stages=stages)
 
 
-def steps_of(variant: Variant, recipe: Recipe, budget: str, unpruned: int) -> int:
+def steps_of(variant: Variant, recipe: BoardRecipe, budget: str, unpruned: int) -> int:
     """Count the steps of a training.
 
     Args:
@@ -156,7 +157,7 @@ def steps_of(variant: Variant, recipe: Recipe, budget: str, unpruned: int) -> in
 
 
 def time_phases(
-    names: Iterable[str], recipe: Recipe, pairs: Pairs, rounds: int
+    names: Iterable[str], recipe: BoardRecipe, pairs: Pairs, rounds: int
 ) -> dict[str, StepTime]:
     """Time the steps of variants in turn, each on a model of its own.
 
