@@ -21,6 +21,7 @@ def run_all(
     out: Path,
     *,
     jobs: int,
+    threads: int = 0,
     point: Callable[[], None] = lambda: None,
     done: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> None:
@@ -30,11 +31,12 @@ def run_all(
         trainings: What distinguishes each; see `benchmarks.results_log.KEY`.
         one: Runs one of them, in another process, and returns its result.
         out: The JSON lines file.
-        jobs: How many run at a time; they share the processor's threads evenly.
+        jobs: How many run at a time.
+        threads: Threads of each; 0: they share the processor's evenly.
         point: Called for each `tick` of any training.
         done: Called with each result.
     """
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = threads or max(1, (os.cpu_count() or 1) // jobs)
     with Manager() as manager:
         ticks = manager.Queue()
         pool = ProcessPoolExecutor(jobs, get_context("spawn"), _start, (threads, ticks))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-from pathlib import Path
-
 import typer
 
 from benchmarks.board import grid
@@ -35,12 +32,3 @@ def read_variants(text: str) -> list[str]:
         return grid.check([name.strip() for name in text.split(";") if name.strip()])
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-
-
-def processor() -> str:
-    """Return the name of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -31,7 +31,7 @@ class Pairs:
 
 def as_input(pictures: Tensor) -> Tensor:
     """Convert pictures [B, 3, side, side], uint8, to float32 from -1 to 1."""
-    return pictures.float() / 127.5 - 1
+    return pictures.contiguous().float() / 127.5 - 1
 
 
 def batches(pairs: Pairs, size: int, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from benchmarks.board.grid import training
 from benchmarks.board.measure import ALL
+from benchmarks.board.recipe import BoardRecipe
 from benchmarks.board.variants import REFERENCE
 from benchmarks.stats import Difference
 
@@ -42,6 +45,33 @@ class Question:
     first: int = 0
     regimes: Sequence[str] = field(kw_only=True)
     written: str = field(kw_only=True)
+
+
+def needed(
+    questions: Sequence[Question], recipes: Mapping[str, BoardRecipe]
+) -> list[dict[str, Any]]:
+    """List the trainings that questions need, seed by seed.
+
+    Args:
+        questions: The questions.
+        recipes: How to train, by regime.
+
+    Returns:
+        Trainings, each once; see `benchmarks.board.grid.training`.
+    """
+    rows: list[dict[str, Any]] = []
+    for place in range(max(question.seeds for question in questions)):
+        for question in questions:
+            seed = question.first + place
+            for regime in question.regimes if place < question.seeds else ():
+                for name, budget in (
+                    (question.other, question.other_budget),
+                    (question.variant, question.budget),
+                ):
+                    row = training(recipes[regime], name, budget, seed)
+                    if row not in rows:
+                        rows.append(row)
+    return rows
 
 
 def verdict(found: Difference, margin: float) -> str:

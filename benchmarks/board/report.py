@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean, stdev
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.board.cost import average
 from benchmarks.board.grid import BUDGETS
 from benchmarks.board.measure import ALL, Measure
-from benchmarks.board.questions import Question, verdict
+from benchmarks.board.questions import Question, needed, verdict
 from benchmarks.board.recipe import BoardRecipe
 from benchmarks.board.variants import REFERENCE, VARIANTS
 from benchmarks.stats import Difference, difference
@@ -176,16 +176,48 @@ def cells(row: BoardRow) -> tuple[str, ...]:
     )
 
 
-def answers(results: Mapping[str, Results], questions: Iterable[Question], measure: Measure) -> str:
+def missing_seeds(
+    results: Mapping[str, Results], questions: Sequence[Question], recipes: Mapping[str, Any]
+) -> str:
+    """Write which trainings questions need and the log has not.
+
+    Args:
+        results: From `select`, by regime.
+        questions: The questions.
+        recipes: How to train, by regime.
+
+    Returns:
+        A list in Markdown; "Nothing." where all are there.
+    """
+    found: dict[tuple[str, str, str], list[int]] = {}
+    for row in needed(questions, recipes):
+        regime, name, budget = row["recipe"]["regime"], row["variant"], row["budget"]
+        if row["seed"] not in results[regime].get((name, budget), {}):
+            found.setdefault((regime, name, budget), []).append(row["seed"])
+    lines = (
+        f"- {regime}: {name}, equal {budget}: seeds {', '.join(map(str, sorted(seeds)))}\n"
+        for (regime, name, budget), seeds in found.items()
+    )
+    return "".join(lines) or "Nothing.\n"
+
+
+def answers(
+    results: Mapping[str, Results],
+    questions: Iterable[Question],
+    measure: Measure,
+    *,
+    every: bool = False,
+) -> str:
     """Write the questions with their answers as a table in Markdown.
 
     Args:
         results: From `select`, by regime.
         questions: The questions.
         measure: The score that they are about.
+        every: Whether a question without a result has a row too.
 
     Returns:
-        The table: a row per question and regime that has a result.
+        The table: a row per question and regime.
     """
     rows = []
     for question in questions:
@@ -195,5 +227,8 @@ def answers(results: Mapping[str, Results], questions: Iterable[Question], measu
                 seeds = f"{found.seeds} of {question.seeds}"
                 said = verdict(found, measure.margin)
                 rows.append((question.text, regime, said, signed(found), seeds))
+            elif every:
+                seeds = f"0 of {question.seeds}"
+                rows.append((question.text, regime, "not trained yet", "-", seeds))
     header = ("question", "regime", "answer", f"{measure.name}, points", "seeds")
     return markdown(header, rows)

@@ -107,6 +107,9 @@ WARM = {"warmup": 0.3}
 RANDOM = {"reducer": "random"}
 NO_TEXT = {"text_weight": 0.0}
 
+TOME = {**INPUT[0.5], "reducer": "tome"}
+POOL = {**INPUT[0.25], "reducer": "pool"}
+
 REFERENCE = "unpruned"
 """What all others are compared with."""
 
@@ -178,7 +181,7 @@ VARIANTS = {
     ),
     "tome": Variant(
         "alike tokens merge in every block by ToMe, in the whole training (the preset half)",
-        {**INPUT[0.5], "reducer": "tome"},
+        TOME,
     ),
     "tome, end": Variant(
         "half of the token-layers by ToMe, unpruned end",
@@ -206,12 +209,37 @@ VARIANTS = {
     ),
     "pool, end": Variant(
         "the picture at half its side, by the plan, unpruned end",
-        {**INPUT[0.25], "reducer": "pool", **END},
+        {**POOL, **END},
     ),
     "pool, long end": Variant(
         "the picture at half its side, by the plan; last two fifths unpruned (the preset lowres)",
-        {**INPUT[0.25], "reducer": "pool", "final_unpruned": 0.4},
+        {**POOL, "final_unpruned": 0.4},
     ),
+    "pool, short end": Variant("the same, last tenth unpruned", {**POOL, "final_unpruned": 0.1}),
+    "pool, end, rate 1.5": Variant(
+        "the picture at half its side, by the plan, unpruned end; 1.5 times the learning rate",
+        {**POOL, **END},
+        rate=1.5,
+    ),
+    "pool, tome": Variant(
+        "the picture at half its side, by the plan; in the last third ToMe",
+        POOL,
+        then=((0.67, TOME),),
+    ),
+    "pool, tome, end": Variant(
+        "the picture at half its side, by the plan, then ToMe; last tenth unpruned",
+        POOL,
+        then=((0.7, TOME), (0.9, None)),
+    ),
+    "pool, random, end": Variant(
+        "the picture at half its side, by the plan, then random half; last tenth unpruned",
+        POOL,
+        then=((0.7, {**INPUT[0.5], **RANDOM}), (0.9, None)),
+    ),
+    "tome, rate 1.5": Variant(
+        "alike tokens merge in every block by ToMe; 1.5 times the learning rate", TOME, rate=1.5
+    ),
+    "unpruned, rate 1.5": Variant("all tokens; 1.5 times the learning rate", rate=1.5),
     "small, end": Variant(
         "the picture at half its side, by the data, whole at the end", small_until=0.85
     ),

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from benchmarks import results_log
-from benchmarks.board import report
-from benchmarks.board.cost import operations, time_phases
-from benchmarks.board.grid import training, wanted
-from benchmarks.board.options import processor, read_budgets, read_seeds, read_variants
-from benchmarks.board.training import POINTS
-from benchmarks.board.variants import REFERENCE, VARIANTS
+from benchmarks.board.command import print_boards, print_list, train_missing, write_times
+from benchmarks.board.grid import wanted
+from benchmarks.board.options import read_budgets, read_seeds, read_variants
+from benchmarks.board.questions import needed
+from benchmarks.board.variants import VARIANTS
 from benchmarks.data.emojis import write_emojis
 from benchmarks.quality import grid, large, page
 from benchmarks.quality.pairs import read_pairs
@@ -73,56 +70,22 @@ def train(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     chosen, asked = read_variants(variants), read_budgets(budgets)
-    rows = _needed(recipes) if questions else wanted(own, chosen, asked, read_seeds(seeds))
+    rows = (
+        needed(QUESTIONS, recipes) if questions else wanted(own, chosen, asked, read_seeds(seeds))
+    )
     _make(data, cache)
-    log = out / page.LOG
-    missing = results_log.missing(rows, results_log.read(log))
-    typer.echo(f"{len(rows)} trainings, {len(rows) - len(missing)} of them done", err=True)
-    _train(missing, data, log, cache, jobs or os.cpu_count() or 1, device)
+    train_all = partial(
+        grid.train_all, data=data, cache_folder=cache, jobs=jobs or os.cpu_count() or 1,
+        device=device,
+    )  # fmt: skip
+    train_missing(rows, out / page.LOG, train_all, MRR)
     _print(out)
-
-
-def _needed(recipes: dict[str, Recipe]) -> list[dict[str, Any]]:
-    """List the trainings that the questions need, seed by seed."""
-    rows: list[dict[str, Any]] = []
-    for place in range(max(question.seeds for question in QUESTIONS)):
-        for question in QUESTIONS:
-            seed = question.first + place
-            for regime in question.regimes if place < question.seeds else ():
-                for name, budget in (
-                    (question.other, question.other_budget),
-                    (question.variant, question.budget),
-                ):
-                    row = training(recipes[regime], name, budget, seed)
-                    if row not in rows:
-                        rows.append(row)
-    return rows
 
 
 def _make(data: Path, cache: Path) -> None:
     if not data.exists():
         typer.echo(f"making the emojis in {data}", err=True)
         write_emojis(data, cache, progress=typer.echo)
-
-
-def _train(
-    missing: list[dict[str, Any]], data: Path, log: Path, cache: Path, jobs: int, device: str
-) -> None:
-    console = Console(stderr=True)
-    columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("parts of trainings", total=POINTS * len(missing))
-
-        def done(row: dict[str, Any]) -> None:
-            mrr = 100 * row["scores"]["all"]["mrr"]
-            regime, name, budget = row["recipe"]["regime"], row["variant"], row["budget"]
-            text = f"{regime}: {name}, equal {budget}, seed {row['seed']}: MRR {mrr:.1f}"
-            console.print(f"{text}, {row['seconds']:.0f} s", highlight=False)
-
-        grid.train_all(
-            missing, data, log, cache,
-            jobs=jobs, device=device, point=lambda: bar.advance(task), done=done,
-        )  # fmt: skip
 
 
 @app.command("large")
@@ -199,30 +162,13 @@ def time_steps(
     names = read_variants(variants) if variants else list(VARIANTS)
     _make(data, cache)
     recipe = RECIPES["scratch"]
-    steps = time_phases(names, recipe, read_pairs(data, "train"), rounds)
-    made = {
-        "device": processor(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__.partition("+")[0],
-        "rounds": rounds,
-        "steps": steps,
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / page.TIMES).write_text(json.dumps(made, indent=1) + "\n")
-    typer.echo(f"written: {out / page.TIMES}")
+    write_times(out / page.TIMES, names, recipe, read_pairs(data, "train"), rounds)
 
 
 @app.command("list")
 def list_rows() -> None:
     """List the variants with the counted operations of their training step, and the questions."""
-    table = Table("variant", "what it is", "operations of a step")
-    for name, variant in VARIANTS.items():
-        counted = operations(variant, RECIPES["scratch"])
-        table.add_row(name, variant.about, f"{counted:.2f}")
-    console = Console()
-    console.print(table)
-    for question in QUESTIONS:
-        console.print(f"{question.text} ({question.seeds} seeds)", highlight=False)
+    print_list(RECIPES["scratch"], QUESTIONS)
 
 
 @app.command("report")
@@ -239,13 +185,7 @@ def print_report(
 
 
 def _print(out: Path) -> None:
-    console = Console()
-    for regime, results in page.read(out).items():
-        if (REFERENCE, "steps") in results:
-            table = Table(*(page.HEADER[column] for column in report.SHORT), title=regime)
-            for row in report.board(results, {}, MRR):
-                table.add_row(*(report.cells(row)[column] for column in report.SHORT))
-            console.print(table)
+    print_boards(page.read(out), MRR, page.HEADER)
     typer.echo(page.tables(out)["answers"])
 
 

@@ -1,0 +1,105 @@
+"""Writes the tables and charts of docs/photos.md anew from the committed results log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks import results_log
+from benchmarks.board import chart, report
+from benchmarks.board.cost import read_ratios
+from benchmarks.board.variants import REFERENCE
+from benchmarks.photos.questions import (
+    ALL_QUESTIONS,
+    QUESTIONS,
+    TOP1,
+    UNSEEN,
+    UNSEEN_NAMES,
+    UNSEEN_QUESTIONS,
+)
+from benchmarks.photos.recipe import RECIPES
+from benchmarks.stats import difference
+from benchmarks.tables import fill, markdown, signed
+
+DOCS = Path(__file__).parents[2] / "docs"
+RESULTS = DOCS / "results"
+LOG = "photos.jsonl"
+TIMES = "photos-steps.json"
+HEADER = (
+    *report.COLUMNS, "top-1 %", "less unpruned", "loss", "half at test: ToMe", "attention",
+    "random", "quarter: attention", "random", "half the side",
+)  # fmt: skip
+UNSEEN_HEADER = (
+    "variant", "budget", "seeds", "by means of photographs %", "less unpruned",
+    "by names %", "less unpruned",
+)  # fmt: skip
+
+
+def read(folder: Path) -> dict[str, report.Results]:
+    """Read the results of a folder.
+
+    Args:
+        folder: Where the log lies.
+
+    Returns:
+        Results by regime.
+    """
+    rows = results_log.read(folder / LOG)
+    return {regime: report.select(rows, recipe) for regime, recipe in RECIPES.items()}
+
+
+def tables(folder: Path) -> dict[str, str]:
+    """Write all tables of a folder's results.
+
+    Args:
+        folder: Where log and times lie.
+
+    Returns:
+        Tables in Markdown: "photos answers", "photos missing" of trainings, "photos classes" of
+        those that were not trained, and one per regime that has results.
+    """
+    found = read(folder)
+    ratios = read_ratios(folder / TIMES)
+    answers = report.answers(found, QUESTIONS, TOP1, every=True)
+    more = report.answers(found, UNSEEN_QUESTIONS, UNSEEN, every=True)
+    made = {
+        "photos answers": answers + more.split("\n", 2)[2],
+        "photos missing": report.missing_seeds(found, ALL_QUESTIONS, RECIPES),
+    }
+    for regime, results in found.items():
+        if (REFERENCE, "steps") in results:
+            rows = (report.cells(row) for row in report.board(results, ratios, TOP1))
+            deviation = 100 * report.seed_deviation(results, TOP1)
+            made[f"photos {regime}"] = (
+                markdown(HEADER, rows)
+                + f"\nStandard deviation of unpruned training's top-1 from seed to seed: "
+                f"{deviation:.2f} points.\n"
+            )
+    if (REFERENCE, "steps") in found["unseen"]:
+        made["photos classes"] = markdown(UNSEEN_HEADER, _unseen(found["unseen"]))
+    return made
+
+
+def _unseen(results: report.Results) -> list[list[str]]:
+    """Write the scores on classes that were not trained, a row per variant and budget."""
+    rows = []
+    for name, budget in results:
+        cells = [name, "-" if name == REFERENCE else f"equal {budget}"]
+        cells.append(str(len(results[name, budget])))
+        for measure in (UNSEEN, UNSEEN_NAMES):
+            own = report.scores(results, (name, budget), measure)
+            gap = difference(own, report.scores(results, (REFERENCE, "steps"), measure))
+            cells.append(f"{100 * sum(own.values()) / len(own):.1f}")
+            cells.append("-" if name == REFERENCE else signed(gap))
+        rows.append(cells)
+    return rows
+
+
+def write() -> None:
+    """Write the tables of the page, and the charts."""
+    page = DOCS / "photos.md"
+    page.write_text(fill(page.read_text(), tables(RESULTS)))
+    ratios = read_ratios(RESULTS / TIMES)
+    results = read(RESULTS)["scratch"]
+    if (REFERENCE, "steps") in results:
+        chart.draw_front(report.board(results, ratios, TOP1), TOP1, RESULTS / "photos.svg")
+        chart.draw_curves(results, TOP1, RESULTS / "photos-curves.svg")
