@@ -1,13 +1,15 @@
-"""Writes the tables and charts of docs/photos.md anew from the committed results log."""
+"""Writes the tables and charts of docs/photos.md, and the first table of docs/quality.md, anew."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import results_log
 from benchmarks.board import chart, report
 from benchmarks.board.cost import read_ratios
-from benchmarks.board.variants import REFERENCE
+from benchmarks.board.grid import BUDGETS
+from benchmarks.board.variants import REFERENCE, VARIANTS
 from benchmarks.photos.questions import (
     ALL_QUESTIONS,
     QUESTIONS,
@@ -21,6 +23,9 @@ from benchmarks.stats import difference
 from benchmarks.tables import fill, markdown, signed
 
 DOCS = Path(__file__).parents[2] / "docs"
+PAGES = (DOCS / "photos.md", DOCS / "quality.md")
+"""The whole report; the page that begins with what it says."""
+
 RESULTS = DOCS / "results"
 LOG = "photos.jsonl"
 TIMES = "photos-steps.json"
@@ -28,6 +33,7 @@ HEADER = (
     *report.COLUMNS, "top-1 %", "less unpruned", "loss", "half at test: ToMe", "attention",
     "random", "quarter: attention", "random", "half the side",
 )  # fmt: skip
+SHORT_HEADER = ("variant", "what it is", "step: counted", "equal steps", "equal operations")
 UNSEEN_HEADER = (
     "variant", "budget", "seeds", "by means of photographs %", "less unpruned",
     "by names %", "less unpruned",
@@ -55,7 +61,8 @@ def tables(folder: Path) -> dict[str, str]:
 
     Returns:
         Tables in Markdown: "photos answers", "photos missing" of trainings, "photos classes" of
-        those that were not trained, and one per regime that has results.
+        those that were not trained, "photos short" of differences from scratch, and one per regime
+        that has results.
     """
     found = read(folder)
     ratios = read_ratios(folder / TIMES)
@@ -67,16 +74,31 @@ def tables(folder: Path) -> dict[str, str]:
     }
     for regime, results in found.items():
         if (REFERENCE, "steps") in results:
-            rows = (report.cells(row) for row in report.board(results, ratios, TOP1))
+            board = report.board(results, ratios, TOP1)
+            rows = map(report.cells, board)
             deviation = 100 * report.seed_deviation(results, TOP1)
             made[f"photos {regime}"] = (
                 markdown(HEADER, rows)
                 + f"\nStandard deviation of unpruned training's top-1 from seed to seed: "
                 f"{deviation:.2f} points.\n"
             )
+            if regime == "scratch":
+                made["photos short"] = markdown(SHORT_HEADER, _short(board))
     if (REFERENCE, "steps") in found["unseen"]:
         made["photos classes"] = markdown(UNSEEN_HEADER, _unseen(found["unseen"]))
     return made
+
+
+def _short(rows: Sequence[report.BoardRow]) -> list[list[str]]:
+    """Write what each variant gains over unpruned training, a row per variant."""
+    found = {(row.variant, row.budget): row for row in rows}
+    cells = []
+    for name in dict.fromkeys(row.variant for row in rows if row.variant != REFERENCE):
+        gaps = [found.get((name, budget)) for budget in BUDGETS]
+        step = next(row.step for row in gaps if row is not None)
+        texts = ("-" if row is None else f"{signed(row.gap)} ({row.gap.seeds})" for row in gaps)
+        cells.append([name, VARIANTS[name].about, f"{step:.2f}", *texts])
+    return cells
 
 
 def _unseen(results: report.Results) -> list[list[str]]:
@@ -95,9 +117,9 @@ def _unseen(results: report.Results) -> list[list[str]]:
 
 
 def write() -> None:
-    """Write the tables of the page, and the charts."""
-    page = DOCS / "photos.md"
-    page.write_text(fill(page.read_text(), tables(RESULTS)))
+    """Write the tables of the pages, and the charts."""
+    for page in PAGES:
+        page.write_text(fill(page.read_text(), tables(RESULTS)))
     ratios = read_ratios(RESULTS / TIMES)
     results = read(RESULTS)["scratch"]
     if (REFERENCE, "steps") in results:

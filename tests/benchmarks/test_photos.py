@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -34,7 +34,6 @@ from benchmarks.photos.questions import ALL_QUESTIONS
 from benchmarks.photos.recipe import RECIPES, PhotoRecipe
 from benchmarks.photos.scores import TEST_PLANS, by_means, zero_shot
 
-ROOT = Path(__file__).parents[2]
 CLASSES, EACH, VALIDATION = 10, 12, 2
 SMALL = PhotoRecipe(depth=6, width=32, text_depth=1, batch=4, steps=6, classes=CLASSES, photos=3)
 
@@ -97,10 +96,10 @@ def test_classes_have_their_first_name_in_the_order_of_their_ids(data: Path) -> 
 
 
 def test_photographs_are_read_in_the_order_of_their_numbers(data: Path, cache: Path) -> None:
-    photos = read_train(data, cache, [2, 4], first=1, each=10)
-    assert photos.pictures.shape == (20, 3, 64, 64) and photos.pictures.dtype == torch.uint8
-    assert photos.own.tolist() == [2] * 10 + [4] * 10
-    expected = [20 * place + number for place in (2, 4) for number in range(1, 11)]
+    photos = read_train(data, cache, [2, 4], first=5, each=7)
+    assert photos.pictures.shape == (14, 3, 64, 64) and photos.pictures.dtype == torch.uint8
+    assert photos.own.tolist() == [2] * 7 + [4] * 7
+    expected = [20 * place + number for place in (2, 4) for number in range(5, 12)]
     assert all(abs(red - level) <= 2 for red, level in zip(reds(photos), expected))
     grey = read_train(data, cache, [1], first=0, each=1)
     assert grey.pictures.unique().tolist() == [200]
@@ -346,8 +345,10 @@ def test_recipes_and_questions_hold() -> None:
 class _InThisProcess:
     """A pool that runs each job when it is given, so that what a test replaces is seen."""
 
-    def __init__(self, jobs: int, *_: Any) -> None:
-        pass
+    threads: ClassVar[list[int]] = []
+
+    def __init__(self, jobs: int, context: Any, start: Any, given: tuple[int, Any]) -> None:
+        self.threads.append(given[0])
 
     def submit(self, job: Any, *given: Any) -> Any:
         from concurrent.futures import Future
@@ -379,6 +380,7 @@ def test_the_command(
     assert "6 trainings, 0 of them done" in train()
     assert "6 trainings, 6 of them done" in train()
     assert "4 trainings, 0 of them done" in train("--regime", "unseen", "--budgets", "steps")
+    assert set(_InThisProcess.threads) == {1}  # however many there are for one job
     rows = results_log.read(out / page.LOG)
     assert len(rows) == 10
     steps = {(row["variant"], row["budget"], row["steps"]) for row in rows}
@@ -389,8 +391,11 @@ def test_the_command(
     assert "too few seeds" in shown and "scratch" in shown and "unseen" in shown
     made = page.tables(out)
     assert set(made) == {
-        "photos answers", "photos missing", "photos scratch", "photos unseen", "photos classes"
+        "photos answers", "photos missing", "photos short",
+        "photos scratch", "photos unseen", "photos classes",
     }  # fmt: skip
+    (row,) = made["photos short"].splitlines()[2:]
+    assert row.startswith("| tome | alike tokens") and row.count(" (2) |") == 2
     assert "- scratch: tome, equal steps: seeds 2, 3, 4, 5, 6, 7\n" in made["photos missing"]
     assert "- unseen: tome, equal operations: seeds 0, 1, 2" in made["photos missing"]
     assert "| not trained yet | - | 0 of 8 |" in made["photos answers"]
@@ -419,8 +424,10 @@ def test_faults_of_the_command(arguments: list[str], named: str, tmp_path: Path)
 
 def test_the_page_is_that_of_the_committed_results() -> None:
     """Write it anew with `python -m benchmarks.photos report --write`."""
-    text = (ROOT / "docs" / "photos.md").read_text()
-    assert text == page.fill(text, page.tables(page.RESULTS))
+    tables = page.tables(page.RESULTS)
+    for path in page.PAGES:
+        text = path.read_text()
+        assert text == page.fill(text, tables)
     known = [asdict(recipe) for recipe in RECIPES.values()]
     for row in results_log.read(page.RESULTS / page.LOG):
         assert row["definition"] == VARIANTS[row["variant"]].definition
