@@ -136,13 +136,18 @@ def test_the_page_has_the_tables_of_the_log() -> None:
     assert changed.count("| another |") == len(made) > 0
 
 
-@pytest.mark.parametrize("arch", ["blip_vqa", TRANSFORMERS])
-def test_a_variant_trains_and_is_scored(arch: str, data: Path, folder: Path) -> None:
-    if arch == TRANSFORMERS:
-        pytest.importorskip("transformers", minversion="4.57")
-        pytest.importorskip("accelerate")
-    else:
-        pytest.importorskip("lavis")
+def test_a_variant_of_transformers_trains_and_is_scored(data: Path, folder: Path) -> None:
+    pytest.importorskip("transformers", minversion="4.57")
+    pytest.importorskip("accelerate")
+    train_and_score(TRANSFORMERS, data, folder)
+
+
+def test_a_variant_of_lavis_trains_and_is_scored(data: Path, folder: Path) -> None:
+    pytest.importorskip("lavis")
+    train_and_score("blip_vqa", data, folder)
+
+
+def train_and_score(arch: str, data: Path, folder: Path) -> None:
     from benchmarks.vqa import grid
 
     recipe = replace(RECIPE, arch=arch)
