@@ -17,6 +17,8 @@ with suppress(ImportError):
 # Before torch: on tensors this small a second thread costs more than it brings, and two
 # processes at a time would wait for each other's.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before any host: a test that asks for a model of the Hub would wait for a network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import pytest

@@ -85,9 +85,11 @@ def _run_by(runtime: str, variant: Variant) -> Callable[[Tensor], Tensor]:
     module = ImageTower(variant.host_model).eval()
     if runtime in ("torch", "compile"):
         if runtime == "compile":
-            module.compile(dynamic=True)
+            module.compile()
 
         def run(images: Tensor) -> Tensor:
+            # Compiled once for every size of the batch, but for this size of a picture alone.
+            torch._dynamo.maybe_mark_dynamic(images, 0)
             with torch.no_grad(), variant.guided():
                 features: Tensor = module(images)
             return features

@@ -150,10 +150,14 @@ def run_by(runtime: str, module: nn.Module, program: Any) -> Callable[[Tensor], 
     if runtime == "compile":
         torch._dynamo.reset()
         # Traced and split as for any backend, then run by torch: a compiler takes minutes for each.
-        compiled: Callable[[Tensor], Tensor] = torch.compile(
-            module, dynamic=True, backend="aot_eager"
-        )
-        return compiled
+        compiled = torch.compile(module, backend="aot_eager")
+
+        def run(images: Tensor) -> Tensor:
+            torch._dynamo.maybe_mark_dynamic(images, 0)
+            features: Tensor = compiled(images)
+            return features
+
+        return run
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"image{FORMATS[runtime].suffix}"
         FORMATS[runtime].write(program, path, ("images",))
