@@ -31,18 +31,8 @@ class StudyModel:
         # Only the ids that occur: an embedding of all 49,408 would be most of the weights. The
         # end token stays the highest, by which the text tower finds it.
         self.known = self.tokenizer(list(captions)).unique()
-        self.model: Any = open_clip.CLIP(
-            embed_dim=recipe.width,
-            vision_cfg={
-                "image_size": SIDE, "patch_size": recipe.patch, "layers": recipe.depth,
-                "width": recipe.width, "head_width": HEAD,
-            },
-            text_cfg={
-                "context_length": CONTEXT, "vocab_size": len(self.known), "width": recipe.width,
-                "heads": recipe.width // HEAD, "layers": recipe.text_depth,
-            },
-            output_dict=True,
-        )  # fmt: skip
+        self.recipe = recipe
+        self.model: Any = open_clip.CLIP(**config_of(recipe, len(self.known)), output_dict=True)
         self.criterion = open_clip.ClipLoss()
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
@@ -74,6 +64,29 @@ class StudyModel:
         """Encode captions as `elip_plugin.guide` takes them, [B, E]."""
         features: Tensor = self.model.encode_text(tokens, normalize=True)
         return features
+
+
+def config_of(recipe: BoardRecipe, words: int) -> dict[str, Any]:
+    """Return OpenCLIP's config of a model.
+
+    Args:
+        recipe: Its sizes.
+        words: Size of the text tower's vocabulary.
+
+    Returns:
+        The config.
+    """
+    return {
+        "embed_dim": recipe.width,
+        "vision_cfg": {
+            "image_size": SIDE, "patch_size": recipe.patch, "layers": recipe.depth,
+            "width": recipe.width, "head_width": HEAD,
+        },
+        "text_cfg": {
+            "context_length": CONTEXT, "vocab_size": words, "width": recipe.width,
+            "heads": recipe.width // HEAD, "layers": recipe.text_depth,
+        },
+    }  # fmt: skip
 
 
 def _resized(positions: Tensor, ratio: float) -> Tensor:

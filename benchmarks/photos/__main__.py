@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from benchmarks import results_log
 from benchmarks.board.command import print_boards, print_list, train_missing, write_times
 from benchmarks.board.grid import wanted
 from benchmarks.board.options import read_budgets, read_seeds, read_variants
 from benchmarks.board.questions import needed
 from benchmarks.board.variants import VARIANTS
 from benchmarks.photos import grid, page
-from benchmarks.photos.folder import FolderError
+from benchmarks.photos.boxes import MODEL, on_objects, trained_model, write_model
+from benchmarks.photos.folder import FolderError, read_validation
 from benchmarks.photos.questions import ALL_QUESTIONS, TOP1
 from benchmarks.photos.recipe import RECIPES
 
@@ -84,6 +88,61 @@ def time_steps(
     except FolderError as error:
         raise typer.BadParameter(str(error)) from error
     write_times(out / page.TIMES, names, recipe, pairs, rounds)
+
+
+@app.command("boxes")
+def measure_boxes(
+    data: Data,
+    most: Annotated[int, typer.Option(min=1, help="Most photographs to measure.")] = 2000,
+    out: Out = RESULTS,
+    cache: Cache = CACHE,
+) -> None:
+    """Measure which patches merge, by the objects' boxes, in every model trained from scratch."""
+    try:
+        pictures = read_validation(data, cache).pictures
+        rows = [row for row in results_log.read(out / page.LOG) if _is_whole(row)]
+        found = [
+            {name: row[name] for name in ("variant", "budget", "seed")}
+            | {"lift": on_objects(row, data, cache, pictures, most)}
+            for row in rows
+        ]
+    except (FolderError, FileNotFoundError) as error:
+        raise typer.BadParameter(str(error)) from error
+    page.write_boxes(out, found, most)
+    typer.echo(page.tables(out)["photos boxes"])
+
+
+@app.command("export")
+def export_model(
+    folder: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    data: Data,
+    variant: Annotated[str, typer.Option(help="Which training; see the log.")] = "tome",
+    budget: Annotated[str, typer.Option(help="steps, or operations.")] = "steps",
+    seed: Annotated[int, typer.Option(min=0, help="Its seed.")] = 0,
+    out: Out = RESULTS,
+    cache: Cache = CACHE,
+) -> None:
+    """Write a trained model as OpenCLIP reads it, for `elip show` and other commands."""
+    asked = (variant, budget, seed)
+    rows = [
+        row
+        for row in results_log.read(out / page.LOG)
+        if _is_whole(row) and (row["variant"], row["budget"], row["seed"]) == asked
+    ]
+    if not rows:
+        raise typer.BadParameter(f"{out / page.LOG} has no training {asked} from scratch.")
+    try:
+        write_model(trained_model(rows[0], data, cache), folder)
+    except (FolderError, FileNotFoundError) as error:
+        raise typer.BadParameter(str(error)) from error
+    typer.echo(
+        f"ELIP_MODEL_CONFIGS={folder} elip show --model elip-half-{MODEL} "
+        f"--checkpoint {folder / 'weights.pt'} --image {data / 'val' / 'images'} -o photos.html"
+    )
+
+
+def _is_whole(row: Mapping[str, Any]) -> bool:
+    return bool(row["recipe"] == asdict(RECIPES["scratch"]))
 
 
 @app.command("list")

@@ -128,12 +128,38 @@ def read_validation(folder: Path, cache: Path) -> Photos:
         FolderError: If one is of no known class, or is missing.
     """
     places = {wnid: place for place, (wnid, _) in enumerate(read_classes(folder))}
-    rows = [row.split("\t") for row in _read(folder, "val/val_annotations.txt").splitlines()]
+    rows = _annotations(folder)
     strange = [row[0] for row in rows if len(row) < 2 or row[1] not in places]
     if strange or not rows:
         raise _fault(folder, f"val/val_annotations.txt names no class for {strange[:3]}")
     files = [folder / "val" / "images" / row[0] for row in rows]
     return Photos(_stack(files, folder, cache), torch.tensor([places[row[1]] for row in rows]))
+
+
+def read_boxes(folder: Path) -> list[tuple[int, ...]]:
+    """Read the boxes of the objects in the photographs of `read_validation`.
+
+    Args:
+        folder: The data set.
+
+    Returns:
+        Left, top, right and bottom in pixels, the last two excluded.
+
+    Raises:
+        FolderError: If a photograph has no box.
+    """
+    rows = _annotations(folder)
+    try:
+        boxes = [tuple(map(int, row[2:])) for row in rows]
+    except ValueError:
+        boxes = []
+    if not boxes or {len(box) for box in boxes} != {4}:
+        raise _fault(folder, "val/val_annotations.txt has no box of four numbers per photograph")
+    return [(left, top, right + 1, bottom + 1) for left, top, right, bottom in boxes]
+
+
+def _annotations(folder: Path) -> list[list[str]]:
+    return [row.split("\t") for row in _read(folder, "val/val_annotations.txt").splitlines()]
 
 
 def _number(path: Path) -> int:

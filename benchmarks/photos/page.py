@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 from benchmarks import results_log
 from benchmarks.board import chart, report
@@ -29,11 +32,20 @@ PAGES = (DOCS / "photos.md", DOCS / "quality.md")
 RESULTS = DOCS / "results"
 LOG = "photos.jsonl"
 TIMES = "photos-steps.json"
+BOXES = "photos-boxes.json"
 HEADER = (
     *report.COLUMNS, "top-1 %", "less unpruned", "loss", "half at test: ToMe", "attention",
     "random", "quarter: attention", "random", "half the side",
 )  # fmt: skip
 SHORT_HEADER = ("variant", "what it is", "step: counted", "equal steps", "equal operations")
+BOXES_HEADER = (
+    "trained", "budget", "seeds", "half: ToMe", "attention", "random", "quarter: attention",
+    "random",
+)  # fmt: skip
+BOXES_PLANS = (
+    "half by tome", "half by attention", "half by random", "quarter by attention",
+    "quarter by random",
+)  # fmt: skip
 UNSEEN_HEADER = (
     "variant", "budget", "seeds", "by means of photographs %", "less unpruned",
     "by names %", "less unpruned",
@@ -61,8 +73,8 @@ def tables(folder: Path) -> dict[str, str]:
 
     Returns:
         Tables in Markdown: "photos answers", "photos missing" of trainings, "photos classes" of
-        those that were not trained, "photos short" of differences from scratch, and one per regime
-        that has results.
+        those that were not trained, "photos boxes" of what merges, "photos short" of differences
+        from scratch, and one per regime that has results.
     """
     found = read(folder)
     ratios = read_ratios(folder / TIMES)
@@ -84,6 +96,8 @@ def tables(folder: Path) -> dict[str, str]:
             )
             if regime == "scratch":
                 made["photos short"] = markdown(SHORT_HEADER, _short(board))
+    if (folder / BOXES).exists():
+        made["photos boxes"] = _boxes(json.loads((folder / BOXES).read_text()))
     if (REFERENCE, "steps") in found["unseen"]:
         made["photos classes"] = markdown(UNSEEN_HEADER, _unseen(found["unseen"]))
     return made
@@ -99,6 +113,31 @@ def _short(rows: Sequence[report.BoardRow]) -> list[list[str]]:
         texts = ("-" if row is None else f"{signed(row.gap)} ({row.gap.seeds})" for row in gaps)
         cells.append([name, VARIANTS[name].about, f"{step:.2f}", *texts])
     return cells
+
+
+def write_boxes(folder: Path, found: Sequence[Mapping[str, Any]], photographs: int) -> None:
+    """Write what the boxes say of each model.
+
+    Args:
+        folder: Where the log lies.
+        found: By model its training and the lift of each plan at test time.
+        photographs: Most photographs that were measured.
+    """
+    made = {"photographs": photographs, "models": list(found)}
+    (folder / BOXES).write_text(json.dumps(made, indent=1) + "\n")
+
+
+def _boxes(made: Mapping[str, Any]) -> str:
+    """Write the lift of each plan on the objects' boxes, mean and range over seeds."""
+    rows: dict[tuple[str, str], list[Mapping[str, float]]] = {}
+    for model in made["models"]:
+        rows.setdefault((model["variant"], model["budget"]), []).append(model["lift"])
+    cells = []
+    for (variant, budget), lifts in sorted(rows.items()):
+        values = [[lift[plan] for lift in lifts] for plan in BOXES_PLANS]
+        texts = (f"{mean(each):.2f} ({min(each):.2f}-{max(each):.2f})" for each in values)
+        cells.append([variant, f"equal {budget}", str(len(lifts)), *texts])
+    return markdown(BOXES_HEADER, cells)
 
 
 def _unseen(results: report.Results) -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from benchmarks.photos import folder as tiny
 from benchmarks.photos import grid, page
 from benchmarks.photos.__main__ import app
 from benchmarks.photos.augment import SHIFT, shift
+from benchmarks.photos.boxes import MODEL, on_objects, trained_model, write_model
 from benchmarks.photos.folder import FolderError, Photos, read_classes, read_train, read_validation
 from benchmarks.photos.grid import read_study, run_row, weights_of
 from benchmarks.photos.questions import ALL_QUESTIONS
@@ -70,7 +72,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(VALIDATION):
             name = f"val_{place + CLASSES * number}.JPEG"
             save(out / "val" / "images" / name, 20 * place)
-            rows.append(f"{name}\t{wnid}\t0\t0\t62\t62")
+            rows.append(f"{name}\t{wnid}\t8\t8\t39\t39")
     Image.new("L", (64, 64), 200).save(out / "train" / ids[1] / "images" / f"{ids[1]}_0.JPEG")
     (out / "val" / "val_annotations.txt").write_text("\n".join(rows) + "\n")
     return out
@@ -394,6 +396,12 @@ def test_the_command(
         "photos answers", "photos missing", "photos short",
         "photos scratch", "photos unseen", "photos classes",
     }  # fmt: skip
+    looked = ["boxes", "--data", str(data), "--cache", str(tmp_path), "--out", str(out)]
+    shown = CliRunner().invoke(app, looked, catch_exceptions=False).output
+    assert shown.count("| equal ") == 3 and "| tome | equal operations | 2 |" in shown
+    looked[:1] = ["export", str(tmp_path / "model")]
+    shown = CliRunner().invoke(app, looked, catch_exceptions=False).output
+    assert f"elip show --model elip-half-{MODEL}" in shown
     (row,) = made["photos short"].splitlines()[2:]
     assert row.startswith("| tome | alike tokens") and row.count(" (2) |") == 2
     assert "- scratch: tome, equal steps: seeds 2, 3, 4, 5, 6, 7\n" in made["photos missing"]
@@ -420,6 +428,44 @@ def test_faults_of_the_command(arguments: list[str], named: str, tmp_path: Path)
     given = ["train", "--data", str(tmp_path), "--out", str(tmp_path / "out"), *arguments]
     made = CliRunner().invoke(app, given)
     assert made.exit_code == 2 and named in made.output
+
+
+def test_less_merges_where_an_object_is(
+    data: Path, cache: Path, tmp_path: Path, ticked: list[int]
+) -> None:
+    """On pictures that are noise in their box and plain elsewhere; means of squares know no box."""
+    import open_clip
+
+    row = wanted(SMALL, [REFERENCE], ["steps"], [0])[0]
+    run_row(row, data, cache, "cpu")
+    pictures = torch.full((CLASSES * VALIDATION, 3, 64, 64), 90, dtype=torch.uint8)
+    box = pictures[:, :, 8:40, 8:40]
+    box[:] = torch.randint(255, box.shape, dtype=torch.uint8)
+    found = on_objects(row, data, cache, pictures, most=6)
+    assert found["half by tome"] > 1.3 and found["quarter by pool"] == pytest.approx(1)
+    assert found["half by random"] == pytest.approx(1, abs=0.25)
+    model = trained_model(row, data, cache)
+    write_model(model, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / f"{MODEL}.json").read_text())
+    read = open_clip.CLIP(**config)
+    read.load_state_dict(torch.load(tmp_path / "model" / "weights.pt", weights_only=True))
+    names = ["a photo of a thing 3"]
+    with torch.no_grad():
+        given = read.eval().encode_text(model.tokenizer(names))
+        assert torch.equal(given, model.model.eval().encode_text(model.tokenize(names)))
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    file = folder / "val" / "val_annotations.txt"
+    whole = file.read_text()
+    for boxes, fault in (
+        (whole.replace("39\n", "wide\n", 1), "no box of four numbers"),
+        (whole.replace("39", "63"), "no box of half of the patches or fewer"),
+    ):
+        file.write_text(boxes)
+        with pytest.raises(FolderError, match=fault):
+            on_objects(row, folder, cache, pictures, most=6)
+    with pytest.raises(FileNotFoundError, match="same --cache"):
+        trained_model(row, data, tmp_path)
 
 
 def test_the_page_is_that_of_the_committed_results() -> None:
