@@ -1,4 +1,4 @@
-"""`python -m benchmarks.readme`: what README says of the quality, from the committed logs.
+"""`python -m benchmarks.readme`: the chart of README and the table of plans, from the committed logs.
 
 The logs are those of the boards, `docs/results/board.jsonl` and `docs/results/photos.jsonl`; see
 `benchmarks.quality` and `benchmarks.photos`, whose reports have every row.
@@ -19,7 +19,7 @@ from benchmarks.quality.questions import MRR
 from benchmarks.tables import fill, markdown, signed
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "plans.md")
+PAGE = ROOT / "docs" / "plans.md"
 CHART = ROOT / "docs" / "results" / "gain.svg"
 
 PLANS = {
@@ -62,7 +62,7 @@ def boards() -> dict[str, tuple[Measure, list[BoardRow]]]:
 
 
 def tables() -> dict[str, str]:
-    """Write the table of README: what each plan gains over unpruned training.
+    """Write the table of plans: what each gains over unpruned training.
 
     Returns:
         The table in Markdown, by its mark.
@@ -77,13 +77,12 @@ def tables() -> dict[str, str]:
             for budget in ("steps", "operations"):
                 own = [row for row in rows if (row.variant, row.budget) == (name, budget)]
                 cells[name].append(f"{signed(own[0].gap)} ({own[0].gap.seeds})" if own else "")
-    return {"readme quality": markdown(HEADER, cells.values())}
+    return {"plans": markdown(HEADER, cells.values())}
 
 
 def main() -> None:
-    """Write the table into its pages, and the chart."""
-    for path in PAGES:
-        path.write_text(fill(path.read_text(encoding="utf-8"), tables()), encoding="utf-8")
+    """Write the table into its page, and the chart."""
+    PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), tables()), encoding="utf-8")
     read = boards()
     shown = {
         f"{title}, trained from scratch": (

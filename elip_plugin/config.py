@@ -477,8 +477,8 @@ TRAINING_PRESETS = [
 """Names of the presets, without those that differ from an earlier one in evaluation alone."""
 
 RECOMMENDED = "half"
-"""The preset for contrastive training: equal to unpruned training within a point at equal steps, and
-better at equal operations (docs/quality.md)."""
+"""The preset for contrastive training: it loses less than a point at equal steps, and gains at
+equal operations (docs/quality.md)."""
 
 OUTSCORED = ("paper", "fast")
 """Presets that cost more than the recommended one and did not score higher (docs/quality.md)."""

@@ -16,7 +16,10 @@ EXPECTED = {
     ),
     "lavis_finetuning": ("lavis", ["45% of 12 blocks' tokens", "step 2: loss"]),
     "registry_lookup": ("open_clip", ["elip-half-ViT-B-32 prunes ViT-B-32 of open_clip", "cosine"]),
-    "image_only_inference": ("open_clip", ["tokens inside the blocks", "of the operations", "cosine"]),
+    "image_only_inference": (
+        "open_clip",
+        ["tokens inside the blocks", "of the operations", "cosine"],
+    ),
     "comparing_reducers": ("open_clip", ["elip ", "evit ", "tome ", "random "]),
 }
 
