@@ -1,4 +1,4 @@
-"""`python -m benchmarks.readme`: the chart of README and the table of plans, from the committed logs.
+"""`python -m benchmarks.readme`: README's chart and the table of plans, from the committed logs.
 
 The logs are those of the boards, `docs/results/board.jsonl` and `docs/results/photos.jsonl`; see
 `benchmarks.quality` and `benchmarks.photos`, whose reports have every row.
