@@ -87,7 +87,12 @@ def main() -> None:
     shown = {
         f"{title}, trained from scratch": (
             measure,
-            [replace(row, variant=row.variant.strip("`")) for row in rows if row.gap.seeds > 1],
+            [
+                replace(row, variant=name.strip("`"))
+                for name in PLANS
+                for row in rows
+                if row.variant == name and row.gap.seeds > 1
+            ],
         )
         for title, (measure, rows) in read.items()
     }

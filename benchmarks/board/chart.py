@@ -123,13 +123,17 @@ def draw_gain(panels: Mapping[str, tuple[Measure, Sequence[BoardRow]]], path: Pa
     """
     pyplot = _pyplot()
     figure, drawn = pyplot.subplots(1, len(panels), figsize=(10, 4.2), squeeze=False)
+    names = list(dict.fromkeys(row.variant for _, rows in panels.values() for row in rows))
     for axes, (title, (measure, rows)) in zip(drawn[0], panels.items()):
         axes.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
+        axes.axvline(1, color="#cccccc", linewidth=0.8, zorder=0)
         axes.plot(1, 0, "s", color="black", label=REFERENCE)
-        for place, name in enumerate(dict.fromkeys(row.variant for row in rows)):
+        for place, name in enumerate(names):
             own = [row for row in rows if row.variant == name]
+            if not own:
+                continue
             # Several plans end at the operations of unpruned training: side by side there.
-            xs = [row.step if row.budget == "steps" else 1 + 0.02 * (place + 1) for row in own]
+            xs = [row.step if row.budget == "steps" else 1 + 0.012 * (place - 1) for row in own]
             ys = [100 * row.gap.mean for row in own]
             bars = [100 * row.gap.half for row in own]
             seeds = "-".join(map(str, sorted({row.gap.seeds for row in own})))
@@ -140,6 +144,6 @@ def draw_gain(panels: Mapping[str, tuple[Measure, Sequence[BoardRow]]], path: Pa
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("counted operations of the whole training, over unpruned")
         axes.set_ylabel(f"{measure.name} over unpruned training, points")
-        axes.set_xlim(0.5, 1.2)
+        axes.set_xlim(0.5, 1.1)
         axes.legend(fontsize=8, loc="upper left")
     _save(pyplot, figure, path)

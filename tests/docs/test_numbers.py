@@ -361,8 +361,8 @@ NO_RESULT = (
 """What looks like a result and is none, on any page."""
 
 ELSEWHERE: dict[str, tuple[str, ...]] = {
-    "README.md": ("CC BY-SA 4.0", "a snapshot of 4.2", "| 4.57, 5.24 |"),
-    # Compared with docs/speed.md below.
+    # Times are compared with docs/speed.md below.
+    "README.md": ("CC BY-SA 4.0", "a snapshot of 4.2", "| 4.57, 5.24 |", "[0.64 of the time"),
     "docs/plans.md": ("| 0.49 |", "| 0.57 |", "| 0.64 |"),
     # Two trainings from before the log, as the page says.
     "docs/quality.md": ("(+0.1 and 0.0; not in the log",),
@@ -432,6 +432,7 @@ def test_the_times_are_those_of_the_page_that_has_their_device() -> None:
     assert f"| {counted} | the tower of ViT-B/16 alone" in plans
     assert f"| {counted_step} | the whole step of ViT-B/16" in plans
     assert f"| {time} | the measured time of ViT-B/16's whole step" in plans
+    assert f"A step of ViT-B/16 takes [{time} of the time]" in (ROOT / "README.md").read_text()
 
 
 def test_how_many_are_checked() -> None:
