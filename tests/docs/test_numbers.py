@@ -192,7 +192,7 @@ def of_quality() -> Iterator[str]:
     by_attention = asked("Does the class token's attention")
     yield (
         f"{by_attention.seeds} seeds: the class token's attention {said(by_attention)}, the text "
-        f"at weight 0.5 {said(asked('Does the text choose better than chance'))}; the text over "
+        f"(at weight 0.5) {said(asked('Does the text choose better than chance'))}; the text over "
         f"attention {said(asked('Does the text choose better than the picture'))}."
     )
     staged = [f"{way} staged, end" for way in ("random", "attention", "text 0.5")]
