@@ -251,7 +251,7 @@ def idea(checkpoint: str, pictures: list[Path]) -> None:
 
 SHOWN = {
     "models": ["models", "--host", "open_clip"],
-    "plan": ["plan", "--model", "elip-ViT-B-16"],
+    "plan": ["plan", "--model", "elip-half-ViT-B-16"],
     "doctor": ["doctor"],
 }
 

@@ -152,7 +152,7 @@ def of_plans() -> Iterator[str]:
     config = ElipConfig.preset("half")
     counted = plan(config, num_patches=196, depth=12).forward_cost(768)
     yield f"| {counted:.2f} | the same tower by the tokens that enter each block"
-    yield f"| {step(HALF)} | the whole step of the small CLIP of the quality report"
+    yield f"| {step(HALF)} | the whole step of the quality report's small CLIP"
     yield f"| {rows()[HALF, 'steps'].measured:.2f} | the measured time of that small step |"
 
 
