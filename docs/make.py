@@ -1,8 +1,9 @@
 """Write what the docs show of the code: the reference, the list of models, the figure, the screens.
 
-    .venv-openclip/bin/python docs/make.py    # configuration.md, open_clip_models.md
+    .venv-openclip/bin/python docs/make.py    # configuration.md, reducers.md, open_clip_models.md
     .venv/bin/python docs/make.py --screens   # the figure (by matplotlib), and the screens
     .venv/bin/python docs/make.py --show PAGE # the pictures of a page of `elip show`
+    .venv-openclip/bin/python docs/make.py --idea CHECKPOINT --pictures FOLDER   # README's picture
 
 `tests/test_docs.py` compares the pages with the code.
 """
@@ -33,7 +34,7 @@ CONFIGURATION = """# Configuration
 Made by `docs/make.py` from the classes in `elip_plugin/config.py`. The keys are the same in Python
 (`ElipConfig.from_mapping`, `elip_plugin.apply(model, {...})`), in the `elip` section of a LAVIS
 model, and in that of an OpenCLIP model config. A bare string is a preset's name. One error names
-every fault of a config.
+every fault of a config. [Reducers](reducers.md) have options of their own.
 
 | key | type | default | meaning |
 |---|---|---|---|
@@ -51,26 +52,11 @@ A stage:
 For a tower of depth 12; other depths are rescaled, halves rounded up. Tokens and costs for
 ViT-B/16, counted, of an unpruned tower.
 
+`paper` and `fast` cost more than `half` and did not score higher: [choose a plan](plans.md).
+
 | preset | stages (block, lookahead, keep) | tokens inside the blocks | forward | training step |
 |---|---|---|---|---|
 %(presets_table)s
-
-## Reducers
-
-Those that take all stages remove as many token-layers as `elip` from the same stages (ToMe spreads
-them over the blocks). [What they do](method.md#other-choices), and
-[a reducer of your own](writing_a_reducer.md).
-
-| `reducer` | what it does | reads text | looks ahead | stages |
-|---|---|---|---|---|
-%(reducers)s
-
-A reducer's options stand beside its name, `reducer: {name: similarity, choice_loss: 1.0}`, or by
-themselves, `choice_loss: 1.0`:
-
-| option | of | type | default | meaning |
-|---|---|---|---|---|
-%(options)s
 
 ## Renamed keys
 
@@ -80,7 +66,7 @@ The old keys are still read, with a `DeprecationWarning`.
 |---|---|
 %(renamed)s
 
-`total_steps` is not needed: the training command reports its progress, and an own loop calls
+`total_steps` is not needed: the training command reports its progress, and your own loop calls
 [`handle.update_progress`](open_clip.md#schedules).
 """
 
@@ -101,12 +87,46 @@ def default_of(field: Field[Any]) -> str:
     return f"`{json.dumps(field.default)}`".replace('"', "")
 
 
+SOURCES = {
+    "elip": "the paper, arXiv 2309.16738",
+    "gumbel": "the draw: Kool et al., ICML 2019",
+    "similarity": "ours; products with a text after the last norm: MaskCLIP, ECCV 2022",
+    "evit": "Liang et al., ICLR 2022",
+    "unique": "ours",
+    "tome": "Bolya et al., ICLR 2023",
+    "random": "FLIP (one stage at block 0), Li et al., CVPR 2023",
+    "cluster": "E-CLIP, Wei et al., CVPR 2024; CLIP-PGS, CVPR 2025",
+    "pool": "after RECLIP and CLIPF",
+}
+"""Where each reducer comes from."""
+
+
 def reducer_row(cls: type[Reducer]) -> str:
     """Return a reducer's row of the table of reducers."""
     meaning = (inspect.getdoc(cls) or "").partition("\n")[0]
-    stages = cls().describe_stages()
-    answers = ("yes" if answer else "no" for answer in (cls.reads_text, cls.looks_ahead))
-    return f"| `{cls.name}` | {meaning} | {' | '.join(answers)} | {stages} |"
+    text, ahead = ("yes" if answer else "no" for answer in (cls.reads_text, cls.looks_ahead))
+    cells = (f"`{cls.name}`", meaning, SOURCES[cls.name], text, ahead, cls().describe_stages())
+    return f"| {' | '.join(cells)} |"
+
+
+def reducers_page(text: str) -> str:
+    """Return the page `reducers.md`, whose tables are made anew from the classes."""
+    options = [
+        f"| `{f.name}` | `{cls.name}` | {f.type} | {default_of(f)} | {attributes(cls)[f.name]} |"
+        for cls in OWN
+        for f in fields(cls)
+    ]
+    tables = {
+        "reducers": "| `reducer` | what it does | from | reads text | looks ahead | stages |\n"
+        "|---|---|---|---|---|---|\n" + "\n".join(map(reducer_row, OWN)),
+        "options": "| option | of | type | default | meaning |\n|---|---|---|---|---|\n"
+        + "\n".join(options),
+    }
+    for name, table in tables.items():
+        begin, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
+        head, rest = text.split(begin)
+        text = f"{head}{begin}\n{table}\n\n{end}{rest.split(end)[1]}"
+    return text
 
 
 def configuration() -> str:
@@ -116,11 +136,6 @@ def configuration() -> str:
         f"| `{f.name}` | {str(f.type).replace('|', 'or')} | {default_of(f)} | {meanings[f.name]} |"
         for f in fields(ElipConfig)
         if f.name not in (*DEPRECATED, "reducer_options")
-    ]
-    options = [
-        f"| `{f.name}` | `{cls.name}` | {f.type} | {default_of(f)} | {attributes(cls)[f.name]} |"
-        for cls in OWN
-        for f in fields(cls)
     ]
     stages = [
         f"| `{f.name}` | {str(f.type).replace('|', 'or')} | {stage[f.name]} |"
@@ -139,8 +154,6 @@ def configuration() -> str:
         "config": "\n".join(rows),
         "stage": "\n".join(stages),
         "presets_table": "\n".join(presets),
-        "reducers": "\n".join(map(reducer_row, OWN)),
-        "options": "\n".join(options),
         "renamed": "\n".join(f"| `{old}` | `{new}` |" for old, new in RENAMED.items()),
     }
 
@@ -201,9 +214,44 @@ def figure(path: Path) -> None:
     drawn.savefig(path, metadata={"Date": None})
 
 
+def idea(checkpoint: str, pictures: list[Path]) -> None:
+    """Draw which patches of a few pictures merge, by the demo's model."""
+    import os
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    os.environ["ELIP_MODEL_CONFIGS"] = str(DOCS.parent / "examples" / "models")
+    from matplotlib import pyplot
+
+    from elip_plugin.hosts.registry import create
+    from elip_plugin.visualize.pictures import find_pictures
+    from elip_plugin.visualize.png import draw_stage
+    from elip_plugin.visualize.stages import visualize
+
+    host_model = create("elip-half-ViT-emoji", checkpoint=checkpoint)
+    made = visualize(host_model, find_pictures(pictures, len(pictures)), [])
+    columns = 1 + len(made.rows[0].stages)
+    size = 2.1 * columns, 2.4 * len(made.rows)
+    drawn, panels = pyplot.subplots(len(made.rows), columns, figsize=size, squeeze=False)
+    for axes, row in zip(panels, made.rows):
+        image = made.pictures[row.picture][1]
+        axes[0].imshow(image)
+        axes[0].set_title(f"{made.grid[0] * made.grid[1]} patches", fontsize=13)
+        for panel, stage in zip(axes[1:], row.stages):
+            panel.imshow(draw_stage(made, image, stage))
+            tokens = len(stage.kept) + len(stage.groups)
+            panel.set_title(f"block {stage.block}: {tokens} tokens", fontsize=13)
+        for panel in axes:
+            panel.set_xticks([])
+            panel.set_yticks([])
+    drawn.tight_layout(pad=0.5)
+    drawn.savefig(SCREENS / "idea.png", dpi=110, metadata={"Software": None})
+
+
 SHOWN = {
     "models": ["models", "--host", "open_clip"],
-    "plan": ["plan", "--model", "elip-ViT-B-16"],
+    "plan": ["plan", "--model", "elip-half-ViT-B-16"],
     "doctor": ["doctor"],
 }
 
@@ -260,9 +308,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--screens", action="store_true")
     parser.add_argument("--show", type=Path, help="a page of `elip show` to photograph")
+    parser.add_argument("--idea", metavar="CHECKPOINT", help="weights of elip-half-ViT-emoji")
+    parser.add_argument("--pictures", type=Path, nargs="+", help="pictures for --idea")
     args = parser.parse_args()
-    if not args.screens and args.show is None:
+    if args.idea is not None:
+        idea(args.idea, args.pictures)
+    elif not args.screens and args.show is None:
         (DOCS / "configuration.md").write_text(configuration())
+        page = DOCS / "reducers.md"
+        page.write_text(reducers_page(page.read_text()))
         (DOCS / "open_clip_models.md").write_text(open_clip_models())
     if args.screens:
         figure(SCREENS / "method.svg")

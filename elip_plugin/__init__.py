@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from elip_plugin.hosts.registry import create, get, list_models
     from elip_plugin.hosts.transformers.trainer import TrainerCallback as TrainerCallback
     from elip_plugin.planning import Plan, plan
+    from elip_plugin.reducers import register_reducer
 
 __version__ = "0.2.0"
 
@@ -30,6 +31,7 @@ _MODULES = {
     "hosts.registry": ("create", "get", "list_models"),
     "hosts.transformers.trainer": ("TrainerCallback",),
     "planning": ("Plan", "plan"),
+    "reducers": ("register_reducer",),
 }
 
 # Without TrainerCallback: `import *` works where transformers is not installed.
@@ -48,6 +50,7 @@ __all__ = [
     "guide",
     "list_models",
     "plan",
+    "register_reducer",
     "update_progress",
 ]
 

@@ -185,7 +185,7 @@ def guide(model: nn.Module, features: Tensor) -> Iterator[None]:
 
     Example:
         >>> import open_clip, torch
-        >>> model = open_clip.create_model("elip-fast-ViT-B-32").train()
+        >>> model = open_clip.create_model("elip-half-ViT-B-32").train()
         >>> with guide(model, torch.randn(2, 512)):
         ...     features = model.encode_image(torch.randn(2, 3, 224, 224))
     """

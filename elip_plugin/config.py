@@ -84,7 +84,7 @@ class ElipConfig:
         eval_mode: What evaluation does: `"full"` runs all tokens, `"image"` prunes without
             text, `"text"` prunes by a guide where text is an input at test time.
         reference_depth: The depth for which `stages` are written; they are rescaled to
-            the depth of the tower. None takes them as they stand.
+            the depth of the tower. None: block indices are used unchanged.
         prune_momentum: Whether a momentum encoder (ALBEF, BLIP) is pruned as well; by default
             it sees all tokens, as in the paper's code.
         reducer: Name of what decides; see the list of reducers. Those that read no text, or the
@@ -477,4 +477,8 @@ TRAINING_PRESETS = [
 """Names of the presets, without those that differ from an earlier one in evaluation alone."""
 
 RECOMMENDED = "half"
-"""The preset that scored best for its cost in docs/quality.md."""
+"""The preset for contrastive training: it loses less than a point at equal steps, and gains at
+equal operations (docs/quality.md)."""
+
+OUTSCORED = ("paper", "fast")
+"""Presets that cost more than the recommended one and did not score higher (docs/quality.md)."""

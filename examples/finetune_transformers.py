@@ -2,10 +2,10 @@
 
     elip data openmoji --out emoji
     python examples/finetune_transformers.py --data emoji --elip none --out none.json
-    python examples/finetune_transformers.py --data emoji --elip fast --out fast.json
+    python examples/finetune_transformers.py --data emoji --elip half --out half.json
 
 `--elip` is all that differs between two runs: a preset, "none", or a mapping such as
-'{"preset": "fast", "warmup": 0.2, "final_unpruned": 0.2}'. The CLIP is small and starts from random
+'{"preset": "half", "warmup": 0.2, "final_unpruned": 0.2}'. The CLIP is small and starts from random
 weights; `--model FOLDER` goes on from any folder of `save_pretrained` with a tokenizer and an image
 processor in it.
 """
@@ -113,7 +113,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True, help="a folder of elip data openmoji")
     parser.add_argument("--model", default="", help="a local folder; by default a small new CLIP")
-    parser.add_argument("--elip", default="fast", help="none, a preset, or a mapping in JSON")
+    parser.add_argument("--elip", default="half", help="none, a preset, or a mapping in JSON")
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--steps", type=int, default=-1, help="instead of epochs")
     parser.add_argument("--batch", type=int, default=128)

@@ -31,7 +31,7 @@ def main() -> None:
     elip_plugin.list_models("lavis")  # makes the names known, if the start-up file has not
     arch = registry.get_model_class("elip_albef_retrieval")  # was: albef_retrieval
     section = OmegaConf.load(arch.default_config_path("coco")).model
-    section.elip = {"preset": "fast", "final_unpruned": 0.5}
+    section.elip = {"preset": "half", "final_unpruned": 0.5}
     with tempfile.TemporaryDirectory() as folder:
         vocab = Path(folder) / "vocab.txt"  # `elip data vocab` makes one from many captions
         vocab.write_text("\n".join([*SPECIAL, *sorted(set(" ".join(CAPTIONS).split()))]))

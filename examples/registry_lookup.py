@@ -1,6 +1,6 @@
 """Find a pruned model by name, look at its plan, and undo the pruning.
 
-python examples/registry_lookup.py elip-ViT-B-32
+python examples/registry_lookup.py elip-half-ViT-B-32
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import elip_plugin
 
 def main() -> None:
     """Look a model up."""
-    name = sys.argv[1] if len(sys.argv) > 1 else "elip-ViT-B-32"
+    name = sys.argv[1] if len(sys.argv) > 1 else "elip-half-ViT-B-32"
     names = elip_plugin.list_models("open_clip")
     print(f"{len(names)} pruned models, such as {', '.join(names[:3])}")
 

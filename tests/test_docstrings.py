@@ -9,6 +9,7 @@ from importlib import import_module
 import pytest
 
 import elip_plugin
+from elip_plugin import reducers
 
 MODULES = ("api", "config", "planning", "core.stage", "reducers", "reducers.base", "hosts.registry")
 WITHOUT = ("ElipError", "Plan", "Stage", "HostModel", "ModelName")
@@ -16,10 +17,12 @@ WITHOUT = ("ElipError", "Plan", "Stage", "HostModel", "ModelName")
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_of_docstrings(name: str) -> None:
+def test_examples_of_docstrings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("open_clip")
+    monkeypatch.setattr(reducers, "_registered", {})
     module = import_module(f"elip_plugin.{name}")
     failed, tried = doctest.testmod(module, extraglobs={"elip_plugin": elip_plugin})
+    reducers.reducers.cache_clear()
     assert failed == 0 and tried > 0
 
 

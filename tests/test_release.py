@@ -1,4 +1,4 @@
-"""What a release says of itself agrees: version, citation, changelog, licences, Python versions."""
+"""What a release says of itself agrees: version, citation, changelog, licenses, Python versions."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def project() -> dict[str, Any]:
 
 
 def rows() -> dict[str, tuple[set[str], str]]:
-    """Return extras and licence by package, as the page lists them."""
-    text = (ROOT / "docs" / "licences.md").read_text().partition("## Dependencies")[2]
+    """Return extras and license by package, as the page lists them."""
+    text = (ROOT / "docs" / "licenses.md").read_text().partition("## Dependencies")[2]
     found = re.findall(r"^\| ([\w-]+) \| (always|`.+?`) \| (.+) \|$", text, re.MULTILINE)
-    return {name: (set(re.findall(r"`(.+?)`", extras)), licence) for name, extras, licence in found}
+    return {name: (set(re.findall(r"`(.+?)`", extras)), license) for name, extras, license in found}
 
 
 def installed(name: str) -> bool:
@@ -45,7 +45,7 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert next(change for change in changes if change != "Unreleased") == version
 
 
-def test_all_dependencies_have_their_licence_listed(project: dict[str, Any]) -> None:
+def test_all_dependencies_have_their_license_listed(project: dict[str, Any]) -> None:
     asked: dict[str, set[str]] = {}
     listed = {"": project["project"]["dependencies"], **project["project"]["optional-dependencies"]}
     for extra, requirements in listed.items():
@@ -57,11 +57,11 @@ def test_all_dependencies_have_their_licence_listed(project: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("name", [name for name in rows() if installed(name)])
-def test_a_licence_is_that_of_the_installed_package(name: str) -> None:
+def test_a_license_is_that_of_the_installed_package(name: str) -> None:
     found = metadata.metadata(name)
-    licences = [found.get("License-Expression"), found.get("License")]
-    licences += [c for c in found.get_all("Classifier", []) if c.startswith("License")]
-    said = " ".join(text for text in licences if text and text != "UNKNOWN").lower()
+    licenses = [found.get("License-Expression"), found.get("License")]
+    licenses += [c for c in found.get_all("Classifier", []) if c.startswith("License")]
+    said = " ".join(text for text in licenses if text and text != "UNKNOWN").lower()
     listed = rows()[name][1].lower()
     if not said:
         assert listed.endswith("*")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -111,4 +111,39 @@ def draw_curves(results: Results, measure: Measure, path: Path) -> None:
     axes.set_xlabel("counted operations, of a whole unpruned training")
     axes.set_ylabel(f"{measure.name} with all tokens, %")
     axes.legend(fontsize=8)
+    _save(pyplot, figure, path)
+
+
+def draw_gain(panels: Mapping[str, tuple[Measure, Sequence[BoardRow]]], path: Path) -> None:
+    """Draw the gain of a few plans over unpruned training against the operations of the training.
+
+    Args:
+        panels: The score, and rows whose `variant` is what is written at them, by title.
+        path: An .svg or .png file.
+    """
+    pyplot = _pyplot()
+    figure, drawn = pyplot.subplots(1, len(panels), figsize=(10, 4.2), squeeze=False)
+    names = list(dict.fromkeys(row.variant for _, rows in panels.values() for row in rows))
+    for axes, (title, (measure, rows)) in zip(drawn[0], panels.items()):
+        axes.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
+        axes.axvline(1, color="#cccccc", linewidth=0.8, zorder=0)
+        axes.plot(1, 0, "s", color="black", label=REFERENCE)
+        for place, name in enumerate(names):
+            own = [row for row in rows if row.variant == name]
+            if not own:
+                continue
+            # Several plans end at the operations of unpruned training: side by side there.
+            xs = [row.step if row.budget == "steps" else 1 + 0.012 * (place - 1) for row in own]
+            ys = [100 * row.gap.mean for row in own]
+            bars = [100 * row.gap.half for row in own]
+            seeds = "-".join(map(str, sorted({row.gap.seeds for row in own})))
+            axes.errorbar(
+                xs, ys, yerr=bars, fmt="o-", color=f"C{place}", linewidth=1, elinewidth=0.8,
+                label=f"{name} ({seeds} seeds)",
+            )  # fmt: skip
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("counted operations of the whole training, over unpruned")
+        axes.set_ylabel(f"{measure.name} over unpruned training, points")
+        axes.set_xlim(0.5, 1.1)
+        axes.legend(fontsize=8, loc="upper left")
     _save(pyplot, figure, path)

@@ -1,4 +1,4 @@
-"""What the commands of the boards do alike: train with a bar, time, list, print."""
+"""What the commands of the boards share: train with a bar, time, list, print."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ VARIANTS = {
         {**STAGED_HALF, "reducer": "evit", **END},
     ),
     "tome": Variant(
-        "alike tokens merge in every block by ToMe, in the whole training (the preset half)",
+        "similar tokens merge in every block by ToMe, in the whole training (the preset half)",
         TOME,
     ),
     "tome, end": Variant(
@@ -200,7 +200,7 @@ VARIANTS = {
         {**STAGED_HALF, "reducer": "gumbel", "text_weight": 0.5, **END},
     ),
     "cluster 0.5, end": Variant(
-        "half of the patches at the input, alike ones leave first, unpruned end",
+        "half of the patches at the input, similar ones leave first, unpruned end",
         {**INPUT[0.5], "reducer": "cluster", **END},
     ),
     "random skip, end": Variant(
@@ -237,7 +237,7 @@ VARIANTS = {
         then=((0.7, {**INPUT[0.5], **RANDOM}), (0.9, None)),
     ),
     "tome, rate 1.5": Variant(
-        "alike tokens merge in every block by ToMe; 1.5 times the learning rate", TOME, rate=1.5
+        "similar tokens merge in every block by ToMe; 1.5 times the learning rate", TOME, rate=1.5
     ),
     "unpruned, rate 1.5": Variant("all tokens; 1.5 times the learning rate", rate=1.5),
     "small, end": Variant(

@@ -26,7 +26,7 @@ _EVERYWHERE = ("scratch", "unseen", "continued")
 HALF, LOWRES, RANDOM = "tome", "pool, long end", "random 0.5, end"
 
 QUESTIONS = (
-    _ask("Alike tokens merged in every block by ToMe (the preset half): as good as unpruned "
+    _ask("Similar tokens merged in every block by ToMe (the preset half): as good as unpruned "
          "training at equal steps?", HALF, regimes=_EVERYWHERE),
     _ask("Is training with ToMe better than unpruned training at equal operations?",
          HALF, "operations", regimes=_EVERYWHERE),

@@ -17,6 +17,7 @@ from benchmarks import results_log
 from benchmarks.board.command import print_boards, print_list, train_missing, write_times
 from benchmarks.board.grid import wanted
 from benchmarks.board.options import read_budgets, read_seeds, read_variants
+from benchmarks.board.own import add_reducers
 from benchmarks.board.questions import needed
 from benchmarks.board.variants import VARIANTS
 from benchmarks.data.emojis import write_emojis
@@ -36,6 +37,10 @@ Out = Annotated[
 ]
 Data = Annotated[Path, typer.Option(help="Emojis; made there if the folder is not there.")]
 Cache = Annotated[Path, typer.Option(help="Folder of the npm package and of starting weights.")]
+Reducers = Annotated[
+    Path | None,
+    typer.Option(help="A Python file that registers reducers: half of the tokens by each."),
+]
 DATA, CACHE, RESULTS = Path("data/emojis"), Path("data/cache"), page.RESULTS
 
 
@@ -59,6 +64,7 @@ def train(
     device: Annotated[str, typer.Option(help="cpu, or cuda.")] = "cpu",
     precision: Annotated[str, typer.Option(help="fp32, or bf16 for autocast.")] = "fp32",
     quick: Annotated[bool, typer.Option("--quick", help="Few pairs and epochs: minutes.")] = False,
+    reducers: Reducers = None,
 ) -> None:
     """Train variants; every result is kept as soon as it is there, and an interrupted grid goes on.
 
@@ -69,6 +75,7 @@ def train(
         own = Recipe(**{**asdict(make_recipe(regime, quick=quick)), "precision": precision})
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    variants = ";".join([variants, *_add(reducers)])
     chosen, asked = read_variants(variants), read_budgets(budgets)
     rows = (
         needed(QUESTIONS, recipes) if questions else wanted(own, chosen, asked, read_seeds(seeds))
@@ -76,10 +83,18 @@ def train(
     _make(data, cache)
     train_all = partial(
         grid.train_all, data=data, cache_folder=cache, jobs=jobs or os.cpu_count() or 1,
-        device=device,
+        device=device, reducers=reducers,
     )  # fmt: skip
     train_missing(rows, out / page.LOG, train_all, MRR)
     _print(out)
+
+
+def _add(reducers: Path | None) -> list[str]:
+    """Add the rows of somebody's reducers."""
+    try:
+        return [] if reducers is None else add_reducers(reducers)
+    except (ValueError, ElipError) as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def _make(data: Path, cache: Path) -> None:
@@ -177,8 +192,10 @@ def print_report(
     write: Annotated[
         bool, typer.Option("--write", help="Write docs/quality.md's tables and charts, too.")
     ] = False,
+    reducers: Reducers = None,
 ) -> None:
     """Print the board and the answers from the log alone."""
+    _add(reducers)
     _print(out)
     if write:
         page.write()

@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.board.cost import operations, steps_of
 from benchmarks.board.grid import made_by
+from benchmarks.board.own import add_reducers
 from benchmarks.board.pairs import Pairs
 from benchmarks.board.training import run
 from benchmarks.board.variants import VARIANTS
@@ -30,6 +31,7 @@ def train_all(
     *,
     jobs: int,
     device: str = "cpu",
+    reducers: Path | None = None,
     point: Callable[[], None] = lambda: None,
     done: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> None:
@@ -42,14 +44,19 @@ def train_all(
         cache_folder: Where the weights are kept from which continued trainings start.
         jobs: How many run at a time; they share the processor's threads evenly.
         device: Where to train.
+        reducers: A file that registers reducers of the trainings; see `board.own`.
         point: Called after each scored part of any training.
         done: Called with each result.
     """
-    one = partial(_one, data=data, cache_folder=cache_folder, device=device)
+    one = partial(_one, data=data, cache_folder=cache_folder, device=device, reducers=reducers)
     run_all(trainings, one, out, jobs=jobs, point=point, done=done)
 
 
-def _one(row: dict[str, Any], data: Path, cache_folder: Path, device: str) -> dict[str, Any]:
+def _one(
+    row: dict[str, Any], data: Path, cache_folder: Path, device: str, reducers: Path | None
+) -> dict[str, Any]:
+    if reducers is not None:
+        add_reducers(reducers)
     recipe, seed = Recipe(**row["recipe"]), row["seed"]
     variant = VARIANTS[row["variant"]]
     train, held_out = _pairs(data, "train", recipe.styles, recipe.pairs), _pairs(data, "held_out")

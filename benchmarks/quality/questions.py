@@ -18,7 +18,7 @@ _ask = partial(Question, regimes=tuple(RECIPES), written="2026-11-25")
 LOWRES, RANDOM, TOME = "pool, long end", "random 0.5, end", "tome"
 
 QUESTIONS = (
-    _ask("Alike tokens merged in every block by ToMe (the preset half): as good as unpruned "
+    _ask("Similar tokens merged in every block by ToMe (the preset half): as good as unpruned "
              "training at equal steps?", TOME, first=2),
     _ask("Is training with ToMe better than unpruned training at equal operations?",
              TOME, "operations", first=2),
@@ -52,7 +52,7 @@ QUESTIONS = (
     _ask("Is a picture's own text better to choose by than another picture's?",
              "similarity staged, end", other="similarity shuffled", regimes=("scratch",), seeds=5,
              written="2026-11-26"),
-    _ask("Do clusters of alike patches, which leave first, choose better than chance at the "
+    _ask("Do clusters of similar patches, which leave first, choose better than chance at the "
              "input?", "cluster 0.5, end", other=RANDOM, regimes=("scratch",)),
     _ask("Dropping at once at the input or in stages, both at random?",
              RANDOM, other="random staged, end", regimes=("scratch",)),

@@ -63,7 +63,7 @@ CHOOSERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "text 1": ("by attention of the text alone", {"text_weight": 1.0, "eval_mode": "text"}),
     "tome": (
-        "alike ones merged in every block by ToMe",
+        "similar ones merged in every block by ToMe",
         {"reducer": "tome", "eval_mode": "image"},
     ),
     "first similarity": (

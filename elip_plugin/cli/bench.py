@@ -41,7 +41,7 @@ app = typer.Typer(
 @app.command(
     epilog=examples(
         "elip bench speed --model elip-ViT-B-16 --batch 8",
-        "elip bench speed --variants full,fast --passes step --rounds 15 -o results",
+        "elip bench speed --variants full,half --passes step --rounds 15 -o results",
         "elip bench speed --runtime onnx,openvino,torch,compile",
     )
 )
@@ -171,7 +171,7 @@ def memory(
     image_size: ImageSize = None,
     device: Device = "",
     precision: Precision = "fp32",
-    variants: Variants = "full,paper,fast",
+    variants: Variants = "full,half,fast,paper",
     out: OutFolder = None,
 ) -> None:
     """Find the largest batch that fits, unpruned and pruned: on a GPU by trying it out."""
@@ -214,7 +214,7 @@ def gpu(
     batch: Batch = 64,
     image_size: ImageSize = None,
     device: Annotated[str, typer.Option(help="cuda, or cpu to try the command out.")] = "cuda",
-    variants: Variants = "full,paper,fast,half,random",
+    variants: Variants = "full,half,fast,paper,random",
     rounds: Rounds = 7,
     data: Data = None,
     workers: Workers = 4,

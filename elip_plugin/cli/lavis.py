@@ -25,7 +25,7 @@ MoreOptions = Annotated[list[str] | None, typer.Argument(help="More overrides.",
 @app.command(
     epilog=examples(
         "elip lavis train --cfg-path run.yaml",
-        "elip lavis train --cfg-path run.yaml run.max_epoch=1 model.elip.preset=fast",
+        "elip lavis train --cfg-path run.yaml run.max_epoch=1 model.elip.preset=half",
     )
 )
 def train(cfg_path: CfgPath, options: Options = None, more: MoreOptions = None) -> None:

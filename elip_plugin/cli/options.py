@@ -20,7 +20,11 @@ Model = Annotated[
     ),
 ]
 Preset = Annotated[
-    str, typer.Option(help="paper, fast, half, embed or lowres; by default the model's own.")
+    str,
+    typer.Option(
+        help="half (recommended), lowres, embed; or paper and fast, which cost more than half and "
+        "did not score higher. By default the model's own."
+    ),
 ]
 Keep = Annotated[
     str, typer.Option(help="Keep ratios of the preset's stages, such as 0.9,0.65,0.4.")

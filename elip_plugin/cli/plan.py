@@ -36,7 +36,7 @@ READS_IMAGES = (
 NO_TEXT = "This model's example batch has no text, so only the vision tower is counted."
 MODELS_EXAMPLES = examples("elip models", "elip models --host open_clip")
 PLAN_EXAMPLES = examples(
-    "elip plan --model elip-ViT-B-16 --preset fast",
+    "elip plan --model elip-ViT-B-16 --preset half",
     "elip plan --model elip-ViT-L-14 --target-speedup 1.4 -o plan.yaml",
     "elip plan --model elip-ViT-L-14 --memory 24GiB --batch 64",
 )
@@ -176,13 +176,14 @@ def _print_plan(name: str, pruner: Pruner, keep: str) -> None:
 
 def _print_recommended(pruner: Pruner) -> None:
     """Name the recommended preset where it costs less than the plan."""
-    from elip_plugin.config import RECOMMENDED
+    from elip_plugin.config import OUTSCORED, RECOMMENDED
 
     plan = dict(_other_plans(pruner, "")).get(f"--preset {RECOMMENDED}")
     if plan is not None and pruner.step_cost(plan) < pruner.step_cost(pruner.plan):
         typer.echo(
             f"Recommended by the quality report (docs/quality.md): --preset {RECOMMENDED}, whose "
-            f"training step is {pruner.step_cost(plan):.2f} of this tower's unpruned one."
+            f"training step is {pruner.step_cost(plan):.2f} of this tower's unpruned one. "
+            f"{' and '.join(OUTSCORED)} cost more and did not score higher."
         )
 
 
@@ -195,7 +196,7 @@ def _what_wins(pruner: Pruner, keep: str, cost: Callable[[Plan], float]) -> str:
 
 def _other_plans(pruner: Pruner, keep: str) -> Iterator[tuple[str, Plan]]:
     """Yield other plans for a tower by their options, those with the same keep ratios first."""
-    from elip_plugin.config import TRAINING_PRESETS
+    from elip_plugin.config import RECOMMENDED, TRAINING_PRESETS
     from elip_plugin.measure.preview import make_config, plan_for, solve
 
     makers: dict[str, Callable[[], Any]] = {
@@ -203,7 +204,7 @@ def _other_plans(pruner: Pruner, keep: str) -> Iterator[tuple[str, Plan]]:
             make_config, name, ratios
         )
         for ratios in dict.fromkeys((keep, ""))
-        for name in TRAINING_PRESETS
+        for name in sorted(TRAINING_PRESETS, key=lambda name: name != RECOMMENDED)
     }
     makers[f"--target-speedup {SMALL_SPEEDUP}"] = partial(solve, pruner, SMALL_SPEEDUP)
     for options, make in makers.items():

@@ -285,8 +285,8 @@ def get(name: str) -> ModelName:
         UnknownModelError: If no installed host offers the name.
 
     Example:
-        >>> elip_plugin.get("elip-fast-ViT-B-16").preset
-        'fast'
+        >>> elip_plugin.get("elip-half-ViT-B-16").preset
+        'half'
     """
     faults: dict[str, Exception] = {}
     known: dict[str, ModelName] = {}

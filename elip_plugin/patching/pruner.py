@@ -235,14 +235,14 @@ class Pruner:
         if self.config.eval_mode == "image" and forward >= 1:
             warnings.warn(
                 f"eval_mode 'image' with this plan is counted at {forward:.2f} of an unpruned "
-                "forward: its lookahead costs more than pruning saves; use the 'fast' preset or "
+                "forward: its lookahead costs more than pruning saves; use the 'half' preset or "
                 "eval_mode 'full'",
                 stacklevel=3,
             )
         if step >= 1:
             warnings.warn(
                 f"this plan is counted at {step:.2f} of an unpruned training step: its lookahead "
-                "costs more than pruning saves; use the 'fast' preset, a lower keep or a shorter "
+                "costs more than pruning saves; use the 'half' preset, a lower keep or a shorter "
                 "lookahead",
                 stacklevel=3,
             )

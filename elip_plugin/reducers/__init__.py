@@ -2,7 +2,8 @@
 
 Each is written from its paper. Those that take the presets' stages remove the same number of
 token-layers from the same configuration, so that only the choice differs. Other packages add
-theirs by the entry-point group `elip_plugin.reducers`, whose entries name a `Reducer` subclass.
+theirs by the entry-point group `elip_plugin.reducers`, whose entries name a `Reducer` subclass;
+scripts and notebooks by `register_reducer`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from importlib.metadata import entry_points
-from typing import Any
+from inspect import get_annotations
+from typing import Any, TypeVar
 
 from elip_plugin.core.select import Selection
 from elip_plugin.core.stage import PlannedStage, block_macs
@@ -46,7 +48,11 @@ __all__ = [
     "option_defaults",
     "option_faults",
     "reducers",
+    "register_reducer",
 ]
+
+_registered: dict[str, type[Reducer]] = {}  # those of this process, by `register_reducer`
+_Class = TypeVar("_Class", bound=type[Reducer])
 
 
 @functools.cache
@@ -66,15 +72,78 @@ def reducers() -> dict[str, Reducer]:
                 stacklevel=2,
             )
             continue
-        if not (isinstance(cls, type) and issubclass(cls, Reducer)):
-            raise ConfigError(f"{entry.value} of the entry-point group {GROUP} is no Reducer")
-        if cls.name in found:
-            raise ConfigError(
-                f"reducer {cls.name!r} of {entry.value} takes a name that "
-                f"{type(found[cls.name]).__module__} has: give it another name"
-            )
+        if fault := _class_fault(cls, found):
+            raise ConfigError(f"{entry.value} of the entry-point group {GROUP} {fault}")
         found[cls.name] = cls()
-    return found
+    return found | {name: cls() for name, cls in _registered.items()}
+
+
+def _class_fault(cls: Any, known: Mapping[str, Reducer]) -> str:
+    """Say why a class cannot be added to the known reducers; "" if it can."""
+    if not (isinstance(cls, type) and issubclass(cls, Reducer)):
+        return "is no Reducer: give a subclass of elip_plugin.reducers.Reducer"
+    if not isinstance(getattr(cls, "name", None), str):
+        return "has no name: give the class an attribute `name`, a string"
+    options = {key for key, kind in get_annotations(cls).items() if "ClassVar" not in str(kind)}
+    if options - {option.name for option in fields(cls)}:
+        return "has options and is no dataclass: decorate it with @dataclass(frozen=True)"
+    if cls.name in known:
+        return (
+            f"takes the name {cls.name!r}, which {type(known[cls.name]).__module__} has: give it "
+            "another name"
+        )
+    return ""
+
+
+def _place(cls: Any) -> tuple[Any, Any]:
+    """Return where a class is defined, which is the same when it is defined again."""
+    return getattr(cls, "__module__", None), getattr(cls, "__qualname__", None)
+
+
+def register_reducer(cls: _Class) -> _Class:
+    """Make a reducer known by its name in this process, as in a script or a notebook.
+
+    A package names its reducers in the entry-point group `elip_plugin.reducers` instead, so that
+    commands find them too. A class that is defined again, as by running a notebook's cell again,
+    takes the place of the earlier one; models that are pruned already keep theirs.
+
+    Args:
+        cls: A subclass of `Reducer`; one with options is a frozen dataclass.
+
+    Returns:
+        The class, so that this can be a decorator.
+
+    Raises:
+        ConfigError: If it is no `Reducer`, has no name or one that is taken, has options and is no
+            dataclass, or has presets, which only an entry point can add.
+
+    Example:
+        >>> import elip_plugin
+        >>> from elip_plugin.core.select import select
+        >>> @elip_plugin.register_reducer
+        ... class Longest(Reducer):
+        ...     name = "longest"
+        ...     def decide(self, x, stage, context):
+        ...         return select(x[:, context.prefix :].norm(dim=-1), stage.keep)
+        >>> elip_plugin.ElipConfig.from_mapping({"reducer": "longest"}).reducer
+        'longest'
+    """
+    known = {
+        name: reducer
+        for name, reducer in reducers().items()
+        if name not in _registered or _place(type(reducer)) != _place(cls)
+    }
+    if fault := _class_fault(cls, known):
+        raise ConfigError(f"{cls!r} {fault}")
+    if vars(cls).get("presets"):
+        raise ConfigError(
+            f"{cls.__qualname__} has presets, which only a reducer of an installed package can "
+            f"add (by the entry-point group {GROUP}): leave `presets` out, and give the config"
+        )
+    _registered[cls.name] = cls
+    reducers.cache_clear()
+    make_reducer.cache_clear()
+    return cls
 
 
 def find_reducer(name: str) -> Reducer:

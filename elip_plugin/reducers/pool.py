@@ -28,7 +28,7 @@ DOWNSCALE = 2
 
 @dataclass(frozen=True)
 class Pool(PixelReducer):
-    """Average the tokens of 2 x 2 neighbouring patches at the input."""
+    """Average the tokens of 2 x 2 neighboring patches at the input."""
 
     name = "pool"
     returns = False
@@ -126,7 +126,7 @@ def shrink(images: Tensor, downscale: int, grid: tuple[int, int], patch: tuple[i
 
 
 def pool(x: Tensor, prefix: int, rows: int, columns: int) -> Tensor:
-    """Average the tokens of 2 x 2 neighbouring patches; at an odd edge, of those that are there.
+    """Average the tokens of 2 x 2 neighboring patches; at an odd edge, of those that are there.
 
     Turns tokens [B, P + rows * columns, D] into [B, P + ceil(rows / 2) * ceil(columns / 2), D].
     """

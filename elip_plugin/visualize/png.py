@@ -37,13 +37,29 @@ def write_png(made: Visualization, path: Path) -> None:
         sheet.paste(_scaled(image), (LEFT, top))
         for column, stage in enumerate(row.stages, 1):
             x = LEFT + column * (CELL + GAP)
-            sheet.paste(_scaled(_drawn(made, image, stage)), (x, top))
-            scale = CELL / image.size[0]
-            for line in made.borders(image, stage) if stage.groups else ():
-                left, upper, right, lower = (scale * value for value in line)
-                pen.line((x + left, top + upper, x + right, top + lower), BORDER, 1)
+            sheet.paste(draw_stage(made, image, stage), (x, top))
             pen.text((x, top + height + 3), "\n".join(_words(stage)), SOFT, font)
     sheet.save(path)
+
+
+def draw_stage(made: Visualization, image: Any, stage: StageView) -> Any:
+    """Draw what a stage left of a picture, `CELL` pixels wide.
+
+    Args:
+        made: What the stage is of.
+        image: The picture as the model sees it (Pillow).
+        stage: The stage.
+
+    Returns:
+        A picture (Pillow).
+    """
+    from PIL import ImageDraw
+
+    drawn = _scaled(_drawn(made, image, stage))
+    pen, scale = ImageDraw.Draw(drawn), CELL / image.size[0]
+    for line in made.borders(image, stage) if stage.groups else ():
+        pen.line([scale * value for value in line], BORDER, 1)
+    return drawn
 
 
 def _words(stage: StageView) -> list[str]:

@@ -9,7 +9,7 @@ config="${CONFIG:-lavis_configs/projects/albef/pretrain.yaml}"
 read -ra launcher <<< "${LAUNCHER:---standalone --nproc_per_node 4}"
 
 options=(
-  model.elip.preset="${PRESET:-fast}"
+  model.elip.preset="${PRESET:-half}"
 
   # Per GPU; model.queue_size must be a multiple of all GPUs' pairs: 4 x 128 suits ALBEF's 65536,
   # 4 x 96 BLIP's 57600. A pruned tower keeps less for the backward pass, so a larger batch fits:

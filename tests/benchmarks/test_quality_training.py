@@ -28,6 +28,7 @@ from benchmarks.quality.__main__ import app
 from benchmarks.quality.pairs import move
 from benchmarks.quality.recipe import RECIPES, Recipe
 from benchmarks.quality.scores import TEST_PLANS, evaluation, score
+from elip_plugin import reducers as reducers_module
 
 SMALL = Recipe(epochs=3, batch=4, width=32, depth=12, text_depth=1)
 HALF = "random 0.5, end"
@@ -215,8 +216,9 @@ def test_steps_are_timed_in_turn() -> None:
 # -- the command
 
 
-@pytest.mark.slow
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Options of the command, on small data and recipes."""
     monkeypatch.setattr(grid, "_pairs", lambda *a: TRAIN if a[1] == "train" else HELD_OUT)
     monkeypatch.setattr(pool, "ProcessPoolExecutor", _InThisProcess)
     monkeypatch.setattr(grid, "BASE", SMALL)
@@ -225,7 +227,60 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(RECIPES, regime, replace(SMALL, regime=regime, epochs=2))
     folder = tmp_path / "data"
     folder.mkdir()
-    shared = ["--data", str(folder), "--cache", str(tmp_path), "--out", str(tmp_path / "out")]
+    return ["--data", str(folder), "--cache", str(tmp_path), "--out", str(tmp_path / "out")]
+
+
+OWN = """
+import elip_plugin
+from elip_plugin.core.select import select
+from elip_plugin.reducers import Reducer
+
+
+@elip_plugin.register_reducer
+class Longest(Reducer):
+    name = "longest"
+
+    def decide(self, x, stage, context):
+        return select(x[:, context.prefix :].norm(dim=-1), stage.keep)
+"""
+
+
+def test_a_reducer_of_your_own_is_scored_by_one_command(
+    shared: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reducers_module, "_registered", {})
+    file = tmp_path / "longest.py"
+    file.write_text(OWN)
+    options = ["--reducers", str(file), *shared]
+    try:
+        made = CliRunner().invoke(
+            app, ["train", "--seeds", "0", "--budgets", "steps", "--jobs", "1", *options],
+            catch_exceptions=False,
+        )  # fmt: skip
+        assert made.exit_code == 0, made.output
+        shown = CliRunner().invoke(app, ["report", *options[:2], *shared[4:]])
+    finally:
+        VARIANTS.pop("longest staged, end", None)
+        reducers_module.reducers.cache_clear()
+    rows = results_log.read(tmp_path / "out" / page.LOG)
+    assert [row["variant"] for row in rows] == [REFERENCE, "longest staged, end"]
+    assert rows[1]["definition"]["elip"]["reducer"] == "longest"
+    assert rows[1]["operations"] < 0.75 < rows[0]["operations"] == 1
+    assert rows[1]["scores"]["all"] != rows[0]["scores"]["all"]
+    assert all("longest" in output for output in (made.output, shown.output))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"), [("x = 1", "registers no reducer"), ("x =", "cannot be run")]
+)
+def test_a_file_without_a_reducer_is_refused(text: str, named: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(text)
+    made = CliRunner().invoke(app, ["train", "--reducers", str(tmp_path / "own.py")])
+    assert made.exit_code == 2 and named in " ".join(made.output.replace("│", " ").split())
+
+
+@pytest.mark.slow
+def test_the_command(shared: list[str], tmp_path: Path) -> None:
     for regime in RECIPES:
         arguments = ["train", "--variants", HALF, "--seeds", "0-1", "--regime", regime,
                      "--budgets", "operations", "--jobs", "1", *shared]  # fmt: skip

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from entry_points import installed_package
 
+from elip_plugin import reducers
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SNIPPETS = [
@@ -33,8 +35,9 @@ def load_make() -> Any:
 
 
 @pytest.fixture
-def package(page: Path, tmp_path: Path) -> Iterator[None]:
+def package(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Install the files that a page shows (`# name.py`), with their entry point."""
+    monkeypatch.setattr(reducers, "_registered", {})
     text = page.read_text()
     for name, code in re.findall(r"```python\n# ([\w/]+\.py)\n(.*?)```", text, re.DOTALL):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -44,6 +47,7 @@ def package(page: Path, tmp_path: Path) -> Iterator[None]:
         for group, name, place in entries:
             stack.enter_context(installed_package(tmp_path, name, group, place))
         yield
+    reducers.reducers.cache_clear()
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", "")).startswith(str(tmp_path)):
             del sys.modules[name]
@@ -66,7 +70,11 @@ def test_there_are_snippets() -> None:
 
 def test_the_configuration_reference_is_current() -> None:
     """Write it anew with `python docs/make.py`."""
-    assert (ROOT / "docs" / "configuration.md").read_text() == load_make().configuration()
+    make = load_make()
+    assert (ROOT / "docs" / "configuration.md").read_text() == make.configuration()
+    text = (ROOT / "docs" / "reducers.md").read_text()
+    assert text == make.reducers_page(text)
+    assert "| `tome` | Merge similar tokens" in text and "| `choice_loss` |" in text
 
 
 def test_the_list_of_openclip_models_is_current() -> None:

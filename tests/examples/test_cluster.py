@@ -104,7 +104,7 @@ def test_lavis(name: str, settings: dict[str, str], tmp_path: Path) -> None:
     config = omegaconf.OmegaConf.load(ROOT / given["cfg_path"])
     config.merge_with_dotlist(given["more"])
     assert config.run.max_epoch == 5 and config.run.amp is True and config.run.distributed is True
-    assert config.model.elip.preset == "fast" and config.model.vit_grad_ckpt is True
+    assert config.model.elip.preset == "half" and config.model.vit_grad_ckpt is True
     assert config.model.queue_size % (4 * config.run.batch_size_train) == 0
     check_by_lavis(ROOT / given["cfg_path"], given["more"])
 

@@ -107,5 +107,5 @@ def test_it_is_measured_beside_the_others() -> None:
 def test_a_name_that_is_taken_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Lowest, "name", "evit")
     reducers.cache_clear()
-    with pytest.raises(ConfigError, match=r"takes a name that .*evit has"):
+    with pytest.raises(ConfigError, match=r"takes the name 'evit', which .*evit has"):
         reducers()
