@@ -403,7 +403,7 @@ def test_the_command(
     shown = CliRunner().invoke(app, looked, catch_exceptions=False).output
     assert f"elip show --model elip-half-{MODEL}" in shown
     (row,) = made["photos short"].splitlines()[2:]
-    assert row.startswith("| tome | alike tokens") and row.count(" (2) |") == 2
+    assert row.startswith("| tome | similar tokens") and row.count(" (2) |") == 2
     assert "- scratch: tome, equal steps: seeds 2, 3, 4, 5, 6, 7\n" in made["photos missing"]
     assert "- unseen: tome, equal operations: seeds 0, 1, 2" in made["photos missing"]
     assert "| not trained yet | - | 0 of 8 |" in made["photos answers"]
