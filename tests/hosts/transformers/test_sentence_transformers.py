@@ -36,9 +36,10 @@ def model(tmp_path: Path) -> Any:
     return st.SentenceTransformer(str(folder), device="cpu")
 
 
-def test_its_losses_prune_by_the_image_alone(model: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", ["half", {"preset": "fast", "text_weight": 0.0}], ids=str)
+def test_its_losses_prune_by_the_image_alone(model: Any, config: Any, tmp_path: Path) -> None:
     clip = next(m for m in model.modules() if isinstance(m, hf.CLIPModel))
-    handle = elip_plugin.apply(clip, {"preset": "fast", "text_weight": 0.0})
+    handle = elip_plugin.apply(clip, config)
     pictures = [Image.new("RGB", (64, 64), colour) for colour in COLOURS.values()]
     texts = [f"a {name} picture" for name in COLOURS]
     prepare = getattr(model, "preprocess", model.tokenize)

@@ -88,6 +88,24 @@ def test_merged_adapters_choose_the_same_and_removing_is_bitwise(family: str) ->
     assert torch.equal(merged(**batch).image_embeds, base(**batch).image_embeds)
 
 
+@pytest.mark.parametrize("family", list(TARGETS))
+def test_half_merges_by_the_keys_of_the_adapters(family: str) -> None:
+    """Merged into the weights or not, the same tokens merge; without adapters others."""
+    model, batch = make(family), inputs()
+    elip_plugin.apply(model, "half")
+    adapted = adapt(model, family)
+    with elip_plugin.find_handle(adapted).trace() as trace:
+        out = adapted(**batch).image_embeds
+        before = [stage.groups for stage in trace.stages]
+        with adapted.disable_adapter():
+            adapted(**batch)
+        assert not all(torch.equal(a, s.groups) for a, s in zip(before, trace.stages))
+        merged = adapted.merge_and_unload()(**batch).image_embeds
+        after = [stage.groups for stage in trace.stages]
+    assert len(before) > 3 and all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    torch.testing.assert_close(merged, out)
+
+
 def test_saved_adapters_name_the_base_model(tmp_path: Path) -> None:
     model = make("clip")
     model.save_pretrained(tmp_path / "base")

@@ -170,7 +170,7 @@ def test_pruning_fits_the_tower(merged: Any) -> None:
         ElipConfig.from_mapping(model["elip"]), num_patches=(side // patch) ** 2, depth=depth
     )
     assert side % patch == 0
-    assert len(made.stages) == (1 if depth == 4 else 3)
+    assert made.stages and 0.25 < made.removed < 0.55
     for section in merged["datasets"].values():
         assert {processor["image_size"] for processor in section["vis_processor"].values()} == {
             side
