@@ -10,25 +10,26 @@ PYTHON ?= $(call find_python,python3 python3.13 python3.12 python3.11 python3.10
 # LAVIS' pins have wheels for Python up to 3.11 only.
 PYTHON_LAVIS ?= $(call find_python,$(PYTHON) python3.11 python3.10,11)
 
+# Packages are compiled when they are imported, which most of their modules never are.
 # .venv: LAVIS' own pins with the OpenCLIP they resolve to; .venv-openclip: the newest OpenCLIP.
 .venv/ready: pyproject.toml elip.pth
 	$(PYTHON_LAVIS) -m venv .venv
-	.venv/bin/pip install -q -e '.[all,test]'
+	.venv/bin/pip install -q --no-compile -e '.[all,test]'
 	touch $@
 
 .venv-openclip/ready: pyproject.toml elip.pth
 	@test -n "$(PYTHON)" || { echo "no Python 3.10 to 3.13 with venv was found: install one, or" \
 	  "name one by PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv .venv-openclip
-	.venv-openclip/bin/pip install -q -e '.[open-clip,transformers,export,demo,test]' 'peft>=0.14'
+	.venv-openclip/bin/pip install -q --no-compile -e '.[open-clip,transformers,export,demo,test]' 'peft>=0.14'
 	touch $@
 
 # LAVIS beside libraries newer than its pins, which it is installed without.
 .venv-lavis-new/ready: pyproject.toml elip.pth
 	$(PYTHON_LAVIS) -m venv .venv-lavis-new
-	.venv-lavis-new/bin/pip install -q -e '.[lavis-new,transformers,demo,test]' \
+	.venv-lavis-new/bin/pip install -q --no-compile -e '.[lavis-new,transformers,demo,test]' \
 	  'sentence-transformers[train]>=5'
-	.venv-lavis-new/bin/pip install -q --no-deps salesforce-lavis==1.0.2
+	.venv-lavis-new/bin/pip install -q --no-compile --no-deps salesforce-lavis==1.0.2
 	touch $@
 
 # Two tests at a time, each with one thread; neighbours run in one process, which makes their models
@@ -92,7 +93,7 @@ release: .venv-openclip/ready
 test-wheel: release
 	rm -rf .venv-wheel
 	$(PYTHON) -m venv .venv-wheel
-	.venv-wheel/bin/pip install -q "$$(ls dist/*.whl)[open-clip,demo]" 'pytest>=8' 'pytest-xdist>=3.5'
+	.venv-wheel/bin/pip install -q --no-compile "$$(ls dist/*.whl)[open-clip,demo]" 'pytest>=8' 'pytest-xdist>=3.5'
 	cd dist && ELIP_EXPECT_WHEEL=1 ../.venv-wheel/bin/python $(PYTEST) -c ../pyproject.toml -o pythonpath=tests \
 	  -m "not slow" $(addprefix ../tests/,core test_golden.py test_plan.py hosts/open_clip/test_open_clip.py hosts/test_names.py measure/test_preview.py visualize)
 
