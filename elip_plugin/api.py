@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from elip_plugin.config import ElipConfig
 from elip_plugin.core.trace import Trace
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.hosts.registry import find_host
+from elip_plugin.hosts.anyvit.check import checked
+from elip_plugin.hosts.registry import describe, find_host
+from elip_plugin.patching.description import Description
 from elip_plugin.patching.install import find_pruner, find_pruners, install
 from elip_plugin.patching.swap import find_patched, restore
 from elip_plugin.patching.wrappers import unwrap
@@ -115,12 +117,16 @@ class Handle:
             pruner.progress.update(step, total_steps)
 
 
-def apply(model: nn.Module, config: ElipConfig | Mapping[str, Any] | str | None = None) -> Handle:
+def apply(
+    model: nn.Module | Description, config: ElipConfig | Mapping[str, Any] | str | None = None
+) -> Handle:
     """Prune the vision tower of a model in place.
 
     Args:
-        model: A model of OpenCLIP, LAVIS or transformers, or its vision tower by itself; wrappers
-            such as a `PeftModel` are looked through.
+        model: A model of OpenCLIP, LAVIS or transformers, its vision tower by itself, or any model
+            with a vision transformer of the usual parts; wrappers such as a `PeftModel` are looked
+            through. Or a description of one, such as `elip_plugin.describe` makes, which is checked
+            by numbers first.
         config: A configuration, a mapping for `ElipConfig.from_mapping`, a preset's name, or a
             file such as `elip plan -o plan.yaml` writes; None for the default preset, or what the
             host says of this kind of model.
@@ -140,16 +146,16 @@ def apply(model: nn.Module, config: ElipConfig | Mapping[str, Any] | str | None 
         >>> handle.plan.tokens
         (50, 46, 42, 38, 34, 30, 26, 21, 17, 13, 9, 5)
     """
-    model = unwrap(model)
-    if any(True for _ in find_patched(model)):
+    module = unwrap(model.module if isinstance(model, Description) else model)
+    if any(True for _ in find_patched(module)):
         raise UnsupportedModelError(
             "this model is pruned by ELIP already; call find_handle(model).remove() first"
         )
-    description = find_host(model).describe(model)
+    description = checked(model) if isinstance(model, Description) else describe(module)
     if not isinstance(config, ElipConfig):
         config = ElipConfig.from_mapping(description.default if config is None else config)
     install(description, config)
-    return Handle(model)
+    return Handle(module)
 
 
 def find_handle(model: nn.Module) -> Handle:

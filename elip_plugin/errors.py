@@ -28,6 +28,10 @@ class UnsupportedModelError(ElipError, TypeError):
     """A model, tower or mode that cannot be pruned."""
 
 
+class UnknownTowerError(UnsupportedModelError):
+    """A tower that its host does not know, and that may be described as any other ViT."""
+
+
 class MissingHostError(ElipError, ImportError):
     """A host library that is not installed."""
 

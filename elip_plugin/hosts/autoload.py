@@ -32,6 +32,7 @@ HOSTS = {
     "open_clip": "elip_plugin.hosts.open_clip:HOST",
     "lavis": "elip_plugin.hosts.lavis:HOST",
     "transformers": "elip_plugin.hosts.transformers:HOST",
+    "torch": "elip_plugin.hosts.anyvit:HOST",
 }
 """Our own hosts by their top-level module: the one list, which the entry points repeat."""
 

@@ -19,11 +19,13 @@ from elip_plugin.errors import (
     ElipError,
     MissingHostError,
     UnknownModelError,
+    UnknownTowerError,
     UnsupportedModelError,
     nearest,
 )
 from elip_plugin.hosts import autoload
 from elip_plugin.hosts.contracts import Catalogue, Host, ModelName
+from elip_plugin.patching.description import Description
 from elip_plugin.patching.swap import Patched
 from elip_plugin.patching.wrappers import unwrap
 
@@ -157,6 +159,40 @@ def _ask_catalogues(
             yield name, answer
 
 
+def _names_of(module: nn.Module) -> list[str]:
+    """List the hosts of a model's class and of those it derives from, the most derived first.
+
+    Torch, from which all classes derive, comes last: its host is `anyvit`.
+    """
+    by_module = {host.module: name for name, host in hosts().items()}
+    roots = (cls.__module__.partition(".")[0] for cls in type(module).__mro__)
+    return list(dict.fromkeys(by_module[root] for root in roots if root in by_module))
+
+
+def describe(module: nn.Module) -> Description:
+    """Describe a model by its host, or as any ViT where its host does not know its tower.
+
+    Args:
+        module: A model or tower, wrapped or not; nothing of it changes.
+
+    Returns:
+        Its description.
+
+    Raises:
+        UnsupportedModelError: If it cannot be pruned, with what its host says first.
+    """
+    module = unwrap(module)
+    host = find_host(module)
+    try:
+        return host.describe(module)
+    except UnknownTowerError as refusal:
+        last = load_host(_names_of(module)[-1])
+        try:
+            return last.describe(module)
+        except UnsupportedModelError as error:
+            raise UnsupportedModelError(f"{refusal}; as any other ViT: {error}") from error
+
+
 def find_host(module: nn.Module) -> Host:
     """Return the host of a model or tower, wrapped or not; no other host is imported.
 
@@ -164,14 +200,8 @@ def find_host(module: nn.Module) -> Host:
     cannot prune a class that it derived from another's, the other is asked.
     """
     module = unwrap(module)
-    by_module = {host.module: name for name, host in hosts().items()}
-    roots = (cls.__module__.partition(".")[0] for cls in type(module).__mro__)
-    names = list(dict.fromkeys(by_module[root] for root in roots if root in by_module))
-    if not names:
-        raise UnsupportedModelError(
-            f"{type(module).__name__} comes from none of the hosts {sorted(hosts())}; pass one of "
-            "their models or vision towers"
-        )
+    names = _names_of(module)
+    names = names[:-1] or names  # torch's own, the last, is for models of no other
     for name in names[:-1]:
         with suppress(UnsupportedModelError, MissingHostError):  # too old, not whole, or not its
             host = load_host(name)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from elip_plugin.core.guide import project_to_vision_width
-from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.errors import UnknownTowerError, UnsupportedModelError
 from elip_plugin.hosts.transformers import blip, guide, towers
 from elip_plugin.hosts.transformers.guide import linear_maps, text_features
 from elip_plugin.hosts.transformers.saving import ModelSwap, PrunedModel
@@ -135,7 +135,7 @@ def _describe_tower(module: Any) -> Tower:
     if type(getattr(tower, "encoder", None)) in towers.ENCODERS:
         return towers.describe(tower)
     known = [family.prefix for family in towers.FAMILIES] + ["ViT"] * (vit is not None)
-    raise UnsupportedModelError(
+    raise UnknownTowerError(
         f"the vision tower {type(tower).__name__} of {type(module).__name__} cannot be pruned; "
         f"those of {known} can (SigLIP 2 at a fixed size is SigLIP's; NaFlex, whose tokens "
         "have masks, is not supported)"

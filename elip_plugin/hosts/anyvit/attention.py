@@ -1,0 +1,226 @@
+"""A block's attention: found by what the block computes, or refused with what differs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.hosts.anyvit.copies import Event, close, difference
+
+SCALES = ("scale", "scaling", "softmax_scale", "attn_scale", "scale_factor")
+"""Attributes in which blocks keep the factor on the logits."""
+
+
+class Attention(NamedTuple):
+    """What a block's attention is made of, and what it computed.
+
+    Attributes:
+        input: The normalised tokens that it reads [B, T, D].
+        projections: As in `Parts`.
+        heads: Heads H.
+        scale: Factor on the logits; None for (A / H) ** -0.5.
+        norms: Paths of what normalises the heads' queries and keys; "" for nothing.
+        output: Paths that its result has passed through inside of one module.
+        result: What it gives after these, from heads joined [B, T, .].
+    """
+
+    input: Tensor
+    projections: tuple[str, ...]
+    heads: int
+    scale: float | None
+    norms: tuple[str, str]
+    output: tuple[str, ...]
+    result: Tensor
+
+
+def mix(projected: Sequence[Tensor], heads: int, scale: float | None, norms: Any = None) -> Tensor:
+    """Compute an attention's result, heads joined, of queries, keys and values [B, T, A] each."""
+    q, k, v = (y.unflatten(-1, (heads, -1)).transpose(1, 2) for y in projected)
+    if norms is not None:
+        q, k = norms[0](q), norms[1](k)
+    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
+
+
+def is_linear(event: Event) -> bool:
+    """Tell whether an event is that of a linear layer."""
+    weight = getattr(event.module, "weight", None)
+    shape = (event.output.shape[-1], event.input.shape[-1])
+    return isinstance(weight, Tensor) and tuple(weight.shape) == shape
+
+
+def projections_of(event: Event) -> tuple[Tensor, ...]:
+    """Return what an `nn.MultiheadAttention` projects its input to, three times [B, T, A]."""
+    attn: Any = event.module
+    if attn.in_proj_weight is None or attn.bias_k is not None or attn.add_zero_attn:
+        raise UnsupportedModelError(
+            f"the attention's projections: {event.path!r} is an nn.MultiheadAttention with kdim, "
+            "vdim, add_bias_kv or add_zero_attn"
+        )
+    return F.linear(event.input, attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=-1)
+
+
+def find_attention(block: nn.Module, events: Sequence[Event], depends: Callable[[], str]) -> Attention:
+    """Find the attention of a block among the modules that it called.
+
+    Args:
+        block: The block.
+        events: What it called, on random tokens.
+        depends: Says how its result depends on the tokens' positions, as a clause; "" for not.
+
+    Returns:
+        The attention.
+
+    Raises:
+        UnsupportedModelError: If there is none of the usual kind, with what differs.
+    """
+    for event in events:
+        if isinstance(event.module, nn.MultiheadAttention):
+            return _from_multihead(event, depends)
+        if is_linear(event):
+            return _from_linear(block, events, event, depends)
+    raise UnsupportedModelError("the attention: the block calls no linear layer")
+
+
+def _from_multihead(event: Event, depends: Callable[[], str]) -> Attention:
+    attn: Any = event.module
+    projected, project = projections_of(event), attn.out_proj
+    result = project(mix(projected, attn.num_heads, None))
+
+    def distance(joined: Tensor) -> float:
+        return difference(project(joined), event.output)
+
+    if not close(result, event.output):
+        refuse_attention(projected, attn.num_heads, distance, depends)
+    path = event.path
+    packed = (f"{path}.in_proj_weight", f"{path}.in_proj_bias")
+    output = (f"{path}.out_proj",)
+    return Attention(event.input, packed, attn.num_heads, None, ("", ""), output, result)
+
+
+def _from_linear(
+    block: nn.Module, events: Sequence[Event], first: Event, depends: Callable[[], str]
+) -> Attention:
+    linear = [event for event in events if is_linear(event)]
+    together = [event for event in linear if close(event.input, first.input)]
+    widths = [event.output.shape[-1] for event in together]
+    reading = [event for event in linear if event not in together]
+    if any(3 * event.input.shape[-1] == widths[0] for event in reading):
+        chosen, width = together[:1], widths[0] // 3
+        orders = [first.output.chunk(3, dim=-1)]
+        paths: list[tuple[str, ...]] = [(f"{first.path}.weight", f"{first.path}.bias")]
+    else:
+        chosen, width = [e for e in together if e.output.shape[-1] == widths[0]], widths[0]
+        if len(chosen) != 3:
+            raise UnsupportedModelError(
+                f"the attention's projections: {[event.path for event in together]} read the same "
+                f"tokens and give {widths} numbers each; usual is one of three times a width, or "
+                "three of one width, without a gate and without keys that heads share"
+            )
+        turns = list(itertools.permutations(chosen))
+        orders = [tuple(event.output for event in turn) for turn in turns]
+        paths = [tuple(event.path for event in turn) for turn in turns]
+    targets = [event.input for event in reading if event.input.shape[-1] == width]
+
+    def distance(joined: Tensor) -> float:
+        return min((difference(joined, y) for y in targets if y.shape == joined.shape), default=9.0)
+
+    for h in divisors(width):
+        for norms in head_norms(events, width // h):
+            called = [block.get_submodule(path) for path in norms if path] or None
+            for projected, path in zip(orders, paths, strict=True):
+                for scale in _scales(block, width // h):
+                    joined = mix(projected, h, scale, called)
+                    if close_to_any(joined, targets):
+                        return Attention(first.input, path, h, scale, norms, (), joined)
+    refuse_attention(orders[0], None, distance, depends)
+
+
+def close_to_any(y: Tensor, targets: Sequence[Tensor]) -> bool:
+    """Tell whether a tensor equals one of others to rounding."""
+    return any(close(y, target) for target in targets)
+
+
+def head_norms(events: Sequence[Event], size: int) -> Iterator[tuple[str, str]]:
+    """Iterate over the paths of what may normalise queries and keys of a size per head."""
+    found = [
+        event.path
+        for event in events
+        if event.input.ndim == 4 and event.input.shape[-1] == size and not event.does_nothing
+    ]
+    if len(found) == 2:
+        yield found[0], found[1]
+        yield found[1], found[0]
+    else:
+        yield "", ""
+
+
+def _scales(block: nn.Module, size: int) -> list[float | None]:
+    usual, found = size**-0.5, []
+    for module in block.modules():
+        given = (getattr(module, name, None) for name in SCALES)
+        found += [s for s in given if isinstance(s, float) and not math.isclose(s, usual)]
+    return [None, *dict.fromkeys(found)]
+
+
+def divisors(width: int) -> list[int]:
+    """List the numbers of heads that a width allows."""
+    return [n for n in range(1, width + 1) if width % n == 0]
+
+
+def refuse_attention(
+    projected: Sequence[Tensor],
+    heads: int | None,
+    distance: Callable[[Tensor], float],
+    depends: Callable[[], str],
+) -> NoReturn:
+    """Refuse an attention that is not softmax(scale * q k) v, with what differs.
+
+    Args:
+        projected: Queries, keys and values [B, T, A] each.
+        heads: The number of heads that it should have; None for any.
+        distance: How far a result, heads joined [B, T, A], is from that of the block.
+        depends: Says how the block's result depends on the tokens' positions, as a clause.
+
+    Raises:
+        UnsupportedModelError: Always.
+    """
+    by_position = depends()
+    if by_position:
+        raise UnsupportedModelError(f"the attention: {by_position}")
+    width = projected[0].shape[-1]
+    for h in divisors(width):
+        scale, usual = _fitted_scale(projected, h, distance), (width // h) ** -0.5
+        if scale is not None and heads in (h, None):
+            raise UnsupportedModelError(
+                f"the attention's scale: it multiplies the products of queries and keys by "
+                f"{scale:.6g}, and the usual one for {h} heads is {usual:.6g}; another must be a "
+                f"number among the block's attributes, called one of {', '.join(SCALES)}"
+            )
+        if scale is not None:
+            raise UnsupportedModelError(f"the attention's heads: it has {h}, and not {heads}")
+    raise UnsupportedModelError(
+        "the attention: its result is not softmax(scale * q k) v of the heads' queries, keys and "
+        "values (they may be normalised, ordered or packed otherwise, or heads mixed or gated)"
+    )
+
+
+def _fitted_scale(
+    projected: Sequence[Tensor], heads: int, distance: Callable[[Tensor], float]
+) -> float | None:
+    """Find the scale that explains the result; None if there is none."""
+
+    def far(log: float) -> float:
+        return distance(mix(projected, heads, math.exp(log)))
+
+    step = 0.25
+    best = min((i * step for i in range(-48, 25)), key=far)
+    while step > 1e-9:
+        step /= 2
+        best = min((best - step, best, best + step), key=far)
+    return math.exp(best) if far(best) < 1e-6 else None

@@ -1,0 +1,176 @@
+"""Checking descriptions by numbers: a block rebuilt from its parts must equal the block itself."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from elip_plugin.core.blocks import look_ahead
+from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.hosts.anyvit.attention import (
+    close_to_any,
+    is_linear,
+    projections_of,
+    refuse_attention,
+)
+from elip_plugin.hosts.anyvit.copies import (
+    TOLERANCE,
+    Event,
+    close,
+    copied,
+    difference,
+    draw_weights,
+    random_tokens,
+    record,
+    without_traces,
+)
+from elip_plugin.hosts.anyvit.reading import dependence
+from elip_plugin.hosts.anyvit.stack import Calling
+from elip_plugin.patching.description import Description, Tower
+from elip_plugin.patching.swap import Swap
+
+LAYOUTS = (Calling(), Calling(sequence_first=True))
+"""How blocks may be called where the description does not say it."""
+
+
+def checked(description: Description) -> Description:
+    """Return a description whose towers are checked by numbers; see `check`."""
+    for tower in (description.tower, description.momentum):
+        if tower is not None:
+            check(tower)
+    return description
+
+
+def check(tower: Tower) -> float:
+    """Check each block of a tower against its description.
+
+    Copies run in float64, with their own weights on as many random tokens as the tower has, and
+    with random weights on a few.
+
+    Args:
+        tower: The tower; nothing of it changes.
+
+    Returns:
+        The largest difference found, over the largest value.
+
+    Raises:
+        UnsupportedModelError: If a block differs, with the part that does.
+    """
+    given = tower.stack.attributes.get("elip_calling")
+    callings = LAYOUTS if given is None else (given,)
+    shape, largest = tower.shape, 0.0
+    with without_traces():
+        few = random_tokens(shape.width)
+        all_tokens = random_tokens(shape.width, shape.prefix + shape.num_patches, batch=1)
+        for i, swap in enumerate(tower.blocks):
+            try:
+                # Windows and the like may hold a few tokens, and not all of a tower.
+                found = [
+                    _check_block(swap, few, callings, drawn=True),
+                    _check_block(swap, all_tokens, callings, drawn=False),
+                ]
+            except UnsupportedModelError as error:
+                name = type(swap.module).__name__
+                raise UnsupportedModelError(f"block {i} ({name}) cannot be pruned: {error}") from error
+            largest = max(largest, *found)
+    return largest
+
+
+def _check_block(swap: Swap, x: Tensor, callings: Sequence[Calling], *, drawn: bool) -> float:
+    """Compare a block by whichever of some callings it runs."""
+    refusals = []
+    for calling in callings:
+        block = copied(swap.module)
+        if drawn:
+            draw_weights(block)
+        try:
+            return _compare(block, swap, x, calling)
+        except UnsupportedModelError as error:
+            refusals.append(error)
+    raise refusals[0]
+
+
+def _compare(block: Any, swap: Swap, x: Tensor, calling: Calling) -> float:
+    events, out = record(block, x, calling)
+    with torch.no_grad():
+        Swap(block, swap.patched, swap.attributes).apply()
+        try:
+            rebuilt = look_ahead(block, x)
+            q, k, _ = block.queries_keys_values(x)
+            query, keys = block.query_and_keys(x[:, :1], x)
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"its description does not run ({type(error).__name__}: {error})"
+            ) from error
+        if not close(rebuilt, out):
+            _refuse(block, events, x, functools.partial(dependence, block, x, out, calling))
+        if not (close(query, q[:, :, :1]) and close(keys, k)):
+            raise UnsupportedModelError(
+                "query_and_keys of its description gives other queries and keys than "
+                "queries_keys_values does"
+            )
+        return difference(rebuilt, out)
+
+
+def _refuse(
+    block: Any, events: Sequence[Event], x: Tensor, depends: Callable[[], str]
+) -> NoReturn:
+    """Refuse a block whose description differs from it, with the part that does."""
+    q, k, v = block.queries_keys_values(x)
+    mixed = F.scaled_dot_product_attention(q, k, v, scale=block.elip_scale)
+    added, joined = block.attention_output(mixed), mixed.transpose(1, 2).flatten(2)
+    inputs, outputs = [event.input for event in events], [event.output for event in events]
+    if close_to_any(x + added, inputs):
+        if close_to_any(block.feed_forward(x + added), outputs):
+            raise UnsupportedModelError(
+                "what the MLP adds: its result is as described, and the tokens after it are not (a "
+                "gate, a scale or a norm after it)"
+            )
+        raise UnsupportedModelError("the MLP, or the norm before it, is not as described")
+    projected = [y.transpose(1, 2).flatten(2) for y in (q, k, v)]
+    made = [part for event in events for part in _projected(event)]
+    for name, part in zip(("queries", "keys", "values"), projected, strict=True):
+        if not close_to_any(part, made):
+            raise UnsupportedModelError(
+                f"the {name}: the block makes no such ones (its norm before the attention, its "
+                "projections or a norm of each head is not as described)"
+            )
+
+    def distance(joined: Tensor) -> float:
+        return min((_distance(event, joined) for event in events), default=9.0)
+
+    if distance(joined) > TOLERANCE:
+        refuse_attention(projected, q.shape[1], distance, depends)
+    if close_to_any(added, outputs):
+        raise UnsupportedModelError(
+            "what reads the attention's result: it is as described, and no part reads the tokens "
+            "with it added (parallel blocks, or a factor on the tokens)"
+        )
+    raise UnsupportedModelError(
+        "what the attention adds: its result is as described, and what it passes through is not "
+        "(its projection, a gate, a scale or a norm after it)"
+    )
+
+
+def _projected(event: Event) -> Sequence[Tensor]:
+    """Return what an event may have made of queries, keys or values [B, T, A]."""
+    y = event.output
+    if isinstance(event.module, nn.MultiheadAttention):
+        return projections_of(event)
+    if y.ndim == 4:  # each head normalised
+        return y.flatten(2), y.transpose(1, 2).flatten(2)
+    return (y, *y.chunk(3, dim=-1)) if is_linear(event) else ()
+
+
+def _distance(event: Event, joined: Tensor) -> float:
+    """Compute how far an attention's result, heads joined, is from what an event read or made."""
+    if isinstance(event.module, nn.MultiheadAttention):
+        return difference(event.module.out_proj(joined), event.output)
+    reads = is_linear(event) and event.input.shape == joined.shape
+    return difference(joined, event.input) if reads else math.inf

@@ -1,0 +1,90 @@
+"""Describing a vision transformer of no known host: find its tower, read its blocks, check both."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from elip_plugin.hosts.anyvit.check import check
+from elip_plugin.hosts.anyvit.copies import returns_tuple, without_traces
+from elip_plugin.hosts.anyvit.entry import enter
+from elip_plugin.hosts.anyvit.finder import find_tower, sides_of
+from elip_plugin.hosts.anyvit.reading import read
+from elip_plugin.hosts.anyvit.rehearsal import rehearse
+from elip_plugin.hosts.anyvit.stack import AnyTower, BlockList
+from elip_plugin.patching.blocks import PrunableBlock
+from elip_plugin.patching.description import Description, Tower, TowerShape
+from elip_plugin.patching.named import patched_class
+from elip_plugin.patching.parts import Parts, parts_block
+from elip_plugin.patching.swap import Swap
+from elip_plugin.patching.wrappers import unwrap
+
+
+def describe(
+    model: nn.Module,
+    *,
+    blocks: str | None = None,
+    block: Parts | type[PrunableBlock] | None = None,
+    scale: float | None = None,
+    image_size: int | tuple[int, int] | None = None,
+) -> Description:
+    """Describe a vision transformer of no known host, and check the description by numbers.
+
+    What is not given is found by running copies. Nothing of the model changes.
+
+    Args:
+        model: A model with a vision transformer, or the transformer by itself.
+        blocks: Path of the list of its blocks, such as "visual.layers".
+        block: Where its blocks have their parts, or their patched class.
+        scale: Factor on the attention's logits; with `block`, None for (A / H) ** -0.5.
+        image_size: Pixels of a side of its images, or rows and columns.
+
+    Returns:
+        A description, for `apply`.
+
+    Raises:
+        UnsupportedModelError: If there is no tower of usual blocks, with what differs.
+
+    Example:
+        >>> from torchvision.models import VisionTransformer
+        >>> description = describe(VisionTransformer(32, 8, 12, 2, 32, 64))
+        >>> description.tower.shape
+        TowerShape(num_patches=16, depth=12, width=32, prefix=1, class_query=True, frozen=False)
+    """
+    model = unwrap(model)
+    sides = sides_of(model)
+    if image_size is not None:
+        sides = [(image_size, image_size) if isinstance(image_size, int) else image_size]
+    with without_traces():
+        place, trial = find_tower(model, blocks, sides)
+        tower: Any = model.get_submodule(place.tower)
+        listed: Any = tower.get_submodule(place.blocks)
+        entered = enter(trial)
+        calling = replace(
+            entered.calling, as_tuple=returns_tuple(listed[0], entered.width, entered.calling)
+        )
+        if block is None:
+            block, scale = read(listed[0], entered.width, calling)
+        tail = rehearse(trial, place, calling, entered)
+    patched = parts_block(type(listed[0]), block) if isinstance(block, Parts) else block
+    described = Tower(
+        TowerShape(
+            entered.num_patches,
+            len(listed),
+            entered.width,
+            entered.prefix,
+            tail.class_query,
+            frozen=not any(weight.requires_grad for weight in tower.parameters()),
+        ),
+        Swap(listed, patched_class(BlockList, type(listed)), {"elip_calling": calling}),
+        tuple(Swap(each, patched, {"elip_scale": scale}) for each in listed),
+        others=(Swap(tower, patched_class(AnyTower, type(tower)), {"elip_norm_path": tail.norm}),),
+        random_blocks=True,
+        module=tower,
+        patch_embed=tower.get_submodule(entered.patch_embed) if entered.patch_embed else None,
+        norm="elip_norm" if tail.norm else "",
+    )
+    check(described)
+    return Description(model, described)

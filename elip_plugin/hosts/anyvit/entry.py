@@ -1,0 +1,113 @@
+"""The tokens that enter a tower's first block: their layout, their prefix and their order."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.hosts.anyvit.finder import IMAGES, Trial
+from elip_plugin.hosts.anyvit.stack import Calling
+
+
+class Entry(NamedTuple):
+    """What enters the first block of a tower, as numbers of a `TowerShape`.
+
+    Attributes:
+        num_patches: Patches N.
+        prefix: Prefix tokens P.
+        width: Width D.
+        calling: How the blocks are called; what they return is not known yet.
+        patch_embed: Path of the convolution that makes each token of one patch; "" for none.
+    """
+
+    num_patches: int
+    prefix: int
+    width: int
+    calling: Calling
+    patch_embed: str
+
+
+def enter(trial: Trial) -> Entry:
+    """Find out what enters the first block of a tower.
+
+    Args:
+        trial: A trial of the tower.
+
+    Returns:
+        The numbers.
+
+    Raises:
+        UnsupportedModelError: If the tokens are not a prefix and one token of each patch, row by
+            row, or if the blocks are given tensors besides.
+    """
+    images = trial.images
+    (x, args, options), convolved = _enter_recording(trial, images)
+    calling = Calling(x.shape[0] != IMAGES, False, args, options)
+    refuse_tensors(calling)
+    x = calling.turned(x)
+
+    def changed(rows: slice, columns: slice) -> Tensor:
+        """Return by how much each token changes with some pixels [T]."""
+        other = images.clone()
+        other[:, :, rows, columns] += 1.0
+        tokens = calling.turned(trial.enter(other)[0])
+        return (tokens - x).abs().amax(dim=(0, 2))
+
+    if not torch.equal(calling.turned(trial.enter(images)[0]), x):
+        raise UnsupportedModelError("the tokens that enter its blocks are random (masked patches)")
+    grid = tuple(next(reversed(convolved.values())).shape[2:]) if convolved else (0, 0)
+    prefix = x.shape[1] - grid[0] * grid[1]
+    if not convolved or prefix < 0:
+        prefix = int((changed(slice(None), slice(None)) > 0).int().argmax())
+        side = round((x.shape[1] - prefix) ** 0.5)
+        grid = side, side
+    rows, columns = (pixels // max(count, 1) for pixels, count in zip(images.shape[2:], grid))
+    places = {0: (0, 0), 1: (0, 1), grid[0] * grid[1] - 1: (grid[0] - 1, grid[1] - 1)}
+    apart = len(convolved) == 1
+    for number, (row, column) in places.items():
+        patch = slice(row * rows, (row + 1) * rows), slice(column * columns, (column + 1) * columns)
+        change = changed(*patch)[prefix:]
+        if prefix + grid[0] * grid[1] != x.shape[1] or int(change.argmax()) != number:
+            raise UnsupportedModelError(
+                f"the tokens that enter its blocks: of {x.shape[1]}, none is made of patch {number} "
+                f"of a grid of {grid} alone at its place; usual are class and register tokens, "
+                "then one token of each patch, row by row"
+            )
+        apart &= int((change > 0).sum()) == 1
+    path = next(iter(convolved), "")
+    return Entry(grid[0] * grid[1], prefix, x.shape[2], calling, path if apart else "")
+
+
+def _enter_recording(trial: Trial, images: Tensor) -> tuple[Any, dict[str, Tensor]]:
+    """Enter a tower; return what its first block is given, and what convolutions made."""
+    made: dict[str, Tensor] = {}
+
+    def hook_for(path: str) -> Any:
+        def hook(module: nn.Module, args: Any, out: Tensor) -> None:
+            made[path] = out
+
+        return hook
+
+    hooks = [
+        module.register_forward_hook(hook_for(path))
+        for path, module in trial.tower.named_modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    entered = trial.enter(images)
+    for hook in hooks:
+        hook.remove()
+    return entered, made
+
+
+def refuse_tensors(calling: Calling) -> None:
+    """Refuse blocks that are given tensors besides the tokens."""
+    given = [*enumerate(calling.args, 1), *calling.options.items()]
+    found = {name: tuple(value.shape) for name, value in given if isinstance(value, Tensor)}
+    if found:
+        raise UnsupportedModelError(
+            f"its blocks are given tensors besides the tokens, {found} by their arguments: positions "
+            "(rotary ones, a bias) or a mask, which would have to follow the tokens that are left"
+        )

@@ -1,0 +1,215 @@
+"""Finding the vision tower of a model whose code is not known, and the list of its blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.hosts.anyvit.copies import copied, draw_weights
+
+IMAGES = 3
+"""Images of a batch on which towers are tried."""
+
+SIDES = (224, 384, 256, 336, 448, 512, 518, 196, 128, 96, 64, 32)
+"""Sides of images that are tried where no attribute names one that fits."""
+
+ATTRIBUTES = ("image_size", "img_size", "input_resolution", "input_size")
+"""Attributes in which modules and their configs keep the side of an image."""
+
+
+class Place(NamedTuple):
+    """Where a tower is.
+
+    Attributes:
+        tower: Path of the tower in the model; "" for the model itself.
+        blocks: Path of the list of its blocks in the tower.
+    """
+
+    tower: str
+    blocks: str
+
+
+class ReachedError(Exception):
+    """The first block was reached."""
+
+
+class Stub(nn.Module):
+    """Stands in the place of a block, and remembers what it is given.
+
+    Args:
+        seen: Where to note it: the tokens, and what is given besides.
+    """
+
+    def __init__(self, seen: list[Any]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def forward(self, x: Any, *args: Any, **options: Any) -> Any:
+        """Stop the forward."""
+        self.seen.append((x, args, options))
+        raise ReachedError
+
+
+@dataclass
+class Trial:
+    """A copy of a tower without its blocks, which runs on images up to the first of them.
+
+    Attributes:
+        tower: The copy.
+        images: Random images [B, 3, height, width].
+        seen: What the blocks were given.
+    """
+
+    tower: Any
+    images: Tensor
+    seen: list[Any]
+
+    def enter(self, images: Tensor) -> tuple[Any, Any, Any]:
+        """Run the tower up to its first block; return what that is given.
+
+        Args:
+            images: Images [B, 3, height, width].
+
+        Returns:
+            The tokens, the arguments after them and those by name.
+        """
+        self.seen.clear()
+        try:
+            with torch.no_grad():
+                self.tower(images)
+        except ReachedError:
+            found: tuple[Any, Any, Any] = self.seen[-1]
+            return found
+        raise UnsupportedModelError("it does not call the blocks of its list")
+
+
+def block_lists(model: nn.Module) -> Iterator[str]:
+    """Iterate over the paths of lists whose modules may be the blocks of a tower.
+
+    Args:
+        model: A model.
+
+    Yields:
+        Paths of those `ModuleList` and `Sequential` whose modules are two or more of one class,
+        each with two linear layers or more.
+    """
+    for path, module in model.named_modules():
+        if not isinstance(module, (nn.ModuleList, nn.Sequential)):
+            continue
+        kinds = {type(child) for child in module.children()}
+        if len(module) > 1 and len(kinds) == 1 and _has_layers(module[0]):
+            yield path
+
+
+def _has_layers(block: nn.Module) -> bool:
+    return sum(weight.ndim == 2 for weight in block.parameters()) >= 2
+
+
+def try_tower(model: nn.Module, place: Place, sides: Sequence[tuple[int, int]]) -> Trial:
+    """Try a module as the tower of some blocks.
+
+    Args:
+        model: The model; it stays as it is.
+        place: Where the module and its blocks are.
+        sides: Rows and columns of pixels to try.
+
+    Returns:
+        The trial whose blocks are given tokens.
+
+    Raises:
+        UnsupportedModelError: If there is none, with what happens on the first sides.
+    """
+    tower = model.get_submodule(place.tower)
+    seen: list[Any] = []
+    stubs: dict[int, Any] = {}
+    for path in block_lists(tower):
+        stubs |= {id(block): Stub([]) for block in tower.get_submodule(path).children()}
+    blocks: Any = tower.get_submodule(place.blocks)
+    stubs |= {id(block): Stub(seen) for block in blocks}
+    copy = copied(tower, stubs)
+    draw_weights(copy)
+    refusals: list[str] = []
+    for side in sides:
+        trial = Trial(copy, torch.rand(IMAGES, 3, *side, dtype=torch.float64), seen)
+        try:
+            tokens = trial.enter(trial.images)[0]
+        except Exception as error:  # as it is no tower, or has no such images
+            refusals.append(f"on images {(3, *side)}: {type(error).__name__}: {error}")
+            continue
+        if isinstance(tokens, Tensor) and tokens.ndim == 3 and IMAGES in tokens.shape[:2]:
+            return trial
+        shape = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
+        refusals.append(
+            f"its blocks are given {shape}, where tokens [B, T, D] or [T, B, D] are usual (of "
+            "windows, for example)"
+        )
+    raise UnsupportedModelError(refusals[0])
+
+
+def sides_of(model: nn.Module) -> list[tuple[int, int]]:
+    """List the sides of images to try: those that the model's attributes name, then usual ones."""
+    found: list[Any] = []
+    for module in model.modules():
+        for owner in (module, getattr(module, "config", None)):
+            found += [getattr(owner, name, None) for name in ATTRIBUTES]
+    pairs = [(side, side) if type(side) is int else side for side in (*found, *SIDES)]
+    whole = [tuple(side) for side in pairs if isinstance(side, (tuple, list)) and len(side) == 2]
+    fitting = [side for side in whole if all(type(n) is int and n > 1 for n in side)]
+    return list(dict.fromkeys(fitting))  # type: ignore[arg-type]  # of two
+
+
+def find_tower(
+    model: nn.Module, blocks: str | None, sides: Sequence[tuple[int, int]]
+) -> tuple[Place, Trial]:
+    """Find the tower of a model: the smallest module that runs on images and calls its blocks.
+
+    Args:
+        model: The model; it stays as it is.
+        blocks: Path of the list of its blocks; None to look for it.
+        sides: Rows and columns of pixels to try.
+
+    Returns:
+        Where it is, and a trial of it.
+
+    Raises:
+        UnsupportedModelError: If there is none, or more than one.
+    """
+    lists = list(block_lists(model)) if blocks is None else [blocks]
+    found: list[tuple[Place, Trial]] = []
+    refusals: list[str] = []
+    for path in lists:
+        names = path.split(".") if path else []
+        for end in range(len(names), -1, -1):
+            place = Place(".".join(names[:end]), ".".join(names[end:]))
+            if isinstance(model.get_submodule(place.tower), nn.ModuleList):
+                continue
+            try:
+                found.append((place, try_tower(model, place, sides)))
+                break
+            except UnsupportedModelError as error:
+                last = f"{path}: {place.tower or type(model).__name__} does not run: {error}"
+        else:
+            refusals.append(last)
+    if len(found) == 1:
+        return found[0]
+    name = type(model).__name__
+    if found:
+        paths = [f"{place.tower}.{place.blocks}".strip(".") for place, _ in found]
+        raise UnsupportedModelError(
+            f"{name} has several lists of blocks that run on images: {paths}; say which is the "
+            "tower's by elip_plugin.describe(model, blocks=...)"
+        )
+    if not lists:
+        raise UnsupportedModelError(
+            f"in {name} no list of blocks was found: a ModuleList or Sequential of modules of one "
+            "class, each with an attention and an MLP"
+        )
+    raise UnsupportedModelError(
+        f"in {name} no module was found that runs on images alone and calls these blocks. "
+        + "; ".join(refusals)
+    )

@@ -1,0 +1,225 @@
+"""Reading a block: which of its modules are the usual parts, by what each is given and gives."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.hosts.anyvit.attention import Attention, find_attention, is_linear
+from elip_plugin.hosts.anyvit.copies import (
+    Event,
+    close,
+    copied,
+    draw_weights,
+    random_tokens,
+    record,
+    run,
+)
+from elip_plugin.hosts.anyvit.stack import Calling
+from elip_plugin.patching.parts import Parts
+
+LEAVES_OUT = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
+"""Modules without weights that are no stochastic depth."""
+
+
+class Reading(NamedTuple):
+    """What a block is made of.
+
+    Attributes:
+        parts: Where its parts are.
+        scale: The factor on the attention's logits; None for the usual one.
+    """
+
+    parts: Parts
+    scale: float | None
+
+
+def read(block: nn.Module, width: int, calling: Calling) -> Reading:
+    """Read a block's parts off a copy with random weights, on random tokens.
+
+    Args:
+        block: The block; it stays as it is.
+        width: Width D of its tokens.
+        calling: How its tower calls it.
+
+    Returns:
+        Its parts.
+
+    Raises:
+        UnsupportedModelError: If a part is not of the usual kind, with which.
+    """
+    block = copied(block)
+    draw_weights(block)
+    x = random_tokens(width)
+    events, out = record(block, x, calling)
+    with torch.no_grad():
+        depends = functools.partial(dependence, block, x, out, calling)
+        attention = find_attention(block, events, depends)
+        norm_1 = _find_norm(events, x, attention)
+        middle, output = _find_output(block, events, x, attention)
+        norm_2, mlp = _find_mlp(block, events, middle, out)
+        sides = middle - x, out - middle
+        depth = [e for e in events if any(close(e.input, y) for y in sides) and leaves_out(e)]
+        refuse_dropout(block, [event.module for event in depth], x, out, calling)
+    parts = Parts(
+        norm_1,
+        attention.projections,  # type: ignore[arg-type]  # two or three
+        attention.heads,
+        (*attention.output, *output),
+        norm_2,
+        mlp,
+        *attention.norms,
+        stochastic_depth=depth[0].path if depth else "",
+    )
+    return Reading(parts, attention.scale)
+
+
+def dependence(block: nn.Module, x: Tensor, out: Tensor, calling: Calling) -> str:
+    """Say how a block's result depends on the positions of tokens, as a clause; "" if not."""
+    if close(run(block, x.flip(1), calling).flip(1), out):
+        return ""
+    other = x.clone()
+    other[:, 0] += 1.0
+    seen = (run(block, other, calling) - out).abs().amax(dim=(0, 2)) > 0
+    other = x.clone()
+    other[:, -1] += 1.0
+    seen &= (run(block, other, calling) - out).abs().amax(dim=(0, 2)) > 0
+    if not seen.all():
+        return "not all tokens attend to all others (windows, or a mask)"
+    return "it depends on the positions of the tokens (rotary ones, or a bias by position)"
+
+
+def _find_norm(events: Sequence[Event], x: Tensor, attention: Attention) -> str:
+    if close(attention.input, x):
+        raise UnsupportedModelError(
+            "the norm before the attention: the attention reads the tokens without one (post-norm)"
+        )
+    for event in events:
+        if close(event.input, x) and close(event.output, attention.input):
+            return event.path
+    raise UnsupportedModelError(
+        "the norm before the attention: what the attention reads is not what one module of the "
+        "block makes of the tokens"
+    )
+
+
+def _find_output(
+    block: nn.Module, events: Sequence[Event], x: Tensor, attention: Attention
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Find the tokens after the attention, and what its result passes through to be added."""
+    for event in events:
+        if event.input.shape == x.shape and not close(event.input, x):
+            output = find_way(block, events, attention.result, event.input - x)
+            if output is not None:
+                return event.input, output
+    read = [attention.input, x]
+    parallel = [e for e in events if is_linear(e) and any(close(e.input, y) for y in read)]
+    usual = 1 if len(attention.projections) == 2 else 3
+    if attention.output:  # nn.MultiheadAttention, whose projections are no events
+        usual = 0
+    if len(parallel) > usual or sum(close(e.input, x) and not e.does_nothing for e in events) > 1:
+        raise UnsupportedModelError(
+            "the MLP: it reads the tokens beside the attention, not after it (parallel blocks)"
+        )
+    raise UnsupportedModelError(
+        "what the attention adds: its result reaches the tokens by more than modules of the block "
+        "and tensors that scale it (a gate, or a factor on the tokens)"
+    )
+
+
+def _find_mlp(
+    block: nn.Module, events: Sequence[Event], middle: Tensor, out: Tensor
+) -> tuple[str, tuple[str, ...]]:
+    for event in events:
+        if close(event.input, middle) and not event.does_nothing:
+            mlp = find_way(block, events, event.output, out - middle)
+            if mlp is not None:
+                return event.path, mlp
+    raise UnsupportedModelError(
+        "the MLP: what the block adds to the tokens after the attention is not what they pass "
+        "through its modules to (a norm after it, a gate, a factor on the tokens, or functions "
+        "that are no attribute of the block)"
+    )
+
+
+def find_way(
+    block: nn.Module, events: Sequence[Event], start: Tensor, goal: Tensor
+) -> tuple[str, ...] | None:
+    """Find the shortest way from a tensor to another through a block's parts.
+
+    Args:
+        block: The block.
+        events: What it called.
+        start: The tensor that enters.
+        goal: The tensor that must come out.
+
+    Returns:
+        Paths as in `Parts.output`; None if there is no way.
+    """
+    ways: list[tuple[Tensor, tuple[str, ...]]] = [(start, ())]
+    seen = [start]
+    for y, way in ways:  # which grows: the shortest ways come first
+        if close(y, goal):
+            return way
+        for path, after in _steps_from(block, events, y):
+            if not any(close(after, other) for other in seen):
+                seen.append(after)
+                ways.append((after, (*way, path)))
+    for y, way in ways:
+        for path, weight in [*block.named_parameters(), *block.named_buffers()]:
+            if weight.numel() in (1, y.shape[-1]) and close(weight * y, goal):
+                return (*way, path)
+    return None
+
+
+def _steps_from(
+    block: nn.Module, events: Sequence[Event], y: Tensor
+) -> Iterator[tuple[str, Tensor]]:
+    for event in events:
+        if close(event.input, y):
+            yield event.path, event.output
+    for name, value in vars(block).items():
+        if callable(value) and not isinstance(value, (nn.Module, type)):  # such as F.gelu
+            yield from _called(name, value, y)
+
+
+def _called(name: str, function: Callable[[Tensor], Tensor], y: Tensor) -> Iterator[tuple[str, Tensor]]:
+    try:
+        after = function(y)
+    except Exception:  # it is no function of one tensor
+        return
+    if isinstance(after, Tensor):
+        yield name, after
+
+
+def leaves_out(event: Event) -> bool:
+    """Tell whether an event may be that of stochastic depth."""
+    module = event.module
+    plain = isinstance(module, LEAVES_OUT) or next(module.parameters(), None) is not None
+    return event.does_nothing and not plain
+
+
+def refuse_dropout(
+    block: nn.Module, depth: Sequence[nn.Module], x: Tensor, out: Tensor, calling: Calling
+) -> None:
+    """Refuse a block that is random in training, its stochastic depth left out."""
+    block.train()
+    for module in depth:
+        module.eval()
+    if close(run(block, x, calling), out):
+        return
+    found = {
+        f"{path}.{name}".removeprefix("."): value
+        for path, module in block.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, float) and value > 0 and (name == "p" or "drop" in name)
+    }
+    raise UnsupportedModelError(
+        f"dropout: in training the block is random ({found or 'by functions that it calls'}), and "
+        "choosing tokens must be deterministic; set it to 0 (stochastic depth may stay)"
+    )

@@ -1,0 +1,178 @@
+"""A pruned forward of a copy whose blocks are stand-ins: what the tower does around its blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from elip_plugin.config import ElipConfig
+from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.hosts.anyvit.copies import close
+from elip_plugin.hosts.anyvit.entry import Entry
+from elip_plugin.hosts.anyvit.finder import IMAGES, Place, Trial
+from elip_plugin.hosts.anyvit.stack import AnyTower, BlockList, Calling, refuse_change
+from elip_plugin.patching.description import Description, Tower, TowerShape
+from elip_plugin.patching.install import install
+from elip_plugin.patching.named import patched_class
+from elip_plugin.patching.swap import Swap
+
+CONFIG = {
+    "reducer": "random",
+    "stages": [{"block": 1, "lookahead": 1, "keep": 0.5}],
+    "eval_mode": "image",
+}
+"""Prunes without any part of a block."""
+
+
+class Tail(NamedTuple):
+    """What a tower does after its blocks.
+
+    Attributes:
+        class_query: Whether the first token counts, as a class token does.
+        norm: Path of what normalises the tokens, or the class token; "" for nothing.
+    """
+
+    class_query: bool
+    norm: str
+
+
+class Made(NamedTuple):
+    """What a stand-in returned: the number of tokens, the tokens, and their version."""
+
+    length: int
+    tokens: Tensor
+    version: int
+
+
+class StandIn(nn.Module):
+    """Stands in the place of a block: adds numbers to the tokens.
+
+    Args:
+        number: Which block it is.
+        calling: How the block is called.
+        made: Where to note what it returns.
+
+    Attributes:
+        shift: By how much it changes the first token more than the others.
+    """
+
+    def __init__(self, number: int, calling: Calling, made: list[Made]) -> None:
+        super().__init__()
+        self.number, self.calling, self.made, self.shift = number, calling, made, 0.0
+
+    def forward(self, x: Tensor, *args: Any, **options: Any) -> Any:
+        """Return other tokens."""
+        if self.number > 0:
+            last = self.made[-1]
+            if x is last.tokens and x._version != last.version:  # the step sees other tokens
+                refuse_change(self.number)
+        ramp = torch.linspace(-1, 1, x.shape[-1], dtype=x.dtype)
+        y = self.calling.turned(x) + ramp
+        y[:, :1] += self.shift * ramp**2
+        tokens = self.calling.turned(y)
+        self.made.append(Made(y.shape[1], tokens, tokens._version))
+        return (tokens,) if self.calling.as_tuple else tokens
+
+
+def rehearse(trial: Trial, place: Place, calling: Calling, entry: Entry) -> Tail:
+    """Run a tower with stand-ins for its blocks, with all tokens and pruned.
+
+    Args:
+        trial: A trial of the tower, whose copy this uses up.
+        place: Where the tower and its blocks are.
+        calling: How its blocks are called.
+        entry: What enters them.
+
+    Returns:
+        What it does after its blocks.
+
+    Raises:
+        UnsupportedModelError: If it changes tokens between its blocks, or fails with fewer.
+    """
+    tower, images = trial.tower, trial.images
+    blocks: Any = tower.get_submodule(place.blocks)
+    made: list[Made] = []
+    for i in range(len(blocks)):
+        blocks[i] = StandIn(i, calling, made)
+    norms: list[str] = []
+    hooks = [
+        module.register_forward_pre_hook(_note_norm(path, norms, made, blocks, calling))
+        for path, module in tower.named_modules()
+    ]
+    with torch.no_grad():
+        features = _features(_run(tower, images))
+        for hook in hooks:
+            hook.remove()
+        blocks[len(blocks) - 1].shift = 1.0
+        counts = [not close(*pair) for pair in zip(_features(_run(tower, images)), features)]
+        _run_pruned(tower, blocks, images, calling, entry, made)
+    return Tail(entry.prefix > 0 and (any(counts) or not counts), next(iter(norms), ""))
+
+
+def _run(tower: Any, images: Tensor) -> Any:
+    try:
+        return tower(images)
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{type(tower).__name__} does not run on what its blocks return "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+def _features(output: Any) -> list[Tensor]:
+    """Return the features [B, E] in a tower's output."""
+    if isinstance(output, Tensor):
+        return [output] if output.ndim == 2 and len(output) == IMAGES else []
+    parts = output.values() if isinstance(output, Mapping) else output
+    if not isinstance(output, (Mapping, list, tuple)):
+        return []
+    return [feature for part in parts for feature in _features(part)]
+
+
+def _note_norm(
+    path: str, norms: list[str], made: list[Made], blocks: Any, calling: Calling
+) -> Any:
+    """Return a hook that notes a module if it normalises the tokens after the last block."""
+
+    def hook(module: nn.Module, args: Any) -> None:
+        weight = getattr(module, "weight", None)
+        is_norm = isinstance(weight, Tensor) and weight.ndim == 1
+        if not is_norm or len(made) < len(blocks) or not args or not isinstance(args[0], Tensor):
+            return
+        tokens = calling.turned(made[-1].tokens)
+        if any(close(args[0], y) for y in (tokens, tokens.transpose(0, 1), tokens[:, 0])):
+            norms.append(path)
+
+    return hook
+
+
+def _run_pruned(
+    tower: Any,
+    blocks: Any,
+    images: Tensor,
+    calling: Calling,
+    entry: Entry,
+    made: list[Made],
+) -> None:
+    """Run a tower with half of its patches from block 1 on."""
+    shape = TowerShape(entry.num_patches, len(blocks), entry.width, entry.prefix)
+    stack = Swap(blocks, patched_class(BlockList, type(blocks)), {"elip_calling": calling})
+    whole = Swap(tower, patched_class(AnyTower, type(tower)), {"elip_norm_path": ""})
+    described = Tower(shape, stack, (), others=(whole,), module=tower)
+    pruner = install(Description(tower, described), ElipConfig.from_mapping(CONFIG))
+    made.clear()
+    try:
+        tower(images)
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{type(tower).__name__} does not run with fewer tokens: {error}"
+        ) from error
+    lengths = tuple(each.length for each in made)
+    if lengths != pruner.plan.tokens:
+        raise UnsupportedModelError(
+            f"{type(tower).__name__} gives its blocks {lengths} tokens, where {pruner.plan.tokens} "
+            "are planned"
+        )
