@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from elip_plugin.api import Handle, apply, find_handle, guide, update_progress
     from elip_plugin.config import ElipConfig, Stage
     from elip_plugin.errors import ElipError
+    from elip_plugin.hosts.anyvit.describe import describe
     from elip_plugin.hosts.base import HostModel, ModelName
     from elip_plugin.hosts.registry import create, get, list_models
     from elip_plugin.hosts.transformers.trainer import TrainerCallback as TrainerCallback
+    from elip_plugin.patching.parts import Parts
     from elip_plugin.planning import Plan, plan
     from elip_plugin.reducers import register_reducer
 
@@ -27,9 +29,11 @@ _MODULES = {
     "api": ("Handle", "apply", "find_handle", "guide", "update_progress"),
     "config": ("ElipConfig", "Stage"),
     "errors": ("ElipError",),
+    "hosts.anyvit.describe": ("describe",),
     "hosts.base": ("HostModel", "ModelName"),
     "hosts.registry": ("create", "get", "list_models"),
     "hosts.transformers.trainer": ("TrainerCallback",),
+    "patching.parts": ("Parts",),
     "planning": ("Plan", "plan"),
     "reducers": ("register_reducer",),
 }
@@ -41,10 +45,12 @@ __all__ = [
     "Handle",
     "HostModel",
     "ModelName",
+    "Parts",
     "Plan",
     "Stage",
     "apply",
     "create",
+    "describe",
     "find_handle",
     "get",
     "guide",

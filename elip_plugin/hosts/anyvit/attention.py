@@ -16,6 +16,8 @@ from elip_plugin.hosts.anyvit.copies import Event, close, difference
 SCALES = ("scale", "scaling", "softmax_scale", "attn_scale", "scale_factor")
 """Attributes in which blocks keep the factor on the logits."""
 
+PARALLEL = "the MLP: it reads the tokens beside the attention, not after it (parallel blocks)"
+
 
 class Attention(NamedTuple):
     """What a block's attention is made of, and what it computed.
@@ -52,6 +54,13 @@ def is_linear(event: Event) -> bool:
     weight = getattr(event.module, "weight", None)
     shape = (event.output.shape[-1], event.input.shape[-1])
     return isinstance(weight, Tensor) and tuple(weight.shape) == shape
+
+
+def readers(events: Sequence[Event], x: Tensor) -> list[Event]:
+    """List the events of the innermost modules that read a tensor, and do something."""
+    reading = [event for event in events if close(event.input, x) and not event.does_nothing]
+    paths = [event.path for event in reading]
+    return [e for e in reading if not any(path.startswith(f"{e.path}.") for path in paths)]
 
 
 def projections_of(event: Event) -> tuple[Tensor, ...]:

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from elip_plugin.core.blocks import look_ahead
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.anyvit.attention import (
+    PARALLEL,
     close_to_any,
     is_linear,
     projections_of,
+    readers,
     refuse_attention,
 )
 from elip_plugin.hosts.anyvit.copies import (
@@ -147,14 +149,12 @@ def _refuse(
 
     if distance(joined) > TOLERANCE:
         refuse_attention(projected, q.shape[1], distance, depends)
-    if close_to_any(added, outputs):
-        raise UnsupportedModelError(
-            "what reads the attention's result: it is as described, and no part reads the tokens "
-            "with it added (parallel blocks, or a factor on the tokens)"
-        )
+    if close_to_any(added, outputs) and len(readers(events, x)) > 1:
+        raise UnsupportedModelError(PARALLEL)
     raise UnsupportedModelError(
-        "what the attention adds: its result is as described, and what it passes through is not "
-        "(its projection, a gate, a scale or a norm after it)"
+        "what the attention adds: its result is as described, and what that passes through, or is "
+        "added to, is not (its projection, a gate, a scale or a norm after it, a factor on the "
+        "tokens)"
     )
 
 

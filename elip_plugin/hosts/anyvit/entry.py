@@ -70,7 +70,7 @@ def enter(trial: Trial) -> Entry:
     for number, (row, column) in places.items():
         patch = slice(row * rows, (row + 1) * rows), slice(column * columns, (column + 1) * columns)
         change = changed(*patch)[prefix:]
-        if prefix + grid[0] * grid[1] != x.shape[1] or int(change.argmax()) != number:
+        if len(change) != grid[0] * grid[1] or not change.max() == change[number] > 0:
             raise UnsupportedModelError(
                 f"the tokens that enter its blocks: of {x.shape[1]}, none is made of patch {number} "
                 f"of a grid of {grid} alone at its place; usual are class and register tokens, "

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.hosts.anyvit.attention import Attention, find_attention, is_linear
+from elip_plugin.hosts.anyvit.attention import (
+    PARALLEL,
+    Attention,
+    find_attention,
+    is_linear,
+    readers,
+)
 from elip_plugin.hosts.anyvit.copies import (
     Event,
     close,
@@ -81,14 +87,14 @@ def read(block: nn.Module, width: int, calling: Calling) -> Reading:
 
 def dependence(block: nn.Module, x: Tensor, out: Tensor, calling: Calling) -> str:
     """Say how a block's result depends on the positions of tokens, as a clause; "" if not."""
-    if close(run(block, x.flip(1), calling).flip(1), out):
+    order = torch.randperm(x.shape[1])
+    if close(run(block, x[:, order], calling), out[:, order]):
         return ""
-    other = x.clone()
-    other[:, 0] += 1.0
-    seen = (run(block, other, calling) - out).abs().amax(dim=(0, 2)) > 0
-    other = x.clone()
-    other[:, -1] += 1.0
-    seen &= (run(block, other, calling) - out).abs().amax(dim=(0, 2)) > 0
+    seen = torch.ones(x.shape[1], dtype=torch.bool)
+    for token in (0, -1):
+        other = x.clone()
+        other[:, token] = torch.randn_like(other[:, token])
+        seen &= (run(block, other, calling) - out).abs().amax(dim=(0, 2)) > 0
     if not seen.all():
         return "not all tokens attend to all others (windows, or a mask)"
     return "it depends on the positions of the tokens (rotary ones, or a bias by position)"
@@ -117,15 +123,10 @@ def _find_output(
             output = find_way(block, events, attention.result, event.input - x)
             if output is not None:
                 return event.input, output
-    read = [attention.input, x]
-    parallel = [e for e in events if is_linear(e) and any(close(e.input, y) for y in read)]
-    usual = 1 if len(attention.projections) == 2 else 3
-    if attention.output:  # nn.MultiheadAttention, whose projections are no events
-        usual = 0
-    if len(parallel) > usual or sum(close(e.input, x) and not e.does_nothing for e in events) > 1:
-        raise UnsupportedModelError(
-            "the MLP: it reads the tokens beside the attention, not after it (parallel blocks)"
-        )
+    linear = [event for event in readers(events, attention.input) if is_linear(event)]
+    own = 0 if attention.output else len(attention.projections) // 3 * 2 + 1
+    if len(readers(events, x)) > 1 or len(linear) > own:
+        raise UnsupportedModelError(PARALLEL)
     raise UnsupportedModelError(
         "what the attention adds: its result reaches the tokens by more than modules of the block "
         "and tensors that scale it (a gate, or a factor on the tokens)"
