@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch.nn.functional as F
@@ -93,3 +94,23 @@ def call_block(block: Any, x: Tensor, mode: Any = None, **options: Any) -> Any:
 def call_checkpointed(block: Any, x: Tensor, mode: Any = None, **options: Any) -> Any:
     """Call a block that is computed anew in the backward pass; see `call_block`."""
     return checkpoint(call_block, block, x, mode, use_reentrant=False, **options)
+
+
+def call_detached(block: Any, x: Tensor, mode: Any, **options: Any) -> Any:
+    """Call a block in a mode of which only the tokens have a gradient, not what is beside them.
+
+    Re-entrant checkpointing marks every tensor that it returns as having a gradient. A tensor that
+    also is an input of the next block would run all the blocks before it in each backward pass.
+    """
+    return block(x, elip=functools.partial(_run_detached, mode=mode), **_detached(options))
+
+
+def _run_detached(block: Any, x: Tensor, *, mode: Any, **options: Any) -> Any:
+    out = mode(block, x, **options)
+    if isinstance(out, tuple):
+        return (out[0], *_detached(dict(enumerate(out[1:]))).values())
+    return out
+
+
+def _detached(values: dict[Any, Any]) -> dict[Any, Any]:
+    return {k: v.detach() if isinstance(v, Tensor) else v for k, v in values.items()}

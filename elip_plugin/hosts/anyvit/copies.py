@@ -74,7 +74,7 @@ def draw_weights(module: nn.Module) -> None:
     """Draw a module's weights so that no part of it does nothing, as scales of zero would."""
     for weight in module.parameters():
         if weight.ndim > 1:
-            weight.normal_(std=1.5 * weight[0].numel() ** -0.5)
+            weight.normal_(std=1.5 * max(weight[0].numel(), 1) ** -0.5)
         else:
             weight.uniform_(0.5, 1.5)
 

@@ -15,7 +15,7 @@ from elip_plugin.hosts.anyvit.copies import copied, draw_weights
 IMAGES = 3
 """Images of a batch on which towers are tried."""
 
-SIDES = (224, 384, 256, 336, 448, 512, 518, 196, 128, 96, 64, 32)
+SIDES = (224, 384, 256, 288, 336, 448, 512, 518, 576, 196, 128, 96, 64, 32)
 """Sides of images that are tried where no attribute names one that fits."""
 
 ATTRIBUTES = ("image_size", "img_size", "input_resolution", "input_size")
@@ -49,9 +49,9 @@ class Stub(nn.Module):
         super().__init__()
         self.seen = seen
 
-    def forward(self, x: Any, *args: Any, **options: Any) -> Any:
+    def forward(self, *args: Any, **options: Any) -> Any:
         """Stop the forward."""
-        self.seen.append((x, args, options))
+        self.seen.append((*args[:1], args[1:], options))
         raise ReachedError
 
 
@@ -83,6 +83,11 @@ class Trial:
             with torch.no_grad():
                 self.tower(images)
         except ReachedError:
+            if len(self.seen[-1]) < 3:
+                raise UnsupportedModelError(
+                    f"its blocks are given their tokens by name, {list(self.seen[-1][1])}, and not "
+                    "as the first argument"
+                ) from None
             found: tuple[Any, Any, Any] = self.seen[-1]
             return found
         raise UnsupportedModelError("it does not call the blocks of its list")
@@ -211,5 +216,5 @@ def find_tower(
         )
     raise UnsupportedModelError(
         f"in {name} no module was found that runs on images alone and calls these blocks. "
-        + "; ".join(refusals)
+        f"{'; '.join(refusals)}. Other sides of images: elip_plugin.describe(model, image_size=...)"
     )

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils import checkpoint
 
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.patching.blocks import PrunableStack
+from elip_plugin.patching.blocks import PrunableStack, call_detached
 from elip_plugin.patching.calls import thread
 from elip_plugin.patching.forward import Call
 from elip_plugin.patching.named import NamedAsReplaced
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 ENTRIES = ("forward", "forward_features")
 """Methods of a tower that are one forward of it, from images on; others keep all tokens."""
+
+OF_CALLS = tuple(each.name for each in fields(Call))
 
 RECORDED = ("output_attentions", "output_hidden_states")
 """Options of transformers' towers that a pruned forward does not have."""
@@ -94,7 +96,7 @@ class AnyTower(NamedAsReplaced):
         before = self.elip.open(self)  # type: ignore[arg-type]
         assert thread.innermost is not None
         owner, opened, outer = thread.innermost
-        call = ListCall(*[getattr(opened, each.name) for each in fields(Call)])
+        call = ListCall(*[getattr(opened, name) for name in OF_CALLS])
         thread.innermost = owner, call, outer
         try:
             if call.level > 0:
@@ -167,7 +169,7 @@ class BlockList(NamedAsReplaced, PrunableStack):
                 out = block(calling.turned(y), *args, **options)
                 outputs.append(out[0] if calling.as_tuple else out)
                 return calling.turned(outputs[-1])
-            result = block(y, elip=mode, **mode_options)
+            result = call_detached(block, y, mode, **mode_options)
             outputs.append(calling.turned(result[0] if isinstance(result, tuple) else result))
             return result
 

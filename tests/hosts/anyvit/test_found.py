@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import recorded_lengths
 from hosts.anyvit.vits import CASES, PATCHES, WIDTH, images, make
-from torch import Tensor
+from torch import Tensor, nn
 
 import elip_plugin
 from elip_plugin.config import ElipConfig
@@ -67,7 +67,7 @@ def test_disabled_evaluated_and_removed_are_the_base_model(name: str) -> None:
     before, state = case.encode(model, x), state_of(model)
     handle = elip_plugin.apply(model, NEW)
     assert list(model.state_dict()) == [k for k in state if k in model.state_dict()]
-    with handle.guide(torch.randn(2, WIDTH)):
+    with handle.guide(torch.randn(2, case.guide)):
         pruned = case.encode(model, x)
     assert pruned.shape == before.shape and not torch.equal(pruned, before)
     with handle.disabled():
@@ -87,7 +87,7 @@ def test_each_block_has_the_planned_tokens(name: str) -> None:
             continue
         install(described, ElipConfig.from_mapping(config_of(reducer)))
         handle = elip_plugin.find_handle(model)
-        guide, x = handle.guide(torch.randn(2, WIDTH)), images()
+        guide, x = handle.guide(torch.randn(2, case.guide)), images()
         with guide, recorded_lengths(case.blocks(model), case.dim) as lengths:
             case.encode(model, x).square().sum().backward()
         assert lengths == list(handle.plan.tokens)
@@ -96,3 +96,123 @@ def test_each_block_has_the_planned_tokens(name: str) -> None:
             for weight in block.parameters():
                 assert weight.grad is not None
         handle.remove()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_guide_by_hand_chooses(name: str) -> None:
+    case, model, x = CASES[name], make(name), images()
+    handle = elip_plugin.apply(model, {"preset": "fast", "text_weight": 0.9})
+    kept = []
+    for seed in (0, 0, 1):
+        guide = torch.randn(2, case.guide, generator=torch.Generator().manual_seed(seed))
+        with handle.guide(guide), handle.trace() as trace:
+            case.encode(model, x)
+        kept.append([stage.kept for stage in trace.stages])
+    assert len(kept[0]) == 3
+    assert all(torch.equal(a, b) for a, b in zip(kept[0], kept[1], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(kept[0], kept[2], strict=True))
+    with pytest.raises(GuideError), handle.guide(torch.randn(2, WIDTH + 1)):
+        case.encode(model, x)
+    with pytest.warns(UserWarning, match="without a text guide, so it keeps all"):
+        full = case.encode(model, x)
+    handle.remove()
+    assert torch.equal(full, case.encode(model, x))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_copies_are_pruned_alike(name: str) -> None:
+    case, model, x = CASES[name], make(name), images()
+    base = type(model)
+    elip_plugin.apply(model, "half")
+    expected = case.encode(model, x)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(case.encode(copied, x), expected)
+        elip_plugin.find_handle(copied).remove()
+        assert type(copied) is base and not torch.equal(case.encode(copied, x), expected)
+    assert torch.equal(case.encode(model, x), expected)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_as_eager(name: str, backend: str) -> None:
+    case, model, x = CASES[name], make(name), images()
+    handle = elip_plugin.apply(model, NEW)
+    guide = torch.randn(2, case.guide)
+    torch._dynamo.reset()
+    breaks = torch._dynamo.utils.counters["graph_break"]
+    breaks.clear()
+    found = []
+    for encode in (case.encode, torch.compile(case.encode, backend=backend)):
+        model.zero_grad()
+        with handle.guide(guide):
+            out = encode(model, x)
+        out.square().sum().backward()
+        weights = case.blocks(model)[3].named_parameters()
+        found.append((out, {n: weight.grad for n, weight in weights}))
+    torch.testing.assert_close(*found)
+    assert not breaks
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bf16(name: str) -> None:
+    case, model, x = CASES[name], make(name), images()
+    handle = elip_plugin.apply(model, "half")
+    with recorded_lengths(case.blocks(model), case.dim) as lengths, torch.autocast("cpu"):
+        case.encode(model, x).float().square().sum().backward()
+    assert lengths == list(handle.plan.tokens)
+    model.to(torch.bfloat16)
+    if name != "CLIP":  # whose norms are in float32, as OpenAI's are
+        assert case.encode(model, x.bfloat16()).dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("reducer", ["elip", "tome"])
+@pytest.mark.parametrize("name", ["DINOv2", "DeiT"])
+def test_checkpointing_of_transformers(
+    name: str, reducer: str, reentrant: bool, recwarn: Any
+) -> None:
+    case, gradients = CASES[name], []
+    for checkpointed in (False, True):
+        model = make(name)
+        handle = elip_plugin.apply(model, config_of(reducer))
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            recwarn.clear()
+        guide = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(0))
+        with handle.guide(guide):
+            case.encode(model, images()).square().sum().backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters()})
+    assert not [w for w in recwarn if "requires_grad" in str(w.message)]
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_checkpointing_of_others_is_refused() -> None:
+    case, model, x = CASES["timm ViT"], make("timm ViT"), images()
+    handle = elip_plugin.apply(model, "half")
+    model.set_grad_checkpointing()
+    with pytest.raises(UnsupportedModelError, match="gradient checkpointing"):
+        case.encode(model, x)
+    with handle.disabled():
+        case.encode(model, x).sum().backward()
+
+
+@pytest.mark.parametrize("name", ["DINOv2", "DeiT"])
+def test_recording_is_refused_while_pruning(name: str) -> None:
+    model, x = make(name), images()
+    handle = elip_plugin.apply(model, "half")
+    with pytest.raises(UnsupportedModelError, match="output_hidden_states"):
+        model(x, output_hidden_states=True)
+    with handle.disabled():
+        assert len(model(x, output_hidden_states=True).hidden_states) == 13
+    model(x)
+
+
+@pytest.mark.parametrize("name", ["timm ViT", "timm DINOv2"])
+def test_other_methods_keep_all_tokens_and_the_features_alone_are_pruned(name: str) -> None:
+    model, x = make(name), images()
+    before = model.forward_features(x), model.forward_intermediates(x, stop_early=True)[1]
+    handle = elip_plugin.apply(model, "half")
+    assert model.forward_features(x).shape[1] == handle.plan.tokens[-1]
+    after = model.forward_intermediates(x, stop_early=True)[1]
+    assert all(torch.equal(a, b) for a, b in zip(before[1], after, strict=True))
+    assert isinstance(model.blocks[0], nn.Module) and len(list(model.blocks[:3])) == 3

@@ -98,6 +98,7 @@ class Case(NamedTuple):
         blocks: The list of its blocks.
         prefix: Prefix tokens.
         dim: Dimension of a block's input that counts tokens.
+        guide: Width of what guides it: the tower's, or that of features that its host projects.
     """
 
     make: Callable[[], Any]
@@ -105,6 +106,7 @@ class Case(NamedTuple):
     blocks: Callable[[Any], Any]
     prefix: int
     dim: int = 1
+    guide: int = WIDTH
 
 
 def torchvision_vit() -> Any:
@@ -190,9 +192,9 @@ CASES: dict[str, Case] = {
         2,
     ),
     "dual DINOv2": Case(
-        lambda: dual("Dinov2"), pooled, lambda m: layers_of(m.vision_model), 1
+        lambda: dual("Dinov2"), pooled, lambda m: layers_of(m.vision_model), 1, guide=24
     ),
-    "dual DeiT": Case(lambda: dual("DeiT"), pooled, lambda m: layers_of(m.vision_model), 2),
+    "dual DeiT": Case(lambda: dual("DeiT"), pooled, lambda m: layers_of(m.vision_model), 2, guide=24),
 }
 
 
