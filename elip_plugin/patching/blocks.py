@@ -34,7 +34,7 @@ class PrunableBlock(Patched):
         """Return the attention's projections, where they are one matrix."""
         raise NotImplementedError(f"{type(self).__name__} has no packed_attention")
 
-    def query_and_keys(self, query: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def query_and_keys(self, query: Tensor, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor]:
         """Normalise and project a query token and the tokens; see `BlockParts`."""
         norm, weight, bias, num_heads, query_norm, key_norm = self.packed_attention()
         a = weight.shape[0] // 3
@@ -45,7 +45,7 @@ class PrunableBlock(Patched):
         k = k.view(*k.shape[:2], num_heads, -1).transpose(1, 2)
         return q if query_norm is None else query_norm(q), k if key_norm is None else key_norm(k)
 
-    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def queries_keys_values(self, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Normalise and project tokens; see `BlockParts`."""
         norm, weight, bias, num_heads, query_norm, key_norm = self.packed_attention()
         packed = F.linear(norm(x), weight, bias).view(*x.shape[:2], 3, num_heads, -1)

@@ -23,10 +23,11 @@ class Parts:
     Attributes:
         norm_1: What normalises the tokens before the attention.
         projections: What makes queries, keys and values: the paths of a packed weight [3 A, D] and
-            of its bias, or those of three modules.
+            of its bias, or those of three modules. Empty where the block's class projects.
         heads: The number of heads H, or its path.
         output: What the attention's result, its heads joined [B, T, A], passes through before it is
-            added to the tokens: modules or functions, and tensors, by which it is multiplied.
+            added to the tokens: modules or functions, and tensors, by which it is multiplied. An
+            attribute that is None is passed by.
         norm_2: What normalises the tokens before the MLP.
         mlp: What the normalised tokens pass through before the result is added to the tokens.
         query_norm: What normalises the queries of each head; "" for nothing.
@@ -35,7 +36,7 @@ class Parts:
     """
 
     norm_1: str
-    projections: tuple[str, str] | tuple[str, str, str]
+    projections: tuple[str, ...]
     heads: int | str
     output: tuple[str, ...]
     norm_2: str
@@ -62,7 +63,7 @@ class PartsBlock(NamedAsReplaced, PrunableBlock):
     def feed_forward(self, x: Tensor) -> Tensor:
         """Run the MLP; see `BlockParts`."""
         parts = self.elip_parts
-        return _through(self, parts.mlp, attrgetter(parts.norm_2)(self)(x))
+        return _through(self, (parts.norm_2, *parts.mlp), x)
 
     def stochastic_depth(self, added: Tensor) -> Tensor:
         """Apply stochastic depth; see `BlockParts`."""
@@ -73,7 +74,10 @@ class PartsBlock(NamedAsReplaced, PrunableBlock):
 def _through(block: Any, paths: tuple[str, ...], x: Tensor) -> Tensor:
     for path in paths:
         part = attrgetter(path)(block)
-        x = part * x if isinstance(part, Tensor) else part(x)
+        if isinstance(part, Tensor):
+            x = part * x
+        elif part is not None:
+            x = part(x)
     return x
 
 
@@ -105,14 +109,14 @@ class SeparateBlock(PartsBlock):
         y = projected.view(*x.shape[:2], heads, -1).transpose(1, 2)
         return attrgetter(norm)(self)(y) if norm else y
 
-    def query_and_keys(self, query: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def query_and_keys(self, query: Tensor, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor]:
         """Normalise and project a query token and the tokens; see `BlockParts`."""
         parts = self.elip_parts
         norm = attrgetter(parts.norm_1)(self)
         q = self._project(0, norm(query), parts.query_norm)
         return q, self._project(1, norm(x), parts.key_norm)
 
-    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def queries_keys_values(self, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Normalise and project tokens; see `BlockParts`."""
         parts = self.elip_parts
         x = attrgetter(parts.norm_1)(self)(x)

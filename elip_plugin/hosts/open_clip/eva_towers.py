@@ -15,34 +15,36 @@ import torch.nn.functional as F
 from timm.layers import apply_rot_embed_cat
 from timm.models import eva
 from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
-from torch import Tensor, nn
+from torch import Tensor
 
 from elip_plugin.core.positions import PositionOptions
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.open_clip.timm_trunk import (
     PrunableTrunk,
     has_stochastic_depth,
+    joined,
     last_norm,
     patch_convolution,
     refuse_dropout,
     shape_of,
 )
-from elip_plugin.patching.blocks import PrunableBlock
 from elip_plugin.patching.description import Tower
+from elip_plugin.patching.named import patched_class
+from elip_plugin.patching.parts import Parts, PartsBlock
 from elip_plugin.patching.swap import Swap, swaps_for
 
 ATTENTIONS = (EvaAttention, getattr(eva, "AttentionRope", EvaAttention))  # the second is newer
 
 
-class EvaParts(PrunableBlock):
-    """The parts that are the same in both of timm's EVA blocks."""
+class EvaParts(PartsBlock):
+    """Both of timm's EVA blocks; the second normalises what its parts give, not what they read."""
 
     def attention_input(self, x: Tensor) -> Tensor:
         """Return what is projected to queries, keys and values."""
-        return x
+        return self.norm1(x) if self.elip_parts.norm_1 else x
 
     def query_and_keys(
-        self, query: Tensor, x: Tensor, rope: Tensor | None = None
+        self, query: Tensor, x: Tensor, rope: Tensor | None = None, **positions: Any
     ) -> tuple[Tensor, Tensor]:
         """Normalise and project a query token and the tokens; see `BlockParts`."""
         attn, (queries, keys, _) = self.attn, projections(self.attn)
@@ -51,55 +53,13 @@ class EvaParts(PrunableBlock):
         return q, rotate(attn, k, rope)
 
     def queries_keys_values(
-        self, x: Tensor, rope: Tensor | None = None
+        self, x: Tensor, rope: Tensor | None = None, **positions: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Normalise and project tokens; see `BlockParts`."""
         attn, x = self.attn, self.attention_input(x)
         q, k, v = (heads(attn, x, *projection) for projection in projections(attn))
         q, k = (rotate(attn, y, rope).type_as(v) for y in (attn.q_norm(q), attn.k_norm(k)))
         return q, k, v
-
-    def attention_output(self, mixed: Tensor) -> Tensor:
-        """Join the heads, normalise and project; see `BlockParts`."""
-        attn = self.attn
-        joined = getattr(attn, "norm", nn.Identity())(mixed.transpose(1, 2).flatten(2))
-        return attn.proj(joined)
-
-    def stochastic_depth(self, added: Tensor) -> Tensor:
-        """Apply stochastic depth; see `BlockParts`."""
-        return self.drop_path1(added)
-
-
-class ElipEvaBlock(EvaParts, EvaBlock):
-    """timm's EVA block, which normalises what its parts read."""
-
-    replaces = EvaBlock
-
-    def attention_input(self, x: Tensor) -> Tensor:
-        """Return the normalised tokens."""
-        return self.norm1(x)
-
-    def attention_output(self, mixed: Tensor) -> Tensor:
-        """Join the heads, normalise, project and scale; see `BlockParts`."""
-        return _scaled(super().attention_output(mixed), self.gamma_1)
-
-    def feed_forward(self, x: Tensor) -> Tensor:
-        """Run the MLP; see `BlockParts`."""
-        return _scaled(self.mlp(self.norm2(x)), self.gamma_2)
-
-
-class ElipEvaBlockPostNorm(EvaParts, EvaBlockPostNorm):
-    """timm's EVA block that normalises what its parts give (EVA02-E)."""
-
-    replaces = EvaBlockPostNorm
-
-    def attention_output(self, mixed: Tensor) -> Tensor:
-        """Join the heads, project and normalise; see `BlockParts`."""
-        return self.norm1(super().attention_output(mixed))
-
-    def feed_forward(self, x: Tensor) -> Tensor:
-        """Run the MLP; see `BlockParts`."""
-        return self.norm2(self.mlp(x))
 
 
 class ElipEva(PrunableTrunk, Eva):
@@ -115,10 +75,13 @@ class ElipEva(PrunableTrunk, Eva):
         return tokens, None if table is None else rotations(table)
 
 
-BLOCKS: dict[type, type[nn.Module]] = {
-    EvaBlock: ElipEvaBlock,
-    EvaBlockPostNorm: ElipEvaBlockPostNorm,
-}
+def eva_parts(block: Any) -> Parts:
+    """Return where a block has its parts; its projections are those of `projections`."""
+    after = type(block) is EvaBlockPostNorm
+    first, added = ("", "norm1") if after else ("norm1", "gamma_1")
+    second = ("mlp", ("norm2",)) if after else ("norm2", ("mlp", "gamma_2"))
+    output = (*joined(block), "attn.proj", added)
+    return Parts(first, (), "attn.num_heads", output, *second, stochastic_depth="drop_path1")
 
 
 def projections(attn: Any) -> list[tuple[Tensor, Tensor | None]]:
@@ -162,10 +125,6 @@ def rotations(table: Tensor) -> PositionOptions:
     return options
 
 
-def _scaled(added: Tensor, scale: Tensor | None) -> Tensor:
-    return added if scale is None else scale * added
-
-
 def refuse_other_parts(trunk: Any, mixed: bool) -> None:
     """Refuse parts of EVA blocks that are not handled; `mixed` rotary positions differ by block."""
     if mixed:
@@ -193,7 +152,9 @@ def describe(trunk: Any, num_patches: int) -> Tower:
     shape = shape_of(trunk, num_patches, trunk.cls_token is not None)
     if trunk.cls_token is not None and trunk.global_pool == "map":
         shape = replace(shape, class_query=True)  # this pooling reads the class token as well
-    blocks = swaps_for(trunk.blocks, BLOCKS)
+    parts = eva_parts(trunk.blocks[0])
+    patched = {cls: patched_class(EvaParts, cls, parts) for cls in (EvaBlock, EvaBlockPostNorm)}
+    blocks = swaps_for(trunk.blocks, patched)
     refuse_other_parts(trunk, getattr(trunk, "rope_mixed", False))
     return Tower(
         shape,

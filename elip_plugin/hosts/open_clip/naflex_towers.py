@@ -13,11 +13,16 @@ import torch
 from timm.models.eva import EvaBlock
 from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import Block
-from torch import Tensor, nn
+from torch import Tensor
 
 from elip_plugin.core.positions import PositionOptions, attention_mask
-from elip_plugin.hosts.open_clip.eva_towers import ElipEvaBlock, refuse_other_parts, rotations
-from elip_plugin.hosts.open_clip.timm_blocks import ElipTimmBlock, refuse_other_attention
+from elip_plugin.hosts.open_clip.eva_towers import (
+    EvaParts,
+    eva_parts,
+    refuse_other_parts,
+    rotations,
+)
+from elip_plugin.hosts.open_clip.timm_blocks import parts_of, refuse_other_attention
 from elip_plugin.hosts.open_clip.timm_trunk import (
     has_stochastic_depth,
     last_norm,
@@ -31,19 +36,13 @@ from elip_plugin.patching.blocks import (
     call_checkpointed,
 )
 from elip_plugin.patching.description import Tower
+from elip_plugin.patching.named import patched_class
+from elip_plugin.patching.parts import PackedBlock
 from elip_plugin.patching.swap import Swap, swaps_for
 
 
-class Masked(PrunableBlock):
+class Masked:
     """A block that is called with a mask [B, 1, 1, T] where some tokens are padding."""
-
-    def query_and_keys(self, *tokens: Any, attn_mask: Any = None, **positions: Any) -> Any:
-        """Normalise and project a query token and the tokens; see `BlockParts`."""
-        return super().query_and_keys(*tokens, **positions)
-
-    def queries_keys_values(self, *tokens: Any, attn_mask: Any = None, **positions: Any) -> Any:
-        """Normalise and project tokens; see `BlockParts`."""
-        return super().queries_keys_values(*tokens, **positions)
 
     def position_bias(self, **positions: Any) -> Tensor | None:
         """Return the mask; see `BlockParts`."""
@@ -52,16 +51,12 @@ class Masked(PrunableBlock):
     key_bias = position_bias
 
 
-class ElipNaFlexBlock(Masked, ElipTimmBlock):
-    """timm's block."""
-
-    replaces = Block
+class MaskedBlock(Masked, PackedBlock):
+    """timm's block with such a mask."""
 
 
-class ElipNaFlexEvaBlock(Masked, ElipEvaBlock):
-    """timm's EVA block (SwiGLU, rotary positions)."""
-
-    replaces = EvaBlock
+class MaskedEvaBlock(Masked, EvaParts):
+    """timm's EVA block (SwiGLU, rotary positions) with such a mask."""
 
 
 class ElipNaFlex(PrunableStack, NaFlexVit):
@@ -109,13 +104,15 @@ def read_by_blocks(
     return options
 
 
-BLOCKS: dict[type, type[nn.Module]] = {Block: ElipNaFlexBlock, EvaBlock: ElipNaFlexEvaBlock}
-
-
 def describe(trunk: Any, num_patches: int) -> Tower:
     """Describe a NaFlexVit; see `Host.describe`."""
-    blocks = swaps_for(trunk.blocks, BLOCKS, elip_scale=trunk.blocks[0].attn.scale)
-    if type(trunk.blocks[0]) is EvaBlock:
+    first = trunk.blocks[0]
+    patched = {
+        Block: patched_class(MaskedBlock, Block, parts_of(first)),
+        EvaBlock: patched_class(MaskedEvaBlock, EvaBlock, eva_parts(first)),
+    }
+    blocks = swaps_for(trunk.blocks, patched, elip_scale=first.attn.scale)
+    if type(first) is EvaBlock:
         refuse_other_parts(trunk, trunk.rope_is_mixed)
     else:
         for block in trunk.blocks:

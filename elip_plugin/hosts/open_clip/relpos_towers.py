@@ -24,15 +24,27 @@ from elip_plugin.hosts.open_clip.timm_trunk import (
     refuse_dropout,
     shape_of,
 )
-from elip_plugin.patching.blocks import PrunableBlock
 from elip_plugin.patching.description import Tower
+from elip_plugin.patching.named import patched_class
+from elip_plugin.patching.parts import PackedBlock, Parts
 from elip_plugin.patching.swap import Swap, swaps_for
 
 
-class ElipRelPosBlock(PrunableBlock, RelPosBlock):
-    """timm's block with a relative position bias of its own or of the trunk's."""
+PARTS = Parts(
+    "norm1",
+    ("attn.qkv.weight", "attn.qkv.bias"),
+    "attn.num_heads",
+    ("attn.proj", "ls1"),
+    "norm2",
+    ("mlp", "ls2"),
+    "attn.q_norm",
+    "attn.k_norm",
+    "drop_path1",
+)
 
-    replaces = RelPosBlock
+
+class RelativeBlock(PackedBlock):
+    """timm's block with a relative position bias of its own or of the trunk's."""
 
     def forward(
         self, x: Tensor, *args: Any, elip: Any = None, places: Tensor | None = None, **options: Any
@@ -48,14 +60,6 @@ class ElipRelPosBlock(PrunableBlock, RelPosBlock):
         x = x + self.drop_path1(self.attention_output(mixed))
         return x + self.drop_path2(self.feed_forward(x))
 
-    def query_and_keys(self, query: Tensor, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor]:
-        """Normalise and project a query token and the tokens; see `BlockParts`."""
-        return super().query_and_keys(query, x)
-
-    def queries_keys_values(self, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalise and project tokens; see `BlockParts`."""
-        return super().queries_keys_values(x)
-
     def position_bias(self, **positions: Any) -> Tensor | None:
         """Compute the bias of the attention's logits; see `BlockParts`."""
         own, places = self.attn.rel_pos, positions["places"]
@@ -65,11 +69,6 @@ class ElipRelPosBlock(PrunableBlock, RelPosBlock):
         drawn = torch.is_grad_enabled() or not isinstance(own, RelPosMlp)
         bias = own.get_bias() if drawn else bias_without_dropout(own)
         return bias if places is None else take_bias(bias, places, own.prefix_tokens)
-
-    packed_attention = ElipTimmBlock.packed_attention
-    attention_output = ElipTimmBlock.attention_output
-    feed_forward = ElipTimmBlock.feed_forward
-    stochastic_depth = ElipTimmBlock.stochastic_depth
 
 
 class ElipRelPosTrunk(PrunableTrunk, VisionTransformerRelPos):
@@ -119,7 +118,9 @@ def bias_without_dropout(rel_pos: Any) -> Tensor:
 
 def describe(trunk: Any, num_patches: int) -> Tower:
     """Describe a trunk with relative positions; see `Host.describe`."""
-    blocks = swaps_for(trunk.blocks, {RelPosBlock: ElipRelPosBlock})
+    blocks = swaps_for(
+        trunk.blocks, {RelPosBlock: patched_class(RelativeBlock, RelPosBlock, PARTS)}
+    )
     for block in trunk.blocks:
         own = set() if block.attn.rel_pos is None else set(block.attn.rel_pos.modules())
         refuse_dropout(module for module in block.modules() if module not in own)

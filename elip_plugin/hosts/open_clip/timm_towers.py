@@ -17,7 +17,7 @@ from torch import Tensor
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.open_clip import eva_towers, relpos_towers
 from elip_plugin.hosts.open_clip.grid import grid_of
-from elip_plugin.hosts.open_clip.timm_blocks import ElipTimmBlock, refuse_other_attention
+from elip_plugin.hosts.open_clip.timm_blocks import parts_of, refuse_other_attention
 from elip_plugin.hosts.open_clip.timm_trunk import (
     PrunableTrunk,
     has_stochastic_depth,
@@ -27,6 +27,7 @@ from elip_plugin.hosts.open_clip.timm_trunk import (
     shape_of,
 )
 from elip_plugin.patching.description import Tower
+from elip_plugin.patching.parts import parts_block
 from elip_plugin.patching.swap import Patched, Swap, swaps_for
 
 
@@ -69,10 +70,11 @@ def _describe_vit(trunk: Any, num_patches: int) -> Tower:
     for block in trunk.blocks:
         refuse_other_attention(block)
         refuse_dropout(block.modules())
+    patched = {Block: parts_block(Block, parts_of(trunk.blocks[0]))}
     return Tower(
         shape,
         Swap(trunk, ElipTimmTrunk),
-        swaps_for(trunk.blocks, {Block: ElipTimmBlock}, elip_scale=trunk.blocks[0].attn.scale),
+        swaps_for(trunk.blocks, patched, elip_scale=trunk.blocks[0].attn.scale),
         random_blocks=has_stochastic_depth(trunk.blocks),
         patch_embed=patch_convolution(trunk),
         norm=last_norm(trunk),

@@ -67,6 +67,11 @@ def refuse_dropout(modules: Iterable[nn.Module]) -> None:
             )
 
 
+def joined(block: Any) -> tuple[str, ...]:
+    """Return the path of what normalises a block's joined heads; not every timm 1.0 has it."""
+    return ("attn.norm",) if hasattr(block.attn, "norm") else ()
+
+
 def has_stochastic_depth(blocks: Iterable[Any]) -> bool:
     """Whether blocks skip their parts at random."""
     return any(getattr(block.drop_path1, "drop_prob", 0) for block in blocks)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 from open_clip.transformer import (
@@ -13,65 +15,46 @@ from open_clip.transformer import (
 )
 from torch import Tensor, nn
 
-from elip_plugin.core.blocks import PackedAttention
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.patching.blocks import (
-    PrunableBlock,
-    PrunableStack,
-    PrunableTower,
-    call_checkpointed,
-)
+from elip_plugin.patching.blocks import PrunableStack, PrunableTower, call_checkpointed
 from elip_plugin.patching.description import Tower, TowerShape
+from elip_plugin.patching.named import patched_class
+from elip_plugin.patching.parts import PackedBlock, Parts, parts_block
 from elip_plugin.patching.swap import swap_for, swaps_for
 
 
-class ElipResidualAttentionBlock(PrunableBlock, ResidualAttentionBlock):
-    """OpenCLIP's usual block, with its parts; it has no dropout."""
-
-    replaces = ResidualAttentionBlock
-
-    def packed_attention(self) -> PackedAttention:
-        """Return the attention's projections."""
-        attn = self.attn
-        return PackedAttention(self.ln_1, attn.in_proj_weight, attn.in_proj_bias, attn.num_heads)
-
-    def attention_output(self, mixed: Tensor) -> Tensor:
-        """Join the heads and project; see `BlockParts`."""
-        return self.ls_1(self.attn.out_proj(mixed.transpose(1, 2).flatten(2)))
-
-    def feed_forward(self, x: Tensor) -> Tensor:
-        """Run the MLP; see `BlockParts`."""
-        return self.ls_2(self.mlp(self.ln_2(x)))
+PARTS = Parts(
+    "ln_1",
+    ("attn.in_proj_weight", "attn.in_proj_bias"),
+    "attn.num_heads",
+    ("attn.out_proj", "ls_1"),
+    "ln_2",
+    ("mlp", "ls_2"),
+)
 
 
-class ElipCustomBlock(PrunableBlock, CustomResidualAttentionBlock):
+class CustomBlock(PackedBlock):
     """OpenCLIP's custom block: normalised queries and keys, scaled heads."""
-
-    replaces = CustomResidualAttentionBlock
 
     def forward(self, x: Tensor, *unused: None, elip: Any = None, **options: Any) -> Any:
         """Run the block, or a mode; see `PrunableBlock`."""
         return super().forward(x, elip=elip, **options)
 
-    def packed_attention(self) -> PackedAttention:
-        """Return the attention's projections."""
-        attn = self.attn
-        weight, bias = attn.in_proj_weight, attn.in_proj_bias
-        return PackedAttention(self.ln_1, weight, bias, attn.num_heads, attn.ln_q, attn.ln_k)
-
     def attention_output(self, mixed: Tensor) -> Tensor:
         """Scale and join the heads, project; see `BlockParts`."""
-        attn: Attention = self.attn
-        if attn.head_scale is not None:
-            mixed = mixed * attn.head_scale
-        joined = mixed.transpose(1, 2).flatten(2)
-        if hasattr(attn, "ln_inner"):  # from OpenCLIP 3 on
-            joined = attn.ln_inner(joined)
-        return self.ls_1(self.ln_attn(attn.out_proj(joined)))
+        scale = self.attn.head_scale  # type: ignore[attr-defined]
+        return super().attention_output(mixed if scale is None else mixed * scale)
 
-    def feed_forward(self, x: Tensor) -> Tensor:
-        """Run the MLP; see `BlockParts`."""
-        return self.ls_2(self.mlp(self.ln_2(x)))
+
+INNER = ("attn.ln_inner",) if "inner_norm" in signature(Attention).parameters else ()
+"""From OpenCLIP 3 on."""
+
+CUSTOM_PARTS = replace(
+    PARTS,
+    output=(*INNER, "attn.out_proj", "ln_attn", "ls_1"),
+    query_norm="attn.ln_q",
+    key_norm="attn.ln_k",
+)
 
 
 class ElipVisionTransformer(PrunableTower, VisionTransformer):
@@ -97,8 +80,10 @@ class ElipTransformer(PrunableStack, Transformer):
 
 
 BLOCKS: dict[type, type[nn.Module]] = {
-    ResidualAttentionBlock: ElipResidualAttentionBlock,
-    CustomResidualAttentionBlock: ElipCustomBlock,
+    ResidualAttentionBlock: parts_block(ResidualAttentionBlock, PARTS),
+    CustomResidualAttentionBlock: patched_class(
+        CustomBlock, CustomResidualAttentionBlock, CUSTOM_PARTS
+    ),
 }
 
 
@@ -130,7 +115,7 @@ def describe(visual: Any) -> Tower:
     stack = swap_for(transformer, {Transformer: ElipTransformer})
     blocks = swaps_for(transformer.resblocks, BLOCKS)
     # All are patched: the host's own custom block refuses checkpointing, ours does not.
-    custom = any(swap.patched is ElipCustomBlock for swap in blocks)
+    custom = any(issubclass(swap.patched, CustomBlock) for swap in blocks)
     return Tower(
         shape,
         stack,
