@@ -147,4 +147,6 @@ def parts_block(block: Any, parts: Parts) -> Any:
         >>> parts_block(Layer, parts).replaces is Layer
         True
     """
-    return patched_class(PackedBlock if len(parts.projections) == 2 else SeparateBlock, block, parts)
+    return patched_class(
+        PackedBlock if len(parts.projections) == 2 else SeparateBlock, block, parts
+    )

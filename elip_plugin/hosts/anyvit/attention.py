@@ -74,7 +74,9 @@ def projections_of(event: Event) -> tuple[Tensor, ...]:
     return F.linear(event.input, attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=-1)
 
 
-def find_attention(block: nn.Module, events: Sequence[Event], depends: Callable[[], str]) -> Attention:
+def find_attention(
+    block: nn.Module, events: Sequence[Event], depends: Callable[[], str]
+) -> Attention:
     """Find the attention of a block among the modules that it called.
 
     Args:

@@ -79,7 +79,9 @@ def check(tower: Tower) -> float:
                 ]
             except UnsupportedModelError as error:
                 name = type(swap.module).__name__
-                raise UnsupportedModelError(f"block {i} ({name}) cannot be pruned: {error}") from error
+                raise UnsupportedModelError(
+                    f"block {i} ({name}) cannot be pruned: {error}"
+                ) from error
             largest = max(largest, *found)
     return largest
 
@@ -120,9 +122,7 @@ def _compare(block: Any, swap: Swap, x: Tensor, calling: Calling) -> float:
         return difference(rebuilt, out)
 
 
-def _refuse(
-    block: Any, events: Sequence[Event], x: Tensor, depends: Callable[[], str]
-) -> NoReturn:
+def _refuse(block: Any, events: Sequence[Event], x: Tensor, depends: Callable[[], str]) -> NoReturn:
     """Refuse a block whose description differs from it, with the part that does."""
     q, k, v = block.queries_keys_values(x)
     mixed = F.scaled_dot_product_attention(q, k, v, scale=block.elip_scale)

@@ -189,7 +189,9 @@ def _steps_from(
             yield from _called(name, value, y)
 
 
-def _called(name: str, function: Callable[[Tensor], Tensor], y: Tensor) -> Iterator[tuple[str, Tensor]]:
+def _called(
+    name: str, function: Callable[[Tensor], Tensor], y: Tensor
+) -> Iterator[tuple[str, Tensor]]:
     try:
         after = function(y)
     except Exception:  # it is no function of one tensor

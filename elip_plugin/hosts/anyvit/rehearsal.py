@@ -132,9 +132,7 @@ def _features(output: Any) -> list[Tensor]:
     return [feature for part in parts for feature in _features(part)]
 
 
-def _note_norm(
-    path: str, norms: list[str], made: list[Made], blocks: Any, calling: Calling
-) -> Any:
+def _note_norm(path: str, norms: list[str], made: list[Made], blocks: Any, calling: Calling) -> Any:
     """Return a hook that notes a module if it normalises the tokens after the last block."""
 
     def hook(module: nn.Module, args: Any) -> None:

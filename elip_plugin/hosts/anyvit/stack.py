@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -24,9 +24,6 @@ from elip_plugin.patching.calls import thread
 from elip_plugin.patching.forward import Call
 from elip_plugin.patching.named import NamedAsReplaced
 from elip_plugin.patching.swap import ATTRIBUTE
-
-if TYPE_CHECKING:
-    from elip_plugin.patching.pruner import Pruner
 
 ENTRIES = ("forward", "forward_features")
 """Methods of a tower that are one forward of it, from images on; others keep all tokens."""
@@ -74,9 +71,6 @@ class AnyTower(NamedAsReplaced):
 
     elip_norm_path: str
     """Path of what normalises the tokens, or the class token, after the last block."""
-
-    if TYPE_CHECKING:
-        elip: Pruner
 
     @property
     def elip_norm(self) -> Any:

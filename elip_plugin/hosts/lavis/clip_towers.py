@@ -11,30 +11,21 @@ from lavis.models.clip_models.model import (
 )
 from torch import Tensor
 
-from elip_plugin.core.blocks import PackedAttention
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.patching.blocks import PrunableBlock, PrunableStack, PrunableTower, call_block
+from elip_plugin.patching.blocks import PrunableStack, PrunableTower, call_block
 from elip_plugin.patching.description import Tower, TowerShape
+from elip_plugin.patching.parts import Parts, parts_block
 from elip_plugin.patching.swap import swap_for, swaps_for
 
-
-class ElipClipBlock(PrunableBlock, ResidualAttentionBlock):
-    """LAVIS' CLIP block, with its parts: batch first in all modes, sequence first by itself."""
-
-    replaces = ResidualAttentionBlock
-
-    def packed_attention(self) -> PackedAttention:
-        """Return the attention's projections."""
-        attn = self.attn
-        return PackedAttention(self.ln_1, attn.in_proj_weight, attn.in_proj_bias, attn.num_heads)
-
-    def attention_output(self, mixed: Tensor) -> Tensor:
-        """Join the heads and project; see `BlockParts`."""
-        return self.attn.out_proj(mixed.transpose(1, 2).flatten(2))
-
-    def feed_forward(self, x: Tensor) -> Tensor:
-        """Run the MLP; see `BlockParts`."""
-        return self.mlp(self.ln_2(x))
+PARTS = Parts(
+    "ln_1",
+    ("attn.in_proj_weight", "attn.in_proj_bias"),
+    "attn.num_heads",
+    ("attn.out_proj",),
+    "ln_2",
+    ("mlp",),
+)
+"""Batch first in all modes; by itself a block is sequence first."""
 
 
 class ElipClipTower(PrunableTower, VisualTransformer):
@@ -76,7 +67,8 @@ def describe(visual: Any) -> Tower:
     patches = visual.positional_embedding.shape[0] - 1
     shape = TowerShape(patches, len(transformer.resblocks), transformer.width)
     stack = swap_for(transformer, {Transformer: ElipClipTransformer})
-    blocks = swaps_for(transformer.resblocks, {ResidualAttentionBlock: ElipClipBlock})
+    patched = {ResidualAttentionBlock: parts_block(ResidualAttentionBlock, PARTS)}
+    blocks = swaps_for(transformer.resblocks, patched)
     # A block by itself takes tokens sequence first, so looking ahead needs the mode.
     return Tower(
         shape,

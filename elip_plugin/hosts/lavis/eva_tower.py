@@ -10,38 +10,33 @@ from torch import Tensor, nn
 
 from elip_plugin.core.blocks import PackedAttention
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.patching.blocks import PrunableBlock, PrunableStack, call_block, call_checkpointed
+from elip_plugin.patching.blocks import PrunableStack, call_block, call_checkpointed
 from elip_plugin.patching.description import Tower, TowerShape
+from elip_plugin.patching.named import patched_class
+from elip_plugin.patching.parts import PackedBlock, Parts
 from elip_plugin.patching.swap import Swap, swaps_for
 
 
-class ElipEvaBlock(PrunableBlock, Block):
-    """LAVIS' EVA block, with its parts."""
-
-    replaces = Block
+class EvaBlock(PackedBlock):
+    """LAVIS' EVA block, whose keys have no bias."""
 
     def packed_attention(self) -> PackedAttention:
-        """Return the attention's projections; keys have no bias."""
+        """Return the attention's projections; see `PrunableBlock`."""
         attn, bias = self.attn, None
         if attn.q_bias is not None:
             bias = torch.cat([attn.q_bias, torch.zeros_like(attn.v_bias), attn.v_bias])
         return PackedAttention(self.norm1, attn.qkv.weight, bias, attn.num_heads)
 
-    def attention_output(self, mixed: Tensor) -> Tensor:
-        """Join the heads, project and scale; see `BlockParts`."""
-        return _scaled(self.attn.proj(mixed.transpose(1, 2).flatten(2)), self.gamma_1)
 
-    def feed_forward(self, x: Tensor) -> Tensor:
-        """Run the MLP; see `BlockParts`."""
-        return _scaled(self.mlp(self.norm2(x)), self.gamma_2)
-
-    def stochastic_depth(self, added: Tensor) -> Tensor:
-        """Apply stochastic depth; see `BlockParts`."""
-        return self.drop_path(added)
-
-
-def _scaled(added: Tensor, scale: Tensor | None) -> Tensor:
-    return added if scale is None else scale * added
+PARTS = Parts(
+    "norm1",
+    (),
+    "attn.num_heads",
+    ("attn.proj", "gamma_1"),
+    "norm2",
+    ("mlp", "gamma_2"),
+    stochastic_depth="drop_path",
+)
 
 
 class ElipEvaTower(PrunableStack, VisionTransformer):
@@ -74,11 +69,12 @@ def describe(tower: Any) -> Tower:
             f"LAVIS' EVA tower with dropout {dropouts[0]:g}: choosing tokens must be "
             "deterministic; build it without (drop_path_rate may stay)"
         )
+    patched = {Block: patched_class(EvaBlock, Block, PARTS)}
     patches, frozen = tower.patch_embed, not any(p.requires_grad for p in tower.parameters())
     return Tower(
         TowerShape(patches.num_patches, len(tower.blocks), tower.embed_dim, frozen=frozen),
         Swap(tower, ElipEvaTower),
-        swaps_for(tower.blocks, {Block: ElipEvaBlock}, elip_scale=tower.blocks[0].attn.scale),
+        swaps_for(tower.blocks, patched, elip_scale=tower.blocks[0].attn.scale),
         random_blocks=any(not isinstance(b.drop_path, nn.Identity) for b in tower.blocks),
         patch_embed=patches.proj,
     )

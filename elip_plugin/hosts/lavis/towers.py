@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from lavis.models.vit import Attention, Block, VisionTransformer, VisionTransformerEncoder
 from torch import Tensor, nn
 
-from elip_plugin.core.blocks import PackedAttention
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.patching.blocks import PrunableBlock, PrunableStack, call_block
+from elip_plugin.patching.blocks import PrunableStack, call_block
 from elip_plugin.patching.description import Tower, TowerShape
+from elip_plugin.patching.named import patched_class
+from elip_plugin.patching.parts import PackedBlock, Parts
 from elip_plugin.patching.swap import Patched, Swap, swap_for, swaps_for
 
 
@@ -54,10 +55,8 @@ def fuse_attention(model: nn.Module) -> None:
             Swap(module, FusedAttention, {"elip_always": True}).apply()
 
 
-class ElipBlock(PrunableBlock, Block):
-    """LAVIS' block, with its parts."""
-
-    replaces = Block
+class HookedBlock(PackedBlock):
+    """LAVIS' block, which is told whether to keep its attention map."""
 
     def forward(self, x: Tensor, *args: Any, elip: Any = None, **options: Any) -> Any:
         """Run LAVIS' forward, or a mode; see `PrunableBlock`."""
@@ -66,22 +65,16 @@ class ElipBlock(PrunableBlock, Block):
             return elip(self, x, **options)
         return Block.forward(self, x, *args, **options)
 
-    def packed_attention(self) -> PackedAttention:
-        """Return the attention's projections."""
-        attn = self.attn
-        return PackedAttention(self.norm1, attn.qkv.weight, attn.qkv.bias, attn.num_heads)
 
-    def attention_output(self, mixed: Tensor) -> Tensor:
-        """Join the heads and project; see `BlockParts`."""
-        return self.attn.proj(mixed.transpose(1, 2).flatten(2))
-
-    def feed_forward(self, x: Tensor) -> Tensor:
-        """Run the MLP without dropout; see `BlockParts`."""
-        return self.mlp.fc2(self.mlp.act(self.mlp.fc1(self.norm2(x))))
-
-    def stochastic_depth(self, added: Tensor) -> Tensor:
-        """Apply stochastic depth; see `BlockParts`."""
-        return self.drop_path(added)
+PARTS = Parts(
+    "norm1",
+    ("attn.qkv.weight", "attn.qkv.bias"),
+    "attn.num_heads",
+    ("attn.proj",),
+    "norm2",
+    ("mlp.fc1", "mlp.act", "mlp.fc2"),  # without dropout
+    stochastic_depth="drop_path",
+)
 
 
 class ElipVisionTransformer(PrunableStack, VisionTransformer):
@@ -129,7 +122,8 @@ def describe(tower: Any) -> Tower:
             f"{type(tower).__name__}: only LAVIS' VisionTransformer is supported; pass the "
             "model's visual_encoder"
         )
-    blocks = swaps_for(tower.blocks, {Block: ElipBlock}, elip_scale=tower.blocks[0].attn.scale)
+    patched = {Block: patched_class(HookedBlock, Block, PARTS)}
+    blocks = swaps_for(tower.blocks, patched, elip_scale=tower.blocks[0].attn.scale)
     shape = TowerShape(tower.patch_embed.num_patches, len(tower.blocks), tower.embed_dim)
     still = all(
         isinstance(block.drop_path, nn.Identity)

@@ -29,7 +29,6 @@ from elip_plugin.patching.named import patched_class
 from elip_plugin.patching.parts import PackedBlock, Parts
 from elip_plugin.patching.swap import Swap, swaps_for
 
-
 PARTS = Parts(
     "norm1",
     ("attn.qkv.weight", "attn.qkv.bias"),

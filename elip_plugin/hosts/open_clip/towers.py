@@ -22,7 +22,6 @@ from elip_plugin.patching.named import patched_class
 from elip_plugin.patching.parts import PackedBlock, Parts, parts_block
 from elip_plugin.patching.swap import swap_for, swaps_for
 
-
 PARTS = Parts(
     "ln_1",
     ("attn.in_proj_weight", "attn.in_proj_bias"),

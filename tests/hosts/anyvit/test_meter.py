@@ -44,9 +44,7 @@ class VisionTower(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, WIDTH, PATCH, PATCH, bias=False)
-        self.first, self.places = (
-            nn.Parameter(torch.randn(n, WIDTH)) for n in (1, PATCHES + 1)
-        )
+        self.first, self.places = (nn.Parameter(torch.randn(n, WIDTH)) for n in (1, PATCHES + 1))
         self.norm_in, self.norm_out = HalfNorm(WIDTH), HalfNorm(WIDTH)
         self.blocks = nn.Sequential(*(VisionBlock() for _ in range(11)))
 

@@ -57,7 +57,11 @@ class ClipVision(nn.Module):
         self.conv1 = nn.Conv2d(3, WIDTH, PATCH, PATCH, bias=False)
         self.class_embedding = nn.Parameter(torch.randn(WIDTH))
         self.positional_embedding = nn.Parameter(torch.randn(PATCHES + 1, WIDTH))
-        self.ln_pre, self.transformer, self.ln_post = HalfNorm(WIDTH), ClipEncoder(), HalfNorm(WIDTH)
+        self.ln_pre, self.transformer, self.ln_post = (
+            HalfNorm(WIDTH),
+            ClipEncoder(),
+            HalfNorm(WIDTH),
+        )
         self.proj = nn.Parameter(torch.randn(WIDTH, 24))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -179,11 +183,11 @@ CASES: dict[str, Case] = {
     "timm DINOv2": Case(
         lambda: timm_vit("vit_small_patch14_reg4_dinov2"), call, lambda m: m.blocks, 5
     ),
-    "timm average": Case(lambda: timm_vit("vit_medium_patch16_gap_240"), call, lambda m: m.blocks, 0),
-    "DINOv2": Case(lambda: transformers_vit("Dinov2"), pooled, layers_of, 1),
-    "DINOv2 registers": Case(
-        lambda: transformers_vit("Dinov2WithRegisters"), pooled, layers_of, 5
+    "timm average": Case(
+        lambda: timm_vit("vit_medium_patch16_gap_240"), call, lambda m: m.blocks, 0
     ),
+    "DINOv2": Case(lambda: transformers_vit("Dinov2"), pooled, layers_of, 1),
+    "DINOv2 registers": Case(lambda: transformers_vit("Dinov2WithRegisters"), pooled, layers_of, 5),
     "DeiT": Case(lambda: transformers_vit("DeiT"), pooled, layers_of, 2),
     "DeiT classifier": Case(
         lambda: transformers_vit("DeiT", "ForImageClassification"),
@@ -194,7 +198,9 @@ CASES: dict[str, Case] = {
     "dual DINOv2": Case(
         lambda: dual("Dinov2"), pooled, lambda m: layers_of(m.vision_model), 1, guide=24
     ),
-    "dual DeiT": Case(lambda: dual("DeiT"), pooled, lambda m: layers_of(m.vision_model), 2, guide=24),
+    "dual DeiT": Case(
+        lambda: dual("DeiT"), pooled, lambda m: layers_of(m.vision_model), 2, guide=24
+    ),
 }
 
 
