@@ -182,15 +182,17 @@ def describe(module: nn.Module) -> Description:
         UnsupportedModelError: If it cannot be pruned, with what its host says first.
     """
     module = unwrap(module)
-    host = find_host(module)
-    try:
-        return host.describe(module)
-    except UnknownTowerError as refusal:
-        last = load_host(_names_of(module)[-1])
+    *known, last = _names_of(module)
+    refusal = f"{type(module).__name__} comes from none of the hosts {sorted(hosts())}"
+    if known:
         try:
-            return last.describe(module)
-        except UnsupportedModelError as error:
-            raise UnsupportedModelError(f"{refusal}; as any other ViT: {error}") from error
+            return find_host(module).describe(module)
+        except UnknownTowerError as error:
+            refusal = str(error)
+    try:
+        return load_host(last).describe(module)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{refusal}; as any other ViT: {error}") from error
 
 
 def find_host(module: nn.Module) -> Host:

@@ -1,6 +1,6 @@
 """A patched block as data: where a block of the usual parts has them.
 
-A block of the usual parts computes x + output(attention(norm_1(x))) and, of that, y + mlp(norm_2(y)).
+A block of the usual parts computes y = x + output(attention(norm_1(x))), and y + mlp(norm_2(y)).
 """
 
 from __future__ import annotations

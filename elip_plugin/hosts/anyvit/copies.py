@@ -180,8 +180,8 @@ def record(block: nn.Module, x: Tensor, calling: Calling) -> tuple[list[Event], 
         part = f"its part {inside[-1]!r}" if inside else "it"
         raise UnsupportedModelError(
             f"a block must run on any number of tokens by itself, but {part} does not run on "
-            f"{tuple(x.shape)} ({type(error).__name__}: {error}): windows, a relative position bias "
-            "and the like depend on the number"
+            f"{tuple(x.shape)} ({type(error).__name__}: {error}): windows, a bias by position and "
+            "the like depend on the number"
         ) from error
     finally:
         for hook in hooks:

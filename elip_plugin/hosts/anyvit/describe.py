@@ -68,7 +68,7 @@ def describe(
         if block is None:
             block, scale = read(listed[0], entered.width, calling)
         tail = rehearse(trial, place, calling, entered)
-    patched = parts_block(type(listed[0]), block) if isinstance(block, Parts) else block
+    patched: Any = parts_block(type(listed[0]), block) if isinstance(block, Parts) else block
     described = Tower(
         TowerShape(
             entered.num_patches,

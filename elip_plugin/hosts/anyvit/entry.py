@@ -72,8 +72,8 @@ def enter(trial: Trial) -> Entry:
         change = changed(*patch)[prefix:]
         if len(change) != grid[0] * grid[1] or not change.max() == change[number] > 0:
             raise UnsupportedModelError(
-                f"the tokens that enter its blocks: of {x.shape[1]}, none is made of patch {number} "
-                f"of a grid of {grid} alone at its place; usual are class and register tokens, "
+                f"the tokens that enter its blocks: of {x.shape[1]}, none is made of patch "
+                f"{number} of a grid of {grid} at its place; usual are class and register tokens, "
                 "then one token of each patch, row by row"
             )
         apart &= int((change > 0).sum()) == 1
@@ -108,6 +108,7 @@ def refuse_tensors(calling: Calling) -> None:
     found = {name: tuple(value.shape) for name, value in given if isinstance(value, Tensor)}
     if found:
         raise UnsupportedModelError(
-            f"its blocks are given tensors besides the tokens, {found} by their arguments: positions "
-            "(rotary ones, a bias) or a mask, which would have to follow the tokens that are left"
+            f"its blocks are given tensors besides the tokens, {found} by their arguments: "
+            "positions (rotary ones, a bias) or a mask, which would have to follow the tokens that "
+            "are left"
         )

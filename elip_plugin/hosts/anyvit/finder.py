@@ -165,7 +165,7 @@ def sides_of(model: nn.Module) -> list[tuple[int, int]]:
     pairs = [(side, side) if type(side) is int else side for side in (*found, *SIDES)]
     whole = [tuple(side) for side in pairs if isinstance(side, (tuple, list)) and len(side) == 2]
     fitting = [side for side in whole if all(type(n) is int and n > 1 for n in side)]
-    return list(dict.fromkeys(fitting))  # type: ignore[arg-type]  # of two
+    return list(dict.fromkeys(fitting))
 
 
 def find_tower(

@@ -74,7 +74,7 @@ def read(block: nn.Module, width: int, calling: Calling) -> Reading:
         refuse_dropout(block, [event.module for event in depth], x, out, calling)
     parts = Parts(
         norm_1,
-        attention.projections,  # type: ignore[arg-type]  # two or three
+        attention.projections,
         attention.heads,
         (*attention.output, *output),
         norm_2,

@@ -77,11 +77,11 @@ class ElipEva(PrunableTrunk, Eva):
 
 def eva_parts(block: Any) -> Parts:
     """Return where a block has its parts; its projections are those of `projections`."""
-    after = type(block) is EvaBlockPostNorm
-    first, added = ("", "norm1") if after else ("norm1", "gamma_1")
-    second = ("mlp", ("norm2",)) if after else ("norm2", ("mlp", "gamma_2"))
-    output = (*joined(block), "attn.proj", added)
-    return Parts(first, (), "attn.num_heads", output, *second, stochastic_depth="drop_path1")
+    output, depth = (*joined(block), "attn.proj"), "drop_path1"
+    if type(block) is EvaBlockPostNorm:  # EVA02-E
+        return Parts("", (), "attn.num_heads", (*output, "norm1"), "mlp", ("norm2",), "", "", depth)
+    output = (*output, "gamma_1")
+    return Parts("norm1", (), "attn.num_heads", output, "norm2", ("mlp", "gamma_2"), "", "", depth)
 
 
 def projections(attn: Any) -> list[tuple[Tensor, Tensor | None]]:

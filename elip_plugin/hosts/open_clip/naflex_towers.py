@@ -30,7 +30,6 @@ from elip_plugin.hosts.open_clip.timm_trunk import (
     shape_of,
 )
 from elip_plugin.patching.blocks import (
-    PrunableBlock,
     PrunableStack,
     call_block,
     call_checkpointed,

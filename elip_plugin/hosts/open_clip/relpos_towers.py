@@ -15,7 +15,6 @@ from timm.models.vision_transformer_relpos import RelPosBlock, VisionTransformer
 from torch import Tensor
 
 from elip_plugin.core.positions import PositionOptions
-from elip_plugin.hosts.open_clip.timm_blocks import ElipTimmBlock
 from elip_plugin.hosts.open_clip.timm_trunk import (
     PrunableTrunk,
     has_stochastic_depth,

@@ -41,7 +41,7 @@ class CustomBlock(PackedBlock):
 
     def attention_output(self, mixed: Tensor) -> Tensor:
         """Scale and join the heads, project; see `BlockParts`."""
-        scale = self.attn.head_scale  # type: ignore[attr-defined]
+        scale = self.attn.head_scale
         return super().attention_output(mixed if scale is None else mixed * scale)
 
 

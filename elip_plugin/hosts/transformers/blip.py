@@ -22,9 +22,9 @@ from elip_plugin.errors import ConfigError, ElipError, GuideError, UnsupportedMo
 from elip_plugin.hosts.transformers.guide import weight_of
 from elip_plugin.hosts.transformers.readers import BlipReader, QFormerReader, Reader
 from elip_plugin.hosts.transformers.saving import ModelSwap, PrunedModel
-from elip_plugin.hosts.transformers.towers import patched_class
 from elip_plugin.patching.calls import opened
 from elip_plugin.patching.description import Description, Tower
+from elip_plugin.patching.named import patched_class
 from elip_plugin.reducers import FOR_INSTRUCTIONS, FOR_QUESTIONS
 
 ENTRIES = ("forward", "generate")
@@ -64,7 +64,7 @@ class PrunedBlip(PrunedModel):
     """Whether a text side that reads the tower can learn from a loss on the choice."""
 
     @classmethod
-    def body_for(cls, replaces: Any) -> dict[str, Any]:
+    def body_for(cls, replaces: Any, *data: Any) -> dict[str, Any]:
         """Return the methods by which images and texts enter."""
         return {name: _entry(vars(replaces)[name]) for name in ENTRIES if name in vars(replaces)}
 

@@ -19,6 +19,7 @@ from elip_plugin.hosts.transformers.guide import linear_maps, text_features
 from elip_plugin.hosts.transformers.saving import ModelSwap, PrunedModel
 from elip_plugin.patching.calls import find, opened
 from elip_plugin.patching.description import Description, Tower
+from elip_plugin.patching.named import NamedAsReplaced, patched_class, wrapped_forward
 from elip_plugin.patching.swap import Swap, swap_for
 from elip_plugin.patching.wrappers import unwrap
 
@@ -41,7 +42,7 @@ class EncodedText:
     output: Any = None
 
 
-class TextModel(towers.NamedAsReplaced):
+class TextModel(NamedAsReplaced):
     """A text model that encodes the text of a guided forward once."""
 
     def __call__(self, *args: Any, **options: Any) -> Any:
@@ -72,12 +73,12 @@ class TextFirst(PrunedModel):
     """Names of the parameters of the host's `get_text_features`; None if it takes any."""
 
     @classmethod
-    def body_for(cls, replaces: Any) -> dict[str, Any]:
+    def body_for(cls, replaces: Any, *data: Any) -> dict[str, Any]:
         """Return the forward, and the names of its parameters."""
         get_text = inspect.signature(replaces.get_text_features)
         takes_any = any(p.kind is p.VAR_KEYWORD for p in get_text.parameters.values())
         return {
-            **towers.wrapped_forward(replaces),
+            **wrapped_forward(replaces),
             "elip_parameters": tuple(inspect.signature(replaces.forward).parameters)[1:],
             "elip_text_parameters": None if takes_any else frozenset(get_text.parameters),
         }
@@ -106,7 +107,7 @@ class TextFirst(PrunedModel):
 
 
 MODELS: dict[type, type[nn.Module]] = {
-    cls: towers.patched_class(TextFirst, cls)
+    cls: patched_class(TextFirst, cls)
     for cls in (
         *(family.find_class(f"{family.prefix}Model") for family in towers.FAMILIES),
         getattr(transformers, "VisionTextDualEncoderModel", None),
@@ -156,7 +157,7 @@ def describe(module: Any) -> Description:
         )
     if type(module) in blip.MODELS:
         return blip.describe(module, tower)
-    text = Swap(module.text_model, towers.patched_class(TextModel, type(module.text_model)))
+    text = Swap(module.text_model, patched_class(TextModel, type(module.text_model)))
     model = ModelSwap(module, swap_for(module, MODELS).patched)
     return Description(module, tower, (text, model), no_eval_by_text=LEAK)
 

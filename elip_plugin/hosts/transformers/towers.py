@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,11 @@ from transformers.modeling_outputs import BaseModelOutput
 from elip_plugin.core.blocks import PackedAttention
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.transformers.guide import weight_of
-from elip_plugin.patching.blocks import PrunableBlock, PrunableStack
+from elip_plugin.patching.blocks import PrunableStack, call_detached
 from elip_plugin.patching.description import Tower, TowerShape
-from elip_plugin.patching.swap import Patched, Swap, swap_for, swaps_for
-
-if TYPE_CHECKING:
-    from elip_plugin.patching.pruner import Pruner
+from elip_plugin.patching.named import NamedAsReplaced, patched_class, wrapped_forward
+from elip_plugin.patching.parts import PackedBlock, Parts, PartsBlock, SeparateBlock
+from elip_plugin.patching.swap import Swap, swap_for, swaps_for
 
 RECORDED = ("output_attentions", "output_hidden_states")
 NOT_FOR_LAYERS = (*RECORDED, "return_dict", "attention_mask")
@@ -74,73 +74,11 @@ FAMILIES = tuple(family for family in KNOWN_FAMILIES if family.is_complete())
 """Those of this version of transformers: a class that it renamed takes its own family along."""
 
 
-class NamedAsReplaced(Patched):
-    """A patched class with the module and the names of the class that it replaces.
-
-    They are written into files (`save_pretrained`, the adapters of peft), and code of the host goes
-    by them: FSDP's wrapping policies, the choice of an attention implementation. Pickle, which
-    would find the replaced class by them, is told how the patched one is made.
-    """
-
-    elip_mixin: ClassVar[type[NamedAsReplaced]]
-    """What was added in front of the host's class."""
-
-    @classmethod
-    def body_for(cls, replaces: Any) -> dict[str, Any]:
-        """Return further class attributes, which depend on the host's class."""
-        return {}
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle or copy by the replaced class."""
-        reduced: Any = super().__reduce_ex__(protocol)
-        return (_new, (self.elip_mixin, self.replaces), *reduced[2:])
-
-
-def _new(mixin: type[NamedAsReplaced], replaced: type) -> Any:
-    """Make an empty object of a patched class."""
-    patched = patched_class(mixin, replaced)
-    return patched.__new__(patched)
-
-
-def patched_class(mixin: Any, replaces: Any) -> Any:
-    """Make the patched class of a class of transformers.
-
-    Args:
-        mixin: What is added in front of the host's class.
-        replaces: The host's class.
-
-    Returns:
-        The class.
-    """
-    return _patched_class(mixin, replaces)
-
-
-@functools.cache
-def _patched_class(mixin: Any, replaces: Any) -> Any:
-    body = {**mixin.body_for(replaces), "elip_mixin": mixin, "replaces": replaces}
-    body |= {"__module__": replaces.__module__, "__qualname__": replaces.__qualname__}
-    return type(replaces.__name__, (mixin, replaces), body)
-
-
-def wrapped_forward(replaces: Any) -> dict[str, Any]:
-    """Return a class body whose forward has the host's signature and calls `elip_forward`."""
-    host = replaces.forward
-
-    @functools.wraps(host)
-    def forward(self: Any, *args: Any, **options: Any) -> Any:
-        return self.elip_forward(host, args, options)
-
-    return {"forward": forward}
-
-
 class ElipTower(NamedAsReplaced):
     """A tower, from images to features."""
 
-    if TYPE_CHECKING:
-        elip: Pruner
-
     @classmethod
-    def body_for(cls, replaces: Any) -> dict[str, Any]:
+    def body_for(cls, replaces: Any, *data: Any) -> dict[str, Any]:
         """Return the forward."""
         return wrapped_forward(replaces)
 
@@ -153,44 +91,19 @@ class ElipTower(NamedAsReplaced):
             return host(self, *args, **options)
 
 
-class ElipLayer(NamedAsReplaced, PrunableBlock):
-    """A layer with separate projections of queries, keys and values; it has no dropout."""
+class ElipLayer(PartsBlock):
+    """A layer as transformers calls it; it has no dropout."""
 
     elip_masks: ClassVar[int]
     """Attention masks that the host's layer must be given after the tokens; here all None."""
 
     @classmethod
-    def body_for(cls, replaces: Any) -> dict[str, Any]:
-        """Return the number of masks."""
+    def body_for(cls, replaces: Any, *data: Any) -> dict[str, Any]:
+        """Return where the parts are, and the number of masks."""
         parameters = list(inspect.signature(replaces.forward).parameters.values())[2:]
         positional = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-        return {"elip_masks": sum(p.default is p.empty for p in positional)}
-
-    def _heads(self, projected: Tensor) -> Tensor:
-        attn: Any = self.self_attn
-        return projected.view(*projected.shape[:2], -1, attn.head_dim).transpose(1, 2)
-
-    def query_and_keys(self, query: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalise and project a query token and the tokens; see `BlockParts`."""
-        layer: Any = self
-        q = layer.self_attn.q_proj(layer.layer_norm1(query))
-        return self._heads(q), self._heads(layer.self_attn.k_proj(layer.layer_norm1(x)))
-
-    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalise and project tokens; see `BlockParts`."""
-        layer: Any = self
-        x, attn = layer.layer_norm1(x), layer.self_attn
-        return self._heads(attn.q_proj(x)), self._heads(attn.k_proj(x)), self._heads(attn.v_proj(x))
-
-    def attention_output(self, mixed: Tensor) -> Tensor:
-        """Join the heads and project; see `BlockParts`."""
-        layer: Any = self
-        return layer.self_attn.out_proj(mixed.transpose(1, 2).flatten(2))
-
-    def feed_forward(self, x: Tensor) -> Tensor:
-        """Run the MLP; see `BlockParts`."""
-        layer: Any = self
-        return layer.mlp(layer.layer_norm2(x))
+        masks = sum(p.default is p.empty for p in positional)
+        return {**super().body_for(replaces, *data), "elip_masks": masks}
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Call the layer; transformers 4 would checkpoint what has no gradient, with a warning."""
@@ -199,23 +112,32 @@ class ElipLayer(NamedAsReplaced, PrunableBlock):
         return nn.Module.__call__(self, *args, **options)
 
 
-class ElipPackedLayer(ElipLayer):
+class ElipSeparateLayer(ElipLayer, SeparateBlock):
+    """A layer with separate projections of queries, keys and values."""
+
+
+class ElipPackedLayer(ElipLayer, PackedBlock):
     """A layer whose queries, keys and values come from one projection."""
 
-    query_and_keys = PrunableBlock.query_and_keys
-    queries_keys_values = PrunableBlock.queries_keys_values
-
     def packed_attention(self) -> PackedAttention:
-        """Return the attention's projections; see `PrunableBlock`."""
-        layer: Any = self
-        attn = layer.self_attn
-        weight, bias = weight_of(attn.qkv), attn.qkv.bias
-        return PackedAttention(layer.layer_norm1, weight, bias, attn.num_heads)
+        """Return the attention's projections, adapters included; see `PrunableBlock`."""
+        weight = weight_of(self.self_attn.qkv)
+        return super().packed_attention()._replace(weight=weight)
 
-    def attention_output(self, mixed: Tensor) -> Tensor:
-        """Join the heads and project; see `BlockParts`."""
-        layer: Any = self
-        return layer.self_attn.projection(mixed.transpose(1, 2).flatten(2))
+
+SEPARATE = Parts(
+    "layer_norm1",
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "self_attn.num_heads",
+    ("self_attn.out_proj",),
+    "layer_norm2",
+    ("mlp",),
+)
+PACKED = replace(
+    SEPARATE,
+    projections=("self_attn.qkv.weight", "self_attn.qkv.bias"),
+    output=("self_attn.projection",),
+)
 
 
 class ElipEncoder(NamedAsReplaced, PrunableStack):
@@ -242,26 +164,9 @@ def run_layer(
 ) -> Any:
     """Run a layer, or a mode of it; `_options` are what the encoder hands to its layers."""
     if mode is not None:
-        return layer(x, elip=functools.partial(_run_mode, mode=mode), **_detached(mode_options))
+        return call_detached(layer, x, mode, **mode_options)
     out = layer(x, *[None] * layer.elip_masks, **_options)
     return out[0] if isinstance(out, tuple) else out
-
-
-def _run_mode(layer: Any, x: Tensor, *, mode: Any, **options: Any) -> Any:
-    """Run a mode of which only the tokens have a gradient, not what it returns beside them.
-
-    Re-entrant checkpointing marks every tensor that it returns as having a gradient. A tensor that
-    also is an input of the next layer would run all the layers before it in each backward pass.
-    """
-    out = mode(layer, x, **options)
-    if isinstance(out, tuple):
-        beside = _detached(dict(enumerate(out[1:])))
-        return (out[0], *beside.values())
-    return out
-
-
-def _detached(values: dict[Any, Any]) -> dict[Any, Any]:
-    return {k: v.detach() if isinstance(v, Tensor) else v for k, v in values.items()}
 
 
 def refuse_recording(config: Any, options: dict[str, Any]) -> None:
@@ -281,7 +186,8 @@ ENCODERS: dict[type, type[nn.Module]] = {}
 for _family in FAMILIES:
     _layer, _encoder = _family.find_class(_family.layer), _family.find_class(_family.encoder)
     if _layer is not None and _encoder is not None:  # else this version has renamed them
-        LAYERS[_layer] = patched_class(ElipPackedLayer if _family.packed else ElipLayer, _layer)
+        _kind = (ElipPackedLayer, PACKED) if _family.packed else (ElipSeparateLayer, SEPARATE)
+        LAYERS[_layer] = patched_class(_kind[0], _layer, _kind[1])
         ENCODERS[_encoder] = patched_class(ElipEncoder, _encoder)
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
 from transformers import ViTModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.vit.modeling_vit import ViTLayer
@@ -18,6 +18,8 @@ from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.transformers import towers
 from elip_plugin.patching.blocks import PrunableStack
 from elip_plugin.patching.description import Tower, TowerShape
+from elip_plugin.patching.named import NamedAsReplaced, patched_class, wrapped_forward
+from elip_plugin.patching.parts import Parts
 from elip_plugin.patching.swap import swap_for, swaps_for
 
 PARAMETERS = tuple(inspect.signature(ViTModel.forward).parameters)[1:]
@@ -27,55 +29,31 @@ MASKS = ("bool_masked_pos", "head_mask", "attention_mask")
 DROPOUTS = ("attention_probs_dropout_prob", "hidden_dropout_prob")
 
 
-class ElipViTLayer(towers.ElipLayer):
-    """A layer of a plain ViT."""
-
-    def _projections(self) -> tuple[Any, Any, Any, Any]:
-        """Return the projections of queries, keys, values and of the output."""
-        attention: Any = self.attention
-        if hasattr(attention, "q_proj"):
-            return attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
-        inner = attention.attention
-        return inner.query, inner.key, inner.value, attention.output.dense
-
-    def _heads(self, projected: Tensor) -> Tensor:
-        attention: Any = self.attention
-        heads = getattr(attention, "attention", attention).num_attention_heads
-        return projected.view(*projected.shape[:2], heads, -1).transpose(1, 2)
-
-    def query_and_keys(self, query: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalise and project a query token and the tokens; see `BlockParts`."""
-        layer: Any = self
-        q, k, _, _ = self._projections()
-        norm = layer.layernorm_before
-        return self._heads(q(norm(query))), self._heads(k(norm(x)))
-
-    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalise and project tokens; see `BlockParts`."""
-        layer: Any = self
-        q, k, v, _ = self._projections()
-        x = layer.layernorm_before(x)
-        return self._heads(q(x)), self._heads(k(x)), self._heads(v(x))
-
-    def attention_output(self, mixed: Tensor) -> Tensor:
-        """Join the heads and project; see `BlockParts`."""
-        output = self._projections()[3]
-        return output(mixed.transpose(1, 2).flatten(2))
-
-    def feed_forward(self, x: Tensor) -> Tensor:
-        """Run the MLP; see `BlockParts`."""
-        layer: Any = self
-        x = layer.layernorm_after(x)
-        return layer.mlp(x) if hasattr(layer, "mlp") else layer.output.dense(layer.intermediate(x))
+PARTS = Parts(
+    "layernorm_before",
+    ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+    "attention.num_attention_heads",
+    ("attention.o_proj",),
+    "layernorm_after",
+    ("mlp",),
+)
+PARTS_4 = replace(
+    PARTS,
+    projections=tuple(f"attention.attention.{name}" for name in ("query", "key", "value")),
+    heads="attention.attention.num_attention_heads",
+    output=("attention.output.dense",),
+    mlp=("intermediate", "output.dense"),
+)
+"""In transformers 4."""
 
 
-class ElipViT(towers.NamedAsReplaced, PrunableStack):
+class ElipViT(NamedAsReplaced, PrunableStack):
     """A plain ViT that prunes between its layers, outside any checkpointed region."""
 
     @classmethod
-    def body_for(cls, replaces: Any) -> dict[str, Any]:
+    def body_for(cls, replaces: Any, *data: Any) -> dict[str, Any]:
         """Return the forward."""
-        return towers.wrapped_forward(replaces)
+        return wrapped_forward(replaces)
 
     def elip_forward(self, host: Any, args: Any, options: Any) -> Any:
         """Run the host's forward, or its parts with the plan's stages if pruning is active."""
@@ -97,8 +75,7 @@ class ElipViT(towers.NamedAsReplaced, PrunableStack):
             return output.to_tuple() if given.get("return_dict") is False else output
 
 
-LAYERS = {ViTLayer: towers.patched_class(ElipViTLayer, ViTLayer)}
-MODELS = {ViTModel: towers.patched_class(ElipViT, ViTModel)}
+MODELS = {ViTModel: patched_class(ElipViT, ViTModel)}
 
 
 def layers_of(vit: Any) -> Any:
@@ -116,6 +93,7 @@ def describe(vit: Any) -> Tower:
             "tokens must be deterministic; set it to 0 in the vision config"
         )
     layers, embedding = layers_of(vit), vit.embeddings.patch_embeddings
+    parts = PARTS if hasattr(layers[0].attention, "q_proj") else PARTS_4
     shape = TowerShape(
         num_patches=embedding.num_patches,
         depth=len(layers),
@@ -126,7 +104,7 @@ def describe(vit: Any) -> Tower:
     return Tower(
         shape,
         swap_for(vit, MODELS),
-        swaps_for(layers, LAYERS),
+        swaps_for(layers, {ViTLayer: patched_class(towers.ElipSeparateLayer, ViTLayer, parts)}),
         random_blocks=True,
         patch_embed=embedding.projection,
         norm="layernorm",
