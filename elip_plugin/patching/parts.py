@@ -58,27 +58,28 @@ class PartsBlock(NamedAsReplaced, PrunableBlock):
 
     def attention_output(self, mixed: Tensor) -> Tensor:
         """Join the heads and project; see `BlockParts`."""
-        return _through(self, self.elip_parts.output, mixed.transpose(1, 2).flatten(2))
+        x = mixed.transpose(1, 2).flatten(2)
+        for path in self.elip_parts.output:
+            part = attrgetter(path)(self)
+            if part is not None:
+                x = part * x if isinstance(part, Tensor) else part(x)
+        return x
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Run the MLP; see `BlockParts`."""
-        parts = self.elip_parts
-        return _through(self, (parts.norm_2, *parts.mlp), x)
+        x = attrgetter(self.elip_parts.norm_2)(self)(x)
+        for (
+            path
+        ) in self.elip_parts.mlp:  # not a function for both: its calls cost small models time
+            part = attrgetter(path)(self)
+            if part is not None:
+                x = part * x if isinstance(part, Tensor) else part(x)
+        return x
 
     def stochastic_depth(self, added: Tensor) -> Tensor:
         """Apply stochastic depth; see `BlockParts`."""
         path = self.elip_parts.stochastic_depth
         return attrgetter(path)(self)(added) if path else added
-
-
-def _through(block: Any, paths: tuple[str, ...], x: Tensor) -> Tensor:
-    for path in paths:
-        part = attrgetter(path)(block)
-        if isinstance(part, Tensor):
-            x = part * x
-        elif part is not None:
-            x = part(x)
-    return x
 
 
 class PackedBlock(PartsBlock):

@@ -117,7 +117,7 @@ def test_an_unknown_name_is_an_error_with_near_ones() -> None:
     with pytest.raises(UnknownModelError, match=r"did you mean.*elip-ViT-B-16") as caught:
         elip_plugin.get("elip-ViT-B16")
     assert str(caught.value)[0] != "'"  # a KeyError would print a repr
-    with pytest.raises(UnknownModelError, match=r"hosts are \['lavis', 'open_clip'"):
+    with pytest.raises(UnknownModelError, match=r"hosts are \['anyvit', 'lavis', 'open_clip'"):
         elip_plugin.list_models("timm")
     with pytest.raises(UnknownModelError, match=r"hosts .*open_clip.*did you mean.*elip-ViT-B-16"):
         elip_plugin.create("elip-ViT-B16")
