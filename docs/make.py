@@ -1,6 +1,7 @@
-"""Write what the docs show of the code: the reference, the list of models, the figure, the screens.
+"""Write what the docs show of the code: the reference, lists of models, the figure, the screens.
 
     .venv-openclip/bin/python docs/make.py    # configuration.md, reducers.md, open_clip_models.md
+    .venv-openclip/bin/python docs/make.py --found    # the table of anyvit.md; minutes
     .venv/bin/python docs/make.py --screens   # the figure (by matplotlib), and the screens
     .venv/bin/python docs/make.py --show PAGE # the pictures of a page of `elip show`
     .venv-openclip/bin/python docs/make.py --idea CHECKPOINT --pictures FOLDER   # README's picture
@@ -11,14 +12,18 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib.util
 import inspect
 import json
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from elip_plugin.config import PRESETS, RENAMED, ElipConfig, Stage
@@ -183,6 +188,82 @@ def open_clip_models() -> str:
     )
 
 
+def _clip() -> Any:
+    package = ModuleType("clip")  # whose own start imports pkg_resources
+    package.__path__ = importlib.util.find_spec("clip").submodule_search_locations
+    sys.modules["clip"] = package
+    clip = importlib.import_module("clip.model")
+    return clip.CLIP(512, 224, 12, 768, 32, 77, 49408, 512, 8, 12)
+
+
+def _timm(name: str) -> Any:
+    return importlib.import_module("timm").create_model(name)
+
+
+def _transformers(kind: str, model: str = "Model") -> Any:
+    transformers = importlib.import_module("transformers")
+    return getattr(transformers, kind + model)(getattr(transformers, f"{kind}Config")())
+
+
+def _dual(kind: str) -> Any:
+    transformers = importlib.import_module("transformers")
+    configs = getattr(transformers, f"{kind}Config")(), transformers.BertConfig()
+    both = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(*configs)
+    return transformers.VisionTextDualEncoderModel(both)
+
+
+FOUND: dict[str, Callable[[], Any]] = {
+    "OpenAI's `clip` (`clip-anytorch`), ViT-B/32": _clip,
+    "torchvision `vit_b_16`": lambda: importlib.import_module("torchvision.models").vit_b_16(),
+    **{
+        f"timm `{name}`": functools.partial(_timm, name)
+        for name in (
+            "vit_base_patch16_224",
+            "deit_small_distilled_patch16_224",
+            "deit3_small_patch16_224",
+            "vit_small_patch14_reg4_dinov2",
+            "vit_medium_patch16_gap_240",
+            "vit_base_patch16_siglip_224",
+        )
+    },
+    "transformers `Dinov2Model`": lambda: _transformers("Dinov2"),
+    "transformers `Dinov2WithRegistersModel`": lambda: _transformers("Dinov2WithRegisters"),
+    "transformers `DeiTModel`": lambda: _transformers("DeiT"),
+    "transformers `DeiTForImageClassification`": lambda: _transformers(
+        "DeiT", "ForImageClassification"
+    ),
+    "DINOv2 in a `VisionTextDualEncoderModel`": lambda: _dual("Dinov2"),
+    "DeiT in a `VisionTextDualEncoderModel`": lambda: _dual("DeiT"),
+}
+"""Models of other libraries by what `anyvit.md` calls them: those of their defaults, untrained."""
+
+FOUND_TABLE = re.compile(r"^\| model \| class of its blocks .*?\n(?=\n)", re.MULTILINE | re.DOTALL)
+
+
+def found_by_itself() -> str:
+    """Describe each model, and return a table of what was found and how far it is from the model."""
+    import torch
+
+    from elip_plugin.hosts.anyvit.check import check
+    from elip_plugin.hosts.registry import describe
+
+    rows = []
+    for name, make in FOUND.items():
+        torch.manual_seed(0)
+        tower = describe(make()).tower
+        block, shape = tower.blocks[0].module, tower.shape
+        query = "first token" if shape.class_query else "mean of the patches"
+        rows.append(
+            f"| {name} | `{type(block).__module__}.{type(block).__name__}` | {shape.prefix} + "
+            f"{shape.num_patches} | {query} | {check(tower):.1e} |\n"
+        )
+        print(rows[-1], end="", flush=True)
+    return (
+        "| model | class of its blocks | tokens | stands for the image | largest difference |\n"
+        "|---|---|---|---|---|\n" + "".join(rows)
+    )
+
+
 # Figure and screens.
 
 
@@ -307,12 +388,17 @@ def main() -> None:
     """Write the pages, or the pictures that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--screens", action="store_true")
+    parser.add_argument("--found", action="store_true")
     parser.add_argument("--show", type=Path, help="a page of `elip show` to photograph")
     parser.add_argument("--idea", metavar="CHECKPOINT", help="weights of elip-half-ViT-emoji")
     parser.add_argument("--pictures", type=Path, nargs="+", help="pictures for --idea")
     args = parser.parse_args()
     if args.idea is not None:
         idea(args.idea, args.pictures)
+    elif args.found:
+        page = DOCS / "anyvit.md"
+        table = found_by_itself()
+        page.write_text(FOUND_TABLE.sub(lambda _: table, page.read_text()))
     elif not args.screens and args.show is None:
         (DOCS / "configuration.md").write_text(configuration())
         page = DOCS / "reducers.md"

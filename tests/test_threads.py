@@ -135,6 +135,30 @@ def lavis_case(arch: str, method: str) -> Case:
     )
 
 
+def any_vit_case(name: str) -> Case:
+    from hosts.anyvit import vits
+
+    case = vits.CASES[name]
+    model = vits.make(name)
+
+    def batch(i: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(10 + i)
+        return vits.images(seed=10 + i), torch.randn(2, case.guide, generator=generator)
+
+    def forward(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
+        with elip_plugin.guide(model, batch[1]):
+            return case.encode(model, batch[0])
+
+    return Case(
+        model,
+        batch,
+        forward,
+        lambda model, batch: case.encode(model, batch[0]),
+        case.blocks(model),
+        case.guide,
+    )
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "OpenCLIP": lambda: open_clip_case("ViT-tiny"),
     "CoCa": lambda: open_clip_case("coca_ViT-B-32"),
@@ -143,6 +167,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "dual encoder": lambda: transformers_case("dual_vit"),
     "BLIP": lambda: reader_case("blip_vqa", 48, {"preset": "fast", "reducer": "similarity"}),
     "InstructBLIP": lambda: reader_case("instructblip", 32, CONFIG),
+    "torchvision": lambda: any_vit_case("torchvision"),
     "LAVIS BLIP": lambda: lavis_case("blip_vqa", "forward_encoder"),
     "LAVIS ALBEF": lambda: lavis_case("albef_feature_extractor", "extract_features"),
 }
@@ -333,7 +358,7 @@ def state_of(case: Case) -> dict[str, Any]:
         if "elip" in vars(module):
             found |= {f"{name}.elip.{k}": v for k, v in vars(vars(module)["elip"]).items()}
     families = (f"transformers.models.{name}" for name in ("clip", "vit", "blip", "instructblip"))
-    roots = ("open_clip", "lavis.models", *families)
+    roots = ("open_clip", "lavis.models", "torchvision.models.vision_transformer", *families)
     for name, module in list(sys.modules.items()):
         if name.startswith(roots):
             found |= {f"{name}:{k}": v for k, v in vars(module).items()}

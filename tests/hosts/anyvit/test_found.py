@@ -161,7 +161,7 @@ def test_bf16(name: str) -> None:
         case.encode(model, x).float().square().sum().backward()
     assert lengths == list(handle.plan.tokens)
     model.to(torch.bfloat16)
-    if name != "CLIP":  # whose norms are in float32, as OpenAI's are
+    if name not in ("CLIP", "clip-anytorch"):  # whose norms are in float32
         assert case.encode(model, x.bfloat16()).dtype is torch.bfloat16
 
 

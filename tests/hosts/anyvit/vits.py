@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
@@ -113,6 +117,20 @@ class Case(NamedTuple):
     guide: int = WIDTH
 
 
+def openai_clip() -> Any:
+    """OpenAI's own class; its package imports `pkg_resources`, which newer setuptools do not have."""
+    found = find_spec("clip")
+    if found is None or found.submodule_search_locations is None:
+        pytest.skip("clip-anytorch is not installed")
+    package = ModuleType("clip")
+    package.__path__ = found.submodule_search_locations
+    sys.modules.setdefault("clip", package)
+    models: Any = importlib.import_module("clip.model")
+    model = models.CLIP(24, SIDE, DEPTH, 64, PATCH, 9, 100, WIDTH, 1, 2)
+    model.visual = models.VisionTransformer(SIDE, PATCH, WIDTH, DEPTH, HEADS, 24)
+    return model
+
+
 def torchvision_vit() -> Any:
     vision = pytest.importorskip("torchvision.models.vision_transformer")
     return vision.VisionTransformer(SIDE, PATCH, DEPTH, HEADS, WIDTH, 64, num_classes=10)
@@ -174,6 +192,9 @@ def logits(model: Any, images: Tensor) -> Tensor:
 CASES: dict[str, Case] = {
     "CLIP": Case(
         ClipModel, lambda m, x: m.encode_image(x), lambda m: m.visual.transformer.resblocks, 1, 0
+    ),
+    "clip-anytorch": Case(
+        openai_clip, lambda m, x: m.encode_image(x), lambda m: m.visual.transformer.resblocks, 1, 0
     ),
     "torchvision": Case(torchvision_vit, call, lambda m: m.encoder.layers, 1),
     "timm ViT": Case(lambda: timm_vit("vit_tiny_patch16_224"), call, lambda m: m.blocks, 1),
