@@ -38,15 +38,32 @@ class ReachedError(Exception):
     """The first block was reached."""
 
 
-class Stub(nn.Module):
-    """Stands in the place of a block, and remembers what it is given.
+class InPlaceOf(nn.Module):
+    """Stands in the place of a block, and has its attributes: torch's own encoder reads some.
 
     Args:
+        block: The block.
+    """
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        vars(self)["block"] = block  # not as a part
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the block."""
+        return getattr(vars(self)["block"], name)
+
+
+class Stub(InPlaceOf):
+    """Remembers what the block is given.
+
+    Args:
+        block: The block.
         seen: Where to note it: the tokens, and what is given besides.
     """
 
-    def __init__(self, seen: list[Any]) -> None:
-        super().__init__()
+    def __init__(self, block: Any, seen: list[Any]) -> None:
+        super().__init__(block)
         self.seen = seen
 
     def forward(self, *args: Any, **options: Any) -> Any:
@@ -133,9 +150,9 @@ def try_tower(model: nn.Module, place: Place, sides: Sequence[tuple[int, int]]) 
     seen: list[Any] = []
     stubs: dict[int, Any] = {}
     for path in block_lists(tower):
-        stubs |= {id(block): Stub([]) for block in tower.get_submodule(path).children()}
+        stubs |= {id(block): Stub(block, []) for block in tower.get_submodule(path).children()}
     blocks: Any = tower.get_submodule(place.blocks)
-    stubs |= {id(block): Stub(seen) for block in blocks}
+    stubs |= {id(block): Stub(block, seen) for block in blocks}
     copy = copied(tower, stubs)
     draw_weights(copy)
     refusals: list[str] = []

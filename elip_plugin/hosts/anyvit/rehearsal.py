@@ -12,7 +12,7 @@ from elip_plugin.config import ElipConfig
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.anyvit.copies import close
 from elip_plugin.hosts.anyvit.entry import Entry
-from elip_plugin.hosts.anyvit.finder import IMAGES, Place, Trial
+from elip_plugin.hosts.anyvit.finder import IMAGES, InPlaceOf, Place, Trial
 from elip_plugin.hosts.anyvit.stack import AnyTower, BlockList, Calling, refuse_change
 from elip_plugin.patching.description import Description, Tower, TowerShape
 from elip_plugin.patching.install import install
@@ -47,10 +47,11 @@ class Made(NamedTuple):
     version: int
 
 
-class StandIn(nn.Module):
-    """Stands in the place of a block: adds numbers to the tokens.
+class StandIn(InPlaceOf):
+    """Adds numbers to the tokens, in the place of a block.
 
     Args:
+        block: The block.
         number: Which block it is.
         calling: How the block is called.
         made: Where to note what it returns.
@@ -59,8 +60,8 @@ class StandIn(nn.Module):
         shift: By how much it changes the first token more than the others.
     """
 
-    def __init__(self, number: int, calling: Calling, made: list[Made]) -> None:
-        super().__init__()
+    def __init__(self, block: Any, number: int, calling: Calling, made: list[Made]) -> None:
+        super().__init__(block)
         self.number, self.calling, self.made, self.shift = number, calling, made, 0.0
 
     def forward(self, x: Tensor, *args: Any, **options: Any) -> Any:
@@ -96,7 +97,7 @@ def rehearse(trial: Trial, place: Place, calling: Calling, entry: Entry) -> Tail
     blocks: Any = tower.get_submodule(place.blocks)
     made: list[Made] = []
     for i in range(len(blocks)):
-        blocks[i] = StandIn(i, calling, made)
+        blocks[i] = StandIn(blocks[i], i, calling, made)
     norms: list[str] = []
     hooks = [
         module.register_forward_pre_hook(_note_norm(path, norms, made, blocks, calling))

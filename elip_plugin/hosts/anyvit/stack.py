@@ -115,6 +115,27 @@ def _entry(host: Any) -> Any:
     return forward
 
 
+class Step:
+    """What a pruned forward finds in the place of a block, with the block's attributes.
+
+    Args:
+        blocks: The list of blocks.
+        number: Which block it is.
+        block: The block.
+    """
+
+    def __init__(self, blocks: BlockList, number: int, block: Any) -> None:
+        self.blocks, self.number, self.block = blocks, number, block
+
+    def __call__(self, x: Tensor, *args: Any, **options: Any) -> Any:
+        """Return the tokens after the block, given those after the block before it."""
+        return self.blocks.elip_step(self.number, x, args, options)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the block; torch's own encoder reads some."""
+        return getattr(self.block, name)
+
+
 class BlockList(NamedAsReplaced, PrunableStack):
     """A `ModuleList` or `Sequential` of a tower's blocks."""
 
@@ -136,9 +157,9 @@ class BlockList(NamedAsReplaced, PrunableStack):
         return host.__getitem__(index) if self._pruning() is None else self._steps()[index]
 
     def _steps(self) -> list[Any]:
-        return [functools.partial(self.elip_step, i) for i in range(len(self._modules))]
+        return [Step(self, i, block) for i, block in enumerate(self._modules.values())]
 
-    def elip_step(self, i: int, x: Tensor, *args: Any, **options: Any) -> Any:
+    def elip_step(self, i: int, x: Tensor, args: Any, options: Any) -> Any:
         """Return the tokens after block i, given those after the block before it."""
         call = self._pruning()
         assert call is not None  # steps live as long as the forward

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import elip_plugin
 from elip_plugin.core.guide import project_to_vision_width
+from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.reducers import reducers
 
 JOINT, WORDS = 24, 7
@@ -145,6 +146,16 @@ def test_a_training_step_guided_by_its_text(reducer: str) -> None:
     assert blocks[0].attention.in_proj_weight.grad.abs().sum() > 0
     handle.remove()
     assert torch.equal(model(images, text), unpruned)
+
+
+def test_a_mask_of_patches_is_refused_while_pruning() -> None:
+    model, (images, _) = make(), batch()
+    handle = elip_plugin.apply(model, "half")
+    mask = torch.zeros(2, PATCHES + 1, dtype=torch.bool)
+    with pytest.raises(UnsupportedModelError, match="given a tensor besides the tokens"):
+        model.vit_model(images, mask)
+    with handle.disabled():
+        assert model.vit_model(images, mask).shape == (2, PATCHES + 1, WIDTH)
 
 
 def test_another_text_chooses_other_patches() -> None:

@@ -97,6 +97,25 @@ class ClipModel(nn.Module):
         return self.encode_image(images) @ self.encode_text(text).t()
 
 
+class TorchVit(nn.Module):
+    """torch's own encoder, which reads attributes of its first layer; no class token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, WIDTH, PATCH, PATCH)
+        self.places = nn.Parameter(torch.randn(PATCHES, WIDTH))
+        layer = nn.TransformerEncoderLayer(
+            WIDTH, HEADS, 64, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(
+            layer, DEPTH, nn.LayerNorm(WIDTH), enable_nested_tensor=False
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patches(images).flatten(2).transpose(1, 2) + self.places
+        return self.encoder(x).mean(dim=1)
+
+
 class Case(NamedTuple):
     """A model and how it is run.
 
@@ -196,6 +215,7 @@ CASES: dict[str, Case] = {
     "clip-anytorch": Case(
         openai_clip, lambda m, x: m.encode_image(x), lambda m: m.visual.transformer.resblocks, 1, 0
     ),
+    "torch": Case(TorchVit, call, lambda m: m.encoder.layers, 0),
     "torchvision": Case(torchvision_vit, call, lambda m: m.encoder.layers, 1),
     "timm ViT": Case(lambda: timm_vit("vit_tiny_patch16_224"), call, lambda m: m.blocks, 1),
     "timm DeiT": Case(
