@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib.util
 import inspect
 import json
@@ -196,36 +195,37 @@ def _clip() -> Any:
     return clip.CLIP(512, 224, 12, 768, 32, 77, 49408, 512, 8, 12)
 
 
-def _timm(name: str) -> Any:
-    return importlib.import_module("timm").create_model(name)
+def _timm(name: str, **sizes: int) -> Any:
+    return importlib.import_module("timm").create_model(name, **sizes)
+
+
+SMALL = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
 
 
 def _transformers(kind: str, model: str = "Model") -> Any:
     transformers = importlib.import_module("transformers")
-    return getattr(transformers, kind + model)(getattr(transformers, f"{kind}Config")())
+    return getattr(transformers, kind + model)(getattr(transformers, f"{kind}Config")(**SMALL))
 
 
 def _dual(kind: str) -> Any:
     transformers = importlib.import_module("transformers")
-    configs = getattr(transformers, f"{kind}Config")(), transformers.BertConfig()
-    both = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(*configs)
+    vision = getattr(transformers, f"{kind}Config")(**SMALL)
+    text = transformers.BertConfig(**SMALL, num_hidden_layers=2)
+    both = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(vision, text)
     return transformers.VisionTextDualEncoderModel(both)
 
 
 FOUND: dict[str, Callable[[], Any]] = {
-    "OpenAI's `clip` (`clip-anytorch`), ViT-B/32": _clip,
-    "torchvision `vit_b_16`": lambda: importlib.import_module("torchvision.models").vit_b_16(),
-    **{
-        f"timm `{name}`": functools.partial(_timm, name)
-        for name in (
-            "vit_base_patch16_224",
-            "deit_small_distilled_patch16_224",
-            "deit3_small_patch16_224",
-            "vit_small_patch14_reg4_dinov2",
-            "vit_medium_patch16_gap_240",
-            "vit_base_patch16_siglip_224",
-        )
-    },
+    "OpenAI's `clip`, ViT-B/32": _clip,
+    "torchvision `vit_b_32`": lambda: importlib.import_module("torchvision.models").vit_b_32(),
+    "timm `vit_tiny_patch16_224`": lambda: _timm("vit_tiny_patch16_224"),
+    "timm `deit_tiny_distilled_patch16_224`": lambda: _timm("deit_tiny_distilled_patch16_224"),
+    "timm `deit3_small_patch16_224`": lambda: _timm("deit3_small_patch16_224"),
+    "timm `vit_small_patch14_reg4_dinov2`, 224 px": lambda: _timm(
+        "vit_small_patch14_reg4_dinov2", img_size=224
+    ),
+    "timm `vit_medium_patch16_gap_240`": lambda: _timm("vit_medium_patch16_gap_240"),
+    "timm `vit_base_patch32_siglip_256`": lambda: _timm("vit_base_patch32_siglip_256"),
     "transformers `Dinov2Model`": lambda: _transformers("Dinov2"),
     "transformers `Dinov2WithRegistersModel`": lambda: _transformers("Dinov2WithRegisters"),
     "transformers `DeiTModel`": lambda: _transformers("DeiT"),
@@ -235,13 +235,13 @@ FOUND: dict[str, Callable[[], Any]] = {
     "DINOv2 in a `VisionTextDualEncoderModel`": lambda: _dual("Dinov2"),
     "DeiT in a `VisionTextDualEncoderModel`": lambda: _dual("DeiT"),
 }
-"""Models of other libraries by what `anyvit.md` calls them: those of their defaults, untrained."""
+"""What `anyvit.md` calls models of other libraries, and how each is built, untrained."""
 
 FOUND_TABLE = re.compile(r"^\| model \| class of its blocks .*?\n(?=\n)", re.MULTILINE | re.DOTALL)
 
 
 def found_by_itself() -> str:
-    """Describe each model, and return a table of what was found and how far it is from the model."""
+    """Describe each model; return a table of what was found, and how far it is from the model."""
     import torch
 
     from elip_plugin.hosts.anyvit.check import check

@@ -85,6 +85,15 @@ def test_the_list_of_openclip_models_is_current() -> None:
     assert written == load_make().open_clip_models()
 
 
+def test_the_table_of_what_is_found_by_itself_names_all() -> None:
+    """Write it anew with `python docs/make.py --found`."""
+    page = (ROOT / "docs" / "anyvit.md").read_text()
+    made = load_make()
+    rows = [row.split(" | ") for row in made.FOUND_TABLE.search(page)[0].splitlines()[2:]]
+    assert [row[0].removeprefix("| ") for row in rows] == list(made.FOUND)
+    assert all(float(row[-1].removesuffix(" |")) < 1e-12 for row in rows)
+
+
 def test_every_page_is_in_the_menu_and_on_the_start_page() -> None:
     pages = {page.stem for page in (ROOT / "docs").glob("*.md")} - {"README"}
     assert pages == set(re.findall(r"^   (\w+)$", (ROOT / "docs" / "index.rst").read_text(), re.M))

@@ -12,6 +12,7 @@ import elip_plugin
 from elip_plugin.core.blocks import PackedAttention
 from elip_plugin.errors import UnknownModelError, UnsupportedModelError
 from elip_plugin.hosts.base import Host
+from elip_plugin.hosts.registry import find_host
 from elip_plugin.patching.blocks import PrunableBlock, PrunableStack
 from elip_plugin.patching.description import Description, Tower, TowerShape
 from elip_plugin.patching.swap import Swap, swaps_for

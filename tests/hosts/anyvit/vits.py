@@ -137,7 +137,7 @@ class Case(NamedTuple):
 
 
 def openai_clip() -> Any:
-    """OpenAI's own class; its package imports `pkg_resources`, which newer setuptools do not have."""
+    """OpenAI's own class; the package itself imports `pkg_resources`, which may not be there."""
     found = find_spec("clip")
     if found is None or found.submodule_search_locations is None:
         pytest.skip("clip-anytorch is not installed")
