@@ -113,5 +113,6 @@ def test_a_host_that_describes_nothing_is_no_host() -> None:
     with pytest.raises(TypeError, match="abstract"):
         type("Empty", (Host,), {})()
     assert find_host(ViT()).name == "anyvit"  # its own is not installed here
-    with pytest.raises(UnsupportedModelError, match="ViT comes from none of the hosts"):
-        elip_plugin.apply(ViT())  # whose activations are no modules
+    elip_plugin.apply(ViT(), "half").remove()
+    with pytest.raises(UnsupportedModelError, match="Linear comes from none of the hosts"):
+        elip_plugin.apply(nn.Linear(2, 2))

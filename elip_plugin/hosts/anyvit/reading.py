@@ -168,7 +168,8 @@ def find_way(
         if close(y, goal):
             return way
         for path, after in _steps_from(block, events, y):
-            if not any(close(after, other) for other in seen):
+            # No part twice, else a function as F.gelu would lead on and on.
+            if path not in way and not any(close(after, other) for other in seen):
                 seen.append(after)
                 ways.append((after, (*way, path)))
     for y, way in ways:
