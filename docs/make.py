@@ -187,43 +187,47 @@ def open_clip_models() -> str:
     )
 
 
+TINY = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
+
+
 def _clip() -> Any:
     package = ModuleType("clip")  # whose own start imports pkg_resources
     package.__path__ = importlib.util.find_spec("clip").submodule_search_locations
     sys.modules["clip"] = package
-    clip = importlib.import_module("clip.model")
-    return clip.CLIP(512, 224, 12, 768, 32, 77, 49408, 512, 8, 12)
+    return importlib.import_module("clip.model").CLIP(64, 224, 12, 192, 32, 9, 100, 64, 1, 2)
 
 
-def _timm(name: str, **sizes: int) -> Any:
-    return importlib.import_module("timm").create_model(name, **sizes)
+def _torchvision() -> Any:
+    vision = importlib.import_module("torchvision.models.vision_transformer")
+    return vision.VisionTransformer(224, 16, 12, 3, 192, 768)
 
 
-SMALL = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
+def _timm(name: str) -> Any:
+    return importlib.import_module("timm").create_model(
+        name, img_size=224, embed_dim=192, num_heads=3
+    )
 
 
 def _transformers(kind: str, model: str = "Model") -> Any:
     transformers = importlib.import_module("transformers")
-    return getattr(transformers, kind + model)(getattr(transformers, f"{kind}Config")(**SMALL))
+    return getattr(transformers, kind + model)(getattr(transformers, f"{kind}Config")(**TINY))
 
 
 def _dual(kind: str) -> Any:
     transformers = importlib.import_module("transformers")
-    vision = getattr(transformers, f"{kind}Config")(**SMALL)
-    text = transformers.BertConfig(**SMALL, num_hidden_layers=2)
+    vision = getattr(transformers, f"{kind}Config")(**TINY)
+    text = transformers.BertConfig(**TINY, num_hidden_layers=2)
     both = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(vision, text)
     return transformers.VisionTextDualEncoderModel(both)
 
 
 FOUND: dict[str, Callable[[], Any]] = {
-    "OpenAI's `clip`, ViT-B/32": _clip,
-    "torchvision `vit_b_32`": lambda: importlib.import_module("torchvision.models").vit_b_32(),
+    "OpenAI's `clip` (of `clip-anytorch`)": _clip,
+    "torchvision `VisionTransformer`": _torchvision,
     "timm `vit_tiny_patch16_224`": lambda: _timm("vit_tiny_patch16_224"),
     "timm `deit_tiny_distilled_patch16_224`": lambda: _timm("deit_tiny_distilled_patch16_224"),
     "timm `deit3_small_patch16_224`": lambda: _timm("deit3_small_patch16_224"),
-    "timm `vit_small_patch14_reg4_dinov2`, 224 px": lambda: _timm(
-        "vit_small_patch14_reg4_dinov2", img_size=224
-    ),
+    "timm `vit_small_patch14_reg4_dinov2`": lambda: _timm("vit_small_patch14_reg4_dinov2"),
     "timm `vit_medium_patch16_gap_240`": lambda: _timm("vit_medium_patch16_gap_240"),
     "timm `vit_base_patch32_siglip_256`": lambda: _timm("vit_base_patch32_siglip_256"),
     "transformers `Dinov2Model`": lambda: _transformers("Dinov2"),
@@ -252,10 +256,11 @@ def found_by_itself() -> str:
         torch.manual_seed(0)
         tower = describe(make()).tower
         block, shape = tower.blocks[0].module, tower.shape
+        difference = f"{check(tower):.1e}".replace("0.0e+00", "0")
         query = "first token" if shape.class_query else "mean of the patches"
         rows.append(
             f"| {name} | `{type(block).__module__}.{type(block).__name__}` | {shape.prefix} + "
-            f"{shape.num_patches} | {query} | {check(tower):.1e} |\n"
+            f"{shape.num_patches} | {query} | {difference} |\n"
         )
         print(rows[-1], end="", flush=True)
     return (
