@@ -132,8 +132,11 @@ def test_copies_are_pruned_alike(name: str) -> None:
     assert torch.equal(case.encode(model, x), expected)
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [(name, "aot_eager") for name in ("CLIP", "torch", "torchvision", "timm ViT", "DINOv2")]
+    + [pytest.param("DINOv2", "inductor", marks=pytest.mark.slow)],
+)
 def test_compiled_as_eager(name: str, backend: str) -> None:
     case, model, x = CASES[name], make(name), images()
     handle = elip_plugin.apply(model, NEW)
