@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from elip_plugin.core.blocks import PackedAttention
 from elip_plugin.patching.blocks import PrunableBlock
@@ -33,6 +33,18 @@ class Parts:
         query_norm: What normalises the queries of each head; "" for nothing.
         key_norm: What normalises the keys of each head; "" for nothing.
         stochastic_depth: What leaves out what is added at random; "" for nothing.
+
+    Example:
+        >>> of_torch = Parts(
+        ...     "norm1",
+        ...     ("self_attn.in_proj_weight", "self_attn.in_proj_bias"),
+        ...     heads="self_attn.num_heads",
+        ...     output=("self_attn.out_proj",),
+        ...     norm_2="norm2",
+        ...     mlp=("linear1", "activation", "linear2"),
+        ... )  # of an nn.TransformerEncoderLayer
+        >>> parts_block(nn.TransformerEncoderLayer, of_torch).replaces
+        <class 'torch.nn.modules.transformer.TransformerEncoderLayer'>
     """
 
     norm_1: str
@@ -125,7 +137,7 @@ class SeparateBlock(PartsBlock):
         return q, k, self._project(2, x)
 
 
-def parts_block(block: Any, parts: Parts) -> Any:
+def parts_block(block: type[nn.Module], parts: Parts) -> Any:
     """Make the patched class of a host's block whose parts are the usual ones.
 
     Args:
@@ -134,19 +146,6 @@ def parts_block(block: Any, parts: Parts) -> Any:
 
     Returns:
         The class, for a `Swap`.
-
-    Example:
-        >>> from torch.nn import TransformerEncoderLayer as Layer
-        >>> parts = Parts(
-        ...     "norm1",
-        ...     ("self_attn.in_proj_weight", "self_attn.in_proj_bias"),
-        ...     heads="self_attn.num_heads",
-        ...     output=("self_attn.out_proj",),
-        ...     norm_2="norm2",
-        ...     mlp=("linear1", "activation", "linear2"),
-        ... )
-        >>> parts_block(Layer, parts).replaces is Layer
-        True
     """
     return patched_class(
         PackedBlock if len(parts.projections) == 2 else SeparateBlock, block, parts
