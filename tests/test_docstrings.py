@@ -11,7 +11,10 @@ import pytest
 import elip_plugin
 from elip_plugin import reducers
 
-MODULES = ("api", "hosts.anyvit.describe", "config", "patching.parts", "planning", "core.stage", "reducers", "reducers.base", "hosts.registry")
+MODULES = (
+    "api", "config", "planning", "core.stage", "reducers", "reducers.base", "hosts.registry",
+    "hosts.anyvit.describe", "patching.parts",
+)  # fmt: skip
 WITHOUT = ("ElipError", "Plan", "Stage", "HostModel", "ModelName")
 """Public names that are made by others, or are made of plain values."""
 
