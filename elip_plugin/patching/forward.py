@@ -34,8 +34,14 @@ class Settings:
     trace: Trace | None = None  # records what each stage does
     treat_as_training: bool = False  # a tower in evaluation mode, whose model trains
 
+    def inside(self, outer: Settings) -> Settings:
+        """Return these settings as opened inside of others."""
+        opened = {name: value for name, value in vars(self).items() if value is not DEFAULTS[name]}
+        return replace(outer, **opened)
+
 
 DEFAULT = Settings()
+DEFAULTS = vars(DEFAULT)
 
 
 @dataclass

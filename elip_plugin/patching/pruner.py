@@ -89,8 +89,11 @@ class Pruner:
                 value = entry[1]
                 settings = value.settings if isinstance(value, Call) else value
             entry = entry[2]
-        if settings is None:  # in a replica's thread, what was open where it was made
-            settings = module.__dict__.get(INHERITED, DEFAULT)
+        outer = module.__dict__.get(INHERITED)  # of a replica, what was open where it was made
+        if outer is not None:
+            settings = outer if settings is None else settings.inside(outer)
+        elif settings is None:
+            settings = DEFAULT
         training = module.training if training is None else training
         level, weight = 0.0, 0.0
         if settings.enabled and (training or settings.treat_as_training):
