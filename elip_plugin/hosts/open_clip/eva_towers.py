@@ -44,7 +44,7 @@ class EvaParts(PrunableBlock):
     def query_and_keys(
         self, query: Tensor, x: Tensor, rope: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Normalise and project a query token and the tokens; see `BlockParts`."""
+        """Normalize and project a query token and the tokens; see `BlockParts`."""
         attn, (queries, keys, _) = self.attn, projections(self.attn)
         q = attn.q_norm(heads(attn, self.attention_input(query), *queries))
         k = attn.k_norm(heads(attn, self.attention_input(x), *keys))
@@ -53,14 +53,14 @@ class EvaParts(PrunableBlock):
     def queries_keys_values(
         self, x: Tensor, rope: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalise and project tokens; see `BlockParts`."""
+        """Normalize and project tokens; see `BlockParts`."""
         attn, x = self.attn, self.attention_input(x)
         q, k, v = (heads(attn, x, *projection) for projection in projections(attn))
         q, k = (rotate(attn, y, rope).type_as(v) for y in (attn.q_norm(q), attn.k_norm(k)))
         return q, k, v
 
     def attention_output(self, mixed: Tensor) -> Tensor:
-        """Join the heads, normalise and project; see `BlockParts`."""
+        """Join the heads, normalize and project; see `BlockParts`."""
         attn = self.attn
         joined = getattr(attn, "norm", nn.Identity())(mixed.transpose(1, 2).flatten(2))
         return attn.proj(joined)
@@ -71,16 +71,16 @@ class EvaParts(PrunableBlock):
 
 
 class ElipEvaBlock(EvaParts, EvaBlock):
-    """timm's EVA block, which normalises what its parts read."""
+    """timm's EVA block, which normalizes what its parts read."""
 
     replaces = EvaBlock
 
     def attention_input(self, x: Tensor) -> Tensor:
-        """Return the normalised tokens."""
+        """Return the normalized tokens."""
         return self.norm1(x)
 
     def attention_output(self, mixed: Tensor) -> Tensor:
-        """Join the heads, normalise, project and scale; see `BlockParts`."""
+        """Join the heads, normalize, project and scale; see `BlockParts`."""
         return _scaled(super().attention_output(mixed), self.gamma_1)
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -89,12 +89,12 @@ class ElipEvaBlock(EvaParts, EvaBlock):
 
 
 class ElipEvaBlockPostNorm(EvaParts, EvaBlockPostNorm):
-    """timm's EVA block that normalises what its parts give (EVA02-E)."""
+    """timm's EVA block that normalizes what its parts give (EVA02-E)."""
 
     replaces = EvaBlockPostNorm
 
     def attention_output(self, mixed: Tensor) -> Tensor:
-        """Join the heads, project and normalise; see `BlockParts`."""
+        """Join the heads, project and normalize; see `BlockParts`."""
         return self.norm1(super().attention_output(mixed))
 
     def feed_forward(self, x: Tensor) -> Tensor:

@@ -38,11 +38,11 @@ class Masked(PrunableBlock):
     """A block that is called with a mask [B, 1, 1, T] where some tokens are padding."""
 
     def query_and_keys(self, *tokens: Any, attn_mask: Any = None, **positions: Any) -> Any:
-        """Normalise and project a query token and the tokens; see `BlockParts`."""
+        """Normalize and project a query token and the tokens; see `BlockParts`."""
         return super().query_and_keys(*tokens, **positions)
 
     def queries_keys_values(self, *tokens: Any, attn_mask: Any = None, **positions: Any) -> Any:
-        """Normalise and project tokens; see `BlockParts`."""
+        """Normalize and project tokens; see `BlockParts`."""
         return super().queries_keys_values(*tokens, **positions)
 
     def position_bias(self, **positions: Any) -> Tensor | None:

@@ -49,11 +49,11 @@ class ElipRelPosBlock(PrunableBlock, RelPosBlock):
         return x + self.drop_path2(self.feed_forward(x))
 
     def query_and_keys(self, query: Tensor, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor]:
-        """Normalise and project a query token and the tokens; see `BlockParts`."""
+        """Normalize and project a query token and the tokens; see `BlockParts`."""
         return super().query_and_keys(query, x)
 
     def queries_keys_values(self, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalise and project tokens; see `BlockParts`."""
+        """Normalize and project tokens; see `BlockParts`."""
         return super().queries_keys_values(x)
 
     def position_bias(self, **positions: Any) -> Tensor | None:

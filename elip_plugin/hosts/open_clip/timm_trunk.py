@@ -79,7 +79,7 @@ def patch_convolution(trunk: Any) -> nn.Module | None:
 
 
 def last_norm(trunk: Any) -> str:
-    """Return the name of what normalises the tokens, or their mean, after the last block."""
+    """Return the name of what normalizes the tokens, or their mean, after the last block."""
     nothing = (nn.Identity, type(None))
     names = (n for n in ("norm", "fc_norm") if not isinstance(getattr(trunk, n, None), nothing))
     return next(names, "")

@@ -45,7 +45,7 @@ class ElipResidualAttentionBlock(PrunableBlock, ResidualAttentionBlock):
 
 
 class ElipCustomBlock(PrunableBlock, CustomResidualAttentionBlock):
-    """OpenCLIP's custom block: normalised queries and keys, scaled heads."""
+    """OpenCLIP's custom block: normalized queries and keys, scaled heads."""
 
     replaces = CustomResidualAttentionBlock
 

@@ -171,13 +171,13 @@ class ElipLayer(NamedAsReplaced, PrunableBlock):
         return projected.view(*projected.shape[:2], -1, attn.head_dim).transpose(1, 2)
 
     def query_and_keys(self, query: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalise and project a query token and the tokens; see `BlockParts`."""
+        """Normalize and project a query token and the tokens; see `BlockParts`."""
         layer: Any = self
         q = layer.self_attn.q_proj(layer.layer_norm1(query))
         return self._heads(q), self._heads(layer.self_attn.k_proj(layer.layer_norm1(x)))
 
     def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalise and project tokens; see `BlockParts`."""
+        """Normalize and project tokens; see `BlockParts`."""
         layer: Any = self
         x, attn = layer.layer_norm1(x), layer.self_attn
         return self._heads(attn.q_proj(x)), self._heads(attn.k_proj(x)), self._heads(attn.v_proj(x))

@@ -44,14 +44,14 @@ class ElipViTLayer(towers.ElipLayer):
         return projected.view(*projected.shape[:2], heads, -1).transpose(1, 2)
 
     def query_and_keys(self, query: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalise and project a query token and the tokens; see `BlockParts`."""
+        """Normalize and project a query token and the tokens; see `BlockParts`."""
         layer: Any = self
         q, k, _, _ = self._projections()
         norm = layer.layernorm_before
         return self._heads(q(norm(query))), self._heads(k(norm(x)))
 
     def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalise and project tokens; see `BlockParts`."""
+        """Normalize and project tokens; see `BlockParts`."""
         layer: Any = self
         q, k, v, _ = self._projections()
         x = layer.layernorm_before(x)
