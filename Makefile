@@ -111,7 +111,7 @@ lint: .venv-openclip/ready
 	.venv-openclip/bin/ruff format --check .
 	.venv-openclip/bin/mypy
 	.venv-openclip/bin/pydoclint -q elip_plugin
-	.venv-openclip/bin/typos $$(git ls-files '*.md' 'lavis_configs/*.yaml')
+	.venv-openclip/bin/typos $$(git ls-files '*.md' 'lavis_configs/*.yaml' 'elip_plugin/*.py')
 	$(SPHINX)
 
 .PHONY: docs

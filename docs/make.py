@@ -6,7 +6,7 @@
     .venv/bin/python docs/make.py --show PAGE # the pictures of a page of `elip show`
     .venv-openclip/bin/python docs/make.py --idea CHECKPOINT --pictures FOLDER   # README's picture
 
-`tests/test_docs.py` compares the pages with the code.
+`tests/docs/test_docs.py` compares the pages with the code.
 """
 
 from __future__ import annotations

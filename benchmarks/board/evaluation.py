@@ -88,7 +88,7 @@ def evaluating(model: StudyModel, plan: Plan | None = None) -> Iterator[None]:
 
 
 def encode_pictures(model: StudyModel, pictures: Tensor) -> Tensor:
-    """Encode pictures [N, 3, side, side], uint8, as normalised embeddings [N, E]."""
+    """Encode pictures [N, 3, side, side], uint8, as normalized embeddings [N, E]."""
     device = model.model.logit_scale.device
     parts = [
         model.model.encode_image(as_input(part).to(device), normalize=True)

@@ -47,7 +47,7 @@ def zero_shot(
 
     Args:
         model: The model, in evaluation.
-        pictures: Embeddings of pictures [N, E], normalised.
+        pictures: Embeddings of pictures [N, E], normalized.
         own: The class of each [N], a place in `names`.
         names: Names of the classes, 5 or more.
 
@@ -85,9 +85,9 @@ def by_means(pictures: Tensor, own: Tensor, shots: Tensor, classes: Tensor) -> f
     """Classify pictures by the nearest mean of some photographs of a class, without its name.
 
     Args:
-        pictures: Embeddings of pictures [N, E], normalised.
+        pictures: Embeddings of pictures [N, E], normalized.
         own: The class of each [N], from 0.
-        shots: Embeddings of other photographs [M, E], normalised.
+        shots: Embeddings of other photographs [M, E], normalized.
         classes: The class of each of those [M], every class among them.
 
     Returns:

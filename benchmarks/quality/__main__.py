@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from benchmarks.board.grid import wanted
 from benchmarks.board.options import read_budgets, read_seeds, read_variants
 from benchmarks.board.own import add_reducers
 from benchmarks.board.questions import needed
+from benchmarks.board.report import answers
 from benchmarks.board.variants import VARIANTS
 from benchmarks.data.emojis import write_emojis
 from benchmarks.quality import grid, large, page
@@ -86,7 +88,7 @@ def train(
         device=device, reducers=reducers,
     )  # fmt: skip
     train_missing(rows, out / page.LOG, train_all, MRR)
-    _print(out)
+    _print(out, recipes if questions else {regime: own})
 
 
 def _add(reducers: Path | None) -> list[str]:
@@ -201,9 +203,12 @@ def print_report(
         page.write()
 
 
-def _print(out: Path) -> None:
-    print_boards(page.read(out), MRR, page.HEADER)
-    typer.echo(page.tables(out)["answers"])
+def _print(out: Path, recipes: Mapping[str, Recipe] | None = None) -> None:
+    found = page.read(out, recipes)
+    print_boards(found, MRR, page.HEADER)
+    asked = answers({name: found.get(name, {}) for name in RECIPES}, QUESTIONS, MRR)
+    if asked.count("\n") > 2:  # more than a header
+        typer.echo(asked)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks import results_log
@@ -9,7 +10,7 @@ from benchmarks.board import chart, report
 from benchmarks.board.cost import read_ratios
 from benchmarks.board.variants import REFERENCE
 from benchmarks.quality.questions import MRR, QUESTIONS
-from benchmarks.quality.recipe import RECIPES
+from benchmarks.quality.recipe import RECIPES, Recipe
 from benchmarks.tables import fill, markdown
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -22,17 +23,19 @@ HEADER = (
 )  # fmt: skip
 
 
-def read(folder: Path) -> dict[str, report.Results]:
+def read(folder: Path, recipes: Mapping[str, Recipe] | None = None) -> dict[str, report.Results]:
     """Read the results of a folder.
 
     Args:
         folder: Where the log lies.
+        recipes: How the models were trained, by regime; None for `RECIPES`.
 
     Returns:
         Results by regime.
     """
     rows = results_log.read(folder / LOG)
-    return {regime: report.select(rows, recipe) for regime, recipe in RECIPES.items()}
+    used = RECIPES if recipes is None else recipes
+    return {regime: report.select(rows, recipe) for regime, recipe in used.items()}
 
 
 def tables(folder: Path) -> dict[str, str]:

@@ -24,13 +24,13 @@ class BlockParts(Protocol):
     """Factor on the attention's logits; (A / H) ** -0.5 if None."""
 
     def query_and_keys(self, query: Tensor, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor]:
-        """Normalise and project a token [B, 1, D] and the tokens [B, T, D]: [B, H, ., A / H].
+        """Normalize and project a token [B, 1, D] and the tokens [B, T, D]: [B, H, ., A / H].
 
         The token is one of the prefix, or has no position.
         """
 
     def queries_keys_values(self, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalise and project tokens [B, T, D]: three times [B, H, T, A / H]."""
+        """Normalize and project tokens [B, T, D]: three times [B, H, T, A / H]."""
 
     def position_bias(self, **positions: Any) -> Tensor | None:
         """Compute what is added to the attention's logits, [B or 1, H, T, T]; None for nothing."""
@@ -117,12 +117,12 @@ class PackedAttention(NamedTuple):
     """An attention whose query, key and value projections are one matrix.
 
     Attributes:
-        norm: Normalises the tokens before the projection.
+        norm: Normalizes the tokens before the projection.
         weight: The projection [3 A, D], queries first.
         bias: Its bias [3 A], or None.
         num_heads: Heads H.
-        query_norm: Normalises each head's queries, if anything does.
-        key_norm: Normalises each head's keys, if anything does.
+        query_norm: Normalizes each head's queries, if anything does.
+        key_norm: Normalizes each head's keys, if anything does.
     """
 
     norm: Callable[[Tensor], Tensor]

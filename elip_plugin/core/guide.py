@@ -60,7 +60,7 @@ def project_to_vision_width(features: Tensor, maps: Sequence[Tensor]) -> Tensor:
         maps: Matrices [E, .], ..., [., D], the last map of the tower first.
 
     Returns:
-        L2-normalised features times the maps in turn [B, D], detached.
+        L2-normalized features times the maps in turn [B, D], detached.
 
     Raises:
         GuideError: If the features are not [B, E].

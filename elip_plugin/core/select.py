@@ -38,7 +38,7 @@ def select(
     keep_each: Tensor | None = None,
     normalise: bool = True,
 ) -> Selection:
-    """Select the tokens to keep; equal scores favour the earlier token.
+    """Select the tokens to keep; equal scores favor the earlier token.
 
     Args:
         scores: One score per non-prefix token [B, T - P].

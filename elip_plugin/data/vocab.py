@@ -19,7 +19,7 @@ _ASCII = string.ascii_lowercase + string.digits + string.punctuation
 
 def make_vocab(captions: Iterable[str]) -> list[str]:
     """Build a vocabulary: special tokens, characters, "##" pieces, words by their frequency."""
-    # Split by blanks first: each distinct word is then normalised once.
+    # Split by blanks first: each distinct word is then normalized once.
     raw = Counter(word for caption in captions for word in caption.split())
     words: Counter[str] = Counter()
     for text, count in raw.items():

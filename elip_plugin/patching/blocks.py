@@ -35,7 +35,7 @@ class PrunableBlock(Patched):
         raise NotImplementedError(f"{type(self).__name__} has no packed_attention")
 
     def query_and_keys(self, query: Tensor, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor]:
-        """Normalise and project a query token and the tokens; see `BlockParts`."""
+        """Normalize and project a query token and the tokens; see `BlockParts`."""
         norm, weight, bias, num_heads, query_norm, key_norm = self.packed_attention()
         a = weight.shape[0] // 3
         query_bias, key_bias = (None, None) if bias is None else (bias[:a], bias[a : 2 * a])
@@ -46,7 +46,7 @@ class PrunableBlock(Patched):
         return q if query_norm is None else query_norm(q), k if key_norm is None else key_norm(k)
 
     def queries_keys_values(self, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalise and project tokens; see `BlockParts`."""
+        """Normalize and project tokens; see `BlockParts`."""
         norm, weight, bias, num_heads, query_norm, key_norm = self.packed_attention()
         packed = F.linear(norm(x), weight, bias).view(*x.shape[:2], 3, num_heads, -1)
         q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)

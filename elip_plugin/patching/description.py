@@ -49,7 +49,7 @@ class Tower:
         module: The tower, where that is more than what runs its blocks.
         patch_embed: The convolution that makes each token of one patch, for reducers that read
             pixels; None where there is no such module.
-        norm: Name, in the tower, of what normalises the tokens after the last block, for reducers
+        norm: Name, in the tower, of what normalizes the tokens after the last block, for reducers
             that compare them with a text; "" where there is no such module in the tower.
     """
 

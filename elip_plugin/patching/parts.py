@@ -21,17 +21,17 @@ class Parts:
     """Where the parts of a block are: paths of attributes in it, such as "attn.qkv".
 
     Attributes:
-        norm_1: What normalises the tokens before the attention.
+        norm_1: What normalizes the tokens before the attention.
         projections: What makes queries, keys and values: the paths of a packed weight [3 A, D] and
             of its bias, or those of three modules. Empty where the block's class projects.
         heads: The number of heads H, or its path.
         output: What the attention's result, its heads joined [B, T, A], passes through before it is
             added to the tokens: modules or functions, and tensors, by which it is multiplied. An
             attribute that is None is passed by.
-        norm_2: What normalises the tokens before the MLP.
-        mlp: What the normalised tokens pass through before the result is added to the tokens.
-        query_norm: What normalises the queries of each head; "" for nothing.
-        key_norm: What normalises the keys of each head; "" for nothing.
+        norm_2: What normalizes the tokens before the MLP.
+        mlp: What the normalized tokens pass through before the result is added to the tokens.
+        query_norm: What normalizes the queries of each head; "" for nothing.
+        key_norm: What normalizes the keys of each head; "" for nothing.
         stochastic_depth: What leaves out what is added at random; "" for nothing.
 
     Example:
@@ -115,7 +115,7 @@ class SeparateBlock(PartsBlock):
     """A block with a projection each for queries, keys and values."""
 
     def _project(self, which: int, x: Tensor, norm: str = "") -> Tensor:
-        """Project normalised tokens [B, T, D] into heads [B, H, T, A / H]."""
+        """Project normalized tokens [B, T, D] into heads [B, H, T, A / H]."""
         heads = self.elip_parts.heads
         heads = heads if isinstance(heads, int) else attrgetter(heads)(self)
         projected: Tensor = attrgetter(self.elip_parts.projections[which])(self)(x)
@@ -123,14 +123,14 @@ class SeparateBlock(PartsBlock):
         return attrgetter(norm)(self)(y) if norm else y
 
     def query_and_keys(self, query: Tensor, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor]:
-        """Normalise and project a query token and the tokens; see `BlockParts`."""
+        """Normalize and project a query token and the tokens; see `BlockParts`."""
         parts = self.elip_parts
         norm = attrgetter(parts.norm_1)(self)
         q = self._project(0, norm(query), parts.query_norm)
         return q, self._project(1, norm(x), parts.key_norm)
 
     def queries_keys_values(self, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalise and project tokens; see `BlockParts`."""
+        """Normalize and project tokens; see `BlockParts`."""
         parts = self.elip_parts
         x = attrgetter(parts.norm_1)(self)(x)
         q, k = self._project(0, x, parts.query_norm), self._project(1, x, parts.key_norm)

@@ -41,7 +41,7 @@ class Cluster(PixelReducer):
         numbers = draw(x.shape[0], looks.shape[1], x.device)
         anchors = numbers.argsort(dim=1)[:, : max(1, round(ANCHORS * looks.shape[1]))]
         # Those that look like none go after all others; each lot goes in the order of its numbers.
-        order = (numbers + ~look_alike(looks, anchors)).argsort(dim=1, descending=True)
+        order = (numbers + ~look_similar(looks, anchors)).argsort(dim=1, descending=True)
         keep = stage.tokens_out - context.prefix
         return Selection(order[:, :keep].sort(dim=1).values, order[:, keep:], None)
 
@@ -58,7 +58,7 @@ def describe_patches(patches: Tensor) -> Tensor:
     return F.normalize(torch.cat([shape, color], dim=2), dim=2)
 
 
-def look_alike(looks: Tensor, anchors: Tensor) -> Tensor:
+def look_similar(looks: Tensor, anchors: Tensor) -> Tensor:
     """Find which of the vectors of length 1 [B, N, E] are like an anchor [B, A]; anchors are."""
     chosen = looks.gather(1, anchors.unsqueeze(2).expand(-1, -1, looks.shape[2]))
     with torch.autocast(looks.device.type, enabled=False):

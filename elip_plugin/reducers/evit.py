@@ -1,7 +1,7 @@
 """EViT (Liang et al., ICLR 2022): keep by class attention, fuse the rest, no text.
 
 The attention is the one that the next block would compute. The fused token is the sum of the
-dropped ones, each times its attention; unlike ELIP's merged token, the weights are not normalised.
+dropped ones, each times its attention; unlike ELIP's merged token, the weights are not normalized.
 """
 
 from __future__ import annotations

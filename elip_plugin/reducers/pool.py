@@ -138,7 +138,7 @@ def pool(x: Tensor, prefix: int, rows: int, columns: int) -> Tensor:
 def upper_left(batch: int, rows: int, columns: int, device: torch.device) -> Tensor:
     """Return the positions of pooled tokens, where blocks read positions.
 
-    Offsets between the upper left patches of two squares are those between their centres. Indices
+    Offsets between the upper left patches of two squares are those between their centers. Indices
     of patches [B, ceil(rows / 2) * ceil(columns / 2)].
     """
     index = torch.arange(rows * columns, device=device).view(rows, columns)

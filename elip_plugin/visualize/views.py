@@ -8,7 +8,7 @@ from typing import Any
 BOX = 4
 """Pillow's filter that averages."""
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 """Red, green and blue, 0 to 255."""
 
 
@@ -100,7 +100,7 @@ class Visualization:
             title += f" ({row.differing} {patches} kept by the last stage that the first row lost)"
         return title
 
-    def fills(self, image: Any, stage: StageView) -> list[tuple[tuple[int, ...], Colour]]:
+    def fills(self, image: Any, stage: StageView) -> list[tuple[tuple[int, ...], Color]]:
         """Return the patches of each group, and their mean color."""
         rows, columns = self.grid
         small = image.convert("RGB").resize((columns, rows), BOX)

@@ -245,8 +245,9 @@ class Longest(Reducer):
 """
 
 
+@pytest.mark.parametrize("quick", [[], ["--quick"]], ids=["whole", "quick"])
 def test_a_reducer_of_your_own_is_scored_by_one_command(
-    shared: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quick: list[str], shared: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reducers_module, "_registered", {})
     file = tmp_path / "longest.py"
@@ -254,7 +255,7 @@ def test_a_reducer_of_your_own_is_scored_by_one_command(
     options = ["--reducers", str(file), *shared]
     try:
         made = CliRunner().invoke(
-            app, ["train", "--seeds", "0", "--budgets", "steps", "--jobs", "1", *options],
+            app, ["train", "--seeds", "0", "--budgets", "steps", "--jobs", "1", *quick, *options],
             catch_exceptions=False,
         )  # fmt: skip
         assert made.exit_code == 0, made.output
@@ -267,7 +268,9 @@ def test_a_reducer_of_your_own_is_scored_by_one_command(
     assert rows[1]["definition"]["elip"]["reducer"] == "longest"
     assert rows[1]["operations"] < 0.75 < rows[0]["operations"] == 1
     assert rows[1]["scores"]["all"] != rows[0]["scores"]["all"]
-    assert all("longest" in output for output in (made.output, shown.output))
+    _, _, table = made.output.partition("┏")
+    assert "longest" in table and "less unpruned" in " ".join(table.split())
+    assert ("longest" in shown.output) is not bool(quick)
 
 
 @pytest.mark.parametrize(

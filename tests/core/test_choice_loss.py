@@ -39,7 +39,7 @@ def test_the_scores_learn_by_the_cross_entropy_with_what_the_task_needs() -> Non
     assert (needed == 0).any() and (needed > 0).any(dim=1).all()
     target = needed**2 / (needed**2).sum(dim=1, keepdim=True)
     logits = randn(2, 6, seed=1).requires_grad_()
-    # Normalised over the kept tokens, a softmax is that of their logits alone.
+    # Normalized over the kept tokens, a softmax is that of their logits alone.
     kept = logits.gather(1, KEPT).log_softmax(dim=1)
     loss = -WEIGHT * needed.sum(dim=1).mean() * (target * kept).sum()
     (expected,) = torch.autograd.grad(loss, logits)

@@ -90,7 +90,7 @@ def reduce(
 
 
 def test_evit_fuses_by_the_attention_itself() -> None:
-    """Not by normalised attention, as ELIP does."""
+    """Not by normalized attention, as ELIP does."""
     x = draw(1, 6, 3)
     scores = torch.tensor([[0.1, 0.4, 0.05, 0.3, 0.15]], dtype=torch.float64)
     out = reduce("evit", x, 2, scores)

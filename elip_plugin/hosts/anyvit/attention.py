@@ -23,11 +23,11 @@ class Attention(NamedTuple):
     """What a block's attention is made of, and what it computed.
 
     Attributes:
-        input: The normalised tokens that it reads [B, T, D].
+        input: The normalized tokens that it reads [B, T, D].
         projections: As in `Parts`.
         heads: Heads H.
         scale: Factor on the logits; None for (A / H) ** -0.5.
-        norms: Paths of what normalises the heads' queries and keys; "" for nothing.
+        norms: Paths of what normalizes the heads' queries and keys; "" for nothing.
         output: Paths that its result has passed through inside of one module.
         result: What it gives after these, from heads joined [B, T, .].
     """
@@ -217,7 +217,7 @@ def refuse_attention(
             raise UnsupportedModelError(f"the attention's heads: it has {h}, and not {heads}")
     raise UnsupportedModelError(
         "the attention: its result is not softmax(scale * q k) v of the heads' queries, keys and "
-        "values (they may be normalised, ordered or packed otherwise, or heads mixed or gated)"
+        "values (they may be normalized, ordered or packed otherwise, or heads mixed or gated)"
     )
 
 

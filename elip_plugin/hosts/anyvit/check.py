@@ -163,7 +163,7 @@ def _projected(event: Event) -> Sequence[Tensor]:
     y = event.output
     if isinstance(event.module, nn.MultiheadAttention):
         return projections_of(event)
-    if y.ndim == 4:  # each head normalised
+    if y.ndim == 4:  # each head normalized
         return y.flatten(2), y.transpose(1, 2).flatten(2)
     return (y, *y.chunk(3, dim=-1)) if is_linear(event) else ()
 

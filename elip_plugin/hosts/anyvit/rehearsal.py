@@ -32,7 +32,7 @@ class Tail(NamedTuple):
 
     Attributes:
         class_query: Whether the first token counts, as a class token does.
-        norm: Path of what normalises the tokens, or the class token; "" for nothing.
+        norm: Path of what normalizes the tokens, or the class token; "" for nothing.
     """
 
     class_query: bool
@@ -134,7 +134,7 @@ def _features(output: Any) -> list[Tensor]:
 
 
 def _note_norm(path: str, norms: list[str], made: list[Made], blocks: Any, calling: Calling) -> Any:
-    """Return a hook that notes a module if it normalises the tokens after the last block."""
+    """Return a hook that notes a module if it normalizes the tokens after the last block."""
 
     def hook(module: nn.Module, args: Any) -> None:
         weight = getattr(module, "weight", None)

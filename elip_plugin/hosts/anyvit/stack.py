@@ -70,11 +70,11 @@ class AnyTower(NamedAsReplaced):
     """A tower, from images to features."""
 
     elip_norm_path: str
-    """Path of what normalises the tokens, or the class token, after the last block."""
+    """Path of what normalizes the tokens, or the class token, after the last block."""
 
     @property
     def elip_norm(self) -> Any:
-        """What normalises the tokens, or the class token, after the last block."""
+        """What normalizes the tokens, or the class token, after the last block."""
         return attrgetter(self.elip_norm_path)(self)
 
     @classmethod

@@ -37,7 +37,7 @@ ATTENTIONS = (EvaAttention, getattr(eva, "AttentionRope", EvaAttention))  # the 
 
 
 class EvaParts(PartsBlock):
-    """Both of timm's EVA blocks; the second normalises what its parts give, not what they read."""
+    """Both of timm's EVA blocks; the second normalizes what its parts give, not what they read."""
 
     def attention_input(self, x: Tensor) -> Tensor:
         """Return what is projected to queries, keys and values."""
@@ -46,7 +46,7 @@ class EvaParts(PartsBlock):
     def query_and_keys(
         self, query: Tensor, x: Tensor, rope: Tensor | None = None, **positions: Any
     ) -> tuple[Tensor, Tensor]:
-        """Normalise and project a query token and the tokens; see `BlockParts`."""
+        """Normalize and project a query token and the tokens; see `BlockParts`."""
         attn, (queries, keys, _) = self.attn, projections(self.attn)
         q = attn.q_norm(heads(attn, self.attention_input(query), *queries))
         k = attn.k_norm(heads(attn, self.attention_input(x), *keys))
@@ -55,7 +55,7 @@ class EvaParts(PartsBlock):
     def queries_keys_values(
         self, x: Tensor, rope: Tensor | None = None, **positions: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalise and project tokens; see `BlockParts`."""
+        """Normalize and project tokens; see `BlockParts`."""
         attn, x = self.attn, self.attention_input(x)
         q, k, v = (heads(attn, x, *projection) for projection in projections(attn))
         q, k = (rotate(attn, y, rope).type_as(v) for y in (attn.q_norm(q), attn.k_norm(k)))

@@ -68,7 +68,7 @@ def refuse_dropout(modules: Iterable[nn.Module]) -> None:
 
 
 def joined(block: Any) -> tuple[str, ...]:
-    """Return the path of what normalises a block's joined heads; not every timm 1.0 has it."""
+    """Return the path of what normalizes a block's joined heads; not every timm 1.0 has it."""
     return ("attn.norm",) if hasattr(block.attn, "norm") else ()
 
 
@@ -84,7 +84,7 @@ def patch_convolution(trunk: Any) -> nn.Module | None:
 
 
 def last_norm(trunk: Any) -> str:
-    """Return the name of what normalises the tokens, or their mean, after the last block."""
+    """Return the name of what normalizes the tokens, or their mean, after the last block."""
     nothing = (nn.Identity, type(None))
     names = (n for n in ("norm", "fc_norm") if not isinstance(getattr(trunk, n, None), nothing))
     return next(names, "")

@@ -33,7 +33,7 @@ PARTS = Parts(
 
 
 class CustomBlock(PackedBlock):
-    """OpenCLIP's custom block: normalised queries and keys, scaled heads."""
+    """OpenCLIP's custom block: normalized queries and keys, scaled heads."""
 
     def forward(self, x: Tensor, *unused: None, elip: Any = None, **options: Any) -> Any:
         """Run the block, or a mode; see `PrunableBlock`."""

@@ -48,7 +48,7 @@ NO_EXPORT = (
 
 @dataclass
 class TransformersModel(HostModel):
-    """A model of transformers; its tokenizer and normalisation are those of its folder.
+    """A model of transformers; its tokenizer and normalization are those of its folder.
 
     Attributes:
         folder: The folder with its tokenizer; "" for a model without weights, whose texts become
