@@ -23,7 +23,7 @@ from elip_plugin.core.score import Query
 from elip_plugin.core.select import Selection
 from elip_plugin.core.stage import PlannedStage, block_macs
 from elip_plugin.core.trace import Trace
-from elip_plugin.errors import ConfigError, GuideError, UnsupportedModelError
+from elip_plugin.errors import ConfigError, GuideError, UnsupportedModelError, shown
 
 BlockCall = Callable[..., Any]
 """Runs one main block: (block, tokens [B, T, D], mode=None, **options) -> tokens [B, T, D], or what
@@ -397,5 +397,5 @@ def option_faults(reducer: Reducer) -> list[str]:
         else:
             fits, kind = isinstance(value, type(default)), f"a {type(default).__name__}"
         if not fits:
-            faults.append(f"{option.name} must be {kind}, got {value!r}")
+            faults.append(f"{option.name} must be {kind}, got {shown(value)}")
     return faults or reducer.option_faults()

@@ -1,0 +1,59 @@
+"""`python -m benchmarks.faults run | mutants | report`; see docs/faults.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+
+from benchmarks.faults import mutants
+from benchmarks.faults.results import MUTANTS, read_lines
+
+
+def run_mutants(args: argparse.Namespace) -> None:
+    """Test a sample of mutants, and append a row for each to the log."""
+    done = {_key(row): row for row in read_lines(MUTANTS)}
+    mutants.load_libraries()
+    until = time.monotonic() + 60 * args.minutes
+    for mutant in mutants.sample(args.sample, args.seed):
+        old = done.get(_key(vars(mutant)))
+        if time.monotonic() > until:
+            break
+        if args.path not in mutant.path or (old and (old["caught"] or not args.again)):
+            continue
+        tests = mutants.tests_of(mutant.path)
+        failed, seconds = mutants.run_unchanged(tuple(tests))
+        if failed:
+            sys.exit(f"{failed} fails without a mutant, so it can tell none: repair it first")
+        killer, seconds = mutants.run(mutant, tests)
+        done[_key(vars(mutant))] = mutants.record(mutant, killer, seconds)
+        MUTANTS.write_text("".join(json.dumps(row) + "\n" for row in done.values()))
+        print(f"{mutant.path}:{mutant.line} {seconds:.0f} s {killer or 'SURVIVED'}")
+        if not killer:
+            print(f"    {mutant.before}\n    {mutant.after}")
+        sys.stdout.flush()
+
+
+def _key(row: dict[str, object]) -> tuple[object, ...]:
+    return tuple(row[name] for name in ("path", "operator", "before", "after"))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    mutate = commands.add_parser("mutants", help="test mutants of the package")
+    mutate.add_argument("--sample", type=int, default=200)
+    mutate.add_argument("--seed", type=int, default=0)
+    mutate.add_argument("--minutes", type=float, default=600.0, help="begin none after these")
+    mutate.add_argument("--path", default="", help="only of files whose path has this")
+    mutate.add_argument("--again", action="store_true", help="also those that survived before")
+    mutate.set_defaults(run=run_mutants)
+    args = parser.parse_args(arguments)
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()
