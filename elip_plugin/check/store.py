@@ -74,7 +74,7 @@ class Store:
                 rows = path.with_suffix(".npy")
                 known |= {key: (rows, row) for row, key in enumerate(made["keys"])}
                 faults |= made["faults"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise _damaged(path, error) from error
         return known, faults
 
@@ -99,7 +99,9 @@ class Store:
                 files[path] = np.load(path, mmap_mode="r")
                 last = max(row for file, row in known.values() if file == path)
                 files[path][last]
-            except (OSError, ValueError, IndexError) as error:
+                if files[path].ndim != 2:
+                    raise ValueError(f"it holds an array of shape {files[path].shape}")
+            except (OSError, ValueError, IndexError, EOFError) as error:
                 raise _damaged(path, error) from error
         if not files:
             return np.zeros((0, 0), np.float32)

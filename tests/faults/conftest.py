@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import HealthCheck, settings
 
 from benchmarks.faults.counting import is_long
@@ -12,8 +11,4 @@ COMMON = {"deadline": None, "suppress_health_check": LARGE, "database": None}
 
 settings.register_profile("part", max_examples=30, derandomize=True, **COMMON)
 settings.register_profile("all", max_examples=1500, derandomize=True, **COMMON)
-
-
-@pytest.fixture(autouse=True, scope="package")
-def profile() -> None:
-    settings.load_profile("all" if is_long() else "part")
+settings.load_profile("all" if is_long() else "part")  # `given` reads it when it decorates
