@@ -28,7 +28,7 @@ PACKAGE = "elip_plugin"
 MUTATED = ("core", "reducers", "patching", "config.py", "planning.py")
 """What is mutated: places below the package."""
 
-METHOD = ("tests/core", "tests/reducers", "tests/faults/test_numerics.py", "tests/test_golden.py")
+METHOD = ("tests/core", "tests/test_golden.py", "tests/reducers", "tests/faults/test_numerics.py")
 CONFIG = ("tests/test_config.py", "tests/test_config_bugs.py", "tests/test_old_names.py")
 PLAN = ("tests/test_plan.py", "tests/faults/test_configs.py")
 MODEL = (
@@ -250,8 +250,11 @@ def _run_here(mutant: Mutant | None, tests: Sequence[str], writing: int) -> None
         os.dup2(nowhere, stream)
     if mutant is not None:
         sys.meta_path.insert(0, _Mutated(mutant))
-    first, options = _First(), ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist")
-    status = pytest.main([*options, "-m", "not slow", *tests], plugins=[first])
+    first, status = _First(), 0
+    options = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow")
+    for test in tests:  # the next ones are not even collected where one fails
+        if status == 0 and not first.failed:
+            status = pytest.main([*options, test], plugins=[first])
     said = first.failed or ("" if status == 0 else f"pytest ends with {status}")
     os.write(writing, f"done {said}".encode())
 
