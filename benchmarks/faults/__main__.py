@@ -8,8 +8,14 @@ import sys
 import time
 from collections.abc import Sequence
 
-from benchmarks.faults import mutants
-from benchmarks.faults.results import MUTANTS, read_lines
+from benchmarks.faults import mutants, planted
+from benchmarks.faults.results import (
+    MUTANTS,
+    environment,
+    read_faults,
+    read_lines,
+    write_faults,
+)
 
 
 def run_mutants(args: argparse.Namespace) -> None:
@@ -36,6 +42,20 @@ def run_mutants(args: argparse.Namespace) -> None:
         sys.stdout.flush()
 
 
+def run_planted(args: argparse.Namespace) -> None:
+    """Run the battery against faults that were put in."""
+    mutants.load_libraries()
+    rows = []
+    for fault, mutant in planted.as_mutants():
+        failed, _ = mutants.run_unchanged(fault.tests)
+        if failed:
+            sys.exit(f"{failed} fails without a fault, so it can find none: repair it first")
+        by, _ = mutants.run(mutant, fault.tests)
+        rows.append({"about": fault.about, "path": fault.path, "by": by})
+        print(f"{fault.path}: {fault.about}: {by or 'NOT FOUND'}", flush=True)
+    write_faults({**read_faults(), "planted": {"rows": rows, "environment": environment()}})
+
+
 def _key(row: dict[str, object]) -> tuple[object, ...]:
     return tuple(row[name] for name in ("path", "operator", "before", "after"))
 
@@ -51,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     mutate.add_argument("--path", default="", help="only of files whose path has this")
     mutate.add_argument("--again", action="store_true", help="also those that survived before")
     mutate.set_defaults(run=run_mutants)
+    plant = commands.add_parser("planted", help="put faults in, and see whether they are found")
+    plant.set_defaults(run=run_planted)
     args = parser.parse_args(arguments)
     args.run(args)
 
