@@ -1,4 +1,4 @@
-"""`python -m benchmarks.faults run | mutants | report`; see docs/faults.md."""
+"""`python -m benchmarks.faults run | report | mutants | planted`; see docs/faults.md."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from benchmarks.faults import mutants, planted
+from benchmarks.faults import mutants, page, planted
+from benchmarks.faults.families import FAMILIES, run_family
 from benchmarks.faults.results import (
     MUTANTS,
     environment,
@@ -16,6 +17,23 @@ from benchmarks.faults.results import (
     read_lines,
     write_faults,
 )
+
+
+def run_families(args: argparse.Namespace) -> None:
+    """Run families of faults, and keep their counts."""
+    for family in FAMILIES:
+        if args.only in family.name:
+            result = run_family(family)
+            write_faults({**read_faults(), family.name: result})
+            print(family.name, result["tests"], result["tried"], flush=True)
+
+
+def write_report(args: argparse.Namespace) -> None:
+    """Print the tables, or write them into the page."""
+    if args.write:
+        page.write()
+    else:
+        print("\n\n".join(page.tables().values()))
 
 
 def run_mutants(args: argparse.Namespace) -> None:
@@ -69,6 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
     commands = parser.add_subparsers(required=True)
+    families = commands.add_parser("run", help="try all faults, and count them")
+    families.add_argument("--only", default="", help="families whose name has this")
+    families.set_defaults(run=run_families)
+    report = commands.add_parser("report", help="the tables of docs/faults.md")
+    report.add_argument("--write", action="store_true", help="into the page")
+    report.set_defaults(run=write_report)
     mutate = commands.add_parser("mutants", help="test mutants of the package")
     mutate.add_argument("--sample", type=int, default=200)
     mutate.add_argument("--seed", type=int, default=0)

@@ -7,6 +7,7 @@ and LAVIS' runners do so by themselves, own loops by `Handle.update_progress`.
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 import weakref
 from collections.abc import Iterable
@@ -79,7 +80,7 @@ class TrainingProgress:
 
     def update(self, step: int, total_steps: int) -> None:
         """Take the optimizer steps made so far, from 0, and those of the whole training."""
-        if step < 0 or total_steps < 1:
+        if not (0 <= step < math.inf and 1 <= total_steps < math.inf):
             raise ConfigError(
                 f"training progress must be a step from 0 up of 1 or more, got {step} of "
                 f"{total_steps}"

@@ -283,7 +283,8 @@ class Reducer:
         Raises:
             GuideError: If it is not of that shape.
         """
-        if guide.ndim != 2 or guide.shape[-1] != width or texts not in (None, guide.shape[0]):
+        fits = guide.ndim == 2 and guide.shape[-1] == width
+        if not fits or texts not in (None, guide.shape[0]) or (texts is None and not len(guide)):
             rows = "texts" if texts is None else texts
             raise GuideError(
                 f"the text guide has shape {tuple(guide.shape)}, but this tower and batch need "
