@@ -89,7 +89,10 @@ class Store:
             with replacing(self.folder / f"{name}.json") as path:
                 path.write_text(json.dumps({"keys": list(keys), "faults": faults}), "utf-8")
         except OSError as error:
-            raise DataError(f"{self.folder} cannot be written to ({error})") from error
+            raise self._unwritten(error) from error
+
+    def _unwritten(self, error: OSError) -> DataError:
+        return DataError(f"{self.folder} cannot be written to ({error}): free space, and run again")
 
     def _gather(self, keys: Sequence[str], known: dict[str, tuple[Path, int]]) -> Rows:
         """Write the rows into one file, in the order of the keys."""
@@ -106,13 +109,15 @@ class Store:
         if not files:
             return np.zeros((0, 0), np.float32)
         width = next(iter(files.values())).shape[1]
-        with replacing(self.folder / "all.npy") as path:
-            made = np.lib.format.open_memmap(path, "w+", np.float32, (len(keys), width))
-            for place, key in enumerate(keys):
-                file, row = known[key]
-                made[place] = files[file][row]
-            made.flush()
-            del made
+        header = {"descr": "<f4", "fortran_order": False, "shape": (len(keys), width)}
+        try:  # by writing: a memory map ends the process where the disk is full
+            with replacing(self.folder / "all.npy") as path, path.open("wb") as out:
+                np.lib.format.write_array_header_1_0(out, header)
+                for key in keys:
+                    file, row = known[key]
+                    out.write(files[file][row].astype("<f4").tobytes())
+        except OSError as error:
+            raise self._unwritten(error) from error
         rows: Rows = np.load(self.folder / "all.npy", mmap_mode="r")
         return rows
 
