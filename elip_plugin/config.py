@@ -263,10 +263,7 @@ def _read_file(path: str) -> Any:
     """Read the config in a file: its `elip` section, or all of it."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-        if path.endswith(".json"):
-            values = json.loads(text)
-        else:
-            values = _read_yaml(text)
+        values = json.loads(text) if path.endswith(".json") else _read_yaml(text)
     except ImportError as error:
         raise ConfigError(f"{path}: to read YAML, run: pip install pyyaml") from error
     except Exception as error:  # of the file system, json and yaml
@@ -490,7 +487,9 @@ def _stage_faults(stage: Any) -> list[str]:
         faults.append(f"keep must be a ratio in (0, 1] or a count from 2 up, got {shown(keep)}")
     until = stage.until
     if until is not None and not (_is_int(until) and _is_int(stage.block) and until > stage.block):
-        faults.append(f"until must be null or a block after {shown(stage.block)}, got {shown(until)}")
+        faults.append(
+            f"until must be null or a block after {shown(stage.block)}, got {shown(until)}"
+        )
     return faults
 
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.faults.families import FAMILIES
-from benchmarks.faults.results import EXPLAINED, MUTANTS, ROOT, read_faults, read_lines
+from benchmarks.faults.results import (
+    EXPLAINED,
+    MUTANTS,
+    RESULTS,
+    ROOT,
+    read_faults,
+    read_lines,
+)
 from benchmarks.tables import fill, markdown
 
 PAGE = ROOT / "docs" / "faults.md"
@@ -28,8 +35,37 @@ def tables() -> dict[str, str]:
 
 
 def write() -> None:
-    """Write the tables into the page."""
+    """Write the tables into the page, and draw the memory."""
     PAGE.write_text(fill(PAGE.read_text(), tables()))
+    curves = read_faults().get("other people's code", {}).get("measured", {})
+    draw_memory({n: c for n, c in curves.items() if n.startswith("memory/")})
+
+
+def draw_memory(curves: Mapping[str, Sequence[float]]) -> None:
+    """Draw the resident memory of a process over its repetitions.
+
+    Args:
+        curves: Megabytes, at even distances over ten thousand repetitions, by name.
+    """
+    if not curves:
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "elip"  # the same bytes for the same numbers
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 2.6))
+    for name, curve in curves.items():
+        times = [10_000 * i / (len(curve) - 1) for i in range(len(curve))]
+        axes.plot(times, curve, label=name.removeprefix("memory/"))
+    axes.set_xlabel("times")
+    axes.set_ylabel("resident memory, MB")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(RESULTS / "faults-memory.svg", metadata={"Date": None})
+    pyplot.close(figure)
 
 
 def _families(found: Mapping[str, Any]) -> str:

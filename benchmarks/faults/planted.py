@@ -129,7 +129,7 @@ FAULTS = (
     Fault(
         "removing leaves attributes behind",
         "patching/swap.py",
-        "            if name == ATTRIBUTE or name.startswith(ATTRIBUTE + \"_\"):",
+        '            if name == ATTRIBUTE or name.startswith(ATTRIBUTE + "_"):',
         "            if name == ATTRIBUTE:",
         (*EXCEPTIONS, "tests/patching", "tests/hosts/open_clip/test_open_clip.py"),
     ),

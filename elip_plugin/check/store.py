@@ -74,7 +74,14 @@ class Store:
                 rows = path.with_suffix(".npy")
                 known |= {key: (rows, row) for row, key in enumerate(made["keys"])}
                 faults |= made["faults"]
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            except (
+                OSError,
+                ValueError,
+                KeyError,
+                TypeError,
+                AttributeError,
+                RecursionError,
+            ) as error:
                 raise _damaged(path, error) from error
         return known, faults
 

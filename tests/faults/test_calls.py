@@ -26,7 +26,7 @@ FEW = settings(max_examples=150 if is_long() else 5)
 alphabet = st.characters(codec="utf-8")
 names = st.one_of(
     st.text(alphabet, max_size=30),
-    st.sampled_from(["ViT-B-32", "elip-ViT-B-32", "elip_blip_vqa", "elip-", "hf-hub:", ":", "../x"]),
+    st.sampled_from(["ViT-B-32", "elip-ViT-B-32", "elip_blip_vqa", "elip-", "hf-hub:", "../x"]),
     st.builds("{}{}".format, st.sampled_from(["elip-", "elip_", "hf-hub:", "local-dir:", "/", "."]),
               st.text(alphabet, max_size=10)),
 )  # fmt: skip
@@ -74,10 +74,10 @@ def test_options_of_the_command(options: dict[str, str]) -> None:
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["elip", "plan", "--model", "ViT-tiny", *words])
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            with pytest.raises(SystemExit) as done:
-                cli.main()
-                raise SystemExit(0)
+        redirected = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+        with redirected[0], redirected[1], pytest.raises(SystemExit) as done:
+            cli.main()
+            raise SystemExit(0)
     code = done.value.code or 0
     assert code in (0, 1, 2), code
     said = err.getvalue()
@@ -154,5 +154,3 @@ def test_what_is_no_model(what: Any) -> None:
         with pytest.raises(ElipError):
             call(what)
         tried("things that are no model")
-
-

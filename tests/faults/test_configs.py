@@ -125,11 +125,12 @@ def test_mappings(given: Any) -> None:
 
 @given(st.dictionaries(st.sampled_from([*VALUES]), anything, max_size=4), stages)
 def test_fields(given: dict[str, Any], stages: Any) -> None:
+    def as_stage(item: Any) -> Any:
+        whole = isinstance(item, dict) and {*KEYS[:3]} <= {*item} <= {*KEYS}
+        return Stage(**item) if whole else item
+
     def make() -> ElipConfig:
-        made = [
-            Stage(**item) if isinstance(item, dict) and set(KEYS[:3]) <= {*item} <= {*KEYS} else item
-            for item in stages
-        ] if isinstance(stages, list) else stages  # fmt: skip
+        made = [as_stage(item) for item in stages] if isinstance(stages, list) else stages
         fields = {key: value for key, value in given.items() if key not in ("preset", "stages")}
         return ElipConfig(**{"stages": made, **fields})
 

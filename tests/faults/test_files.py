@@ -400,7 +400,9 @@ def test_model_configs(raw: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     from elip_plugin.hosts.open_clip import names
 
     (tmp_path / "bad.json").write_bytes(raw)
-    monkeypatch.setattr(names.factory, "_MODEL_CONFIG_PATHS", list(names.factory._MODEL_CONFIG_PATHS))
+    monkeypatch.setattr(
+        names.factory, "_MODEL_CONFIG_PATHS", list(names.factory._MODEL_CONFIG_PATHS)
+    )
     monkeypatch.setattr(names.factory, "_MODEL_CONFIGS", dict(names.factory._MODEL_CONFIGS))
     if names._fault_of(tmp_path / "bad.json") is not None:
         with pytest.warns(UserWarning, match="is no model config"):

@@ -1,4 +1,4 @@
-"""Two and four processes (gloo), OpenCLIP's own loss: loss, gradients and choices of one process."""
+"""Two and four processes (gloo), the loss, gradients and choices of one."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ for name in REDUCERS:
             for key, p in model.named_parameters():
                 if key in expected and p.ndim:
                     torch.testing.assert_close(
-                        whole(p.grad), expected[key], rtol=1e-8, atol=1e-11, msg=f"{name} {way} {key}"
+                        whole(p.grad), expected[key], rtol=1e-8, atol=1e-11, msg=key
                     )
             if rank == 0:
                 print(f"right: {name}, {way}, step {at} of 10", flush=True)

@@ -177,7 +177,7 @@ def test_a_pipe_that_is_closed(command: str, tmp_path: Path, pictures: Path) -> 
     os.close(reading)
     words = COMMANDS[command].format(out=tmp_path, pictures=pictures)
     try:
-        status, err = ended(elip(words, {}, stdout=writing))
+        _, err = ended(elip(words, {}, stdout=writing))
     finally:
         os.close(writing)
     assert "Traceback" not in err and "Exception ignored" not in err, err
