@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.abc import MetaPathFinder, SourceLoader
+from importlib.abc import Loader, MetaPathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -152,26 +152,22 @@ def changed_line(before: str, after: str) -> tuple[str, str]:
     return next((a.strip(), b.strip()) for a, b in pairs if a != b)
 
 
-class _Mutated(MetaPathFinder, SourceLoader):
-    """Finds one module of the package, and loads its mutated source."""
+class _Mutated(MetaPathFinder, Loader):
+    """Finds one module of the package, and runs its mutated source."""
 
     def __init__(self, mutant: Mutant) -> None:
-        self.mutant = mutant
+        self.mutant, self.file = mutant, ROOT / PACKAGE / mutant.path
 
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> Any:
         if fullname != self.mutant.module:
             return None
-        file = ROOT / PACKAGE / self.mutant.path
-        places = [str(file.parent)] if file.name == "__init__.py" else None
+        places = [str(self.file.parent)] if self.file.name == "__init__.py" else None
         return importlib.util.spec_from_file_location(
-            fullname, file, loader=self, submodule_search_locations=places
+            fullname, self.file, loader=self, submodule_search_locations=places
         )
 
-    def get_filename(self, fullname: str) -> str:
-        return str(ROOT / PACKAGE / self.mutant.path)
-
-    def get_data(self, path: str) -> bytes:
-        return self.mutant.code.encode()
+    def exec_module(self, module: ModuleType) -> None:
+        exec(compile(self.mutant.code, self.file, "exec"), vars(module))
 
 
 class _First:

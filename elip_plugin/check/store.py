@@ -74,14 +74,7 @@ class Store:
                 rows = path.with_suffix(".npy")
                 known |= {key: (rows, row) for row, key in enumerate(made["keys"])}
                 faults |= made["faults"]
-            except (
-                OSError,
-                ValueError,
-                KeyError,
-                TypeError,
-                AttributeError,
-                RecursionError,
-            ) as error:
+            except Exception as error:  # of the file system, JSON, and other kinds of values
                 raise _damaged(path, error) from error
         return known, faults
 
@@ -109,9 +102,9 @@ class Store:
                 files[path] = np.load(path, mmap_mode="r")
                 last = max(row for file, row in known.values() if file == path)
                 files[path][last]
-                if files[path].ndim != 2:
-                    raise ValueError(f"it holds an array of shape {files[path].shape}")
-            except (OSError, ValueError, IndexError, EOFError) as error:
+                if files[path].ndim != 2 or files[path].dtype != np.float32:
+                    raise ValueError(f"its rows are {files[path].shape} {files[path].dtype}")
+            except Exception as error:  # NumPy raises nearly anything on broken files
                 raise _damaged(path, error) from error
         if not files:
             return np.zeros((0, 0), np.float32)
