@@ -21,7 +21,7 @@ from elip_plugin.cli import main as cli
 from elip_plugin.errors import ElipError
 from elip_plugin.hosts.registry import find_model
 
-FEW = settings(max_examples=150 if is_long() else 5)
+FEW = settings(max_examples=60 if is_long() else 5)
 
 alphabet = st.characters(codec="utf-8")
 names = st.one_of(
@@ -32,7 +32,7 @@ names = st.one_of(
 )  # fmt: skip
 
 
-@FEW
+@settings(max_examples=20 if is_long() else 3)  # each asks every host for all its names
 @given(names)
 @example("x" * 3000)
 @example("elip-ViT-B-32\x00")

@@ -99,7 +99,7 @@ def expected_of(host: str, name: str | None) -> list[Tensor] | None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("host", ["OpenCLIP", "transformers", "BLIP"])
-@settings(max_examples=100 if is_long() else 6)
+@settings(max_examples=50 if is_long() else 5)
 @given(
     name=st.sampled_from([*CONFIGS]),
     place=st.integers(0, 10**6),
