@@ -115,6 +115,8 @@ def _planted(found: Mapping[str, Any]) -> str:
         ("fault", "put into", "found by"),
         ((row["about"], f"`{row['path']}`", _test(row["by"])) for row in rows),
     )
+    if not rows:
+        return "Not run yet.\n"
     number = sum(bool(row["by"]) for row in rows)
     return f"Found: {number} of {len(rows)}.\n\n{table}"
 

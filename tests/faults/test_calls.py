@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -85,6 +87,25 @@ def test_options_of_the_command(options: dict[str, str]) -> None:
     if code == 1:
         assert said.splitlines()[-1].startswith("elip: "), said
     tried("options of commands")
+
+
+def test_a_name_that_is_no_unicode_and_a_box_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a picture on a disk of another system: the page is written."""
+    pytest.importorskip("open_clip")
+    from PIL import Image
+
+    name = os.fsdecode(b"caf\xe9")
+    Image.new("RGB", (70, 64)).save(tmp_path / f"{name}.png")
+    (tmp_path / f"{name}.json").write_text('{"boxes": {"cat": [-1e300, 0, 1e300, 9]}}')
+    page = tmp_path / "page.html"
+    words = ["--model", "elip-half-ViT-tiny", "--image", str(tmp_path), "-o", str(page)]
+    monkeypatch.setattr(sys, "argv", ["elip", "show", *words])
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    assert not done.value.code and "caf?.png" in page.read_text()
+    tried("names of files")
 
 
 shapes = st.lists(st.sampled_from([0, 1, 2, 3, 4, 31, 32, 33]), max_size=4)

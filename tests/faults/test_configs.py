@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from faults.outcomes import contained, outcome
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from benchmarks.faults.counting import tried
@@ -116,6 +116,11 @@ def assert_plan(made: Plan, num_patches: int, depth: int, prefix: int) -> None:
 
 
 @given(configs | anything)
+@example({"preset": np.zeros(3)})
+@example({"reducer": torch.zeros(2)})
+@example({"eval_mode": np.eye(2), "choice_loss": np.zeros(3)})
+@example({"stages": [{"block": HUGE, "lookahead": 1, "keep": 0.5}], "reference_depth": 12})
+@example({"x" * 10_000: 1, "preset": "y" * 10_000})
 def test_mappings(given: Any) -> None:
     config = outcome(lambda: ElipConfig.from_mapping(given))
     tried("configurations")
@@ -124,6 +129,9 @@ def test_mappings(given: Any) -> None:
 
 
 @given(st.dictionaries(st.sampled_from([*VALUES]), anything, max_size=4), stages)
+@example({"reducer_options": 3}, [])
+@example({"reducer_options": {1: 2, "a": 3}}, [])
+@example({"reducer_options": [("a", 1, 2)]}, [])
 def test_fields(given: dict[str, Any], stages: Any) -> None:
     def as_stage(item: Any) -> Any:
         whole = isinstance(item, dict) and {*KEYS[:3]} <= {*item} <= {*KEYS}
@@ -141,6 +149,11 @@ def test_fields(given: dict[str, Any], stages: Any) -> None:
 
 
 @given(valid, sizes, sizes, st.integers(0, 5), st.booleans())
+@example(ElipConfig((Stage(10**18, 1, 0.5),), reference_depth=12), 196, 12, 1, False)
+@example(ElipConfig((Stage(2, 1, 0.5),), reference_depth=HUGE), 196, 12, 1, False)
+@example(ElipConfig((Stage(HUGE, HUGE, HUGE),), reference_depth=12), 196, 12, 1, True)
+@example(ElipConfig(()), 0, 0, 0, False)
+@example(ElipConfig(()), -1, 3, 1, True)
 def test_plans(
     config: ElipConfig | None, num_patches: int, depth: int, prefix: int, skip: bool
 ) -> None:
