@@ -417,13 +417,13 @@ def _faults(config: ElipConfig) -> list[str]:
             faults.append(f"{name} must be one of {list(known)}, got {given}")
     if _is_one_of(config.reducer, reducers()):
         faults += _option_faults(config.reducer, dict(config.reducer_options))
-        if not stage_faults:
-            faults += find_reducer(config.reducer).config_faults(config)
     faults += _schedule_faults(config)
     for name in ("reference_depth", "total_steps"):
         value = getattr(config, name)
         if value is not None and (not _is_int(value) or value < 1):
             faults.append(f"{name} must be null or an integer from 1 up, got {shown(value)}")
+    if not (faults or stage_faults):  # a reducer may rely on the fields by themselves
+        faults += find_reducer(config.reducer).config_faults(config)
     return faults
 
 

@@ -7,7 +7,6 @@ and LAVIS' runners do so by themselves, own loops by `Handle.update_progress`.
 from __future__ import annotations
 
 import functools
-import math
 import warnings
 import weakref
 from collections.abc import Iterable
@@ -23,6 +22,9 @@ from elip_plugin.errors import ConfigError
 LEVELS = 4
 """Levels below the target that `warmup` passes, 0 (all tokens) included: a compiled model has a
 graph for each."""
+
+MOST_STEPS = 1 << 63
+"""Of a training; a number that is not below it is no count, infinity and NaN included."""
 
 
 def level_at(share: float, config: ElipConfig) -> float:
@@ -80,7 +82,7 @@ class TrainingProgress:
 
     def update(self, step: int, total_steps: int) -> None:
         """Take the optimizer steps made so far, from 0, and those of the whole training."""
-        if not (0 <= step < math.inf and 1 <= total_steps < math.inf):
+        if not (0 <= step < MOST_STEPS and 1 <= total_steps < MOST_STEPS):
             raise ConfigError(
                 f"training progress must be a step from 0 up of 1 or more, got {step} of "
                 f"{total_steps}"

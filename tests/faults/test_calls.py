@@ -158,6 +158,8 @@ steps = st.one_of(
 @example(math.nan, 10)
 @example(3, math.inf)
 @example(10**400, 10**400)
+@example(10**400, 1.5)
+@example(0.5, 10**400)
 def test_progress(model: Any, step: Any, total: Any) -> None:
     handle = apply(model, {"preset": "fast", "warmup": 0.3, "final_unpruned": 0.2})
     try:

@@ -130,6 +130,8 @@ def test_mappings(given: Any) -> None:
 
 @given(st.dictionaries(st.sampled_from([*VALUES]), anything, max_size=4), stages)
 @example({"reducer_options": 3}, [])
+@example({"text_weight": np.zeros(3)}, [])
+@example({"text_weight": torch.zeros(3), "merge": np.eye(2)}, [])
 @example({"reducer_options": {1: 2, "a": 3}}, [])
 @example({"reducer_options": [("a", 1, 2)]}, [])
 def test_fields(given: dict[str, Any], stages: Any) -> None:
