@@ -18,6 +18,7 @@ from benchmarks.faults.results import (
 from benchmarks.tables import fill, markdown
 
 PAGE = ROOT / "docs" / "faults.md"
+PICTURE = "faults-memory.svg"
 
 
 def tables() -> dict[str, str]:
@@ -29,7 +30,7 @@ def tables() -> dict[str, str]:
     found = read_faults()
     made = {"families": _families(found), "tried": _tried(found), "sqnr": _sqnr(found)}
     made["planted"] = _planted(found)
-    made["environment"] = _environment(found)
+    made["environment"], made["memory"] = _environment(found), _memory(found)
     made |= _mutants(read_lines(MUTANTS))
     return made
 
@@ -37,8 +38,20 @@ def tables() -> dict[str, str]:
 def write() -> None:
     """Write the tables into the page, and draw the memory."""
     PAGE.write_text(fill(PAGE.read_text(), tables()))
-    curves = read_faults().get("other people's code", {}).get("measured", {})
-    draw_memory({n: c for n, c in curves.items() if n.startswith("memory/")})
+    draw_memory(_curves(read_faults()))
+
+
+def _curves(found: Mapping[str, Any]) -> dict[str, Sequence[float]]:
+    measured = found.get("other people's code", {}).get("measured", {})
+    return {name: curve for name, curve in measured.items() if name.startswith("memory/")}
+
+
+def _memory(found: Mapping[str, Any]) -> str:
+    curves = _curves(found)
+    if not curves:
+        return "Not measured yet.\n"
+    most = max(max(curve) - curve[len(curve) // 10] for curve in curves.values())
+    return f"![Resident memory](results/{PICTURE})\n\nMost growth: {most:.1f} MB.\n"
 
 
 def draw_memory(curves: Mapping[str, Sequence[float]]) -> None:
@@ -64,7 +77,7 @@ def draw_memory(curves: Mapping[str, Sequence[float]]) -> None:
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
     figure.tight_layout()
-    figure.savefig(RESULTS / "faults-memory.svg", metadata={"Date": None})
+    figure.savefig(RESULTS / PICTURE, metadata={"Date": None})
     pyplot.close(figure)
 
 
