@@ -54,7 +54,7 @@ FAMILIES = (
     ),
     Family(
         "other people's code",
-        "a wrapper, copy or quantised model that is pruned wrongly or cannot be restored; memory",
+        "a wrapper, copy or quantized model that is pruned wrongly or cannot be restored; memory",
         ("test_lifetimes.py",),
         ("hosts/test_wrappers.py", "hosts/transformers/test_transformers_peft.py"),
     ),

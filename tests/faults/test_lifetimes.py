@@ -1,4 +1,4 @@
-"""Other people's code, and long lives: copies, averages, quantised layers, ten thousand times."""
+"""Other people's code, and long lives: copies, averages, quantized layers, ten thousand times."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ def test_an_average_follows_a_training(name: str, tiny_clip: Make, pairs: Pairs)
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["evit", "tome", "unique", "pool", "random"])
-def test_quantised_linears(name: str, tiny_clip: Make, pairs: Pairs) -> None:
-    """The MLPs in int8 by torch's dynamic quantisation: pruned as planned, removed bitwise."""
+def test_quantized_linears(name: str, tiny_clip: Make, pairs: Pairs) -> None:
+    """The MLPs in int8 by torch's dynamic quantization: pruned as planned, removed bitwise."""
     model = tiny_clip().eval()
     for block in model.visual.transformer.resblocks:
         block.mlp = torch.ao.quantization.quantize_dynamic(block.mlp, {nn.Linear}, torch.qint8)
@@ -118,7 +118,7 @@ def test_quantised_linears(name: str, tiny_clip: Make, pairs: Pairs) -> None:
         handle.remove()
         assert torch.equal(model.encode_image(images), unpruned)
     assert pruned.isfinite().all() and not torch.equal(pruned, unpruned)
-    tried("quantised models")
+    tried("quantized models")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -137,7 +137,7 @@ def test_linears_of_torchao(name: str, tiny_clip: Make, pairs: Pairs) -> None:
         handle.remove()
         assert torch.equal(model.encode_image(images), unpruned)
     assert pruned.isfinite().all() and not torch.equal(pruned, unpruned)
-    tried("quantised models")
+    tried("quantized models")
 
 
 def flat(curve: list[float], most: float) -> None:

@@ -211,7 +211,7 @@ def test_sizes_of_merged_tokens_stay_exact() -> None:
 
 
 def sqnr(found: Tensor, exact: Tensor) -> float:
-    """Signal over quantisation noise in decibels."""
+    """Signal over quantization noise in decibels."""
     noise = (found.double() - exact).square().mean()
     return float(10 * torch.log10(exact.square().mean() / noise))
 
