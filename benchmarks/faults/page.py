@@ -151,7 +151,7 @@ def _environment(found: Mapping[str, Any]) -> str:
 def _mutants(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     rows = list(rows)
     if not rows:
-        return {}
+        return {"mutants": "Not run yet.\n", "survivors": "Not run yet.\n"}
     explained = {_place(row): row["why"] for row in json.loads(EXPLAINED.read_text())}
     lines = []
     for part, own in _by_part(rows).items():
