@@ -67,7 +67,7 @@ FAMILIES = (
     Family(
         "many processes",
         "a loss or gradient that is not that of one process, a deadlock",
-        ("test_processes.py",),
+        (),
         ("hosts/transformers/test_transformers_gloo.py", "patching/test_training_progress.py"),
     ),
     Family(
