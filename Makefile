@@ -38,7 +38,7 @@ PYTEST = -m pytest -q -n 2 --dist worksteal
 
 # What needs no host of an age is tested with the newest libraries alone: the tools, of which LAVIS'
 # environment runs what is named after LAVIS (tests/test_selection.py sees that all of it is).
-TOOLS = $(addprefix tests/,benchmarks check cli data docs examples export measure visualize)
+TOOLS = $(addprefix tests/,benchmarks check cli data docs examples export faults measure visualize)
 # And what differs with the libraries is tested in every environment: models, and how they are found.
 MODELS = $(addprefix tests/,core hosts patches patching reducers test_golden.py test_threads.py test_import_order.py test_release.py cli/test_doctor.py data/test_vocab.py)
 # Processes that load several runtimes, or run many threads, are not those that then fork loaders.
@@ -102,6 +102,21 @@ test-fast: .venv-openclip/ready $(LAVIS_READY)
 	.venv-openclip/bin/python $(PYTEST) -m "not slow"
 	$(if $(LAVIS_READY),.venv/bin/python $(PYTEST) -m "not slow" $(MODELS))
 	$(if $(LAVIS_READY),.venv/bin/python $(PYTEST) -m "not slow" $(TOOLS) -k lavis)
+
+# Every fault and input of docs/faults.md, and its tables; `make test` tries a part.
+.PHONY: faults mutants
+faults: .venv-openclip/ready
+	.venv-openclip/bin/python -m benchmarks.faults run
+	.venv-openclip/bin/python -m benchmarks.faults planted
+	.venv-openclip/bin/python -m benchmarks.faults report --write
+
+# A sample of mutants, of those that were not tested yet; such as make mutants SAMPLE=500 SEED=1.
+SAMPLE ?= 200
+SEED ?= 0
+mutants: .venv-openclip/ready
+	.venv-openclip/bin/pip install -q 'cosmic-ray>=8.3'
+	.venv-openclip/bin/python -m benchmarks.faults mutants --sample $(SAMPLE) --seed $(SEED)
+	.venv-openclip/bin/python -m benchmarks.faults report --write
 
 # A warning is an error, links between pages included; all pages are read anew.
 SPHINX = .venv-openclip/bin/sphinx-build -q -W --keep-going -E docs site

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from elip_plugin.errors import ConfigError, ElipDeprecationWarning, join_faults, nearest
+from elip_plugin.errors import (
+    ConfigError,
+    ElipDeprecationWarning,
+    join_faults,
+    nearest,
+    shown,
+)
 from elip_plugin.reducers import (
     DEFAULT_REDUCER,
     Reducer,
@@ -38,6 +45,9 @@ RENAMED = {
 """Keys of version 0.1, still read with a DeprecationWarning."""
 
 DEFAULT_PRESET = "paper"
+
+MOST_VALUES = 100_000
+"""Values of a YAML file at most, those of an alias counted each time that it is used."""
 
 FILES = (".json", ".yaml", ".yml")
 """Ends of a string that names a file, not a preset."""
@@ -167,8 +177,8 @@ class ElipConfig:
             >>> ElipConfig.preset("half").reducer
             'tome'
         """
-        if name not in list(PRESETS):  # by equality: a list or dict would not hash
-            raise ConfigError(f"preset {name!r} is not known; {nearest(name, PRESETS)}")
+        if not _is_one_of(name, PRESETS):
+            raise ConfigError(f"preset {shown(name)} is not known; {nearest(name, PRESETS)}")
         return PRESETS[name]
 
     @classmethod
@@ -207,11 +217,11 @@ class ElipConfig:
         if "preset" in values and "stages" in values:
             faults.append("give either 'preset' or 'stages', not both")
         values, defaults = _with_options(values), {}
-        if "reducer" in values and values["reducer"] in list(reducers()):
+        if _is_one_of(values.get("reducer"), reducers()):
             defaults = dict(find_reducer(values["reducer"]).config_defaults(values))
         preset = values.get("preset", defaults.pop("preset", DEFAULT_PRESET))
-        if preset not in list(PRESETS):  # by equality: a list or dict would not hash
-            faults.append(f"preset {preset!r} is not known; {nearest(preset, PRESETS)}")
+        if not _is_one_of(preset, PRESETS):
+            faults.append(f"preset {shown(preset)} is not known; {nearest(preset, PRESETS)}")
             preset = DEFAULT_PRESET
         known = {**defaults, **{key: values[key] for key in _names(cls) if key in values}}
         base = PRESETS[preset]
@@ -253,12 +263,7 @@ def _read_file(path: str) -> Any:
     """Read the config in a file: its `elip` section, or all of it."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-        if path.endswith(".json"):
-            values = json.loads(text)
-        else:
-            import yaml  # comes with every host
-
-            values = yaml.safe_load(text)
+        values = json.loads(text) if path.endswith(".json") else _read_yaml(text)
     except ImportError as error:
         raise ConfigError(f"{path}: to read YAML, run: pip install pyyaml") from error
     except Exception as error:  # of the file system, json and yaml
@@ -266,6 +271,27 @@ def _read_file(path: str) -> Any:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path} holds {type(values).__name__}, but an ELIP config is a mapping")
     return values.get("elip", values)
+
+
+def _read_yaml(text: str) -> Any:
+    """Read YAML; refuse text whose aliases stand for more values than a configuration has."""
+    import yaml  # comes with every host
+
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    if _count_values(node, {}) > MOST_VALUES:
+        raise ValueError(f"its aliases stand for more than {MOST_VALUES} values")
+    return None if node is None else yaml.SafeLoader("").construct_document(node)
+
+
+def _count_values(node: Any, counted: dict[int, float]) -> float:
+    """Count the values below a node of YAML, those of an alias each time that it stands there."""
+    if id(node) not in counted:
+        counted[id(node)] = math.inf  # until it is counted: a node that holds itself
+        inner = getattr(node, "value", ())
+        parts = [] if isinstance(inner, str) else inner
+        values = (part for pair in parts for part in (pair if isinstance(pair, tuple) else [pair]))
+        counted[id(node)] = 1 + sum(_count_values(value, counted) for value in values)
+    return counted[id(node)]
 
 
 def _accept_old_names(cls: type[ElipConfig]) -> None:
@@ -297,7 +323,13 @@ def _renamed(values: dict[str, Any]) -> dict[str, Any]:
 
 def _with_options(values: dict[str, Any]) -> dict[str, Any]:
     """Take a reducer's options out of its mapping, and those that are given by themselves."""
-    defaults, options = option_defaults(), dict(values.get("reducer_options", ()))
+    defaults, given = option_defaults(), values.get("reducer_options", ())
+    try:
+        options = {str(key): value for key, value in dict(given).items()}
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"ELIP config: reducer_options must be pairs of a name and a value, got {shown(given)}"
+        ) from error
     options |= {key: values.pop(key) for key in defaults if key in values}
     if isinstance(values.get("reducer"), Mapping):
         given = {str(key): value for key, value in values["reducer"].items()}
@@ -306,12 +338,13 @@ def _with_options(values: dict[str, Any]) -> dict[str, Any]:
     # Those at their defaults say nothing, whatever the reducer: older files have them all.
     changed = {k: v for k, v in options.items() if k not in defaults or not _same(v, defaults[k])}
     if options or "reducer_options" in values:
-        values["reducer_options"] = tuple(sorted(changed.items()))
+        values["reducer_options"] = tuple(sorted(changed.items(), key=lambda item: item[0]))
     return values
 
 
 def _same(value: Any, default: Any) -> bool:
-    return bool(value == default) and isinstance(value, bool) == isinstance(default, bool)
+    plain = isinstance(value, (int, float, str))  # an array has no truth value
+    return plain and value == default and isinstance(value, bool) == isinstance(default, bool)
 
 
 def _warn_deprecated(key: str, what: str) -> None:
@@ -325,7 +358,7 @@ def _names(cls: type) -> tuple[str, ...]:
 def _unknown_keys(values: Mapping[str, Any], known: Sequence[str], where: str) -> list[str]:
     unknown = [key for key in values if key not in known]
     all_keys = f"keys are {list(known)}"
-    return [f"{where}key {k!r} is not known; {nearest(k, known, all_keys)}" for k in unknown]
+    return [f"{where}key {shown(k)} is not known; {nearest(k, known, all_keys)}" for k in unknown]
 
 
 def _stages(given: Any, faults: list[str]) -> Any:
@@ -348,6 +381,10 @@ def _stages(given: Any, faults: list[str]) -> Any:
     return tuple(stages)
 
 
+def _is_one_of(value: Any, known: Iterable[str]) -> bool:
+    return isinstance(value, str) and value in list(known)
+
+
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -355,7 +392,7 @@ def _is_int(value: Any) -> bool:
 def _faults(config: ElipConfig) -> list[str]:
     faults, stage_faults = [], []
     if not isinstance(config.stages, tuple):
-        stage_faults.append(f"stages must be a list of stages, got {config.stages!r}")
+        stage_faults.append(f"stages must be a list of stages, got {shown(config.stages)}")
         faults += stage_faults
     else:
         for i, stage in enumerate(config.stages):
@@ -365,27 +402,28 @@ def _faults(config: ElipConfig) -> list[str]:
             stage_faults.append("named already")
         blocks = [s.block for s in config.stages if isinstance(s, Stage) and _is_int(s.block)]
         if any(later <= earlier for earlier, later in pairwise(blocks)):
-            faults.append(f"blocks of the stages must increase, got {blocks}")
+            faults.append(f"blocks of the stages must increase, got {shown(blocks)}")
         faults += _return_faults(config.stages)
     weight = config.text_weight
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
-        faults.append(f"text_weight must be a number from 0 to 1, got {weight!r}")
+        faults.append(f"text_weight must be a number from 0 to 1, got {shown(weight)}")
     for name in ("merge", "prune_momentum"):
         if not isinstance(getattr(config, name), bool):
-            faults.append(f"{name} must be true or false, got {getattr(config, name)!r}")
+            faults.append(f"{name} must be true or false, got {shown(getattr(config, name))}")
     allowed = (("guide_source", GUIDE_SOURCES), ("eval_mode", EVAL_MODES), ("reducer", reducers()))
     for name, known in allowed:
-        if getattr(config, name) not in list(known):
-            faults.append(f"{name} must be one of {list(known)}, got {getattr(config, name)!r}")
-    if config.reducer in list(reducers()):
+        if not _is_one_of(getattr(config, name), known):
+            given = shown(getattr(config, name))
+            faults.append(f"{name} must be one of {list(known)}, got {given}")
+    if _is_one_of(config.reducer, reducers()):
         faults += _option_faults(config.reducer, dict(config.reducer_options))
-        if not stage_faults:
-            faults += find_reducer(config.reducer).config_faults(config)
     faults += _schedule_faults(config)
     for name in ("reference_depth", "total_steps"):
         value = getattr(config, name)
         if value is not None and (not _is_int(value) or value < 1):
-            faults.append(f"{name} must be null or an integer from 1 up, got {value!r}")
+            faults.append(f"{name} must be null or an integer from 1 up, got {shown(value)}")
+    if not (faults or stage_faults):  # a reducer may rely on the fields by themselves
+        faults += find_reducer(config.reducer).config_faults(config)
     return faults
 
 
@@ -408,7 +446,7 @@ def _schedule_faults(config: ElipConfig) -> list[str]:
     shares = {name: getattr(config, name) for name in SCHEDULES}
     for name, share in shares.items():
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
-            faults.append(f"{name} must be a share of the training from 0 to 1, got {share!r}")
+            faults.append(f"{name} must be a share of the training from 0 to 1, got {shown(share)}")
     if not faults and config.warmup + config.final_unpruned > 1:
         faults.append(
             f"warmup and final_unpruned must not exceed 1 together, got {config.warmup} and "
@@ -426,7 +464,7 @@ def _option_faults(reducer: str, options: Mapping[str, Any]) -> list[str]:
         hint = nearest(key, known, f"it has {list(known)}")
         if others:
             hint = f"reducers {others} have it"
-        faults.append(f"reducer {reducer!r} has no option {key!r}: leave it out; {hint}")
+        faults.append(f"reducer {reducer!r} has no option {shown(key)}: leave it out; {hint}")
     return faults or option_faults(replace(find_reducer(reducer), **options))
 
 
@@ -434,22 +472,24 @@ def _stage_faults(stage: Any) -> list[str]:
     if stage is _INCOMPLETE:
         return []
     if not isinstance(stage, Stage):
-        return [f"must be a Stage (block, lookahead, keep), got {stage!r}"]
+        return [f"must be a Stage (block, lookahead, keep), got {shown(stage)}"]
     faults = []
     if not _is_int(stage.block) or stage.block < 0:
-        faults.append(f"block must be an integer from 0 up, got {stage.block!r}")
+        faults.append(f"block must be an integer from 0 up, got {shown(stage.block)}")
     if not _is_int(stage.lookahead) or stage.lookahead < 1:
-        faults.append(f"lookahead must be an integer from 1 up, got {stage.lookahead!r}")
+        faults.append(f"lookahead must be an integer from 1 up, got {shown(stage.lookahead)}")
     keep = stage.keep
     if _is_int(keep) and keep == 1:
         faults.append("keep 1 is ambiguous: write 1.0 to keep all tokens, or a count from 2 up")
     elif _is_int(keep) and keep < 2:
-        faults.append(f"keep as a count must be 2 or more, got {keep}")
+        faults.append(f"keep as a count must be 2 or more, got {shown(keep)}")
     elif not _is_int(keep) and not (isinstance(keep, float) and 0 < keep <= 1):
-        faults.append(f"keep must be a ratio in (0, 1] or a count from 2 up, got {keep!r}")
+        faults.append(f"keep must be a ratio in (0, 1] or a count from 2 up, got {shown(keep)}")
     until = stage.until
     if until is not None and not (_is_int(until) and _is_int(stage.block) and until > stage.block):
-        faults.append(f"until must be null or a block after {stage.block!r}, got {until!r}")
+        faults.append(
+            f"until must be null or a block after {shown(stage.block)}, got {shown(until)}"
+        )
     return faults
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -64,16 +65,37 @@ if not sys.warnoptions:  # Python hides deprecations where a library reads a use
     warnings.filterwarnings("default", category=ElipDeprecationWarning)
 
 
+MOST_FAULTS = 20
+"""Faults that an error names; of a file with more, the first ones."""
+
+LONGEST_NAME = 100
+"""Characters of a name that is compared with those known."""
+
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxlist, _short.maxtuple, _short.maxdict = 3, 6, 6, 6
+_short.maxstring = _short.maxother = 120
+
+
+def shown(value: object) -> str:
+    """Return a value for an error message, shortened: a file may hold any number of values."""
+    try:
+        return _short.repr(value)
+    except Exception:  # of somebody's repr, or an integer of more digits than Python writes
+        return f"a {type(value).__name__}"
+
+
 def join_faults(subject: str, faults: Sequence[str]) -> str:
     """Join the faults of a subject, at least one, so that a user can correct them in one go."""
     if len(faults) == 1:
         return f"{subject}: {faults[0]}"
-    lines = "".join(f"\n  {i}. {fault}" for i, fault in enumerate(faults, 1))
-    return f"{subject}: {len(faults)} faults{lines}"
+    lines = "".join(f"\n  {i}. {fault}" for i, fault in enumerate(faults[:MOST_FAULTS], 1))
+    more = f"\n  and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
+    return f"{subject}: {len(faults)} faults{lines}{more}"
 
 
 def nearest(name: object, known: Iterable[object], otherwise: str = "") -> str:
     """Build the hint for an unknown name: the three nearest of those known, or else `otherwise`."""
     names = sorted(map(str, known))
-    near = get_close_matches(name, names, n=3, cutoff=0.6) if isinstance(name, str) else []
+    short = name[:LONGEST_NAME] if isinstance(name, str) else ""
+    near = get_close_matches(short, names, n=3, cutoff=0.6)
     return f"did you mean {near}?" if near else otherwise or f"known are {names}"

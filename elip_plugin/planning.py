@@ -118,6 +118,11 @@ def plan(
         >>> made.tokens
         (197, 197, 178, 178, 129, 129, 129, 129, 129, 129, 80, 80)
     """
+    if num_patches < 1 or depth < 1 or prefix < 0:
+        raise PlanError(
+            f"an ELIP plan is for a tower of 1 or more patches and blocks and 0 or more prefix "
+            f"tokens, got {num_patches} patches, {depth} blocks, {prefix} prefix tokens"
+        )
     faults: list[str] = []
     stages: list[PlannedStage] = []
     present, last_block, back = num_patches, -1, 0
@@ -201,4 +206,4 @@ def scale(stage: Stage, reference_depth: int | None, depth: int) -> Stage:
 
 
 def _rescale(blocks: int, depth: int, reference_depth: int) -> int:
-    return math.floor(blocks * depth / reference_depth + 0.5)
+    return (2 * blocks * depth + reference_depth) // (2 * reference_depth)

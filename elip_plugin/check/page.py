@@ -46,7 +46,7 @@ def write_page(result: Result, host_model: HostModel, out: Path) -> None:
     pictures = [Picture(result.items[i].name, result.items[i].read()) for i in result.worst[:DRAWN]]
     with suppress(ElipError):  # of a reducer that records nothing
         drawn = to_html(visualize(host_model, pictures, []))
-        (out / "patches.html").write_text(drawn, encoding="utf-8")
+        (out / "patches.html").write_text(drawn, encoding="utf-8", errors="replace")
         patches = '<a href="patches.html">Which patches are merged or dropped in them.</a>'
     page = files("elip_plugin.check").joinpath("page.html").read_text(encoding="utf-8")
     about = f"Weights: {host_model.weights}. {describe_plan(result)}."
@@ -64,7 +64,7 @@ def write_page(result: Result, host_model: HostModel, out: Path) -> None:
         worst=_worst(result),
         broken=_broken(result),
     )
-    (out / "index.html").write_text(made, encoding="utf-8")
+    (out / "index.html").write_text(made, encoding="utf-8", errors="replace")
 
 
 def _table(table: Table) -> str:

@@ -74,7 +74,7 @@ class Store:
                 rows = path.with_suffix(".npy")
                 known |= {key: (rows, row) for row, key in enumerate(made["keys"])}
                 faults |= made["faults"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except Exception as error:  # of the file system, JSON, and other kinds of values
                 raise _damaged(path, error) from error
         return known, faults
 
@@ -89,7 +89,10 @@ class Store:
             with replacing(self.folder / f"{name}.json") as path:
                 path.write_text(json.dumps({"keys": list(keys), "faults": faults}), "utf-8")
         except OSError as error:
-            raise DataError(f"{self.folder} cannot be written to ({error})") from error
+            raise self._unwritten(error) from error
+
+    def _unwritten(self, error: OSError) -> DataError:
+        return DataError(f"{self.folder} cannot be written to ({error}): free space, and run again")
 
     def _gather(self, keys: Sequence[str], known: dict[str, tuple[Path, int]]) -> Rows:
         """Write the rows into one file, in the order of the keys."""
@@ -99,18 +102,22 @@ class Store:
                 files[path] = np.load(path, mmap_mode="r")
                 last = max(row for file, row in known.values() if file == path)
                 files[path][last]
-            except (OSError, ValueError, IndexError) as error:
+                if files[path].ndim != 2 or files[path].dtype != np.float32:
+                    raise ValueError(f"its rows are {files[path].shape} {files[path].dtype}")
+            except Exception as error:  # NumPy raises nearly anything on broken files
                 raise _damaged(path, error) from error
         if not files:
             return np.zeros((0, 0), np.float32)
         width = next(iter(files.values())).shape[1]
-        with replacing(self.folder / "all.npy") as path:
-            made = np.lib.format.open_memmap(path, "w+", np.float32, (len(keys), width))
-            for place, key in enumerate(keys):
-                file, row = known[key]
-                made[place] = files[file][row]
-            made.flush()
-            del made
+        header = {"descr": "<f4", "fortran_order": False, "shape": (len(keys), width)}
+        try:  # by writing: a memory map ends the process where the disk is full
+            with replacing(self.folder / "all.npy") as path, path.open("wb") as out:
+                np.lib.format.write_array_header_1_0(out, header)
+                for key in keys:
+                    file, row = known[key]
+                    out.write(files[file][row].astype("<f4").tobytes())
+        except OSError as error:
+            raise self._unwritten(error) from error
         rows: Rows = np.load(self.folder / "all.npy", mmap_mode="r")
         return rows
 

@@ -68,9 +68,19 @@ def read_texts(path: Path) -> dict[str, str]:
         raise DataError(f"texts {str(path)!r} cannot be read ({error}): {FORMS}") from error
     pairs = _of_json(path, lines) if path.suffix.lower() == ".jsonl" else _of_table(path, lines)
     texts = dict(pairs)
+    for name, text in texts.items():
+        if not _is_unicode(name + text):
+            raise DataError(
+                f"texts {str(path)!r}: the text of {name!a} has half a character (a lone surrogate "
+                "such as \\ud800): write it anew"
+            )
     if not texts:
         raise DataError(f"texts {str(path)!r} holds no text: {FORMS}")
     return texts
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _of_table(path: Path, lines: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -91,7 +101,7 @@ def _of_json(path: Path, lines: Sequence[str]) -> Iterator[tuple[str, str]]:
         try:
             row = json.loads(line)
             name, text = row["image"], row["text"] if "text" in row else row["caption"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"{path}, line {number}: {line[:80]!r} is no pair; {FORMS}") from error
         if not (isinstance(name, str) and isinstance(text, str) and text.strip()):
             raise DataError(f"{path}, line {number}: {line[:80]!r} is no pair; {FORMS}")

@@ -52,7 +52,7 @@ def show(
     host_model = create(model, make_config(preset, keep), checkpoint=checkpoint)
     made = visualize(host_model, pictures, text or [])
     if out.suffix == ".html":
-        out.write_text(to_html(made), encoding="utf-8")
+        out.write_text(to_html(made), encoding="utf-8", errors="replace")
     else:
         write_png(made, out)
     if not checkpoint:

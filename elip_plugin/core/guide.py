@@ -63,13 +63,18 @@ def project_to_vision_width(features: Tensor, maps: Sequence[Tensor]) -> Tensor:
         L2-normalized features times the maps in turn [B, D], detached.
 
     Raises:
-        GuideError: If the features are not [B, E].
+        GuideError: If the features are not [B, E], or not floating-point numbers.
     """
     if features.ndim != 2 or (maps and features.shape[1] != maps[0].shape[0]):
         expected = maps[0].shape[0] if maps else "embedding width"
         raise GuideError(
             f"text features have shape {tuple(features.shape)}, but this model guides by "
             f"(batch, {expected}): pass the embeddings that it compares with images"
+        )
+    if not features.is_floating_point():
+        raise GuideError(
+            f"text features have type {features.dtype}, but must be real numbers: pass the "
+            "embeddings of the texts, not their tokens"
         )
     with torch.no_grad():
         guide = F.normalize(features.detach(), dim=-1)

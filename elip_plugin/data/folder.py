@@ -65,5 +65,5 @@ def _written_before(out: Path) -> set[str]:
         if manifest["writer"] != _WRITER:
             return set()
         return {MANIFEST, *(name for name in manifest["files"] if _OURS.fullmatch(name))}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return set()

@@ -22,7 +22,7 @@ def read_list(path: Path) -> list[Any]:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON ({error})") from error
     if not isinstance(rows, list):
         raise DataError(f"{path} holds {type(rows).__name__}, but a list of pairs is needed")

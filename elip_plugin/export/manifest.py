@@ -83,7 +83,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder} has no {NAME}: name a folder that elip export wrote")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read ({error}): {again}") from error
     if not isinstance(values, dict) or values.get("manifest") != VERSION:
         raise DataError(f"{path} is no manifest of version {VERSION}: {again}")

@@ -23,6 +23,9 @@ LEVELS = 4
 """Levels below the target that `warmup` passes, 0 (all tokens) included: a compiled model has a
 graph for each."""
 
+MOST_STEPS = 1 << 63
+"""Of a training; a number that is not below it is no count, infinity and NaN included."""
+
 
 def level_at(share: float, config: ElipConfig) -> float:
     """Return how much of the pruning is in force, 0 to 1, at a share of the training."""
@@ -79,7 +82,7 @@ class TrainingProgress:
 
     def update(self, step: int, total_steps: int) -> None:
         """Take the optimizer steps made so far, from 0, and those of the whole training."""
-        if step < 0 or total_steps < 1:
+        if not (0 <= step < MOST_STEPS and 1 <= total_steps < MOST_STEPS):
             raise ConfigError(
                 f"training progress must be a step from 0 up of 1 or more, got {step} of "
                 f"{total_steps}"

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from elip_plugin.core.select import Selection
 from elip_plugin.core.stage import PlannedStage, block_macs
-from elip_plugin.errors import ConfigError, nearest
+from elip_plugin.errors import ConfigError, nearest, shown
 from elip_plugin.reducers.base import Reducer, StageContext, option_faults
 from elip_plugin.reducers.cluster import Cluster
 from elip_plugin.reducers.elip import Elip
@@ -164,7 +164,7 @@ def find_reducer(name: str) -> Reducer:
     """
     known = reducers()
     if not isinstance(name, str) or name not in known:
-        raise ConfigError(f"reducer {name!r} is not known; {nearest(name, known)}")
+        raise ConfigError(f"reducer {shown(name)} is not known; {nearest(name, known)}")
     return known[name]
 
 

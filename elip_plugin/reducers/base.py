@@ -23,7 +23,7 @@ from elip_plugin.core.score import Query
 from elip_plugin.core.select import Selection
 from elip_plugin.core.stage import PlannedStage, block_macs
 from elip_plugin.core.trace import Trace
-from elip_plugin.errors import ConfigError, GuideError, UnsupportedModelError
+from elip_plugin.errors import ConfigError, GuideError, UnsupportedModelError, shown
 
 BlockCall = Callable[..., Any]
 """Runs one main block: (block, tokens [B, T, D], mode=None, **options) -> tokens [B, T, D], or what
@@ -283,7 +283,8 @@ class Reducer:
         Raises:
             GuideError: If it is not of that shape.
         """
-        if guide.ndim != 2 or guide.shape[-1] != width or texts not in (None, guide.shape[0]):
+        fits = guide.ndim == 2 and guide.shape[-1] == width
+        if not fits or texts not in (None, guide.shape[0]) or (texts is None and not len(guide)):
             rows = "texts" if texts is None else texts
             raise GuideError(
                 f"the text guide has shape {tuple(guide.shape)}, but this tower and batch need "
@@ -397,5 +398,5 @@ def option_faults(reducer: Reducer) -> list[str]:
         else:
             fits, kind = isinstance(value, type(default)), f"a {type(default).__name__}"
         if not fits:
-            faults.append(f"{option.name} must be {kind}, got {value!r}")
+            faults.append(f"{option.name} must be {kind}, got {shown(value)}")
     return faults or reducer.option_faults()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from elip_plugin.errors import DataError
+from elip_plugin.errors import DataError, shown
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -50,7 +51,7 @@ def _under(path: Path) -> Iterator[Picture]:
             yield _from_file(file)
     elif path.suffix == ".tar":
         try:
-            with tarfile.open(path) as shard:
+            with tarfile.open(path, "r:") as shard:  # compressed, it may become any size
                 yield from _in_shard(shard)
         except tarfile.TarError as error:
             raise DataError(f"{path} is not a webdataset shard ({error})") from error
@@ -93,7 +94,7 @@ def _read_more(name: str, raw: bytes) -> tuple[str | None, dict[str, Box]]:
     """Read caption and boxes from the JSON beside a picture; it may be about other things."""
     try:
         values = json.loads(raw) if raw else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"the JSON beside {name} cannot be read ({error})") from error
     if not isinstance(values, dict):
         return None, {}
@@ -101,12 +102,14 @@ def _read_more(name: str, raw: bytes) -> tuple[str | None, dict[str, Box]]:
     if not (isinstance(given, dict) and all(map(_is_box, given.values()))):
         raise DataError(
             f'boxes beside {name} must be {{"name": [left, top, right, bottom], ...}} in pixels, '
-            f"got {given!r}"
+            f"got {shown(given)}"
         )
     boxes = {of: tuple(box) for of, box in given.items()}
     return caption if isinstance(caption, str) else None, boxes
 
 
 def _is_box(box: Any) -> bool:
-    numbers = isinstance(box, list) and all(isinstance(v, (int, float)) for v in box)
+    numbers = isinstance(box, list) and all(
+        isinstance(v, (int, float)) and abs(v) < math.inf for v in box
+    )
     return numbers and len(box) == 4 and box[0] < box[2] and box[1] < box[3]

@@ -127,8 +127,8 @@ def _patches_in(box: Box, picture: Picture, host_model: HostModel) -> frozenset[
     from PIL import Image
 
     area = Image.new("RGB", picture.image.size)
-    left, top, right, bottom = map(round, box)
-    area.paste((255, 255, 255), (left, top, right, bottom))
+    limits = (*picture.image.size, *picture.image.size)
+    area.paste((255, 255, 255), tuple(round(min(max(0, v), m)) for v, m in zip(box, limits)))
     rows, columns = host_model.grid_size
     seen = _as_seen(host_model.preprocess(area), host_model).convert("L")
     shares = seen.resize((columns, rows), Image.Resampling.BOX).tobytes()

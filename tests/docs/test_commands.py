@@ -300,7 +300,7 @@ RULES = [
     Rule("clip_benchmark", None, "a package that is not ours; docs/tools.md: tested by hand"),
     Rule("clip-retrieval", None, "a package that is not ours; docs/embedding.md: tested by hand"),
     Rule("pip install", check_pip, "a network, and another environment"),
-    Rule("make (demo|test)", check_make, "minutes; CI runs both"),
+    Rule("make (demo|test|faults|mutants)", check_make, "minutes or hours; CI runs two"),
     Rule("export ", check_export),
     Rule(
         "python -m open_clip_train.main .*--use-naflex",

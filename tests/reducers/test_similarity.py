@@ -16,10 +16,19 @@ from elip_plugin import apply, find_handle, plan
 from elip_plugin.config import ElipConfig
 from elip_plugin.core.guide import guide_from_batch
 from elip_plugin.core.score import Query, text_similarity
-from elip_plugin.errors import ConfigError, UnsupportedModelError
+from elip_plugin.errors import ConfigError, GuideError, UnsupportedModelError
 from elip_plugin.patching.install import find_pruner
+from elip_plugin.reducers import find_reducer
 
 NORM = nn.LayerNorm(4, elementwise_affine=False, dtype=torch.float64)
+
+
+def test_several_guides_are_taken_for_an_image_and_not_for_a_batch_of_texts() -> None:
+    reducer, guides = find_reducer("similarity"), torch.zeros(2, 5, 8)
+    reducer.check_guide(guides, 2, 8)
+    for texts, width in ((None, 8), (3, 8), (2, 9)):
+        with pytest.raises(GuideError, match="the text guide has shape"):
+            reducer.check_guide(guides, texts, width)
 
 
 def test_scores_are_a_softmax_of_products_with_the_guide() -> None:

@@ -154,7 +154,7 @@ def _warn(fault: str) -> None:
 def _fault_of(file: Path) -> str | None:
     try:
         config = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return str(error)
     return None if isinstance(config, dict) else f"it holds a {type(config).__name__}"
 

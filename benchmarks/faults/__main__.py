@@ -1,0 +1,110 @@
+"""`python -m benchmarks.faults run | report | mutants | planted`; see docs/faults.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+
+from benchmarks.faults import mutants, page, planted
+from benchmarks.faults.families import FAMILIES, run_family
+from benchmarks.faults.results import (
+    MUTANTS,
+    environment,
+    read_faults,
+    read_lines,
+    write_faults,
+)
+
+
+def run_families(args: argparse.Namespace) -> None:
+    """Run families of faults, and keep their counts."""
+    for family in FAMILIES:
+        if args.only in family.name:
+            result = run_family(family)
+            write_faults({**read_faults(), family.name: result})
+            print(family.name, result["tests"], result["tried"], flush=True)
+
+
+def write_report(args: argparse.Namespace) -> None:
+    """Print the tables, or write them into the page."""
+    if args.write:
+        page.write()
+    else:
+        print("\n\n".join(page.tables().values()))
+
+
+def run_mutants(args: argparse.Namespace) -> None:
+    """Test a sample of mutants, and append a row for each to the log."""
+    done = {_key(row): row for row in read_lines(MUTANTS)}
+    mutants.load_libraries()
+    until = time.monotonic() + 60 * args.minutes
+    for mutant in mutants.sample(args.sample, args.seed):
+        old = done.get(_key(vars(mutant)))
+        if time.monotonic() > until:
+            break
+        if args.path not in mutant.path or (old and (old["caught"] or not args.again)):
+            continue
+        tests = mutants.tests_of(mutant.path)
+        killer, seconds = mutants.run(mutant, tests)
+        _check_unchanged(killer)
+        done[_key(vars(mutant))] = mutants.record(mutant, killer, seconds)
+        MUTANTS.write_text("".join(json.dumps(row) + "\n" for row in done.values()))
+        print(f"{mutant.path}:{mutant.line} {seconds:.0f} s {killer or 'SURVIVED'}")
+        if not killer:
+            print(f"    {mutant.before}\n    {mutant.after}")
+        sys.stdout.flush()
+
+
+def _check_unchanged(killer: str) -> None:
+    """Stop if the file of a test that failed has one that fails without a change."""
+    file = killer.partition("::")[0].removesuffix(" (import)")
+    if file.startswith("tests"):
+        failed, _ = mutants.run_unchanged((file,))
+        if failed:
+            sys.exit(f"{failed} fails without a change, so it can tell none: repair it first")
+
+
+def run_planted(args: argparse.Namespace) -> None:
+    """Run the battery against faults that were put in."""
+    mutants.load_libraries()
+    rows = []
+    for fault, mutant in planted.as_mutants():
+        by, _ = mutants.run(mutant, fault.tests)
+        _check_unchanged(by)
+        rows.append({"about": fault.about, "path": fault.path, "by": by})
+        print(f"{fault.path}: {fault.about}: {by or 'NOT FOUND'}", flush=True)
+    write_faults({**read_faults(), "planted": {"rows": rows, "environment": environment()}})
+
+
+def _key(row: dict[str, object]) -> tuple[object, ...]:
+    return tuple(row[name] for name in ("path", "operator", "before", "after"))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    families = commands.add_parser("run", help="try all faults, and count them")
+    families.add_argument("--only", default="", help="families whose name has this")
+    families.set_defaults(run=run_families)
+    report = commands.add_parser("report", help="the tables of docs/faults.md")
+    report.add_argument("--write", action="store_true", help="into the page")
+    report.set_defaults(run=write_report)
+    mutate = commands.add_parser("mutants", help="test mutants of the package")
+    mutate.add_argument("--sample", type=int, default=200)
+    mutate.add_argument("--seed", type=int, default=0)
+    mutate.add_argument("--minutes", type=float, default=600.0, help="begin none after these")
+    mutate.add_argument("--path", default="", help="only of files whose path has this")
+    mutate.add_argument("--again", action="store_true", help="also those that survived before")
+    mutate.set_defaults(run=run_mutants)
+    plant = commands.add_parser("planted", help="put faults in, and see whether they are found")
+    plant.set_defaults(run=run_planted)
+    args = parser.parse_args(arguments)
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()
