@@ -38,7 +38,7 @@ BLOCKS: dict[type[Block], str] = {
     odd_blocks.Windows: r"block 0 .*the attention: not all tokens attend to all others \(windows",
     odd_blocks.Gated: r"what the attention adds: .*a gate",
     odd_blocks.GatedHeads: r"the attention: its result .*gated",
-    odd_blocks.Cosine: r"the attention: its result is not softmax.*normalised",
+    odd_blocks.Cosine: r"the attention: its result is not softmax.*normalized",
     odd_blocks.SharedKeys: r"the attention's projections: .*keys that heads share",
     odd_blocks.HalfOfTheTokens: r"what the attention adds: .*a factor on the tokens",
     odd_blocks.GatedMlp: r"the MLP: .*a gate",
