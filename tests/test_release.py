@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 import elip_plugin
 
 ROOT = Path(__file__).parents[1]
-FAMILIES = ("mit", "bsd", "apache", "python software foundation", "cc-by-sa")
+FAMILIES = ("mit", "mpl", "bsd", "apache", "python software foundation", "cc-by-sa")
 
 
 @pytest.fixture(scope="module")
