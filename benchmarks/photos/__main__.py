@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from benchmarks import results_log
 from benchmarks.board.command import print_boards, print_list, train_missing, write_times
 from benchmarks.board.grid import wanted
 from benchmarks.board.options import read_budgets, read_seeds, read_variants
@@ -100,11 +97,11 @@ def measure_boxes(
     """Measure which patches merge, by the objects' boxes, in every model trained from scratch."""
     try:
         pictures = read_validation(data, cache).pictures
-        rows = [row for row in results_log.read(out / page.LOG) if _is_whole(row)]
         found = [
             {name: row[name] for name in ("variant", "budget", "seed")}
             | {"lift": on_objects(row, data, cache, pictures, most)}
-            for row in rows
+            for by_seed in page.read(out)["scratch"].values()
+            for row in by_seed.values()
         ]
     except (FolderError, FileNotFoundError) as error:
         raise typer.BadParameter(str(error)) from error
@@ -123,26 +120,19 @@ def export_model(
     cache: Cache = CACHE,
 ) -> None:
     """Write a trained model as OpenCLIP reads it, for `elip show` and other commands."""
-    asked = (variant, budget, seed)
-    rows = [
-        row
-        for row in results_log.read(out / page.LOG)
-        if _is_whole(row) and (row["variant"], row["budget"], row["seed"]) == asked
-    ]
-    if not rows:
-        raise typer.BadParameter(f"{out / page.LOG} has no training {asked} from scratch.")
+    row = page.read(out)["scratch"].get((variant, budget), {}).get(seed)
+    if row is None:
+        raise typer.BadParameter(
+            f"{out / page.LOG} has no training {(variant, budget, seed)} from scratch."
+        )
     try:
-        write_model(trained_model(rows[0], data, cache), folder)
+        write_model(trained_model(row, data, cache), folder)
     except (FolderError, FileNotFoundError) as error:
         raise typer.BadParameter(str(error)) from error
     typer.echo(
         f"ELIP_MODEL_CONFIGS={folder} elip show --model elip-half-{MODEL} "
         f"--checkpoint {folder / 'weights.pt'} --image {data / 'val' / 'images'} -o photos.html"
     )
-
-
-def _is_whole(row: Mapping[str, Any]) -> bool:
-    return bool(row["recipe"] == asdict(RECIPES["scratch"]))
 
 
 @app.command("list")

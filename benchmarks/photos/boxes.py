@@ -67,7 +67,7 @@ def on_objects(
         most: How many of them, whose box has `LARGEST` of the patches or less, are measured.
 
     Returns:
-        By plan the mean share of the tokens on the box over the box' share of the patches; 1 is
+        By plan the mean share of the tokens on the box over the box's share of the patches; 1 is
         what chance gives.
 
     Raises:

@@ -10,8 +10,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from elip_plugin.core.blocks import PackedAttention
+from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.patching.calls import thread
 from elip_plugin.patching.swap import Patched
+
+RECORDED = ("output_attentions", "output_hidden_states")
+"""Options of transformers' towers that a pruned forward does not have."""
 
 
 class PrunableBlock(Patched):
@@ -114,3 +118,15 @@ def _run_detached(block: Any, x: Tensor, *, mode: Any, **options: Any) -> Any:
 
 def _detached(values: dict[Any, Any]) -> dict[Any, Any]:
     return {k: v.detach() if isinstance(v, Tensor) else v for k, v in values.items()}
+
+
+def refuse_recording(config: Any, options: dict[str, Any]) -> None:
+    """Refuse to return what each layer made of the tokens; their number changes."""
+    for name in RECORDED:
+        given = options.get(name)
+        if getattr(config, name, False) if given is None else given:
+            raise UnsupportedModelError(
+                f"{name} is not available from a pruned forward, whose layers have fewer and fewer "
+                "tokens and are also run to look ahead: run it inside `handle.disabled()`, or "
+                "record what was kept by `handle.trace()`"
+            )

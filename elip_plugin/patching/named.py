@@ -58,12 +58,26 @@ def _patched_class(mixin: Any, replaces: Any, *data: Any) -> Any:
     return type(replaces.__name__, (mixin, replaces), body)
 
 
-def wrapped_forward(replaces: Any) -> dict[str, Any]:
-    """Return a class body whose forward has the host's signature and calls `elip_forward`."""
-    host = replaces.forward
+def wrapped_forward(replaces: Any, *names: str) -> dict[str, Any]:
+    """Return a class body whose methods have the host's signatures and call `elip_forward`.
 
+    Args:
+        replaces: The host's class.
+        *names: Its methods; those that it has not are left out, and without any it is its forward.
+
+    Returns:
+        The methods.
+    """
+    return {
+        name: _wrapped(getattr(replaces, name))
+        for name in names or ("forward",)
+        if hasattr(replaces, name)
+    }
+
+
+def _wrapped(host: Any) -> Any:
     @functools.wraps(host)
     def forward(self: Any, *args: Any, **options: Any) -> Any:
         return self.elip_forward(host, args, options)
 
-    return {"forward": forward}
+    return forward

@@ -80,9 +80,8 @@ class PartsBlock(NamedAsReplaced, PrunableBlock):
     def feed_forward(self, x: Tensor) -> Tensor:
         """Run the MLP; see `BlockParts`."""
         x = attrgetter(self.elip_parts.norm_2)(self)(x)
-        for (
-            path
-        ) in self.elip_parts.mlp:  # not a function for both: its calls cost small models time
+        # As above, and not one function for both: calls are what small models spend time on.
+        for path in self.elip_parts.mlp:
             part = attrgetter(path)(self)
             if part is not None:
                 x = part * x if isinstance(part, Tensor) else part(x)

@@ -158,7 +158,7 @@ def close_to_any(y: Tensor, targets: Sequence[Tensor]) -> bool:
 
 
 def head_norms(events: Sequence[Event], size: int) -> Iterator[tuple[str, str]]:
-    """Iterate over the paths of what may normalise queries and keys of a size per head."""
+    """Iterate over the paths of what may normalize queries and keys of a size per head."""
     found = [
         event.path
         for event in events

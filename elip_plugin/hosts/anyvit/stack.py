@@ -7,7 +7,6 @@ tower's own loop is written, as long as it hands each block what the block befor
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -19,19 +18,16 @@ from torch import Tensor
 from torch.utils import checkpoint
 
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.patching.blocks import PrunableStack, call_detached
+from elip_plugin.patching.blocks import PrunableStack, call_detached, refuse_recording
 from elip_plugin.patching.calls import thread
 from elip_plugin.patching.forward import Call
-from elip_plugin.patching.named import NamedAsReplaced
+from elip_plugin.patching.named import NamedAsReplaced, wrapped_forward
 from elip_plugin.patching.swap import ATTRIBUTE
 
 ENTRIES = ("forward", "forward_features")
 """Methods of a tower that are one forward of it, from images on; others keep all tokens."""
 
 OF_CALLS = tuple(each.name for each in fields(Call))
-
-RECORDED = ("output_attentions", "output_hidden_states")
-"""Options of transformers' towers that a pruned forward does not have."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +76,7 @@ class AnyTower(NamedAsReplaced):
     @classmethod
     def body_for(cls, replaces: Any, *data: Any) -> dict[str, Any]:
         """Return the forward, with the host's signature."""
-        entries = [name for name in ENTRIES if hasattr(replaces, name)]
-        return {name: _entry(getattr(replaces, name)) for name in entries}
+        return wrapped_forward(replaces, *ENTRIES)
 
     def elip_forward(self, host: Any, args: Any, options: Any) -> Any:
         """Run the host's forward, which the list of blocks finds."""
@@ -105,14 +100,6 @@ class AnyTower(NamedAsReplaced):
                 "it inside `handle.disabled()`"
             )
         return output
-
-
-def _entry(host: Any) -> Any:
-    @functools.wraps(host)
-    def forward(self: Any, *args: Any, **options: Any) -> Any:
-        return self.elip_forward(host, args, options)
-
-    return forward
 
 
 class Step:
@@ -223,14 +210,3 @@ def refuse_other_calling(calling: Calling, args: Any, options: Any) -> None:
             f"the blocks are given {(args, options)} besides the tokens, and were checked with "
             f"{(calling.args, calling.options)}: run this forward inside `handle.disabled()`"
         )
-
-
-def refuse_recording(config: Any, options: dict[str, Any]) -> None:
-    """Refuse to return what each block made of the tokens; their number changes."""
-    for name in RECORDED:
-        given = options.get(name)
-        if getattr(config, name, False) if given is None else given:
-            raise UnsupportedModelError(
-                f"{name} is not available from a pruned forward, whose blocks have fewer and fewer "
-                "tokens: run it inside `handle.disabled()`, or use `handle.trace()`"
-            )

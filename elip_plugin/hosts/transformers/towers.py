@@ -15,13 +15,17 @@ from transformers.modeling_outputs import BaseModelOutput
 from elip_plugin.core.blocks import PackedAttention
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.transformers.guide import weight_of
-from elip_plugin.patching.blocks import PrunableStack, call_detached
+from elip_plugin.patching.blocks import (
+    RECORDED,
+    PrunableStack,
+    call_detached,
+    refuse_recording,
+)
 from elip_plugin.patching.description import Tower, TowerShape
 from elip_plugin.patching.named import NamedAsReplaced, patched_class, wrapped_forward
 from elip_plugin.patching.parts import PackedBlock, Parts, PartsBlock, SeparateBlock
 from elip_plugin.patching.swap import Swap, swap_for, swaps_for
 
-RECORDED = ("output_attentions", "output_hidden_states")
 NOT_FOR_LAYERS = (*RECORDED, "return_dict", "attention_mask")
 """Options of an encoder that a pruned forward does not hand to its layers."""
 
@@ -167,18 +171,6 @@ def run_layer(
         return call_detached(layer, x, mode, **mode_options)
     out = layer(x, *[None] * layer.elip_masks, **_options)
     return out[0] if isinstance(out, tuple) else out
-
-
-def refuse_recording(config: Any, options: dict[str, Any]) -> None:
-    """Refuse to return what each layer made of the tokens; their number changes."""
-    for name in RECORDED:
-        given = options.get(name)
-        if getattr(config, name, False) if given is None else given:
-            raise UnsupportedModelError(
-                f"{name} is not available from a pruned forward, whose layers have fewer and fewer "
-                "tokens and are also run to look ahead: run it inside `handle.disabled()`, or "
-                "record what was kept by `handle.trace()`"
-            )
 
 
 LAYERS: dict[type, type[nn.Module]] = {}

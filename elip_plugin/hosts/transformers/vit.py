@@ -16,7 +16,7 @@ from transformers.models.vit.modeling_vit import ViTLayer
 
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.transformers import towers
-from elip_plugin.patching.blocks import PrunableStack
+from elip_plugin.patching.blocks import PrunableStack, refuse_recording
 from elip_plugin.patching.description import Tower, TowerShape
 from elip_plugin.patching.named import NamedAsReplaced, patched_class, wrapped_forward
 from elip_plugin.patching.parts import Parts
@@ -63,7 +63,7 @@ class ElipViT(NamedAsReplaced, PrunableStack):
                 return host(self, *args, **options)
             given: dict[str, Any] = {**dict(zip(PARAMETERS, args)), **options}
             pruning.refuse_mask(**{name: given.get(name) for name in MASKS})
-            towers.refuse_recording(vit.config, options)
+            refuse_recording(vit.config, options)
             images: Any = given["pixel_values"]
             images = images.to(vit.embeddings.patch_embeddings.projection.weight.dtype)
             interpolate = given.get("interpolate_pos_encoding")
