@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from elip_plugin.planning import Plan, plan
     from elip_plugin.reducers import register_reducer
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _MODULES = {
     "api": ("Handle", "apply", "find_handle", "guide", "update_progress"),

@@ -90,8 +90,9 @@ class Training:
             "--train-data", data.train_pattern, "--train-num-samples", str(data.train),
             "--val-data", str(held_out), "--val-num-samples", str(data.held_out),
             "--batch-size", str(BATCH), "--epochs", str(self.epochs), "--lr", "1e-3",
-            "--warmup", "20", "--workers", "1", "--precision", "fp32",
-            "--log-every-n-steps", "3", "--save-most-recent", "--resume", "latest",
+            "--warmup", "20", "--grad-clip-norm", "1", "--workers", "1",
+            "--precision", "fp32", "--log-every-n-steps", "3",
+            "--save-most-recent", "--resume", "latest",
             "--logs", str(self.folder.parent), "--name", self.folder.name,
         ]  # fmt: skip
 

@@ -123,7 +123,8 @@ def main() -> None:
     (args.out / "names.json").write_text(json.dumps([item.name for item in good], indent=0))
     if good:
         contact_sheet(good, features).save(args.out / "neighbors.png")
-    print(f"{features.shape[0]} pictures, {features.shape[1]} numbers each: {args.out}")
+    by = args.export or f"the plan {args.plan}"
+    print(f"{features.shape[0]} pictures by {by}, {features.shape[1]} numbers each: {args.out}")
 
 
 if __name__ == "__main__":
@@ -131,3 +132,5 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         raise SystemExit("\nstopped; the same command goes on") from None
+    except elip_plugin.ElipError as error:
+        raise SystemExit(f"error: {error}") from None

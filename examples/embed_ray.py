@@ -116,8 +116,11 @@ def main() -> None:
     np.save(args.out / "features.npy", np.array([row["features"] for row in good], np.float32))
     (args.out / "names.json").write_text(json.dumps([row["name"] for row in good], indent=0))
     workers = len({row["process"] for row in rows})
-    print(f"{len(good)} pictures by {workers} workers: {args.out}")
+    print(f"{len(good)} pictures by the plan {args.plan}, {workers} workers: {args.out}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except elip_plugin.ElipError as error:
+        raise SystemExit(f"error: {error}") from None

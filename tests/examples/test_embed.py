@@ -40,13 +40,13 @@ def weights(tmp_path: Path) -> Path:
     return path
 
 
-def run(script: str, *words: str, limit: int = 300) -> str:
-    made = subprocess.run(
-        [sys.executable, str(EXAMPLES / script), "--model", "ViT-tiny", *words],
-        capture_output=True,
-        text=True,
-        timeout=limit,
-    )
+def start(script: str, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXAMPLES / script), "--model", "ViT-tiny", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def run(script: str, *words: str) -> str:
+    made = start(script, *words)
     assert made.returncode == 0, made.stdout + made.stderr
     return made.stdout
 
@@ -70,7 +70,7 @@ def test_a_folder(folder: Path, weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "index"
     words = ["--pretrained", str(weights), "--images", str(folder), "--out", str(out)]
     printed = run("embed_folder.py", *words)
-    assert f"{COUNT} pictures" in printed and "left out: broken.png" in printed
+    assert f"{COUNT} pictures by the plan embed" in printed and "left out: broken.png" in printed
     features = read(out)
     assert np.linalg.norm(features, axis=1) == pytest.approx(1, abs=1e-5)
     assert Image.open(out / "neighbors.png").size[1] > 96
@@ -78,6 +78,10 @@ def test_a_folder(folder: Path, weights: Path, tmp_path: Path) -> None:
     run("embed_folder.py", *words)  # nothing is embedded anew
     assert {path: path.stat().st_mtime_ns for path in out.glob("cache/*/*.json")} == kept != {}
     np.testing.assert_array_equal(read(out), features)
+    (tmp_path / "none").mkdir()
+    made = start("embed_folder.py", *words[:2], "--images", str(tmp_path / "none"), *words[4:])
+    assert made.returncode == 1 and "no picture is in" in made.stderr
+    assert "Traceback" not in made.stderr
 
 
 def test_a_sheet_of_neighbors(folder: Path) -> None:
