@@ -18,3 +18,17 @@ def configs_root() -> Path:
         f"lavis_configs was not found in {PACKAGE} or {PACKAGE.parent}: this installation of "
         "elip-plugin is not whole, install it again."
     )
+
+
+def find_config(path: Path) -> Path:
+    """Find a run config.
+
+    Args:
+        path: A file, or the path of one of ours from `lavis_configs/` on, as the documentation
+            writes it. A file in the working directory comes first.
+
+    Returns:
+        The file; the path as it is where there is none.
+    """
+    ours = configs_root().parent / path
+    return ours if not path.is_file() and ours.is_file() else path
