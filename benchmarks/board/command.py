@@ -39,7 +39,7 @@ def train_missing(
     """
     missing = results_log.missing(rows, results_log.read(log))
     typer.echo(f"{len(rows)} trainings, {len(rows) - len(missing)} of them done", err=True)
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, emoji=False)
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("parts of trainings", total=POINTS * len(missing))
@@ -82,7 +82,7 @@ def print_list(recipe: BoardRecipe, questions: Iterable[Question]) -> None:
     table = Table("variant", "what it is", "operations of a step")
     for name, variant in VARIANTS.items():
         table.add_row(name, variant.about, f"{operations(variant, recipe):.2f}")
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(table)
     for question in questions:
         console.print(f"{question.text} ({question.seeds} seeds)", highlight=False)
@@ -98,7 +98,7 @@ def print_boards(
         measure: The score that is shown.
         header: The columns of the whole table.
     """
-    console = Console()
+    console = Console(markup=False, emoji=False)
     for regime, results in found.items():
         if (REFERENCE, "steps") in results:
             table = Table(*(header[column] for column in report.SHORT), title=regime)

@@ -164,7 +164,7 @@ def train_large(
     for row in shown:
         table.add_row(*(row.get(str(column.header), "") for column in table.columns))
     if shown:
-        Console().print(table)
+        Console(markup=False, emoji=False).print(table)
 
 
 @app.command("time")

@@ -99,7 +99,7 @@ def write_files(
 def list_variants() -> None:
     """List the variants."""
     for name, variant in VARIANTS.items():
-        Console().print(f"{name:16} {variant.about}", highlight=False)
+        Console(markup=False, emoji=False).print(f"{name:16} {variant.about}", highlight=False)
 
 
 if __name__ == "__main__":

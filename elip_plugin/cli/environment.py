@@ -64,6 +64,8 @@ def _check_autoload() -> Finding:
 
 def _check_hosts() -> Iterator[Finding]:
     for name, host in hosts().items():
+        if host.distribution == "torch":  # models of no library; torch itself was checked
+            continue
         found = version_of(host.distribution)
         if not found:
             yield Finding(name, "not installed (only needed if you use it)")

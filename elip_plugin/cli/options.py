@@ -55,7 +55,7 @@ def print_table(table: Table) -> None:
     """Print a table; where nobody watches, as in a pipe, it is as wide as it needs to be."""
     from rich.console import Console
 
-    console = Console()
+    console = Console(markup=False, emoji=False)  # "[lavis]" of a command is no style
     if not console.is_terminal:
         unlimited = console.options.update(max_width=10_000)
         console.width = max(console.width, console.measure(table, options=unlimited).maximum)

@@ -40,13 +40,12 @@ def fixes() -> dict[str, str]:
 
 def test_all_is_well_here() -> None:
     """In the environments that the tests run in, with the hosts really imported."""
-    assert fixes() == {}
     result = CliRunner().invoke(app, ["doctor"])
-    assert result.exit_code == 0 and "autoload on" in " ".join(result.output.split())
+    output = " ".join(result.output.split())
+    assert result.exit_code == 0 and "autoload on" in output and "anyvit" not in output, output
 
 
 def test_what_is_missing_or_old(installed: dict[str, str]) -> None:
-    assert fixes() == {}
     installed["open_clip_torch"] = "2.20.0"
     installed["torch"] = "2.3.1+cu121"
     del installed["salesforce-lavis"]  # no fault: a host is only needed by those who use it
@@ -71,9 +70,9 @@ def test_a_host_that_does_not_import(
     installed.update(change)
     broken = "raise ImportError('numpy.core.multiarray failed to import')"
     (tmp_path / "lavis.py").write_text(broken)
-    assert fixes() == {"lavis": fix}
     output = " ".join(CliRunner().invoke(app, ["doctor"]).output.split())
     assert "does not import" in output and "multiarray" in output
+    assert output.count("fix: ") == 1 and "".join(fix.split()) in "".join(output.split())
 
 
 def test_a_crash_of_a_host_is_a_finding(installed: dict[str, str], tmp_path: Path) -> None:
@@ -84,6 +83,7 @@ def test_a_crash_of_a_host_is_a_finding(installed: dict[str, str], tmp_path: Pat
 
 def test_autoload_that_is_off(installed: dict[str, str], monkeypatch: Any, tmp_path: Any) -> None:
     monkeypatch.setenv("ELIP_AUTOLOAD", "0")
+    monkeypatch.setattr(environment, "hosts", dict)
     assert fixes() == {"autoload": "unset ELIP_AUTOLOAD"}
     monkeypatch.delenv("ELIP_AUTOLOAD")
     monkeypatch.setattr(environment.sysconfig, "get_paths", lambda: {"purelib": str(tmp_path)})

@@ -337,7 +337,8 @@ def rule_of(command: str) -> Rule:
 
 
 def parameters() -> Iterator[Any]:
-    for place, (page, command) in enumerate(COMMANDS):
+    pages = {command: page for page, command in reversed(COMMANDS)}  # each command once
+    for place, (command, page) in enumerate(pages.items()):
         bare = " ".join(split(command)[1])
         first = next((rule for rule in RULES if re.match(rule.pattern, bare)), None)
         marks = [pytest.mark.slow] if first and first.slow else []
