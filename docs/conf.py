@@ -13,3 +13,5 @@ html_theme = "furo"
 html_show_copyright = False
 html_copy_source = False
 pygments_style = "default"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
