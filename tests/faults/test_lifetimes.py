@@ -121,6 +121,25 @@ def test_quantized_linears(name: str, tiny_clip: Make, pairs: Pairs) -> None:
     tried("quantized models")
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["evit", "tome", "unique", "pool", "random"])
+def test_linears_of_torchao(name: str, tiny_clip: Make, pairs: Pairs) -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+    model = tiny_clip().eval()
+    for block in model.visual.transformer.resblocks:
+        quantization.quantize_(block.mlp, quantization.Int8WeightOnlyConfig())
+    images = pairs[0]
+    with torch.no_grad():
+        unpruned = model.encode_image(images)
+        handle = apply(model, {**configured(name), "eval_mode": "image"})
+        torch.manual_seed(0)
+        pruned = model.encode_image(images)
+        handle.remove()
+        assert torch.equal(model.encode_image(images), unpruned)
+    assert pruned.isfinite().all() and not torch.equal(pruned, unpruned)
+    tried("quantized models")
+
+
 def flat(curve: list[float], most: float) -> None:
     """After its first tenth it grows by no more than this many megabytes."""
     settled = curve[len(curve) // 10 :]

@@ -184,6 +184,21 @@ def test_towers_of_few_patches_and_blocks(name: str, tiny_clip: Make) -> None:
                 tried("towers of few patches or blocks")
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", NAMES)
+def test_four_thousand_patches(name: str, tiny_clip: Make) -> None:
+    model = tiny_clip(layers=3, image_size=512, width=32)
+    config = config_of(name)
+    if name not in ("pool", "cluster"):
+        config["stages"] = [{"block": 1, "lookahead": 1, "keep": 0.25}]
+    handle = apply(model, {**config, "eval_mode": "full"})
+    out = model(torch.randn(2, 3, 512, 512), torch.ones(2, 24).long())["image_features"]
+    out.square().sum().backward()
+    assert out.isfinite().all() and handle.plan.num_patches == 4096
+    tried("towers of 4,096 patches")
+
+
 def test_sizes_of_merged_tokens_stay_exact() -> None:
     """Sums of sizes in half precision would round above 2,048 patches; they are counted apart."""
     tokens = 4096

@@ -1,4 +1,4 @@
-"""Kill -9 at random moments, and disks that become full, while a check stores its embeddings."""
+"""Kill -9, full disks, folders that cannot be written to, closed pipes, no home, no locale."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import os
 import random
 import resource
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from benchmarks.faults.counting import is_long, tried
 from elip_plugin.check.store import Store
@@ -84,3 +87,116 @@ def test_a_store_on_a_full_disk(tmp_path: Path) -> None:
         assert not list(folder.glob("*.unfinished"))
         assert np.array_equal(fill(folder), expected)
         tried("full disks")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    from PIL import Image
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(3):
+        Image.new("RGB", (70, 64), (80 * i, 40, 90)).save(folder / f"{i}.png")
+    return folder
+
+
+COMMANDS = {
+    "models": "models --host open_clip",
+    "plan": "plan --model ViT-tiny --preset half -o {out}/plan.yaml",
+    "show": "show --model elip-half-ViT-tiny --image {pictures} -o {out}/show.html",
+    "version": "--version",
+}
+"""Commands that end within seconds; {out} is where they write."""
+
+SURROUNDINGS: dict[str, dict[str, str | None]] = {
+    "no home": {"HOME": None, "USERPROFILE": None},
+    "a home that is missing": {"HOME": "/nonexistent/home"},
+    "no locale": {"LANG": None, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    "an unknown locale": {"LC_ALL": "xx_YY.UTF-8"},
+    "no terminal": {"TERM": None, "COLUMNS": "0"},
+    "a cache that is a file": {"XDG_CACHE_HOME": "/dev/null", "TORCH_HOME": "/dev/null"},
+}
+
+
+def elip(words: str, env: dict[str, str | None], **options: Any) -> Any:
+    here = {**os.environ, **env, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    models = Path(__file__).parents[1] / "models"
+    here |= {"ELIP_MODEL_CONFIGS": str(models), "PYTHONPATH": str(Path(__file__).parents[2])}
+    kept = {name: value for name, value in here.items() if value is not None}
+    command = [sys.executable, "-m", "elip_plugin", *words.split()]
+    return subprocess.Popen(command, env=kept, stderr=subprocess.PIPE, **options)
+
+
+def ended(process: Any) -> tuple[int, str]:
+    _, err = process.communicate(timeout=300)
+    return process.returncode, err.decode(errors="replace")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["plan", "show"])
+@pytest.mark.parametrize("around", SURROUNDINGS)
+def test_surroundings(around: str, command: str, tmp_path: Path, pictures: Path) -> None:
+    """It does its work, and says nothing of Python."""
+    pytest.importorskip("open_clip")
+    words = COMMANDS[command].format(out=tmp_path, pictures=pictures)
+    status, err = ended(elip(words, SURROUNDINGS[around], stdout=subprocess.DEVNULL))
+    assert "Traceback" not in err, err
+    assert status == 0, err
+    tried("surroundings of commands")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["plan", "show"])
+def test_a_file_that_cannot_be_written(command: str, tmp_path: Path, pictures: Path) -> None:
+    """A disk that is full from the first byte, and a folder that is none: one line."""
+    pytest.importorskip("open_clip")
+
+    def full() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    words = COMMANDS[command].format(out=tmp_path, pictures=pictures)
+    quiet: dict[str, str | None] = {"PYTHONDONTWRITEBYTECODE": "1"}
+    pipe = subprocess.PIPE  # which has no such limit
+    status, err = ended(elip(words, quiet, stdout=pipe, preexec_fn=full))
+    assert status == 1 and "Traceback" not in err, err
+    assert err.strip().splitlines()[-1].startswith("elip: ")
+    tried("full disks")
+    words = COMMANDS[command].format(out="/proc/self", pictures=pictures)
+    status, err = ended(elip(words, quiet, stdout=subprocess.DEVNULL))
+    assert status == 1 and "Traceback" not in err, err
+    tried("folders that cannot be written to")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["models", "version"])
+def test_a_pipe_that_is_closed(command: str, tmp_path: Path, pictures: Path) -> None:
+    """As `elip models | head -0` does."""
+    pytest.importorskip("open_clip")
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = COMMANDS[command].format(out=tmp_path, pictures=pictures)
+    try:
+        _, err = ended(elip(words, {}, stdout=writing))
+    finally:
+        os.close(writing)
+    assert "Traceback" not in err and "Exception ignored" not in err, err
+    tried("closed pipes")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["plan", "show"])
+def test_control_c(command: str, tmp_path: Path, pictures: Path) -> None:
+    """At random moments: it ends, without a trace of Python once its own code runs."""
+    pytest.importorskip("open_clip")
+    chance = random.Random(1)
+    words = COMMANDS[command].format(out=tmp_path, pictures=pictures)
+    for _ in range(3):
+        process = elip(words, {}, stdout=subprocess.DEVNULL)
+        time.sleep(1 + 6 * chance.random())
+        process.send_signal(signal.SIGINT)
+        status, _err = ended(process)
+        assert status in (0, 1, 130, -signal.SIGINT), status
+        tried("Ctrl-C")
+    for out in tmp_path.glob("*.yaml"):
+        assert out.read_text().endswith("\n")
