@@ -15,6 +15,7 @@ PACKAGE = Path(elip_plugin.__file__).parent
 
 LAYERS = (
     ("errors",),
+    ("files",),
     ("core",),
     ("reducers",),
     ("config",),
@@ -63,7 +64,7 @@ def why_not(importer: str, imported: str) -> str | None:
     if other == "data":
         return None if starts_with(importer, DATA_USERS) else "only some may use data"
     if layer == "data":
-        return None if other == "errors" else "data imports errors only"
+        return None if other in ("errors", "files") else "data imports errors and files only"
     if other not in LEVEL:
         return "import it from its own module, not from the package"
     if layer != other and LEVEL[layer] <= LEVEL[other]:
@@ -115,7 +116,7 @@ def test_no_import_runs_back() -> None:
         ("hosts/base.py", "def f():\n    import open_clip", "no host library"),
         ("visualize/html.py", "import lavis.models", "only a host"),
         ("cli/plan.py", "from elip_plugin import apply", "from its own module"),
-        ("data/vocab.py", "import elip_plugin.config", "errors only"),
+        ("data/vocab.py", "import elip_plugin.config", "errors and files only"),
         ("core/guide.py", "import elip_plugin.data", "may use data"),
     ],
 )

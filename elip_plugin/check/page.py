@@ -22,6 +22,7 @@ from elip_plugin.check.tables import (
     verdict,
 )
 from elip_plugin.errors import ElipError
+from elip_plugin.files import write_text
 from elip_plugin.hosts.model import HostModel
 from elip_plugin.visualize.html import to_html
 from elip_plugin.visualize.pictures import Picture
@@ -46,7 +47,7 @@ def write_page(result: Result, host_model: HostModel, out: Path) -> None:
     pictures = [Picture(result.items[i].name, result.items[i].read()) for i in result.worst[:DRAWN]]
     with suppress(ElipError):  # of a reducer that records nothing
         drawn = to_html(visualize(host_model, pictures, []))
-        (out / "patches.html").write_text(drawn, encoding="utf-8", errors="replace")
+        write_text(out / "patches.html", drawn, errors="replace")
         patches = '<a href="patches.html">Which patches are merged or dropped in them.</a>'
     page = files("elip_plugin.check").joinpath("page.html").read_text(encoding="utf-8")
     about = f"Weights: {host_model.weights}. {describe_plan(result)}."
@@ -64,7 +65,7 @@ def write_page(result: Result, host_model: HostModel, out: Path) -> None:
         worst=_worst(result),
         broken=_broken(result),
     )
-    (out / "index.html").write_text(made, encoding="utf-8", errors="replace")
+    write_text(out / "index.html", made, errors="replace")
 
 
 def _table(table: Table) -> str:

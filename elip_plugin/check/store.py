@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elip_plugin.errors import DataError
+from elip_plugin.files import replacing
 
 Rows = NDArray[np.float32]
 
@@ -126,14 +125,3 @@ def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(
         f"{path} is damaged ({error}): remove its folder, and what is in it is computed again"
     )
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a name to write to, and put the file in its place when it is whole."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

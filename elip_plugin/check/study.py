@@ -16,9 +16,10 @@ from elip_plugin.check.items import Item
 from elip_plugin.check.neighbors import Values, cosine_at, cosines, overlaps, ranks
 from elip_plugin.check.slices import Slice, look_at_all, slices
 from elip_plugin.check.statistics import Estimate, estimate
-from elip_plugin.check.store import Rows, replacing
+from elip_plugin.check.store import Rows
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import ConfigError, DataError
+from elip_plugin.files import write_text
 from elip_plugin.hosts.model import HostModel
 from elip_plugin.measure.preview import plan_for
 from elip_plugin.patching.install import find_pruner
@@ -300,17 +301,12 @@ def write_result(result: Result, host_model: HostModel, out: Path) -> None:
                 for each in result.tried
             ],
         }  # fmt: skip
-    _write(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    write_text(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     names = ("picture", *result.values, "width", "height", "busy")
     columns = [*result.values.values(), *result.looks.T]
     lines = ["\t".join(names)]
     for i, item in enumerate(result.items):
         lines.append("\t".join([item.name, *(f"{column[i]:.6g}" for column in columns)]))
-    _write(out / "pictures.tsv", "\n".join(lines) + "\n")
+    write_text(out / "pictures.tsv", "\n".join(lines) + "\n")
     plan = json.dumps({"elip": result.rung.config.to_mapping()}, indent=1)
-    _write(out / "plan.json", plan + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+    write_text(out / "plan.json", plan + "\n")

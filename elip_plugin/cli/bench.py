@@ -27,6 +27,7 @@ from elip_plugin.cli.options import (
     print_table,
 )
 from elip_plugin.errors import ConfigError, ElipError
+from elip_plugin.files import write_text
 
 if TYPE_CHECKING:
     from elip_plugin.hosts.base import HostModel
@@ -140,7 +141,7 @@ def _runtimes(
     if out is not None:
         about = {"model": model, "threads": torch.get_num_threads(), "rounds": rounds}
         found = {**about, "rows": [asdict(row) for row in rows]}
-        (out / "runtimes.json").write_text(json.dumps(found, indent=1) + "\n")
+        write_text(out / "runtimes.json", json.dumps(found, indent=1) + "\n")
 
 
 def _loader(host_model: HostModel, data: Path, batch: int) -> Callable[[], object]:
@@ -199,7 +200,7 @@ def memory(
     print_table(table)
     if out is not None:
         found = {"budget": budget, "precision": precision, "fits": [asdict(f) for f in fits]}
-        (out / "memory.json").write_text(json.dumps(found, indent=1) + "\n")
+        write_text(out / "memory.json", json.dumps(found, indent=1) + "\n")
 
 
 @app.command(

@@ -10,6 +10,8 @@ import sysconfig
 from contextlib import suppress
 from pathlib import Path
 
+from elip_plugin.files import replacing
+
 _LIST = "import elip_plugin; print('\\n'.join(elip_plugin.list_models()))"
 
 
@@ -32,7 +34,8 @@ def model_names() -> list[str]:
     names = listed.stdout.splitlines()
     with suppress(OSError):  # a folder that cannot be written to makes completion slow, no more
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("\n".join([state, *names]), encoding="utf-8")
+        with replacing(file) as unfinished:
+            unfinished.write_text("\n".join([state, *names]), encoding="utf-8")
     return names
 
 

@@ -71,8 +71,5 @@ def vocab(
     if out.exists() and not overwrite:
         raise DataError(f"{out} exists: name another file or pass --overwrite.")
     captions = [caption for path in json for caption in captions_in(path)]
-    try:
-        tokens = write_vocab(captions, out)
-    except OSError as error:
-        raise DataError(f"{out} cannot be written ({error.strerror}): name another file") from error
+    tokens = write_vocab(captions, out)
     typer.echo(f"{tokens} tokens from {len(captions)} captions in {out}")

@@ -22,6 +22,7 @@ from elip_plugin.cli.options import (
     print_table,
 )
 from elip_plugin.errors import ConfigError, PlanError
+from elip_plugin.files import write_text
 
 if TYPE_CHECKING:
     from elip_plugin.patching.pruner import Pruner
@@ -129,10 +130,7 @@ def _write(out: Path, config: dict[str, Any]) -> None:
         text = json.dumps({"elip": config}, indent=2)
     else:  # a line of YAML for each key: what JSON writes is a value of YAML
         text = "\n".join(["elip:", *(f"  {key}: {json.dumps(v)}" for key, v in config.items())])
-    try:
-        out.write_text(text + "\n")
-    except OSError as error:
-        raise ConfigError(f"--out {str(out)!r} cannot be written: {error.strerror}") from error
+    write_text(out, text + "\n")
 
 
 def _print_plan(name: str, pruner: Pruner, keep: str) -> None:

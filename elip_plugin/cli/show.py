@@ -9,6 +9,7 @@ import typer
 
 from elip_plugin.cli.options import Keep, Model, Preset, check_file, examples
 from elip_plugin.errors import ConfigError
+from elip_plugin.files import write_text
 
 EXAMPLES = examples(
     "elip show --model elip-ViT-B-32 --checkpoint openai --image cat.jpg -o a.html",
@@ -52,7 +53,7 @@ def show(
     host_model = create(model, make_config(preset, keep), checkpoint=checkpoint)
     made = visualize(host_model, pictures, text or [])
     if out.suffix == ".html":
-        out.write_text(to_html(made), encoding="utf-8", errors="replace")
+        write_text(out, to_html(made), errors="replace")
     else:
         write_png(made, out)
     if not checkpoint:

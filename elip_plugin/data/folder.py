@@ -11,6 +11,7 @@ from typing import Any
 
 from elip_plugin.data.pairs import some
 from elip_plugin.errors import DataError
+from elip_plugin.files import UNFINISHED, replacing
 
 MANIFEST = "openmoji.json"
 _WRITER = "elip data openmoji"
@@ -44,18 +45,27 @@ def write_files(out: Path, files: Mapping[str, bytes], settings: Mapping[str, An
         )
     manifest = {"writer": _WRITER, **settings, "files": sorted(files)}
     try:
+        for left in (path for path in out.rglob(f"*{UNFINISHED}") if _is_ours(path, out)):
+            left.unlink()
         # All old files go first: a mix of two splits would leak held-out pairs into training.
         for name in old - {MANIFEST}:
             (out / name).unlink(missing_ok=True)
         first = {MANIFEST: (json.dumps(manifest, indent=1) + "\n").encode()}
         for name, content in {**first, **files}.items():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
-            (out / name).write_bytes(content)
+            with replacing(out / name) as unfinished:
+                unfinished.write_bytes(content)
     except OSError as error:
         raise DataError(
             f"Could not write the data set to {out} ({error}): free space or name a folder that "
             "you can write to, then run it again, with --overwrite (overwrite=True)."
         ) from error
+
+
+def _is_ours(path: Path, out: Path) -> bool:
+    """Say whether a file is one that an earlier run was killed at."""
+    name = path.relative_to(out).as_posix().removesuffix(UNFINISHED).rpartition(".")[0]
+    return name == MANIFEST or bool(_OURS.fullmatch(name))
 
 
 def _written_before(out: Path) -> set[str]:

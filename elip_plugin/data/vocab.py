@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from elip_plugin.files import replacing, writable
+
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # [PAD] is 0, as in BERT's configs
 MAX_TOKENS = 30_522  # bert-base-uncased has as many: the tokens fit an unchanged BERT config
 # In every vocabulary, for prompts ("a picture of ") and for captions not seen here.
@@ -39,7 +41,8 @@ def vocab_bytes(captions: Iterable[str]) -> bytes:
 def write_vocab(captions: Iterable[str], path: Path) -> int:
     """Write the vocabulary file of captions."""
     content = vocab_bytes(captions)
-    path.write_bytes(content)
+    with writable(path), replacing(path) as unfinished:
+        unfinished.write_bytes(content)
     return content.count(b"\n")
 
 

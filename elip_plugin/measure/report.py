@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from elip_plugin.files import write_text
 from elip_plugin.measure.parts import Parts
 from elip_plugin.measure.runtimes import RuntimeRow
 from elip_plugin.measure.speed import Row, Setting, processor
@@ -75,12 +77,13 @@ def write_files(
     plain = [asdict(row) for row in rows]
     about = {} if parts is None else {"parts": asdict(parts)}
     text = json.dumps({"setting": asdict(made), "rows": plain, **about}, indent=1)
-    (folder / "speed.json").write_text(text + "\n")
-    with (folder / "speed.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-        writer.writeheader()
-        writer.writerows(plain)
-    (folder / "speed.svg").write_text(_chart(made, rows))
+    table = io.StringIO()
+    writer = csv.DictWriter(table, [field.name for field in fields(Row)])
+    writer.writeheader()
+    writer.writerows(plain)
+    write_text(folder / "speed.json", text + "\n")
+    write_text(folder / "speed.csv", table.getvalue())
+    write_text(folder / "speed.svg", _chart(made, rows))
 
 
 def _chart(made: Setting, rows: Sequence[Row]) -> str:

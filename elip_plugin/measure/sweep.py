@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from elip_plugin.errors import ConfigError, DataError
+from elip_plugin.files import write_text
 
 SETTINGS, REPORT = "sweep.json", "report.md"
 DONE, NO_MEMORY = "done", "out of memory"
@@ -72,14 +73,12 @@ def run_sweep(
             progress(f"{name} ...")
             status, printed = _run(words, out, min(LONGEST, end - time.monotonic()))
             if status in (DONE, NO_MEMORY):  # another run would find the same
-                half = out.with_suffix(".half")
-                half.write_text(f"{status}\n{printed}")
-                half.replace(ended)  # at once: what a kill has cut short is never read
+                write_text(ended, f"{status}\n{printed}")
         progress(f"{name}: {status}")
         sections.append(f"## {name}: {status}\n\n```\n{printed}\n```")
         if status == DONE and (out / "speed.svg").is_file():
             sections.append(f"![{name}: time over the first variant's]({out.name}/speed.svg)")
-    (folder / REPORT).write_text("\n\n".join(sections) + "\n")
+    write_text(folder / REPORT, "\n\n".join(sections) + "\n")
     return folder / REPORT
 
 
@@ -87,7 +86,7 @@ def _check_settings(file: Path, settings: str) -> None:
     """Refuse a folder of another sweep."""
     if file.is_file() and file.read_text() != settings:
         raise DataError(f"{file} is of another sweep: give the same options, or another folder")
-    file.write_text(settings)
+    write_text(file, settings)
 
 
 def _title(sweep: Sweep, gpus: Sequence[tuple[str, int]]) -> str:

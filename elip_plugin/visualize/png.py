@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from elip_plugin.files import replacing, writable
 from elip_plugin.visualize.views import StageView, Visualization
 
 CELL, GAP, LEFT, HEAD, LINE = 208, 14, 190, 64, 15
@@ -39,7 +40,8 @@ def write_png(made: Visualization, path: Path) -> None:
             x = LEFT + column * (CELL + GAP)
             sheet.paste(draw_stage(made, image, stage), (x, top))
             pen.text((x, top + height + 3), "\n".join(_words(stage)), SOFT, font)
-    sheet.save(path)
+    with writable(path), replacing(path) as unfinished:
+        sheet.save(unfinished, "PNG")
 
 
 def draw_stage(made: Visualization, image: Any, stage: StageView) -> Any:
