@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from importlib import import_module
 from typing import Annotated
@@ -45,6 +46,9 @@ def options(
 
 def main() -> None:
     """Run the command line; an error of ours becomes one line on stderr and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):  # without a locale they are ASCII, which has no bars
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         app()
     except ElipError as error:

@@ -8,6 +8,7 @@ import io
 import os
 import random
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -27,6 +28,8 @@ def forked(call: Call) -> int:
     try:
         call()
         status = 0
+    except SystemExit as stop:
+        status = int(stop.code or 0)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -36,6 +39,24 @@ def forked(call: Call) -> int:
 def status_of(call: Call) -> int:
     """Run something in a process of its own; return its exit status, below 0 for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(forked(call), 0)[1])
+
+
+def said_by(call: Call) -> tuple[int, str]:
+    """Run something in a process of its own; return its exit status and what it says of errors."""
+    reading, writing = os.pipe()
+
+    def run() -> None:
+        with (
+            os.fdopen(writing, "w", buffering=1) as sys.stderr,
+            open(os.devnull, "w") as sys.stdout,
+        ):
+            call()
+
+    child = forked(run)
+    os.close(writing)
+    with os.fdopen(reading, errors="replace") as pipe:
+        said = pipe.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said
 
 
 def kill_after(seconds: float, call: Call) -> bool:
