@@ -40,7 +40,7 @@ PYTEST = -m pytest -q -n 2 --dist worksteal
 # environment runs what is named after LAVIS (tests/test_selection.py sees that all of it is).
 TOOLS = $(addprefix tests/,benchmarks check cli data docs examples export faults measure visualize)
 # And what differs with the libraries is tested in every environment: models, and how they are found.
-MODELS = $(addprefix tests/,core hosts patches patching reducers test_golden.py test_threads.py test_import_order.py test_release.py cli/test_doctor.py data/test_vocab.py)
+MODELS = $(addprefix tests/,core hosts patches patching reducers test_golden.py test_kept.py test_threads.py test_import_order.py test_release.py cli/test_doctor.py data/test_vocab.py)
 # Processes that load several runtimes, or run many threads, are not those that then fork loaders.
 APART = tests/export tests/test_threads.py
 # But compilers and other people's trainings take minutes and use the same torch.
@@ -72,7 +72,7 @@ test-lavis: $(LAVIS_READY) $(LAVIS_NEW_READY)
 	.venv/bin/python $(PYTEST) $(MODELS) --ignore tests/hosts/anyvit -k "$(ONCE)"
 	.venv/bin/python $(PYTEST) $(TOOLS) -k lavis
 	@echo "== LAVIS beside newer libraries =="
-	.venv-lavis-new/bin/python $(PYTEST) tests/hosts/lavis tests/hosts/transformers tests/hosts/anyvit/test_found.py tests/patches -k "$(ONCE)"
+	.venv-lavis-new/bin/python $(PYTEST) tests/hosts/lavis tests/hosts/transformers tests/hosts/anyvit/test_found.py tests/patches tests/test_kept.py -k "$(ONCE)"
 else
 LEFT_OUT = left out: the tests of LAVIS, since no Python 3.10 or 3.11 was found (name one by PYTHON_LAVIS=)
 ifdef ELIP_TEST_ALL
@@ -117,6 +117,12 @@ mutants: .venv-openclip/ready
 	.venv-openclip/bin/pip install -q 'cosmic-ray>=8.3'
 	.venv-openclip/bin/python -m benchmarks.faults mutants --sample $(SAMPLE) --seed $(SEED)
 	.venv-openclip/bin/python -m benchmarks.faults report --write
+
+# What this version makes of small models, for tests/test_kept.py; once per release.
+.PHONY: keep
+keep: .venv-openclip/ready $(LAVIS_READY)
+	.venv-openclip/bin/python -m benchmarks.faults keep open_clip transformers timm torchvision
+	$(if $(LAVIS_READY),.venv/bin/python -m benchmarks.faults keep lavis)
 
 # A warning is an error, links between pages included; all pages are read anew.
 SPHINX = .venv-openclip/bin/sphinx-build -q -W --keep-going -E docs site

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.faults run | report | mutants | planted`; see docs/faults.md."""
+"""`python -m benchmarks.faults run | report | mutants | planted | keep`; see docs/faults.md."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from benchmarks.faults import mutants, page, planted
+from benchmarks.faults import kept, mutants, page, planted
 from benchmarks.faults.families import FAMILIES, run_family
 from benchmarks.faults.results import (
     MUTANTS,
@@ -79,6 +79,12 @@ def run_planted(args: argparse.Namespace) -> None:
     write_faults({**read_faults(), "planted": {"rows": rows, "environment": environment()}})
 
 
+def write_kept(args: argparse.Namespace) -> None:
+    """Keep the answers of this version."""
+    for path in kept.write(args.hosts):
+        print(f"{path} {path.stat().st_size / 1000:.0f} kB")
+
+
 def _key(row: dict[str, object]) -> tuple[object, ...]:
     return tuple(row[name] for name in ("path", "operator", "before", "after"))
 
@@ -102,6 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     mutate.set_defaults(run=run_mutants)
     plant = commands.add_parser("planted", help="put faults in, and see whether they are found")
     plant.set_defaults(run=run_planted)
+    answers = commands.add_parser("keep", help="keep what this version makes of small models")
+    answers.add_argument("hosts", nargs="+", choices=[*kept.HOSTS], metavar="HOST")
+    answers.set_defaults(run=write_kept)
     args = parser.parse_args(arguments)
     args.run(args)
 

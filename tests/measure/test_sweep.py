@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -85,10 +86,12 @@ def test_what_a_kill_has_cut_short_is_measured_again(
     fake(monkeypatch, {"a": "print('first')", "b": "print('second')"})
     with monkeypatch.context() as patch:
 
-        def kill(self: Path, target: Path) -> None:
-            raise KeyboardInterrupt
+        def kill(source: Path, target: Path, replace: Any = os.replace) -> None:
+            if target.suffix == ".txt":
+                raise KeyboardInterrupt
+            replace(source, target)
 
-        patch.setattr(Path, "replace", kill)
+        patch.setattr(os, "replace", kill)
         with pytest.raises(KeyboardInterrupt):
             run_sweep(TOY, tmp_path)
     fake(monkeypatch, {"a": "print('again')", "b": "print('second')"})
