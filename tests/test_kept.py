@@ -1,4 +1,4 @@
-"""What each kept version made of small models, this one makes, too; see benchmarks/faults/kept.py."""
+"""What each kept version made of small models, this one makes; see benchmarks/faults/kept.py."""
 
 from __future__ import annotations
 
