@@ -61,13 +61,13 @@ FAMILIES = (
     Family(
         "stops and full disks",
         "a half-written file taken for whole, a traceback, a file lost",
-        ("test_stops.py",),
+        ("test_stops.py", "test_kills.py"),
         ("check/test_store.py", "patching/test_checkpoints.py"),
     ),
     Family(
         "many processes",
         "a loss or gradient that is not that of one process, a deadlock",
-        (),
+        ("test_processes.py",),
         ("hosts/transformers/test_transformers_gloo.py", "patching/test_training_progress.py"),
     ),
     Family(
@@ -80,7 +80,7 @@ FAMILIES = (
         "kept answers",
         "features or gradients that differ from those of an earlier version",
         (),
-        ("test_golden.py",),
+        ("test_kept.py", "test_golden.py"),
     ),
 )
 

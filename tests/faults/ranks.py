@@ -312,7 +312,7 @@ def uneven(everything: bool) -> Iterator[str]:
         "a rank without text": (lambda r: r < world - 1, lambda r: 5),
         "a rank at another step": (lambda r: True, lambda r: 5 if r < world - 1 else 2),
     }
-    for name in CONFIGS if everything else ("elip", "tome"):
+    for name in CONFIGS if everything else ("elip",):
         for about, (has_text, at) in cases.items():
             model, handle = clip(name)
             for r in range(world):
