@@ -118,6 +118,13 @@ mutants: .venv-openclip/ready
 	.venv-openclip/bin/python -m benchmarks.faults mutants --sample $(SAMPLE) --seed $(SEED)
 	.venv-openclip/bin/python -m benchmarks.faults report --write
 
+# The oldest and the newest versions that pyproject.toml promises, each in a fresh environment.
+.PHONY: matrix
+matrix: .venv-openclip/ready
+	.venv-openclip/bin/python -m benchmarks.faults matrix --oldest "$(call find_python,python3.10,10)" \
+	  --newest "$(call find_python,python3.13,13)"
+	.venv-openclip/bin/python -m benchmarks.faults report --write
+
 # What this version makes of small models, for tests/test_kept.py; once per release.
 .PHONY: keep
 keep: .venv-openclip/ready $(LAVIS_READY)

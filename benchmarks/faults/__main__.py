@@ -1,4 +1,4 @@
-"""`python -m benchmarks.faults run | report | mutants | planted | keep`; see docs/faults.md."""
+"""The commands of docs/faults.md: `python -m benchmarks.faults --help` lists them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from benchmarks.faults import kept, mutants, page, planted
+from benchmarks.faults import kept, mutants, page, planted, versions
 from benchmarks.faults.families import FAMILIES, run_family
 from benchmarks.faults.results import (
     MUTANTS,
@@ -79,6 +79,15 @@ def run_planted(args: argparse.Namespace) -> None:
     write_faults({**read_faults(), "planted": {"rows": rows, "environment": environment()}})
 
 
+def try_versions(args: argparse.Namespace) -> None:
+    """Run tests with the oldest and the newest versions, and keep the outcome."""
+    for name in ("oldest", "newest"):
+        if python := getattr(args, name):
+            result = versions.try_versions(name, python)
+            versions.write_versions(name, result)
+            print(name, json.dumps(result, indent=1), flush=True)
+
+
 def write_kept(args: argparse.Namespace) -> None:
     """Keep the answers of this version."""
     for path in kept.write(args.hosts):
@@ -91,7 +100,7 @@ def _key(row: dict[str, object]) -> tuple[object, ...]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults")
     commands = parser.add_subparsers(required=True)
     families = commands.add_parser("run", help="try all faults, and count them")
     families.add_argument("--only", default="", help="families whose name has this")
@@ -111,6 +120,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     answers = commands.add_parser("keep", help="keep what this version makes of small models")
     answers.add_argument("hosts", nargs="+", choices=[*kept.HOSTS], metavar="HOST")
     answers.set_defaults(run=write_kept)
+    matrix = commands.add_parser("matrix", help="test the oldest and the newest versions")
+    matrix.add_argument("--oldest", default="", help="the oldest Python")
+    matrix.add_argument("--newest", default="", help="the newest Python")
+    matrix.set_defaults(run=try_versions)
     args = parser.parse_args(arguments)
     args.run(args)
 

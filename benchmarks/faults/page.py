@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.faults import versions
 from benchmarks.faults.families import FAMILIES
 from benchmarks.faults.results import (
     EXPLAINED,
@@ -32,6 +33,7 @@ def tables() -> dict[str, str]:
     made["planted"] = _planted(found)
     made["environment"], made["memory"] = _environment(found), _memory(found)
     made |= _mutants(read_lines(MUTANTS))
+    made["versions"] = _versions()
     return made
 
 
@@ -39,6 +41,12 @@ def write() -> None:
     """Write the tables into the page, and draw the memory."""
     PAGE.write_text(fill(PAGE.read_text(), tables()))
     draw_memory(_curves(read_faults()))
+
+
+def _versions() -> str:
+    rows = [*versions.rows()]
+    names = ("versions", "Python", *versions.SHOWN, "passed", "failed", "what failed", "date")
+    return markdown(names, rows) if rows else "Not run yet.\n"
 
 
 def _curves(found: Mapping[str, Any]) -> dict[str, Sequence[float]]:
