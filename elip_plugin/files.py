@@ -16,6 +16,9 @@ UNFINISHED = ".unfinished"
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a name to write to, and put the file in its place when it is whole."""
+    if path.exists() and not path.is_file():  # a device or a pipe, which cannot be replaced
+        yield path
+        return
     path = Path(os.path.realpath(path))  # a link stays one
     unfinished = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from faults.stopping import digests, kill_after, kill_in_file, moments, status_o
 
 import elip_plugin
 from benchmarks.faults.counting import is_long, tried
-from elip_plugin.files import UNFINISHED
+from elip_plugin.files import UNFINISHED, write_text
 
 KILLS = 20 if is_long() else 2
 STAGES = [{"block": 1, "lookahead": 1, "keep": 0.5}]
@@ -102,6 +103,19 @@ def test_in_the_middle_of_each_file(name: str, tmp_path: Path) -> None:
         write(folder, "new")
         assert {k: v for k, v in digests(folder).items() if k not in left} == contents["new"]
         tried("kill -9 in the middle of a file")
+
+
+def test_a_link_and_a_pipe_stay_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    reading = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_text(tmp_path / "pipe", "piped")
+    assert os.read(reading, 9) == b"piped" and (tmp_path / "pipe").is_fifo()
+    os.close(reading)
+    assert len([*tmp_path.iterdir()]) == 3
 
 
 @pytest.fixture
