@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import elip_plugin
 from benchmarks.faults import kept
 from benchmarks.faults.counting import tried
 from elip_plugin.reducers import reducers
@@ -38,7 +39,11 @@ def test_an_earlier_version(path: Any) -> None:
 
 
 def test_every_reducer_is_kept() -> None:
-    with np.load(kept.KEPT / "0.2.0" / "open_clip.npz") as file:
+    """Where this version has been kept, as its release does at its end."""
+    path = kept.KEPT / elip_plugin.__version__ / "open_clip.npz"
+    if not path.exists():
+        pytest.skip(f"{elip_plugin.__version__} is not released yet")
+    with np.load(path) as file:
         configs = json.loads(str(file["about"]))["configs"]
     assert {each["reducer"] for each in configs.values() if each} >= {*reducers()}
 
