@@ -23,12 +23,10 @@ SHOWN = ("torch", "open_clip_torch", "timm", "transformers", "numpy", "typer")
 TOOLS = ("pytest>=8", "hypothesis>=6.100", "pillow", "torchvision", "omegaconf", "scipy")
 TESTS = (
     "core",
-    "reducers",
     "test_golden.py",
     "test_kept.py",
     "test_plan.py",
     "test_config.py",
-    "test_threads.py",
     "cli/test_plan.py",
     "cli/test_help.py",
     "hosts/test_names.py",
