@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults import families, mutants, page, planted
+from benchmarks.faults import families, mutants, page, planted, versions
 from benchmarks.faults.results import EXPLAINED
 from benchmarks.tables import fill
 
@@ -64,6 +64,15 @@ def test_explained_mutants_have_a_reason() -> None:
     for row in json.loads(EXPLAINED.read_text()):
         assert {*row} == {"path", "before", "after", "why"} and len(row["why"]) > 20
         assert row["before"] in (ROOT / mutants.PACKAGE / row["path"]).read_text()
+
+
+def test_the_oldest_versions_are_the_bounds_of_the_metadata() -> None:
+    text = 'dependencies = [\n  "a>=2.4",\n]\nopen-clip = ["b[c]>=0.2.5,<=0.2.86", "d"]\n'
+    assert versions.requirements(text, oldest=True) == ["a==2.4.*", "b[c]==0.2.5.*", "d"]
+    assert versions.requirements(text, oldest=False) == ["a>=2.4", "b[c]>=0.2.5,<=0.2.86", "d"]
+    found = versions.requirements((ROOT / "pyproject.toml").read_text(), oldest=True)
+    assert {each.partition("==")[0] for each in found} >= {"torch", "typer", "open_clip_torch"}
+    assert all((ROOT / "tests" / name).exists() for name in versions.TESTS)
 
 
 def test_an_interval() -> None:
