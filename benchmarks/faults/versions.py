@@ -131,7 +131,9 @@ def rows() -> Iterator[list[str]]:
         about = result["environment"]
         tests = result.get("tests", {})
         wrong = sum(number for kind, number in tests.items() if kind not in ("passed", "skipped"))
-        outcome = result.get("failed") or ", ".join(result["not passed"]) or "nothing"
+        tests_of = [each.partition("::")[2] for each in result.get("not passed", ())]
+        failed = sorted({f"`{each.partition('[')[0]}`" for each in tests_of})
+        outcome = result.get("failed") or ", ".join(failed) or "nothing"
         yield [
             name,
             *(about.get(key, "-") for key in ("python", *SHOWN)),
