@@ -22,6 +22,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from benchmarks.faults.counting import LONG
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = "elip_plugin"
 
@@ -240,14 +242,17 @@ def _run_here(mutant: Mutant | None, tests: Sequence[str], writing: int) -> None
 
     os.setsid()
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
-    signal.alarm(20 * CPU_SECONDS)  # of a lock that never opens
+    signal.alarm(10 * CPU_SECONDS)  # of a lock that never opens
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
     if mutant is not None:
         sys.meta_path.insert(0, _Mutated(mutant))
+    os.environ[LONG] = "first"
     first, status = _First(), 0
-    options = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow")
+    # Without what explains a failure, which can take longer than the tests.
+    options = ["-x", "-q", "--assert=plain", "--tb=no", "-m", "not slow"]
+    options += ["-p", "no:cacheprovider", "-p", "no:xdist"]
     for test in tests:  # the next ones are not even collected where one fails
         if status == 0 and not first.failed:
             status = pytest.main([*options, test], plugins=[first])
