@@ -48,7 +48,7 @@ def run_mutants(args: argparse.Namespace) -> None:
         if args.path not in mutant.path or (old and (old["caught"] or not args.again)):
             continue
         tests = mutants.tests_of(mutant.path)
-        killer, seconds = mutants.run(mutant, tests)
+        killer, seconds = mutants.run(mutant, tests, all_tests=args.again)
         _check_unchanged(killer)
         done[_key(vars(mutant))] = mutants.record(mutant, killer, seconds)
         MUTANTS.write_text("".join(json.dumps(row) + "\n" for row in done.values()))
@@ -101,7 +101,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     mutate.add_argument("--seed", type=int, default=0)
     mutate.add_argument("--minutes", type=float, default=600.0, help="begin none after these")
     mutate.add_argument("--path", default="", help="only of files whose path has this")
-    mutate.add_argument("--again", action="store_true", help="also those that survived before")
+    mutate.add_argument(
+        "--again",
+        action="store_true",
+        help="also those that survived before, by all tests of the place",
+    )
     mutate.set_defaults(run=run_mutants)
     plant = commands.add_parser("planted", help="put faults in, and see whether they are found")
     plant.add_argument(
