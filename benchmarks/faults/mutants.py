@@ -47,12 +47,9 @@ WHOLE = ("tests/hosts/open_clip/test_open_clip.py", "tests/test_threads.py")
 TESTS = {
     "config.py": (*CONFIG, *PLAN, "tests/reducers"),
     "planning.py": (*PLAN, *CONFIG, "tests/patching"),
-    "core": (*METHOD, "tests/patching"),
-    "core/positions.py": (*METHOD, *PADDED),
-    "core/select.py": (*METHOD, *PADDED),
-    "reducers": (*METHOD, *PLAN, *CONFIG, "tests/patching"),
-    "reducers/tome.py": (*METHOD, "tests/test_plan.py", *PADDED),
-    "patching": (*MODEL, *WHOLE),
+    "core": (*METHOD, "tests/patching", *PADDED),
+    "reducers": (*METHOD, *PLAN, *CONFIG, "tests/patching", *PADDED),
+    "patching": (*MODEL, *PADDED, *WHOLE),
     "patching/padding.py": PADDED,
 }
 """Tests of a place or a file, the nearest first; a mutant ends at the first that fails."""
@@ -174,6 +171,18 @@ class _Mutated(MetaPathFinder, Loader):
         exec(compile(self.mutant.code, self.file, "exec"), vars(module))
 
 
+class _Few:
+    """Plugin of pytest: of each test's parameters only the first, the middle and the last ones."""
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        groups: dict[str, list[Any]] = {}
+        for item in items:
+            groups.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        kept = (group[i] for group in groups.values() for i in {0, len(group) // 2, len(group) - 1})
+        nodes = {item.nodeid for item in kept}
+        items[:] = [item for item in items if item.nodeid in nodes]
+
+
 class _First:
     """Plugin of pytest: remembers the first test that failed."""
 
@@ -214,7 +223,8 @@ def run(
     Args:
         mutant: The mutant; None for the package as it is.
         tests: The tests.
-        all_tests: Whether those that do not reach the mutant's line are run too.
+        all_tests: Whether all are run; if not, of those that reach the mutant's line a few of each
+            test's parameters.
 
     Returns:
         The first test that failed, "" if none did, or "does not end"; and CPU seconds.
@@ -223,7 +233,7 @@ def run(
     for group in tests:
         nodes = [group] if all_tests or mutant is None else tests_that_reach(mutant, group)
         if nodes:
-            said, spent = forked(functools.partial(_run_here, mutant, nodes))
+            said, spent = forked(functools.partial(_run_here, mutant, nodes, all_tests))
             seconds += spent
             if said != "passed":
                 return said or "does not end", seconds
@@ -301,13 +311,15 @@ def _contain() -> None:
 PLAIN = ("-q", "--assert=plain", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist")
 
 
-def _run_here(mutant: Mutant | None, nodes: Sequence[str]) -> str:
+def _run_here(mutant: Mutant | None, nodes: Sequence[str], all_tests: bool) -> str:
     import pytest
 
     if mutant is not None:
         sys.meta_path.insert(0, _Mutated(mutant))
     first = _First()
-    status = pytest.main([*PLAIN, "-m", "not slow", "-x", *nodes], plugins=[first])
+    status = pytest.main(
+        [*PLAIN, "-m", "not slow", "-x", *nodes], plugins=[first, *([] if all_tests else [_Few()])]
+    )
     return first.failed or ("passed" if status == 0 else f"pytest ends with {status}")
 
 
@@ -316,7 +328,7 @@ def _record_here(group: str) -> str:
 
     names = {str(file): str(file.relative_to(ROOT / PACKAGE)) for file in sources()}
     recorder = Recorder(names)
-    pytest.main([*PLAIN, "-m", "not slow", group], plugins=[recorder])
+    pytest.main([*PLAIN, "-m", "not slow", group], plugins=[recorder, _Few()])
     found = recorder.reach().items()
     return json.dumps({node: (seconds, sorted(lines)) for node, (seconds, lines) in found})
 
