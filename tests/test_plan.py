@@ -8,10 +8,11 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
+import torch
 
 from elip_plugin.config import PRESETS, ElipConfig, Stage
 from elip_plugin.errors import ElipError, PlanError
-from elip_plugin.planning import Plan, kept_count, plan, scale
+from elip_plugin.planning import Plan, PlannedStage, kept_count, plan, scale
 
 B16 = {"num_patches": 196, "depth": 12}
 B32 = {"num_patches": 49, "depth": 12}
@@ -420,3 +421,11 @@ def test_an_end_is_rescaled() -> None:
 def test_an_end_that_cannot_hold_is_refused(stages: Any, depth: int, message: str) -> None:
     config = with_ends(*stages, reference_depth=12)
     assert message in refusal(config, depth=depth)
+
+
+def test_stages_are_compared_without_what_each_image_keeps() -> None:
+    """A tensor has no one truth value."""
+    one, other = (
+        PlannedStage(2, 1, 3, 9, 5, keep_each=torch.tensor(kept)) for kept in ([3, 2], [1, 3])
+    )
+    assert one == other and hash(one) == hash(other)

@@ -10,6 +10,7 @@ import ast
 import functools
 import importlib.util
 import json
+import math
 import os
 import random
 import resource
@@ -216,7 +217,11 @@ def load_libraries() -> None:
 
 
 def run(
-    mutant: Mutant | None, tests: Sequence[str], *, all_tests: bool = True
+    mutant: Mutant | None,
+    tests: Sequence[str],
+    *,
+    all_tests: bool = True,
+    most_seconds: float = math.inf,
 ) -> tuple[str, float]:
     """Run tests in a process of its own, forked from this one.
 
@@ -225,12 +230,15 @@ def run(
         tests: The tests.
         all_tests: Whether all are run; if not, of those that reach the mutant's line a few of each
             test's parameters.
+        most_seconds: CPU seconds after which no further file or folder of tests is begun.
 
     Returns:
         The first test that failed, "" if none did, or "does not end"; and CPU seconds.
     """
     seconds = 0.0
     for group in tests:
+        if seconds > most_seconds:
+            break
         nodes = [group] if all_tests or mutant is None else tests_that_reach(mutant, group)
         if nodes:
             said, spent = forked(functools.partial(_run_here, mutant, nodes, all_tests))
@@ -292,9 +300,9 @@ def forked(call: Callable[[], str]) -> tuple[str, float]:
 
 
 @functools.cache
-def run_unchanged(tests: tuple[str, ...]) -> tuple[str, float]:
-    """Run tests of the package as it is, once; see `run`."""
-    return run(None, tests)
+def run_unchanged(file: str, all_tests: bool) -> tuple[str, float]:
+    """Run a file of tests of the package as it is, once; see `run`."""
+    return run(None, (file,), all_tests=all_tests)
 
 
 def _contain() -> None:
