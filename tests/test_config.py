@@ -230,6 +230,12 @@ def test_an_unknown_preset_is_named_beside_other_faults() -> None:
     assert "key 'speed'" in text
 
 
+def test_a_reducer_is_not_asked_about_a_field_that_has_a_fault() -> None:
+    with pytest.raises(ConfigError, match="text_weight must be a number") as caught:
+        ElipConfig.from_mapping({"preset": "half", "text_weight": "a"})
+    assert "reads no text" not in str(caught.value)
+
+
 def test_config_errors_are_caught_as_elip_and_value_errors() -> None:
     assert issubclass(ConfigError, ElipError)
     assert issubclass(ConfigError, ValueError)

@@ -429,3 +429,10 @@ def test_stages_are_compared_without_what_each_image_keeps() -> None:
         PlannedStage(2, 1, 3, 9, 5, keep_each=torch.tensor(kept)) for kept in ([3, 2], [1, 3])
     )
     assert one == other and hash(one) == hash(other)
+
+
+def test_a_stage_that_shrinks_nothing_is_left_out_and_later_ones_stay() -> None:
+    config = ElipConfig((Stage(1, 1, 50), Stage(3, 1, 4)), text_weight=0.0)
+    made = plan(config, num_patches=20, depth=6, skip_idle=True)
+    assert [(stage.block, stage.tokens_out) for stage in made.stages] == [(3, 6)]
+    assert "by_block" not in repr(made)  # which says the same twice

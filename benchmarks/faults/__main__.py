@@ -49,10 +49,8 @@ def run_mutants(args: argparse.Namespace) -> None:
         if args.path not in mutant.path or (old and (old["caught"] or not args.again)):
             continue
         tests = mutants.tests_of(mutant.path)
-        killer, seconds = mutants.run(
-            mutant, tests, all_tests=args.again, most_seconds=args.seconds
-        )
-        _check_unchanged(killer, args.again)
+        killer, seconds = mutants.run(mutant, tests, all_tests=False, most_seconds=args.seconds)
+        _check_unchanged(killer, False)
         done[_key(vars(mutant))] = mutants.record(mutant, killer, seconds)
         MUTANTS.write_text("".join(json.dumps(row) + "\n" for row in done.values()))
         print(f"{mutant.path}:{mutant.line} {seconds:.0f} s {killer or 'SURVIVED'}")

@@ -44,13 +44,15 @@ MODEL = (
     "tests/hosts/test_describe_only_host.py",
 )
 PADDED = ("tests/hosts/open_clip/test_naflex.py",)
+PLACED = (*PADDED, "tests/hosts/open_clip/test_rotary.py")
 WHOLE = ("tests/hosts/open_clip/test_open_clip.py", "tests/test_threads.py")
 TESTS = {
     "config.py": (*CONFIG, *PLAN, "tests/reducers"),
     "planning.py": (*PLAN, *CONFIG, "tests/patching"),
-    "core": (*METHOD, "tests/patching", *PADDED),
+    "core": (*METHOD, "tests/patching", *PLACED),
     "reducers": (*METHOD, *PLAN, *CONFIG, "tests/patching", *PADDED),
     "patching": (*MODEL, *PADDED, *WHOLE),
+    "patching/blocks.py": (*MODEL, *WHOLE, "tests/hosts/transformers/test_transformers.py"),
     "patching/padding.py": PADDED,
 }
 """Tests of a place or a file, the nearest first; a mutant ends at the first that fails."""
