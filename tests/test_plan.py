@@ -13,7 +13,6 @@ import torch
 from elip_plugin.config import PRESETS, ElipConfig, Stage
 from elip_plugin.errors import ElipError, PlanError
 from elip_plugin.planning import Plan, PlannedStage, kept_count, plan, scale
-from elip_plugin.reducers import find_reducer
 
 B16 = {"num_patches": 196, "depth": 12}
 B32 = {"num_patches": 49, "depth": 12}
@@ -437,8 +436,3 @@ def test_a_stage_that_shrinks_nothing_is_left_out_and_later_ones_stay() -> None:
     made = plan(config, num_patches=20, depth=6, skip_idle=True)
     assert [(stage.block, stage.tokens_out) for stage in made.stages] == [(3, 6)]
     assert "by_block" not in repr(made)  # which says the same twice
-
-
-def test_an_attention_row_costs_its_keys_and_its_logits() -> None:
-    stage = PlannedStage(2, 1, 3, 5, 4)
-    assert find_reducer("elip").selection_macs(stage, 3, 4.0) == 5 * (3 * 3 + 3)
