@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 from collections.abc import Callable
@@ -228,6 +229,22 @@ def test_an_unknown_preset_is_named_beside_other_faults() -> None:
     assert "preset 'quick'" in text and "['embed', 'fast', 'half', 'lowres', 'paper']" in text
     assert "eval_mode must be" in text
     assert "key 'speed'" in text
+
+
+def test_a_reducer_is_not_asked_about_a_field_that_has_a_fault() -> None:
+    with pytest.raises(ConfigError, match="text_weight must be a number") as caught:
+        ElipConfig.from_mapping({"preset": "half", "text_weight": "a"})
+    assert "reads no text" not in str(caught.value)
+
+
+def test_an_option_at_its_default_says_nothing_whatever_object_it_is() -> None:
+    config = ElipConfig.from_mapping({"preset": "half", "choice_loss": float("0")})
+    assert config == ElipConfig.preset("half")
+
+
+def test_the_constructor_shows_its_fields() -> None:
+    names = [*inspect.signature(ElipConfig).parameters]
+    assert names == [field.name for field in dataclasses.fields(ElipConfig)]
 
 
 def test_config_errors_are_caught_as_elip_and_value_errors() -> None:

@@ -67,6 +67,14 @@ def test_a_file_of_yesterday_with_all_old_keys() -> None:
     assert again == config
 
 
+def test_a_warning_names_the_line_that_has_the_old_name() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ElipConfig((Stage(2, 1, 0.5),), eval="image")
+        ElipConfig.from_mapping({"eval": "image"})
+    assert [warning.filename for warning in caught] == [__file__] * 2
+
+
 def test_yaml_as_lavis_reads_it() -> None:
     omegaconf = pytest.importorskip("omegaconf")
     text = "elip:\n  preset: fast\n  eval: text\n  guide: batch\n"

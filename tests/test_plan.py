@@ -8,10 +8,11 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
+import torch
 
 from elip_plugin.config import PRESETS, ElipConfig, Stage
 from elip_plugin.errors import ElipError, PlanError
-from elip_plugin.planning import Plan, kept_count, plan, scale
+from elip_plugin.planning import Plan, PlannedStage, kept_count, plan, scale
 
 B16 = {"num_patches": 196, "depth": 12}
 B32 = {"num_patches": 49, "depth": 12}
@@ -420,3 +421,18 @@ def test_an_end_is_rescaled() -> None:
 def test_an_end_that_cannot_hold_is_refused(stages: Any, depth: int, message: str) -> None:
     config = with_ends(*stages, reference_depth=12)
     assert message in refusal(config, depth=depth)
+
+
+def test_stages_are_compared_without_what_each_image_keeps() -> None:
+    """A tensor has no one truth value."""
+    one, other = (
+        PlannedStage(2, 1, 3, 9, 5, keep_each=torch.tensor(kept)) for kept in ([3, 2], [1, 3])
+    )
+    assert one == other and hash(one) == hash(other)
+
+
+def test_a_stage_that_shrinks_nothing_is_left_out_and_later_ones_stay() -> None:
+    config = ElipConfig((Stage(1, 1, 50), Stage(3, 1, 4)), text_weight=0.0)
+    made = plan(config, num_patches=20, depth=6, skip_idle=True)
+    assert [(stage.block, stage.tokens_out) for stage in made.stages] == [(3, 6)]
+    assert "by_block" not in repr(made)  # which says the same twice

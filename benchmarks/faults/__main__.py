@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -48,8 +49,8 @@ def run_mutants(args: argparse.Namespace) -> None:
         if args.path not in mutant.path or (old and (old["caught"] or not args.again)):
             continue
         tests = mutants.tests_of(mutant.path)
-        killer, seconds = mutants.run(mutant, tests)
-        _check_unchanged(killer)
+        killer, seconds = mutants.run(mutant, tests, all_tests=False, most_seconds=args.seconds)
+        _check_unchanged(killer, False)
         done[_key(vars(mutant))] = mutants.record(mutant, killer, seconds)
         MUTANTS.write_text("".join(json.dumps(row) + "\n" for row in done.values()))
         print(f"{mutant.path}:{mutant.line} {seconds:.0f} s {killer or 'SURVIVED'}")
@@ -58,24 +59,27 @@ def run_mutants(args: argparse.Namespace) -> None:
         sys.stdout.flush()
 
 
-def _check_unchanged(killer: str) -> None:
+def _check_unchanged(killer: str, all_tests: bool) -> None:
     """Stop if the file of a test that failed has one that fails without a change."""
     file = killer.partition("::")[0].removesuffix(" (import)")
     if file.startswith("tests"):
-        failed, _ = mutants.run_unchanged((file,))
+        failed, _ = mutants.run_unchanged(file, all_tests)
         if failed:
             sys.exit(f"{failed} fails without a change, so it can tell none: repair it first")
 
 
 def run_planted(args: argparse.Namespace) -> None:
-    """Run the battery against faults that were put in."""
+    """Run the battery against faults that were put in, and keep what found each."""
     mutants.load_libraries()
+    known = {row["about"]: row for row in read_faults().get("planted", {}).get("rows", [])}
     rows = []
     for fault, mutant in planted.as_mutants():
-        by, _ = mutants.run(mutant, fault.tests)
-        _check_unchanged(by)
-        rows.append({"about": fault.about, "path": fault.path, "by": by})
-        print(f"{fault.path}: {fault.about}: {by or 'NOT FOUND'}", flush=True)
+        if args.only in fault.about or fault.about not in known:
+            by, _ = mutants.run(mutant, fault.tests)
+            _check_unchanged(by, True)
+            known[fault.about] = {"about": fault.about, "path": fault.path, "by": by}
+            print(f"{fault.path}: {fault.about}: {by or 'NOT FOUND'}", flush=True)
+        rows.append(known[fault.about])
     write_faults({**read_faults(), "planted": {"rows": rows, "environment": environment()}})
 
 
@@ -112,10 +116,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     mutate.add_argument("--sample", type=int, default=200)
     mutate.add_argument("--seed", type=int, default=0)
     mutate.add_argument("--minutes", type=float, default=600.0, help="begin none after these")
+    mutate.add_argument(
+        "--seconds", type=float, default=math.inf, help="of a mutant, begin no file after these"
+    )
     mutate.add_argument("--path", default="", help="only of files whose path has this")
-    mutate.add_argument("--again", action="store_true", help="also those that survived before")
+    mutate.add_argument(
+        "--again",
+        action="store_true",
+        help="also those that survived before, by all tests of the place",
+    )
     mutate.set_defaults(run=run_mutants)
     plant = commands.add_parser("planted", help="put faults in, and see whether they are found")
+    plant.add_argument(
+        "--only", default="", help="those that this is said of; the others as before"
+    )
     plant.set_defaults(run=run_planted)
     answers = commands.add_parser("keep", help="keep what this version makes of small models")
     answers.add_argument("hosts", nargs="+", choices=[*kept.HOSTS], metavar="HOST")

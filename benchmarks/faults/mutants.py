@@ -9,18 +9,23 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import json
+import math
 import os
 import random
 import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.abc import Loader, MetaPathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from benchmarks.faults.counting import LONG
+from benchmarks.faults.reach import Reach, Recorder, lines_around
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "elip_plugin"
@@ -39,22 +44,21 @@ MODEL = (
     "tests/hosts/test_describe_only_host.py",
 )
 PADDED = ("tests/hosts/open_clip/test_naflex.py",)
+PLACED = (*PADDED, "tests/hosts/open_clip/test_rotary.py")
 WHOLE = ("tests/hosts/open_clip/test_open_clip.py", "tests/test_threads.py")
 TESTS = {
     "config.py": (*CONFIG, *PLAN, "tests/reducers"),
     "planning.py": (*PLAN, *CONFIG, "tests/patching"),
-    "core": (*METHOD, "tests/patching"),
-    "core/positions.py": (*METHOD, *PADDED),
-    "core/select.py": (*METHOD, *PADDED),
-    "reducers": (*METHOD, *PLAN, *CONFIG, "tests/patching"),
-    "reducers/tome.py": (*METHOD, "tests/test_plan.py", *PADDED),
-    "patching": (*MODEL, *WHOLE),
+    "core": (*METHOD, "tests/test_plan.py", "tests/patching", *PLACED),
+    "reducers": (*METHOD, *PLAN, *CONFIG, "tests/patching", *PLACED),
+    "patching": (*MODEL, *PADDED, *WHOLE),
+    "patching/blocks.py": (*MODEL, *WHOLE, "tests/hosts/transformers/test_transformers.py"),
     "patching/padding.py": PADDED,
 }
 """Tests of a place or a file, the nearest first; a mutant ends at the first that fails."""
 
 CPU_SECONDS = 180
-"""Of a mutant's tests at most; one that does not end is caught."""
+"""Of a file or folder of a mutant's tests at most; one that does not end is caught."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,18 @@ class _Mutated(MetaPathFinder, Loader):
         exec(compile(self.mutant.code, self.file, "exec"), vars(module))
 
 
+class _Few:
+    """Plugin of pytest: of each test's parameters only the first, the middle and the last ones."""
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        groups: dict[str, list[Any]] = {}
+        for item in items:
+            groups.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        kept = (group[i] for group in groups.values() for i in {0, len(group) // 2, len(group) - 1})
+        nodes = {item.nodeid for item in kept}
+        items[:] = [item for item in items if item.nodeid in nodes]
+
+
 class _First:
     """Plugin of pytest: remembers the first test that failed."""
 
@@ -202,22 +218,88 @@ def load_libraries() -> None:
         raise RuntimeError(f"{PACKAGE} is imported already, so no mutant of it can be")
 
 
-def run(mutant: Mutant | None, tests: Sequence[str]) -> tuple[str, float]:
+def run(
+    mutant: Mutant | None,
+    tests: Sequence[str],
+    *,
+    all_tests: bool = True,
+    most_seconds: float = math.inf,
+) -> tuple[str, float]:
     """Run tests in a process of its own, forked from this one.
 
     Args:
         mutant: The mutant; None for the package as it is.
         tests: The tests.
+        all_tests: Whether all are run; if not, of those that reach the mutant's line a few of each
+            test's parameters.
+        most_seconds: CPU seconds after which no further file or folder of tests is begun.
 
     Returns:
         The first test that failed, "" if none did, or "does not end"; and CPU seconds.
+    """
+    seconds, whole = 0.0, ([group] for group in tests)
+    for nodes in whole if all_tests or mutant is None else _selected(mutant, tests):
+        said, spent = forked(functools.partial(_run_here, mutant, nodes, all_tests))
+        seconds += spent
+        if said != "passed":
+            return said or "does not end", seconds
+        if seconds > most_seconds:
+            break
+    return "", seconds
+
+
+def _selected(mutant: Mutant, tests: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the tests of each group that reach a line; all if none does, as at the import."""
+    reached = False
+    for group in tests:
+        nodes = tests_that_reach(mutant, group)
+        if nodes:
+            reached = True
+            yield nodes
+    if not reached:
+        yield from ([group] for group in tests)
+
+
+def tests_that_reach(mutant: Mutant, group: str) -> list[str]:
+    """Return the tests of a file or folder that reach a mutant's line, the fastest first."""
+    around = lines_around((ROOT / PACKAGE / mutant.path).read_text(), mutant.line)
+    if around is None or mutant.path == "patching/named.py":  # whose classes are made once
+        return [group]
+    wanted = {(mutant.path, line) for line in around}
+    found = sorted(reach(group).items(), key=lambda item: item[1][0])
+    nodes = [node for node, (_, lines) in found if lines & wanted]
+    return nodes if 2 * len(nodes) < len(found) else [group]
+
+
+@functools.cache
+def reach(group: str) -> Reach:
+    """Record which lines each test of a file or folder runs, in a process of its own."""
+    said, _ = forked(lambda: _record_here(group))
+    made: Reach = {
+        node: (seconds, {(path, line) for path, line in lines})
+        for node, (seconds, lines) in json.loads(said).items()
+    }
+    return made
+
+
+def forked(call: Callable[[], str]) -> tuple[str, float]:
+    """Call a function in a process that is forked from this one.
+
+    Args:
+        call: The function.
+
+    Returns:
+        What it returned, "" if its process ended before; and CPU seconds.
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            _run_here(mutant, tests, writing)
+            _contain()
+            answer = call().encode()
+            with os.fdopen(writing, "wb") as file:
+                file.write(answer)
         finally:
             os._exit(0)
     os.close(writing)
@@ -226,33 +308,49 @@ def run(mutant: Mutant | None, tests: Sequence[str]) -> tuple[str, float]:
     os.waitpid(child, 0)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return (said.removeprefix("done ") if said else "does not end"), spent
+    return said, spent
 
 
 @functools.cache
-def run_unchanged(tests: tuple[str, ...]) -> tuple[str, float]:
-    """Run tests of the package as it is, once; see `run`."""
-    return run(None, tests)
+def run_unchanged(file: str, all_tests: bool) -> tuple[str, float]:
+    """Run a file of tests of the package as it is, once; see `run`."""
+    return run(None, (file,), all_tests=all_tests)
 
 
-def _run_here(mutant: Mutant | None, tests: Sequence[str], writing: int) -> None:
-    import pytest
-
+def _contain() -> None:
     os.setsid()
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
-    signal.alarm(20 * CPU_SECONDS)  # of a lock that never opens
+    signal.alarm(10 * CPU_SECONDS)  # of a lock that never opens
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
+    os.environ[LONG] = "first"
+
+
+# Without what explains a failure, which can take longer than the tests.
+PLAIN = ("-q", "--assert=plain", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist")
+
+
+def _run_here(mutant: Mutant | None, nodes: Sequence[str], all_tests: bool) -> str:
+    import pytest
+
     if mutant is not None:
         sys.meta_path.insert(0, _Mutated(mutant))
-    first, status = _First(), 0
-    options = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow")
-    for test in tests:  # the next ones are not even collected where one fails
-        if status == 0 and not first.failed:
-            status = pytest.main([*options, test], plugins=[first])
-    said = first.failed or ("" if status == 0 else f"pytest ends with {status}")
-    os.write(writing, f"done {said}".encode())
+    first = _First()
+    status = pytest.main(
+        [*PLAIN, "-m", "not slow", "-x", *nodes], plugins=[first, *([] if all_tests else [_Few()])]
+    )
+    return first.failed or ("passed" if status == 0 else f"pytest ends with {status}")
+
+
+def _record_here(group: str) -> str:
+    import pytest
+
+    names = {str(file): str(file.relative_to(ROOT / PACKAGE)) for file in sources()}
+    recorder = Recorder(names)
+    pytest.main([*PLAIN, "-m", "not slow", group], plugins=[recorder, _Few()])
+    found = recorder.reach().items()
+    return json.dumps({node: (seconds, sorted(lines)) for node, (seconds, lines) in found})
 
 
 def record(mutant: Mutant, killer: str, seconds: float) -> dict[str, Any]:

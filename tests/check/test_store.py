@@ -82,6 +82,9 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     damaged.write_bytes(damaged.read_bytes()[:-100])
     with pytest.raises(DataError, match=f"{damaged.name} is damaged"):
         fill(tmp_path, Computer())
+    np.save(damaged, np.zeros((1, 2), np.float32))  # fewer rows than its list says
+    with pytest.raises(DataError, match=f"{damaged.name} is damaged"):
+        fill(tmp_path, Computer())
     next(tmp_path.glob("*.json")).write_text("{")
     with pytest.raises(DataError, match="is damaged"):
         fill(tmp_path, Computer())

@@ -13,7 +13,7 @@ from recorders import recorded_lengths
 
 import elip_plugin
 from elip_plugin import ElipConfig, Handle, apply, find_handle
-from elip_plugin.core.guide import guide_from_batch
+from elip_plugin.core.guide import guide_from_batch, project_to_vision_width
 from elip_plugin.errors import ConfigError, GuideError
 from elip_plugin.patching.progress import text_weight_at
 
@@ -33,6 +33,11 @@ def test_texts_weigh_by_their_similarity_to_the_token() -> None:
     made = guide_from_batch(torch.tensor([[[1.0, 0.0]]]), texts)
     share = 1 / (1 + math.exp(-1))
     torch.testing.assert_close(made[0], share * texts[0] + (1 - share) * texts[1])
+
+
+def test_features_of_another_width_are_refused_by_both_shapes() -> None:
+    with pytest.raises(GuideError, match=r"shape \(2, 3\), but this model guides by \(batch, 4\)"):
+        project_to_vision_width(torch.zeros(2, 3), [torch.zeros(4, 6)])
 
 
 def kept_in_training(handle: Handle, images: Any, texts: Any) -> list[torch.Tensor]:

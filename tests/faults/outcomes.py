@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from elip_plugin.errors import ElipError
@@ -26,7 +26,16 @@ def outcome(call: Callable[[], T]) -> T | None:
             return call()
     except ElipError as error:
         assert 0 < len(str(error)) < LONGEST
+        causes = [type(each) for each in chain_of(error)]
+        assert MemoryError not in causes, "the input filled the memory first"
         return None
+
+
+def chain_of(error: BaseException | None) -> Iterator[BaseException]:
+    """Iterate over an error and those that it was raised from or during."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def contained(call: Callable[[], Any], *, cpu: int = 20, memory: int = 1 << 28) -> str:

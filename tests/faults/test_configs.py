@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from benchmarks.faults.counting import tried
 from elip_plugin import ElipConfig, Stage, plan
 from elip_plugin.config import PRESETS, RENAMED
+from elip_plugin.errors import ConfigError
 from elip_plugin.planning import Plan
 from elip_plugin.reducers import option_defaults, reducers
 
@@ -221,6 +222,11 @@ BOMBS = {
 }
 
 
+def refused_for_aliases(path: Path) -> None:
+    with pytest.raises(ConfigError, match="its aliases stand for more than"):
+        ElipConfig.from_mapping(str(path))
+
+
 @pytest.mark.parametrize("name", BOMBS)
 def test_yaml_that_explodes(name: str, tmp_path: Path) -> None:
     pytest.importorskip("yaml")
@@ -228,5 +234,8 @@ def test_yaml_that_explodes(name: str, tmp_path: Path) -> None:
     path = tmp_path / "bomb.yaml"
     path.write_text(BOMBS[name].replace("{canary}", str(canary)))
     assert contained(lambda: ElipConfig.from_mapping(str(path))) == "no harm"
+    if "aliases" in name or "merged" in name:
+        # Before PyYAML reads it, which before 6.0.4 repeats merged keys.
+        assert contained(lambda: refused_for_aliases(path)) == "no harm"
     assert not canary.exists()
     tried("configuration files that explode or execute")

@@ -114,7 +114,7 @@ def expected_of(host: str, name: str | None) -> list[Tensor] | None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("host", ["OpenCLIP", "transformers", "BLIP"])
+@pytest.mark.parametrize("host", ["OpenCLIP", "timm", "transformers", "BLIP"])
 @settings(max_examples=50 if is_long() else 5)
 @given(
     name=st.sampled_from([*CONFIGS]),

@@ -89,6 +89,8 @@ def test_apply_guide_and_remove(installed: Any, config: str) -> None:
     model, images = ViT(), torch.rand(2, 3, 64, 64)
     classes, unpruned = [type(module) for module in model.modules()], model(images)
     handle = elip_plugin.apply(model, config)
+    patched = [i for i, block in enumerate(model.blocks) if isinstance(block, PrunableLayer)]
+    assert patched == ([2, 4, 10] if config == "fast" else [*range(12)])  # and no other
     with handle.guide(torch.randn(2, 32)):
         assert not torch.equal(model(images), unpruned)
     with handle.disabled():

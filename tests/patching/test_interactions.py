@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from elip_plugin import apply
+from elip_plugin.errors import UnsupportedModelError
 
 Make = Callable[..., Any]
 Pairs = tuple[torch.Tensor, torch.Tensor]
@@ -95,3 +96,18 @@ def test_gradients_in_evaluation_are_those_of_training_with_the_same_choice(
     with torch.no_grad():
         # Without a gradient the host takes another kernel.
         torch.testing.assert_close(model.eval().encode_image(pairs[0]), found[0][0])
+
+
+def test_a_class_that_was_wrapped_later_is_refused_before_anything_is_removed(
+    tiny_clip: Make, pairs: Pairs
+) -> None:
+    model = tiny_clip()
+    handle = apply(model, "half")
+    expected, block = model(*pairs)["image_features"], model.visual.transformer.resblocks[-1]
+    patched = type(block)
+    block.__class__ = type("Wrapped", (patched,), {})
+    with pytest.raises(UnsupportedModelError, match="Wrapped was wrapped after ELIP was applied"):
+        handle.remove()
+    assert torch.equal(model(*pairs)["image_features"], expected)
+    block.__class__ = patched
+    handle.remove()

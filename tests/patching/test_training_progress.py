@@ -82,6 +82,14 @@ def test_an_own_loop_passes_the_levels_and_resumes(
     assert train(make(tiny_clip), pairs, range(4, 8)) == seen[4:8]  # a process of its own
 
 
+def test_steps_of_a_training_are_below_2_to_the_63(tiny_clip: Callable[..., Any]) -> None:
+    model = make(tiny_clip)
+    update_progress(model, 0, (1 << 63) - 1)
+    for step, total in ((0, 1 << 63), (1 << 63, TOTAL)):
+        with pytest.raises(ConfigError, match="training progress must be"):
+            update_progress(model, step, total)
+
+
 def test_without_reports_it_warns_once_and_stays_at_the_first_step(
     tiny_clip: Callable[..., Any], pairs: Pairs
 ) -> None:

@@ -25,6 +25,12 @@ def _nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     reducers.make_reducer.cache_clear()
 
 
+@pytest.mark.parametrize("name", ["tomme", "", None, ["tome"]])
+def test_a_name_that_is_none_is_refused(name: Any) -> None:
+    with pytest.raises(ConfigError, match="is not known"):
+        find_reducer(name)
+
+
 def define() -> type[Reducer]:
     """Define a reducer, as a cell of a notebook does, each time anew."""
 

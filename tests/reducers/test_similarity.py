@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,9 +19,23 @@ from elip_plugin.core.guide import guide_from_batch
 from elip_plugin.core.score import Query, text_similarity
 from elip_plugin.errors import ConfigError, GuideError, UnsupportedModelError
 from elip_plugin.patching.install import find_pruner
-from elip_plugin.reducers import find_reducer
+from elip_plugin.reducers import PlannedStage, StageContext, find_reducer
 
 NORM = nn.LayerNorm(4, elementwise_affine=False, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("weight", "training", "teaches"), [(1.0, True, True), (1.0, False, False), (0.0, True, False)]
+)
+def test_scores_are_taught_in_training_by_a_loss_on_the_choice(
+    weight: float, training: bool, teaches: bool
+) -> None:
+    stage, guide = PlannedStage(0, 1, 2, 6, 4), randn(2, 4, seed=1).requires_grad_()
+    query = Query(1, guide, 1.0)
+    context = StageContext((), query, True, False, None, training, norm=NORM)
+    made = replace(find_reducer("similarity"), choice_loss=weight)
+    selection = made.decide(randn(2, 6, 4), stage, context)
+    assert (selection.trainable_scores is not None) == teaches
 
 
 def test_several_guides_are_taken_for_an_image_and_not_for_a_batch_of_texts() -> None:
