@@ -51,6 +51,10 @@ TESTS = {
     "planning.py": (*PLAN, *CONFIG, "tests/patching"),
     "core": (*METHOD, "tests/test_plan.py", "tests/patching", *PLACED),
     "reducers": (*METHOD, *PLAN, *CONFIG, "tests/patching", *PLACED),
+    "reducers/similarity.py": (
+        *("tests/reducers", "tests/hosts/transformers/test_transformers_blip.py"),
+        *CONFIG,
+    ),
     "patching": (*MODEL, *PADDED, *WHOLE),
     "patching/blocks.py": (*MODEL, *WHOLE, "tests/hosts/transformers/test_transformers.py"),
     "patching/padding.py": PADDED,

@@ -38,6 +38,14 @@ def test_scores_are_taught_in_training_by_a_loss_on_the_choice(
     assert (selection.trainable_scores is not None) == teaches
 
 
+def test_options_are_taken_down_to_their_least_values() -> None:
+    given = {"name": "similarity", "cross_attentions": 1, "choice_loss": 0.0}
+    assert ElipConfig.from_mapping({"reducer": given}).method.cross_attentions == 1
+    for name, low in (("cross_attentions", 0), ("choice_loss", -0.1)):
+        with pytest.raises(ConfigError, match=f"{name} must be"):
+            ElipConfig.from_mapping({"reducer": {"name": "similarity", name: low}})
+
+
 def test_several_guides_are_taken_for_an_image_and_not_for_a_batch_of_texts() -> None:
     reducer, guides = find_reducer("similarity"), torch.zeros(2, 5, 8)
     reducer.check_guide(guides, 2, 8)
