@@ -10,12 +10,12 @@ import torch
 from conftest import TINY
 from recorders import recorded_lengths
 from tensors import LOW, autocast, randn
-from torch import nn
+from torch import Tensor, nn
 from towers import KINDS, make_tower
 
 from elip_plugin import apply, find_handle, plan
 from elip_plugin.config import ElipConfig
-from elip_plugin.core.guide import guide_from_batch
+from elip_plugin.core.guide import TextGuide, guide_from_batch
 from elip_plugin.core.score import Query, text_similarity
 from elip_plugin.errors import ConfigError, GuideError, UnsupportedModelError
 from elip_plugin.patching.install import find_pruner
@@ -36,6 +36,27 @@ def test_scores_are_taught_in_training_by_a_loss_on_the_choice(
     made = replace(find_reducer("similarity"), choice_loss=weight)
     selection = made.decide(randn(2, 6, 4), stage, context)
     assert (selection.trainable_scores is not None) == teaches
+
+
+@pytest.mark.parametrize(
+    ("weight", "training", "gradient"), [(1.0, True, True), (1.0, False, False), (0.0, True, False)]
+)
+def test_the_text_side_is_read_with_gradient_where_a_loss_teaches_the_choice(
+    weight: float, training: bool, gradient: bool
+) -> None:
+    asked = []
+
+    class Text(TextGuide):
+        def pooled(self) -> Tensor:
+            return torch.zeros(1, 4)
+
+        def queries(self, layers: int, gradient: bool) -> Tensor:
+            asked.append((layers, gradient))
+            return self.pooled()
+
+    made = replace(find_reducer("similarity"), choice_loss=weight)
+    made.read_guide(Text(), training=training)
+    assert asked == [(made.cross_attentions, gradient)]
 
 
 def test_options_are_taken_down_to_their_least_values() -> None:
