@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,13 @@ def test_annotations_are_no_program() -> None:
     )
     assert mutants.program("x = 1") != mutants.program("x = 2")
     assert mutants.program("def f(a, /: pass") == ""
+
+
+def test_the_command_imports_no_file_that_is_mutated() -> None:
+    """Mutants take effect when the package is imported, which is after the fork."""
+    code = "import sys, benchmarks.faults.__main__; print('elip_plugin.core' in sys.modules)"
+    made = subprocess.run([sys.executable, "-c", code], cwd=families.ROOT, capture_output=True)
+    assert made.stdout == b"False\n", made.stderr
 
 
 def test_explained_mutants_have_a_reason() -> None:
