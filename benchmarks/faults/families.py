@@ -74,7 +74,7 @@ FAMILIES = (
         "the start-up file",
         "an unrelated Python process that fails or prints",
         (),
-        ("hosts/test_autoload.py",),
+        ("hosts/test_autoload.py", "hosts/test_start_up.py"),
     ),
     Family(
         "kept answers",
