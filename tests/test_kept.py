@@ -15,7 +15,6 @@ from benchmarks.faults.counting import tried
 from elip_plugin.reducers import reducers
 
 FILES = sorted(kept.KEPT.rglob("*.npz"))
-DRAWN = ("random", "gumbel", "cluster")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -30,7 +29,7 @@ def test_an_earlier_version(path: Any) -> None:
     same_chance = torch.equal(kept.drawn(), torch.from_numpy(arrays["drawn"]))
     assert len(about["configs"]) > 5
     for case, config in about["configs"].items():
-        if not same_chance and config and config["reducer"] in DRAWN:
+        if not same_chance and config and config["reducer"] in kept.DRAWN:
             continue
         found = kept.answer(kept.HOSTS[host], model, config, inputs)
         expected = torch.from_numpy(arrays[f"out.{case}"])

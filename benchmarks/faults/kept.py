@@ -33,6 +33,8 @@ WIDTH, DEPTH, SIDE, PATCH = 16, 6, 48, 8
 TEXT = {"width": 16, "heads": 2, "layers": 1, "context_length": 8, "vocab_size": 64}
 PRESETS = ("paper", "fast", "half", "lowres", "embed", "question")
 BATCH = 2
+DRAWN = ("random", "gumbel", "cluster")
+"""Reducers that draw."""
 
 Outputs = dict[str, Tensor]
 

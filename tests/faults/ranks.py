@@ -25,13 +25,13 @@ from torch.distributed.algorithms._checkpoint import checkpoint_wrapper as check
 from torch.nn.parallel import DistributedDataParallel
 
 import elip_plugin
+from benchmarks.faults.kept import DRAWN
 from elip_plugin.reducers import reducers
 
 BATCH = 8
 UNEVEN = {2: (6, 2), 4: (3, 2, 2, 1)}
 """Pictures of each rank, by the number of ranks."""
 
-DRAWN = ("random", "gumbel", "cluster")
 CONFIGS: dict[str, dict[str, Any]] = {
     **{name: {"reducer": name} for name in reducers()},
     "evit, until": {"reducer": "evit", "until": 3},

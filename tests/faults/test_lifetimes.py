@@ -102,14 +102,7 @@ def test_an_average_follows_a_training(name: str, tiny_clip: Make, pairs: Pairs)
     tried("copies of models")
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["evit", "tome", "unique", "pool", "random"])
-def test_quantized_linears(name: str, tiny_clip: Make, pairs: Pairs) -> None:
-    """The MLPs in int8 by torch's dynamic quantization: pruned as planned, removed bitwise."""
-    model = tiny_clip().eval()
-    for block in model.visual.transformer.resblocks:
-        block.mlp = torch.ao.quantization.quantize_dynamic(block.mlp, {nn.Linear}, torch.qint8)
-    images = pairs[0]
+def assert_pruned_and_restored(model: Any, name: str, images: torch.Tensor) -> None:
     with torch.no_grad():
         unpruned = model.encode_image(images)
         handle = apply(model, {**configured(name), "eval_mode": "image"})
@@ -119,6 +112,16 @@ def test_quantized_linears(name: str, tiny_clip: Make, pairs: Pairs) -> None:
         assert torch.equal(model.encode_image(images), unpruned)
     assert pruned.isfinite().all() and not torch.equal(pruned, unpruned)
     tried("quantized models")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["evit", "tome", "unique", "pool", "random"])
+def test_quantized_linears(name: str, tiny_clip: Make, pairs: Pairs) -> None:
+    """The MLPs in int8 by torch's dynamic quantization: pruned as planned, removed bitwise."""
+    model = tiny_clip().eval()
+    for block in model.visual.transformer.resblocks:
+        block.mlp = torch.ao.quantization.quantize_dynamic(block.mlp, {nn.Linear}, torch.qint8)
+    assert_pruned_and_restored(model, name, pairs[0])
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -128,16 +131,7 @@ def test_linears_of_torchao(name: str, tiny_clip: Make, pairs: Pairs) -> None:
     model = tiny_clip().eval()
     for block in model.visual.transformer.resblocks:
         quantization.quantize_(block.mlp, quantization.Int8WeightOnlyConfig())
-    images = pairs[0]
-    with torch.no_grad():
-        unpruned = model.encode_image(images)
-        handle = apply(model, {**configured(name), "eval_mode": "image"})
-        torch.manual_seed(0)
-        pruned = model.encode_image(images)
-        handle.remove()
-        assert torch.equal(model.encode_image(images), unpruned)
-    assert pruned.isfinite().all() and not torch.equal(pruned, unpruned)
-    tried("quantized models")
+    assert_pruned_and_restored(model, name, pairs[0])
 
 
 def flat(curve: list[float], most: float) -> None:

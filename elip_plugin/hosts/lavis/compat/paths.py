@@ -30,5 +30,7 @@ def find_config(path: Path) -> Path:
     Returns:
         The file; the path as it is where there is none.
     """
+    if path.is_file() or path.parts[:1] != ("lavis_configs",):
+        return path
     ours = configs_root().parent / path
-    return ours if not path.is_file() and ours.is_file() else path
+    return ours if ours.is_file() else path

@@ -224,7 +224,12 @@ def test_a_config_of_ours_is_found_from_any_folder(
     monkeypatch.chdir(tmp_path)
     name = Path("lavis_configs/projects/albef/openmoji.yaml")
     assert find_config(name) == ROOT / "projects/albef/openmoji.yaml"
-    assert find_config(Path("other.yaml")) == Path("other.yaml")
+    for other in (
+        "other.yaml",
+        "pyproject.toml",
+        "lavis_configs/none.yaml",
+    ):  # nothing else of ours
+        assert find_config(Path(other)) == Path(other)
     name.parent.mkdir(parents=True)
     name.write_text("run: {}")
     assert find_config(name) == name  # the user's own file comes first
