@@ -346,11 +346,20 @@ def _load_weights(key: str, theirs: Any, model: Any, url_or_filename: Any, **opt
         )
     if isinstance(model, AlbefNLVR) and key == "pretrained":
         theirs = load_nlvr
-    return _fetch(
-        f"the checkpoint {url_or_filename}",
-        f"set {key} to a local file, or load_finetuned: False and pretrained: null",
-        lambda: theirs(model, url_or_filename, **options),
-    )
+    with _collected_once(model):
+        return _fetch(
+            f"the checkpoint {url_or_filename}",
+            f"set {key} to a local file, or load_finetuned: False and pretrained: null",
+            lambda: theirs(model, url_or_filename, **options),
+        )
+
+
+@contextmanager
+def _collected_once(model: Any) -> Iterator[None]:
+    """Collect a model's weights once: LAVIS' loading does so again for each of its keys."""
+    whole = model.state_dict()
+    with replaced(model, "state_dict", lambda: whole):
+        yield
 
 
 def load_nlvr(model: Any, url_or_filename: Any, use_distill: bool = True) -> Any:
