@@ -120,6 +120,11 @@ def is_clip(arch: str) -> bool:
     return arch.startswith("clip")
 
 
+def bert_sizes(arch: str) -> dict[str, Any]:
+    """Sizes of an arch's text encoder: BLIP's may have fewer layers, LAVIS' ALBEF counts on 12."""
+    return {**BERT, **({"num_hidden_layers": 4} if arch.startswith("blip") else {})}
+
+
 def section(arch: str, **changes: Any) -> Any:
     """LAVIS' model section for a small random model; a change to None takes a key away."""
     if is_clip(arch):
@@ -132,7 +137,7 @@ def section(arch: str, **changes: Any) -> Any:
             "tokenizer": vocabulary(),
             "init": {"vision": "random", "text": "random"},
             "vit": VIT,
-            "bert": {**BERT, **STILL},
+            "bert": {**bert_sizes(arch), **STILL},
             "image_size": 64,
             "vit_grad_ckpt": False,
             "load_finetuned": False,

@@ -14,13 +14,13 @@ pytest.importorskip("lavis")
 
 from lavis_family import (
     ARCHS,
-    BERT,
     CAPTIONS,
     CLIP,
     EXTRACTORS,
     FULL,
     OTHERS,
     PLANNED,
+    bert_sizes,
     evaluate,
     is_clip,
     pruned,
@@ -112,7 +112,7 @@ def test_trains_and_evaluates(arch: str) -> None:
 @every_arch
 def test_equals_the_base_where_it_does_not_prune_and_when_removed(arch: str) -> None:
     """BERT's dropout is on: the generator's state must stay in step as well."""
-    bert = {} if is_clip(arch) else {"bert": BERT}
+    bert = {} if is_clip(arch) else {"bert": bert_sizes(arch)}
     model, base = pruned(arch, **bert), stock(arch, **bert)
     assert_equal(dict(model.state_dict()), dict(base.state_dict()))
     untouched = shape_of(base)

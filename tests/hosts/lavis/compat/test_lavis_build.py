@@ -24,6 +24,7 @@ from lavis_family import (
     CLIP,
     STILL,
     VIT,
+    bert_sizes,
     is_clip,
     pruned,
     quiet,
@@ -368,7 +369,7 @@ def hand_built(arch: str) -> Any:
     """A model from LAVIS' own parts, without any of our construction."""
     cls, tokenizer = ARCHS[arch].replaces, pruned(arch).tokenizer
     sizes = {"encoder_width": 32, "add_cross_attention": True, "add_type_embeddings": False}
-    config = med.BertConfig(vocab_size=len(tokenizer), **sizes, **BERT, **STILL)
+    config = med.BertConfig(vocab_size=len(tokenizer), **sizes, **bert_sizes(arch), **STILL)
     torch.manual_seed(3)
     tower = VisionTransformerEncoder(img_size=64, embed_dim=32, depth=12, num_heads=2)
     tower.vision_width = 32
