@@ -43,18 +43,18 @@ TOOLS = $(addprefix tests/,benchmarks check cli data docs examples export faults
 MODELS = $(addprefix tests/,core hosts patches patching reducers test_golden.py test_kept.py test_threads.py test_import_order.py test_release.py cli/test_doctor.py data/test_vocab.py)
 # Processes that load several runtimes, or run many threads, are not those that then fork loaders.
 APART = tests/export tests/test_threads.py
-# But compilers and other people's trainings take minutes and use the same torch.
-ONCE = not inductor and not itself_compiled and not open_clips_own_tests
+# But what does not depend on versions, and takes long, runs once: see the markers in pyproject.toml.
+ONCE = -m "not newest"
+ONCE_OF_LAVIS = -m "not newest and not pins"
 
 .PHONY: demo test test-open-clip test-lavis test-fast lint clean
 
 demo: .venv-openclip/ready
 	.venv-openclip/bin/python examples/demo.py --out demo
 
-# The environments two at a time, then what uses one core each; the tests take both.
+# Two at a time what uses one core each: the environments, lint, the wheel. The tests take both.
 test:
-	$(MAKE) --no-print-directory -j 2 -O .venv-openclip/ready $(LAVIS_READY) $(LAVIS_NEW_READY)
-	$(MAKE) --no-print-directory -j 2 -O lint test-wheel
+	$(MAKE) --no-print-directory -j 2 -O .venv-openclip/ready $(LAVIS_READY) lint test-wheel $(LAVIS_NEW_READY)
 	$(MAKE) --no-print-directory test-open-clip
 	$(MAKE) --no-print-directory test-lavis
 
@@ -69,10 +69,10 @@ LAVIS_READY = .venv/ready
 LAVIS_NEW_READY = .venv-lavis-new/ready
 test-lavis: $(LAVIS_READY) $(LAVIS_NEW_READY)
 	@echo "== LAVIS' pins =="
-	.venv/bin/python $(PYTEST) $(MODELS) --ignore tests/hosts/anyvit -k "$(ONCE)"
+	.venv/bin/python $(PYTEST) $(MODELS) --ignore tests/hosts/anyvit $(ONCE)
 	.venv/bin/python $(PYTEST) $(TOOLS) -k lavis
 	@echo "== LAVIS beside newer libraries =="
-	.venv-lavis-new/bin/python $(PYTEST) tests/hosts/lavis tests/hosts/transformers tests/hosts/anyvit/test_found.py tests/patches tests/test_kept.py -k "$(ONCE)"
+	.venv-lavis-new/bin/python $(PYTEST) tests/hosts/lavis tests/hosts/transformers tests/hosts/anyvit/test_found.py tests/patches tests/test_kept.py $(ONCE_OF_LAVIS)
 else
 LEFT_OUT = left out: the tests of LAVIS, since no Python 3.10 or 3.11 was found (name one by PYTHON_LAVIS=)
 ifdef ELIP_TEST_ALL

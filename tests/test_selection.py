@@ -26,6 +26,14 @@ def test_every_folder_is_one_of_tools_or_of_models() -> None:
     assert all((TESTS / name).exists() for name in lists(MODELS))
 
 
+def test_what_runs_once_runs_somewhere() -> None:
+    """`newest` is an environment without LAVIS, and `pins` is LAVIS' own."""
+    for path in TESTS.rglob("test_*.py"):
+        text, of_lavis = path.read_text(), "lavis" in str(path.relative_to(TESTS))
+        assert not ("mark." + "newest" in text and of_lavis), path
+        assert not ("mark." + "pins" in text and not of_lavis), path
+
+
 @pytest.mark.parametrize("folder", sorted(lists(TOOLS)))
 def test_a_test_of_a_tool_that_needs_lavis_is_named_after_it(folder: str) -> None:
     """By `-k lavis` such tests are chosen, and skipped nowhere else."""

@@ -45,6 +45,7 @@ def test_all_is_well_here() -> None:
     assert result.exit_code == 0 and "autoload on" in output and "anyvit" not in output, output
 
 
+@pytest.mark.newest
 def test_what_is_missing_or_old(installed: dict[str, str]) -> None:
     installed["open_clip_torch"] = "2.20.0"
     installed["torch"] = "2.3.1+cu121"
@@ -64,6 +65,7 @@ def test_what_is_missing_or_old(installed: dict[str, str]) -> None:
         ({"timm": "1.0.31"}, "pip install 'elip-plugin[lavis]'"),
     ],
 )
+@pytest.mark.newest
 def test_a_host_that_does_not_import(
     change: dict[str, str], fix: str, installed: dict[str, str], tmp_path: Path
 ) -> None:
@@ -75,6 +77,7 @@ def test_a_host_that_does_not_import(
     assert output.count("fix: ") == 1 and "".join(fix.split()) in "".join(output.split())
 
 
+@pytest.mark.newest
 def test_a_crash_of_a_host_is_a_finding(installed: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "open_clip.py").write_text("import os; os._exit(11)")
     (fault,) = (f for f in environment.check_environment() if f.about == "open_clip")

@@ -69,6 +69,7 @@ def test_open_clip_knows_the_models_without_our_import() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.newest
 def test_switched_off_and_on_again() -> None:
     pytest.importorskip("open_clip")
     assert python("-c", LISTED, ELIP_AUTOLOAD="0").stdout.strip() == "False"
@@ -77,6 +78,7 @@ def test_switched_off_and_on_again() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.newest
 def test_our_own_module_may_be_the_first_to_import_the_host() -> None:
     pytest.importorskip("open_clip")
     out = python("-c", "import elip_plugin.hosts.open_clip.models; " + LISTED)
@@ -85,6 +87,7 @@ def test_our_own_module_may_be_the_first_to_import_the_host() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.newest
 def test_child_processes_know_the_models(tmp_path: Path) -> None:
     pytest.importorskip("open_clip")
     script = tmp_path / "spawned.py"
@@ -98,6 +101,7 @@ def test_child_processes_know_the_models(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.newest
 def test_a_failing_registration_warns_and_leaves_the_host_usable() -> None:
     pytest.importorskip("open_clip")
     listed = "import open_clip; print(len(open_clip.list_models()) > 50)"
@@ -193,6 +197,7 @@ def test_a_missing_host_is_still_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.newest
 def test_the_wheel_carries_the_hook_and_works(tmp_path: Path) -> None:
     """Build, install into an empty environment, and look at what start-up does there."""
     import venv

@@ -242,6 +242,7 @@ def told(**env: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.newest
 def test_one_bad_config_takes_nothing_else_along(tmp_path: Path) -> None:
     (tmp_path / "good.json").write_text(json.dumps(TINY))
     (tmp_path / "bad.json").write_text("{")

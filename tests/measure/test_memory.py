@@ -116,7 +116,7 @@ def make_siglip(device: str) -> HostModel:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [WAYS[0], WAYS[3], WAYS[5]])
 def test_a_siglip_tower_of_timm(way: tuple[str, bool, str]) -> None:
     pytest.importorskip("open_clip")
     pytest.importorskip("timm.layers")

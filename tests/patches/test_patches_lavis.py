@@ -273,6 +273,7 @@ def forms(tmp_path_factory: pytest.TempPathFactory) -> Forms:
 
 
 @pytest.mark.slow
+@pytest.mark.pins
 @pytest.mark.parametrize("test", FAULTS)
 def test_fault(forms: Forms, test: str) -> None:
     outcome = forms.outcome("broken", test, FAULTS)
@@ -287,6 +288,7 @@ def test_fault_beside_newer_libraries(forms: Forms, test: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.pins
 @pytest.mark.parametrize("test", HIDDEN)
 def test_fault_behind_that_of_other_devices(forms: Forms, test: str) -> None:
     """Also shows that the patch for devices does alone, with one process in a group."""
@@ -309,7 +311,7 @@ def test_repaired_beside_newer_libraries(forms: Forms, form: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["patched", "plugin"])
+@pytest.mark.parametrize("form", [pytest.param("patched", marks=pytest.mark.pins), "plugin"])
 def test_repaired_on_two_processes(forms: Forms, form: str) -> None:
     for outcomes in forms.outcomes(form, tuple(TOGETHER), 2):
         assert {test: outcomes[test] for test in TOGETHER} == dict.fromkeys(TOGETHER, "works")

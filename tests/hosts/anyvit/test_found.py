@@ -132,6 +132,7 @@ def test_copies_are_pruned_alike(name: str) -> None:
     assert torch.equal(case.encode(model, x), expected)
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("name", ["CLIP", "torch", "torchvision", "timm ViT", "DINOv2"])
 def test_compiled_as_eager(name: str) -> None:
     """As one graph; a compiler runs on blocks that are rows in the tests of transformers."""

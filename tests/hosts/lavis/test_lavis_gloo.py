@@ -87,6 +87,7 @@ ARCHS = ("elip_albef_pretrain", "elip_blip_pretrain", "elip_clip")
 
 
 @pytest.mark.slow
+@pytest.mark.pins
 def test_unpruned_is_stock_and_the_choice_is_per_image(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(WORKER)

@@ -387,6 +387,7 @@ def test_the_command_itself(emoji: Any, tmp_path: Path) -> None:
     assert_falls(values)
 
 
+@pytest.mark.newest
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_the_command_itself_compiled(emoji: Any, tmp_path: Path) -> None:
     """Two blocks, or the compiler takes minutes: one is looked through, one gives the scores."""

@@ -136,23 +136,22 @@ def run_their_tests(tests: Path, active: bool) -> tuple[Any, Any]:
         return outcomes(folder / "report.xml"), losses(folder / "logs")
 
 
-def test_open_clips_own_tests_pass_with_and_without_the_plugin(their_tests: Path) -> None:
+@pytest.mark.newest
+def test_open_clips_own_tests_pass_with_the_plugin(their_tests: Path) -> None:
     """A training test, those of its shard counts and of its text poolers, by their own code.
 
     The only change is `--precision fp32` on the command. Left out: what needs a download (the
     mT5 training, pretrained text encoders, inference), the reader's statistics, which build no
     model, and, for time, the other trainings that `ELIP_TEST_TRAININGS` can ask for.
     """
-    inactive, losses_without = run_their_tests(their_tests, active=False)
-    active, losses_with = run_their_tests(their_tests, active=True)
-    assert set(inactive.values()) == {"passed"}, inactive
-    assert active == inactive
-    trainings = [name for name in active if "test_training" in name]
-    assert trainings and len(active) == len(trainings) + 9
-    # Their tests assert nothing about training; that each one took place, we do. Equal losses
-    # say little more: all synthetic pairs are equal, so a contrastive loss is log(batch).
+    found, losses_with = run_their_tests(their_tests, active=True)
+    trainings = [name for name in found if "test_training" in name]
+    assert trainings and len(found) == len(trainings) + 9
+    if set(found.values()) != {"passed"}:
+        without, _ = run_their_tests(their_tests, active=False)
+        pytest.fail(f"with the plugin: {found}\nwithout: {without}")
+    # Their tests assert nothing about training; that each one took place, we do.
     assert len(losses_with) == len(trainings) and all(values for _, values in losses_with)
-    assert losses_with == losses_without
 
 
 # clip_benchmark.

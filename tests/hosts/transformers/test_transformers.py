@@ -253,9 +253,16 @@ def test_bf16_weights(family: str) -> None:
 
 @pytest.mark.parametrize(
     ("family", "backend"),
-    [(family, "aot_eager") for family in ("clip", "siglip", "dual_vit", "blip_vqa")]
+    [("clip", "aot_eager")]
+    + [
+        pytest.param(family, "aot_eager", marks=pytest.mark.newest)
+        for family in ("siglip", "dual_vit", "blip_vqa")
+    ]
     # The graphs of the others have the same operations for the compiler.
-    + [pytest.param(family, "inductor", marks=pytest.mark.slow) for family in ("clip", "blip_vqa")],
+    + [
+        pytest.param(family, "inductor", marks=[pytest.mark.slow, pytest.mark.newest])
+        for family in ("clip", "blip_vqa")
+    ],
 )
 def test_compiled_as_eager(family: str, backend: str) -> None:
     model = make(family, num_hidden_layers=2).train()

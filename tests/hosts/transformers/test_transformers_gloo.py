@@ -100,6 +100,7 @@ def has_fsdp2() -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.newest
 def test_gradients_and_choices_are_those_of_one_process(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(WORKER)

@@ -271,6 +271,7 @@ def test_a_users_own_train_py_knows_our_names_by_config_alone(
 
 
 @pytest.mark.slow
+@pytest.mark.pins
 def test_two_processes_train_save_and_resume(config: Callable[..., Path], tmp_path: Path) -> None:
     path = config(arch="elip_albef_pretrain", batch_size_train=4, distributed=True)
 
