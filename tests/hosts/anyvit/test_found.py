@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import recorded_lengths
+from hosts.anyvit import vits
 from hosts.anyvit.vits import CASES, PATCHES, WIDTH, images, make
 from torch import Tensor, nn
 
@@ -134,10 +135,13 @@ def test_copies_are_pruned_alike(name: str) -> None:
 
 @pytest.mark.newest
 @pytest.mark.parametrize("name", ["CLIP", "torch", "torchvision", "timm ViT", "DINOv2"])
-def test_compiled_as_eager(name: str) -> None:
+def test_compiled_as_eager(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As one graph; a compiler runs on blocks that are rows in the tests of transformers."""
+    monkeypatch.setattr(vits, "DEPTH", 4)
+    monkeypatch.setitem(vits.VISION, "num_hidden_layers", 4)
     case, model, x = CASES[name], make(name), images()
-    handle = elip_plugin.apply(model, NEW)
+    stages = [{"block": 1, "lookahead": 2, "keep": 0.5}]
+    handle = elip_plugin.apply(model, {"stages": stages, "text_weight": 0.5})
     guide = torch.randn(2, case.guide)
     torch._dynamo.reset()
     breaks = torch._dynamo.utils.counters["graph_break"]
