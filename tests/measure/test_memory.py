@@ -124,8 +124,10 @@ def test_a_siglip_tower_of_timm(way: tuple[str, bool, str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", [WAYS[0], WAYS[3], WAYS[5]])
-@pytest.mark.parametrize("arch", ["albef_pretrain", "blip_pretrain"])
+@pytest.mark.parametrize(
+    ("arch", "way"),
+    [("albef_pretrain", WAYS[3]), ("albef_pretrain", WAYS[5]), ("blip_pretrain", WAYS[0])],
+)
 def test_lavis(arch: str, way: tuple[str, bool, str]) -> None:
     pytest.importorskip("lavis")
     name = f"elip_{arch}:openmoji"
