@@ -200,7 +200,7 @@ def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo"))
-    parser.add_argument("--epochs", type=int, default=5, help="of the unpruned training")
+    parser.add_argument("--epochs", type=int, default=4, help="of the unpruned training")
     parser.add_argument("--pairs", type=int, help=argparse.SUPPRESS)  # per epoch, for a short test
     args = parser.parse_args()
     from elip_plugin.data import write_openmoji
