@@ -13,8 +13,16 @@ from torch import nn
 
 from benchmarks.data.scenes import SIZES
 
-PATCHES = {4: 8, 9: 12, 16: 8}
-"""Side of a patch in pixels by the number of objects: an object covers 16, 4 and 4 patches."""
+EMOJIS, PHOTOGRAPHS = "emojis", "photographs"
+PATCHES = {EMOJIS: {4: 8, 9: 12, 16: 8}, PHOTOGRAPHS: {4: 8, 9: 8}}
+"""Side of a patch in pixels by the number of objects: an emoji covers 16, 4 and 4 patches, a
+photograph 16 and 9."""
+
+NAMING = {EMOJIS: 0, PHOTOGRAPHS: 1500}
+"""Steps of `VqaRecipe.naming`; more of them learn the photographs by heart."""
+
+KINDS = {EMOJIS: ("colour", "place", "number"), PHOTOGRAPHS: ("colour", "place", "neighbour")}
+"""Kinds of question about each."""
 
 HEADS = {"vision": 2, "text": 4}
 
@@ -32,7 +40,9 @@ class VqaRecipe:
         regime: "scratch", from random weights; "continued", from the weights that an unpruned
             training by `BASE` with the same seed ends with.
         arch: LAVIS' arch: "blip_vqa" or "albef_vqa"; or `TRANSFORMERS`.
-        objects: Objects per picture: 4, 9 or 16.
+        source: What the pictures show: `EMOJIS`, or `PHOTOGRAPHS` in frames.
+        naming: Steps in which the tower learns to name what is in each cell, before any question.
+        objects: Objects per picture: 4, 9 or, of emojis, 16.
         kinds: Kinds of question, joined by commas.
         names: Names that occur in the scenes.
         steps: Steps of an unpruned training.
@@ -48,6 +58,8 @@ class VqaRecipe:
 
     regime: str = "scratch"
     arch: str = "blip_vqa"
+    source: str = EMOJIS
+    naming: int = 0
     objects: int = 9
     kinds: str = "colour"
     names: int = 16
@@ -69,7 +81,7 @@ class VqaRecipe:
     @property
     def patch(self) -> int:
         """Side of a patch in pixels."""
-        return PATCHES[self.objects]
+        return PATCHES[self.source][self.objects]
 
     def rate(self, step: int, steps: int) -> float:
         """Compute the learning rate.
