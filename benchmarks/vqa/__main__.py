@@ -14,7 +14,7 @@ from benchmarks.data.emojis import write_emojis
 from benchmarks.photos.folder import FolderError
 from benchmarks.vqa import grid, report
 from benchmarks.vqa.export import export
-from benchmarks.vqa.recipe import ARCHS, EMOJIS, KINDS, PATCHES, PHOTOGRAPHS
+from benchmarks.vqa.recipe import ARCHS, EMOJIS, KINDS, LAVIS, PATCHES, PHOTOGRAPHS
 from benchmarks.vqa.variants import VARIANTS
 
 app = typer.Typer(
@@ -59,7 +59,7 @@ def train(
     for given, allowed in (
         (asked, grid.BUDGETS),
         ([regime], ("scratch", "continued")),
-        ([arch], ARCHS),
+        ([arch], ARCHS if photos is None else LAVIS),
         ([objects], PATCHES[source]),
         (kinds.split(","), KINDS[source]),
     ):

@@ -125,7 +125,7 @@ def train_all(
 def base_of(recipe: VqaRecipe) -> VqaRecipe:
     """Return the recipe of the unpruned training that a continued one starts from."""
     sizes = {key: value for key, value in asdict(recipe).items() if key not in CONTINUED}
-    return VqaRecipe(**{**sizes, "steps": BASE_STEPS})
+    return VqaRecipe(**{**sizes, "steps": BASE_STEPS[recipe.source]})
 
 
 def weights_of(recipe: VqaRecipe, data: Path, seed: int) -> Path:
@@ -144,6 +144,7 @@ def run_row(row: dict[str, Any], data: Path, pictures: Path) -> dict[str, Any]:
         base = base_of(recipe)
         model = build(base, vocabulary, seed)
         learn_names(model, base, questions.scenes, seed)
+        model.visual_encoder.requires_grad_(not base.naming)
         found = train(model, None, base, base.steps, questions, held_out, seed)
         assert weights is not None
         partial_file = weights.with_suffix(".partial")

@@ -19,7 +19,7 @@ PATCHES = {EMOJIS: {4: 8, 9: 12, 16: 8}, PHOTOGRAPHS: {4: 8, 9: 8}}
 photograph 16 and 9."""
 
 NAMING = {EMOJIS: 0, PHOTOGRAPHS: 1500}
-"""Steps of `VqaRecipe.naming`; more of them learn the photographs by heart."""
+"""Steps of `VqaRecipe.naming`; with more, photographs are learned by heart."""
 
 KINDS = {EMOJIS: ("colour", "place", "number"), PHOTOGRAPHS: ("colour", "place", "neighbour")}
 """Kinds of question about each."""
@@ -29,7 +29,8 @@ HEADS = {"vision": 2, "text": 4}
 TRANSFORMERS = "transformers_blip_vqa"
 """In place of an arch of LAVIS: BLIP in transformers, trained by its Trainer."""
 
-ARCHS = ("blip_vqa", "albef_vqa", TRANSFORMERS)
+LAVIS = ("blip_vqa", "albef_vqa")
+ARCHS = (*LAVIS, TRANSFORMERS)
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class VqaRecipe:
             training by `BASE` with the same seed ends with.
         arch: LAVIS' arch: "blip_vqa" or "albef_vqa"; or `TRANSFORMERS`.
         source: What the pictures show: `EMOJIS`, or `PHOTOGRAPHS` in frames.
-        naming: Steps in which the tower learns to name what is in each cell, before any question.
+        naming: Steps in which the tower learns to name what is in each cell, before any question;
+            it then keeps its weights until it is pruned.
         objects: Objects per picture: 4, 9 or, of emojis, 16.
         kinds: Kinds of question, joined by commas.
         names: Names that occur in the scenes.
@@ -153,6 +155,6 @@ class VqaRecipe:
         return section
 
 
-BASE_STEPS = 2500
+BASE_STEPS = {EMOJIS: 2500, PHOTOGRAPHS: 4000}
 CONTINUED = {"regime": "continued", "steps": 700, "learning_rate": 1e-3}
 """Continued training goes on from `BASE_STEPS` unpruned steps of the scratch recipe."""
