@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,23 @@ class Scenes:
         return len(self.rows)
 
 
+class Maker(Protocol):
+    """Makes scenes.
+
+    Attributes:
+        names: What occurs in them.
+        size: Side of a picture in pixels.
+        answers: All answers to each kind of question.
+    """
+
+    names: list[str]
+    size: int
+    answers: dict[str, list[str]]
+
+    def make(self, split: str, number: int) -> Scene:
+        """Make the scene of a split and a number; always the same."""
+
+
 def write_scenes(
     out: Path,
     emojis: Path,
@@ -74,11 +91,6 @@ def write_scenes(
     Raises:
         DataSetError: If an argument is out of range or a folder cannot be used.
     """
-    if train < 1 or held_out < 1:
-        raise DataSetError(
-            f"{train} and {held_out} scenes are asked for, but each must be 1 or more."
-        )
-    files.check_folder(out, FILES)
     drawn = read_emojis(emojis, "train")
     maker = SceneMaker(drawn, objects, names, seed, size)
     settings = {
@@ -89,6 +101,37 @@ def write_scenes(
         "seed": seed,
         "size": maker.size,
     }
+    return write_made(out, maker, settings, progress=progress)
+
+
+def write_made(
+    out: Path,
+    maker: Maker,
+    settings: Mapping[str, Any],
+    *,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Write what a maker makes; see `write_scenes`.
+
+    Args:
+        out: Folder to write to; new, empty, or of an earlier run.
+        maker: Makes the scenes.
+        settings: What decides the scenes; "scenes" has the number of each split.
+        progress: Called with a line about each split.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        DataSetError: If a number is out of range or the folder cannot be used.
+    """
+    counts = settings["scenes"]
+    if min(counts.values()) < 1:
+        train, held_out = counts.values()
+        raise DataSetError(
+            f"{train} and {held_out} scenes are asked for, but each must be 1 or more."
+        )
+    files.check_folder(out, FILES)
     try:
         before = files.read_manifest(out, MANIFEST, "scenes")
         if before["settings"] == settings:
@@ -96,7 +139,7 @@ def write_scenes(
     except (DataSetError, KeyError):
         pass
     contents = {}
-    for split, count in (("train", train), ("held_out", held_out)):
+    for split, count in counts.items():
         made = [maker.make(split, number) for number in range(count)]
         arrays: dict[str, NDArray[Any]] = {
             "pictures": np.stack([scene.picture for scene in made]),
@@ -105,7 +148,7 @@ def write_scenes(
         contents[f"{split}.npz"] = files.pack_arrays(arrays)
         contents[f"{split}.json"] = files.pack_json([_row(scene) for scene in made])
         progress(f"{split}: {count} scenes")
-    about = {"settings": settings, "names": maker.names, "answers": maker.answers}
+    about = {"settings": dict(settings), "names": maker.names, "answers": maker.answers}
     return files.write_set(out, MANIFEST, contents, about)
 
 

@@ -158,6 +158,22 @@ def read_boxes(folder: Path) -> list[tuple[int, ...]]:
     return [(left, top, right + 1, bottom + 1) for left, top, right, bottom in boxes]
 
 
+def read_train_boxes(
+    folder: Path, classes: Sequence[int], first: int, each: int
+) -> list[tuple[int, ...]]:
+    """Read the boxes of the objects in the photographs of `read_train`; see `read_boxes`."""
+    known = read_classes(folder)
+    boxes: list[tuple[int, ...]] = []
+    for place in classes:
+        wnid = known[place].wnid
+        lines = _read(folder, f"train/{wnid}/{wnid}_boxes.txt").splitlines()
+        rows = sorted((line.split("\t") for line in lines), key=lambda row: _number(Path(row[0])))
+        for row in rows[first : first + each]:
+            left, top, right, bottom = map(int, row[1:])
+            boxes.append((left, top, right + 1, bottom + 1))
+    return boxes
+
+
 def _annotations(folder: Path) -> list[list[str]]:
     return [row.split("\t") for row in _read(folder, "val/val_annotations.txt").splitlines()]
 

@@ -11,9 +11,10 @@ from rich.console import Console
 
 from benchmarks import results_log
 from benchmarks.data.emojis import write_emojis
+from benchmarks.photos.folder import FolderError
 from benchmarks.vqa import grid, report
 from benchmarks.vqa.export import export
-from benchmarks.vqa.recipe import ARCHS
+from benchmarks.vqa.recipe import ARCHS, EMOJIS, KINDS, LAVIS, PATCHES, PHOTOGRAPHS
 from benchmarks.vqa.variants import VARIANTS
 
 app = typer.Typer(
@@ -33,15 +34,24 @@ def train(
         str, typer.Option(help="steps, operations (as unpruned training), none; joined by commas.")
     ] = "steps",
     arch: Annotated[str, typer.Option(help=f"One of {', '.join(ARCHS)}.")] = ARCHS[0],
-    objects: Annotated[int, typer.Option(help="Objects per picture: 4, 9 or 16.")] = 9,
-    kinds: Annotated[str, typer.Option(help="colour,place,number or some of them.")] = "colour",
+    objects: Annotated[int, typer.Option(help="Per picture: 4, 9 or, of emojis, 16.")] = 9,
+    kinds: Annotated[
+        str,
+        typer.Option(
+            help="Of question: colour, place, number (of emojis), neighbour (of photographs)."
+        ),
+    ] = "colour",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the log.")] = report.RESULTS,
     data: Annotated[Path, typer.Option(help="Scenes and starting weights.")] = Path("data/vqa"),
     emojis: Annotated[Path, typer.Option(help="Made there if needed.")] = Path("data/emojis"),
+    photos: Annotated[
+        Path | None, typer.Option(help="Tiny ImageNet, whose photographs are asked about instead.")
+    ] = None,
     jobs: Annotated[int, typer.Option(min=0, help="Trainings at a time; 0: one per core.")] = 0,
 ) -> None:
     """Train variants; every result is kept as soon as it is there, and a stopped run goes on."""
     asked = [name.strip() for name in budgets.split(",")]
+    source = EMOJIS if photos is None else PHOTOGRAPHS
     try:
         chosen = grid.check([name.strip() for name in variants.split(";") if name.strip()])
     except ValueError as error:
@@ -49,23 +59,26 @@ def train(
     for given, allowed in (
         (asked, grid.BUDGETS),
         ([regime], ("scratch", "continued")),
-        ([arch], ARCHS),
-        ([objects], (4, 9, 16)),
-        (kinds.split(","), ("colour", "place", "number")),
+        ([arch], ARCHS if photos is None else LAVIS),
+        ([objects], PATCHES[source]),
+        (kinds.split(","), KINDS[source]),
     ):
         if not set(given) <= set(allowed):
             raise typer.BadParameter(f"{given} given, but allowed are {list(allowed)}.")
-    if not emojis.exists():
+    if photos is None and not emojis.exists():
         write_emojis(emojis, data / "cache", progress=typer.echo)
-    recipe = grid.recipe_of(regime, arch=arch, objects=objects, kinds=kinds)
+    recipe = grid.recipe_of(regime, source, arch=arch, objects=objects, kinds=kinds)
     rows = grid.wanted(recipe, chosen, asked, range(first, first + seeds))
     log = out / report.LOG
     missing = results_log.missing(rows, results_log.read(log))
     typer.echo(f"{len(rows)} trainings, {len(rows) - len(missing)} of them done", err=True)
-    grid.train_all(
-        missing, data, emojis, log, jobs=jobs or os.cpu_count() or 1,
-        done=lambda row: typer.echo(report.line(row)),
-    )  # fmt: skip
+    try:
+        grid.train_all(
+            missing, data, photos or emojis, log, jobs=jobs or os.cpu_count() or 1,
+            done=lambda row: typer.echo(report.line(row)),
+        )  # fmt: skip
+    except FolderError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 @app.command("report")

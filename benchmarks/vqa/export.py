@@ -14,16 +14,16 @@ from benchmarks.vqa.scenes import make, read
 SPLITS = ("train", "held_out")
 
 
-def export(recipe: VqaRecipe, data: Path, emojis: Path, out: Path) -> None:
+def export(recipe: VqaRecipe, data: Path, pictures: Path, out: Path) -> None:
     """Write pictures, questions, all answers, boxes and a vocabulary.
 
     Args:
         recipe: Which scenes and questions.
         data: Folder of all scenes.
-        emojis: Folder that `python -m benchmarks.data emojis` wrote.
+        pictures: Folder that `python -m benchmarks.data emojis` wrote, or Tiny ImageNet's.
         out: Folder to write to.
     """
-    vocabulary = make(recipe, data, emojis)
+    vocabulary = make(recipe, data, pictures)
     for split in SPLITS:
         questions = read(recipe, data, split)
         (out / split).mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from benchmarks.pool import run_all
-from benchmarks.vqa.recipe import BASE_STEPS, CONTINUED, VqaRecipe
+from benchmarks.vqa.naming import learn_names
+from benchmarks.vqa.recipe import BASE_STEPS, CONTINUED, EMOJIS, NAMING, VqaRecipe
 from benchmarks.vqa.scenes import Questions, make, read
 from benchmarks.vqa.training import build, operations, train
 from benchmarks.vqa.variants import REFERENCE, VARIANTS
@@ -23,16 +24,18 @@ BUDGETS = ("steps", "operations", "none")
 """As many steps, or operations, as unpruned training; or none: the trained model as it is."""
 
 
-def recipe_of(regime: str, **sizes: Any) -> VqaRecipe:
+def recipe_of(regime: str, source: str = EMOJIS, **sizes: Any) -> VqaRecipe:
     """Return the recipe of a regime.
 
     Args:
         regime: "scratch" or "continued".
+        source: What the pictures show.
         **sizes: Fields of the recipe that differ.
 
     Returns:
         The recipe.
     """
+    sizes = {"source": source, "naming": NAMING[source], **sizes}
     return VqaRecipe(**{**(CONTINUED if regime == "continued" else {}), **sizes})
 
 
@@ -87,7 +90,7 @@ def wanted(
 def train_all(
     rows: Sequence[dict[str, Any]],
     data: Path,
-    emojis: Path,
+    pictures: Path,
     out: Path,
     *,
     jobs: int,
@@ -98,14 +101,14 @@ def train_all(
     Args:
         rows: From `wanted`.
         data: Folder of scenes and of starting weights.
-        emojis: Folder that `python -m benchmarks.data emojis` wrote.
+        pictures: Folder that `python -m benchmarks.data emojis` wrote, or Tiny ImageNet's.
         out: The JSON lines file.
         jobs: How many run at a time.
         done: Called with each result.
     """
     recipes = [VqaRecipe(**row["recipe"]) for row in rows]
     for recipe in recipes:
-        make(recipe, data, emojis)
+        make(recipe, data, pictures)
     # First what several rows start from, so that no two processes train the same.
     base = {weights_of(recipe, data, row["seed"]): (recipe, row["seed"])
             for recipe, row in zip(recipes, rows) if recipe.regime == "continued"}  # fmt: skip
@@ -114,7 +117,7 @@ def train_all(
         for path, (recipe, seed) in base.items()
         if not path.exists()
     ]
-    one = partial(run_row, data=data, emojis=emojis)
+    one = partial(run_row, data=data, pictures=pictures)
     run_all(bases, one, out.with_suffix(".bases.jsonl"), jobs=jobs)
     run_all(rows, one, out, jobs=jobs, done=done)
 
@@ -122,7 +125,7 @@ def train_all(
 def base_of(recipe: VqaRecipe) -> VqaRecipe:
     """Return the recipe of the unpruned training that a continued one starts from."""
     sizes = {key: value for key, value in asdict(recipe).items() if key not in CONTINUED}
-    return VqaRecipe(**{**sizes, "steps": BASE_STEPS})
+    return VqaRecipe(**{**sizes, "steps": BASE_STEPS[recipe.source]})
 
 
 def weights_of(recipe: VqaRecipe, data: Path, seed: int) -> Path:
@@ -131,15 +134,17 @@ def weights_of(recipe: VqaRecipe, data: Path, seed: int) -> Path:
     return data / f"vqa-{hashlib.sha256(key).hexdigest()[:12]}-{seed}.pt"
 
 
-def run_row(row: dict[str, Any], data: Path, emojis: Path) -> dict[str, Any]:
+def run_row(row: dict[str, Any], data: Path, pictures: Path) -> dict[str, Any]:
     """Train and score what one row of the table asks for; return the row with what was found."""
     recipe, seed = VqaRecipe(**row["recipe"]), row["seed"]
-    vocabulary = make(recipe, data, emojis)
+    vocabulary = make(recipe, data, pictures)
     questions, held_out = _questions(recipe, data, "train"), _questions(recipe, data, "held_out")
     weights = weights_of(recipe, data, seed) if recipe.regime == "continued" else None
     if row.get("base"):
         base = base_of(recipe)
         model = build(base, vocabulary, seed)
+        learn_names(model, base, questions.scenes, seed)
+        model.visual_encoder.requires_grad_(not base.naming)
         found = train(model, None, base, base.steps, questions, held_out, seed)
         assert weights is not None
         partial_file = weights.with_suffix(".partial")
@@ -152,6 +157,8 @@ def run_row(row: dict[str, Any], data: Path, emojis: Path) -> dict[str, Any]:
     if config is not None:
         cost = operations(model, config, questions.samples(list(range(recipe.batch))))
         model = build(recipe, vocabulary, seed, weights)  # ALBEF's momentum encoder has moved
+    if weights is None:
+        learn_names(model, recipe, questions.scenes, seed)
     steps = {"none": 0, "steps": recipe.steps, "operations": round(recipe.steps / cost)}
     found = train(model, config, recipe, steps[row["budget"]], questions, held_out, seed)
     return {

@@ -13,15 +13,24 @@ from torch import nn
 
 from benchmarks.data.scenes import SIZES
 
-PATCHES = {4: 8, 9: 12, 16: 8}
-"""Side of a patch in pixels by the number of objects: an object covers 16, 4 and 4 patches."""
+EMOJIS, PHOTOGRAPHS = "emojis", "photographs"
+PATCHES = {EMOJIS: {4: 8, 9: 12, 16: 8}, PHOTOGRAPHS: {4: 8, 9: 8}}
+"""Side of a patch in pixels by the number of objects: an emoji covers 16, 4 and 4 patches, a
+photograph 16 and 9."""
+
+NAMING = {EMOJIS: 0, PHOTOGRAPHS: 1500}
+"""Steps of `VqaRecipe.naming`; with more, photographs are learned by heart."""
+
+KINDS = {EMOJIS: ("colour", "place", "number"), PHOTOGRAPHS: ("colour", "place", "neighbour")}
+"""Kinds of question about each."""
 
 HEADS = {"vision": 2, "text": 4}
 
 TRANSFORMERS = "transformers_blip_vqa"
 """In place of an arch of LAVIS: BLIP in transformers, trained by its Trainer."""
 
-ARCHS = ("blip_vqa", "albef_vqa", TRANSFORMERS)
+LAVIS = ("blip_vqa", "albef_vqa")
+ARCHS = (*LAVIS, TRANSFORMERS)
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,10 @@ class VqaRecipe:
         regime: "scratch", from random weights; "continued", from the weights that an unpruned
             training by `BASE` with the same seed ends with.
         arch: LAVIS' arch: "blip_vqa" or "albef_vqa"; or `TRANSFORMERS`.
-        objects: Objects per picture: 4, 9 or 16.
+        source: What the pictures show: `EMOJIS`, or `PHOTOGRAPHS` in frames.
+        naming: Steps in which the tower learns to name what is in each cell, before any question;
+            it then keeps its weights until it is pruned.
+        objects: Objects per picture: 4, 9 or, of emojis, 16.
         kinds: Kinds of question, joined by commas.
         names: Names that occur in the scenes.
         steps: Steps of an unpruned training.
@@ -48,6 +60,8 @@ class VqaRecipe:
 
     regime: str = "scratch"
     arch: str = "blip_vqa"
+    source: str = EMOJIS
+    naming: int = 0
     objects: int = 9
     kinds: str = "colour"
     names: int = 16
@@ -69,7 +83,7 @@ class VqaRecipe:
     @property
     def patch(self) -> int:
         """Side of a patch in pixels."""
-        return PATCHES[self.objects]
+        return PATCHES[self.source][self.objects]
 
     def rate(self, step: int, steps: int) -> float:
         """Compute the learning rate.
@@ -141,6 +155,6 @@ class VqaRecipe:
         return section
 
 
-BASE_STEPS = 2500
+BASE_STEPS = {EMOJIS: 2500, PHOTOGRAPHS: 4000}
 CONTINUED = {"regime": "continued", "steps": 700, "learning_rate": 1e-3}
 """Continued training goes on from `BASE_STEPS` unpruned steps of the scratch recipe."""

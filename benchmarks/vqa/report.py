@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks import results_log
 from benchmarks.stats import Difference, difference
 from benchmarks.tables import fill, markdown, signed
+from benchmarks.vqa.recipe import EMOJIS
 from benchmarks.vqa.variants import REFERENCE, RIVAL, VARIANTS
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -19,12 +20,13 @@ PAGE = "text.md"
 
 HEADER = (
     "what chooses", "budget", "steps", "step: counted", "seeds", "right %", "less unpruned",
-    "less random", "share %", "lift", "all tokens: right %", "another question", "sign turned",
+    "less random", "share %", "lift", "on the box", "all tokens: right %",
+    "another question", "sign turned",
 )  # fmt: skip
 BUDGETS = {"none": "not trained", "steps": "equal steps", "operations": "equal operations"}
 
-Group = tuple[str, str, int, str]
-"""Arch, regime, objects and kinds: what a table is about."""
+Group = tuple[str, str, str, int, str]
+"""Source, arch, regime, objects and kinds: what a table is about."""
 
 
 def line(row: Mapping[str, Any]) -> str:
@@ -32,7 +34,8 @@ def line(row: Mapping[str, Any]) -> str:
     recipe, found = row["recipe"], row["scores"]["plan"]
     lift = f", lift {found['lift']:.2f}" if "lift" in found else ""
     return (
-        f"{recipe['arch']} {recipe['objects']} objects, {recipe['regime']}: {row['variant']}, "
+        f"{recipe['arch']} {recipe['objects']} {recipe['source']}, {recipe['regime']}: "
+        f"{row['variant']}, "
         f"{BUDGETS[row['budget']]}, seed {row['seed']}: {100 * found['right']:.1f}% right{lift}, "
         f"{row['seconds']:.0f} s"
     )
@@ -55,7 +58,7 @@ def group(rows: list[dict[str, Any]]) -> dict[Group, dict[tuple[str, str], dict[
                     continue
                 if row["definition"] == variant.definition:
                     r = row["recipe"]
-                    key = (r["arch"], r["regime"], r["objects"], r["kinds"])
+                    key = (r["source"], r["arch"], r["regime"], r["objects"], r["kinds"])
                     own = found.setdefault(key, {}).setdefault((name, budget), {})
                     own[row["seed"]] = row
     return found
@@ -100,6 +103,7 @@ def cells(results: Mapping[tuple[str, str], dict[int, Any]], key: tuple[str, str
         "-" if name in (REFERENCE, rival) else _gap(compare(results, key, (rival, budget))),
         f"{100 * mean(p['share'] for p in plans):.1f}" if "share" in plans[0] else "-",
         f"{mean(p['lift'] for p in plans):.2f}" if "lift" in plans[0] else "-",
+        f"{mean(p['box lift'] for p in plans):.2f}" if "box lift" in plans[0] else "-",
         average("all tokens"),
         average("another question"),
         average("sign turned"),
@@ -120,8 +124,8 @@ def tables(folder: Path) -> dict[str, str]:
         Tables by name.
     """
     made = {}
-    for (arch, regime, objects, kinds), results in group(results_log.read(folder / LOG)).items():
-        name = f"{arch} {regime} {objects} {kinds}"
+    for (source, *rest), results in group(results_log.read(folder / LOG)).items():
+        name = " ".join(map(str, rest)) + ("" if source == EMOJIS else f" {source}")
         made[name] = markdown(HEADER, (cells(results, key) for key in results))
     return made
 

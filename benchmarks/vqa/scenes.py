@@ -13,7 +13,8 @@ from torch import Tensor
 
 from benchmarks.data.scene_files import Scenes, read_scenes, write_scenes
 from benchmarks.data.scenes import cell_box, patches_in
-from benchmarks.vqa.recipe import VqaRecipe
+from benchmarks.photos.mosaics import write_mosaics
+from benchmarks.vqa.recipe import KINDS, PHOTOGRAPHS, VqaRecipe
 from elip_plugin.data import write_vocab
 
 
@@ -27,6 +28,7 @@ class Asked:
         question: The question.
         answer: The answer.
         patches: Patches of the objects that it is about, their ground included.
+        inner: Those of them that lie in the objects' own boxes.
     """
 
     picture: int
@@ -34,6 +36,7 @@ class Asked:
     question: str
     answer: str
     patches: frozenset[int]
+    inner: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -71,26 +74,32 @@ class Questions:
 
 def folder_of(recipe: VqaRecipe, data: Path) -> Path:
     """Return the folder of a recipe's scenes."""
-    return data / f"scenes-{recipe.objects}-{recipe.names}"
+    kind = "mosaics" if recipe.source == PHOTOGRAPHS else "scenes"
+    return data / f"{kind}-{recipe.objects}-{recipe.names}"
 
 
-def make(recipe: VqaRecipe, data: Path, emojis: Path) -> Path:
+def make(recipe: VqaRecipe, data: Path, pictures: Path) -> Path:
     """Make a recipe's scenes and vocabulary, unless they are there.
 
     Args:
         recipe: Says how many objects and names.
         data: Folder of all scenes.
-        emojis: Folder that `python -m benchmarks.data emojis` wrote.
+        pictures: Folder that `python -m benchmarks.data emojis` wrote, or Tiny ImageNet's.
 
     Returns:
         The vocabulary.
     """
     folder = folder_of(recipe, data)
-    if not folder.exists():
-        write_scenes(folder, emojis, recipe.objects, names=recipe.names)
+    if not folder.exists() and recipe.source == PHOTOGRAPHS:
+        cache = data / "photographs"
+        write_mosaics(folder, pictures, cache, recipe.objects, names=recipe.names)
+    elif not folder.exists():
+        write_scenes(folder, pictures, recipe.objects, names=recipe.names)
     vocabulary = data / f"{folder.name}-vocab.txt"
     if not vocabulary.exists():
-        write_vocab(read(recipe, data, "train", kinds="colour,place,number").texts, vocabulary)
+        write_vocab(
+            read(recipe, data, "train", kinds=",".join(KINDS[recipe.source])).texts, vocabulary
+        )
     return vocabulary
 
 
@@ -119,6 +128,11 @@ def read(recipe: VqaRecipe, data: Path, split: str, kinds: str = "") -> Question
             one["question"],
             one["answer"],
             frozenset().union(*(cells[i] for i in one["objects"])),
+            frozenset(
+                patch
+                for i in one["objects"]
+                for patch in patches_in(scenes.boxes[picture][i], recipe.size, recipe.patch)
+            ),
         )
         for picture, row in enumerate(scenes.rows)
         for one in row["questions"]

@@ -204,13 +204,16 @@ def score(
 
     Returns:
         "right", the share of right answers; where patches are chosen also "share", the share of
-        the kept ones that belong to the object asked about, and "lift", that over chance.
+        the kept ones that belong to the object asked about, and "lift", that over chance; and
+        "box lift", the same of the object's own box, without the ground around it.
     """
     training = model.training
     model.eval()
     torch.manual_seed(0)  # what random dropping keeps
     number = list(range(len(questions.asked)))[:most]
-    right, shares, chances = [], [], []
+    right: list[bool] = []
+    shares: dict[str, list[float]] = {"": [], "box ": []}
+    chances: dict[str, list[float]] = {"": [], "box ": []}
     for first in range(0, len(number), CHUNK):
         part = number[first : first + CHUNK]
         traced = nullcontext() if handle is None else handle.trace()
@@ -226,13 +229,17 @@ def score(
             patches = trace.stages[0].sources.shape[-1]
             for row, i in zip(trace.stages[-1].kept.tolist(), part):
                 kept = [patch for patch in row if patch >= 0]
-                own = questions.asked[i].patches
-                shares.append(len(own & set(kept)) / len(kept))
-                chances.append(len(own) / patches)
+                for name, own in (
+                    ("", questions.asked[i].patches),
+                    ("box ", questions.asked[i].inner),
+                ):
+                    shares[name].append(len(own & set(kept)) / len(kept))
+                    chances[name].append(len(own) / patches)
     model.train(training)
     found = {"right": mean(right)}
-    if shares:
-        found |= {"share": mean(shares), "lift": mean(shares) / mean(chances)}
+    if shares[""]:
+        found["share"] = mean(shares[""])
+        found |= {f"{name}lift": mean(shares[name]) / mean(chances[name]) for name in shares}
     return {key: round(value, 5) for key, value in found.items()}
 
 

@@ -10,7 +10,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -36,7 +35,9 @@ from benchmarks.photos.questions import ALL_QUESTIONS
 from benchmarks.photos.recipe import RECIPES, PhotoRecipe
 from benchmarks.photos.scores import TEST_PLANS, by_means, zero_shot
 
-CLASSES, EACH, VALIDATION = 10, 12, 2
+CLASSES, VALIDATION = 10, 2
+"""Of the photographs in conftest.py."""
+
 SMALL = PhotoRecipe(depth=6, width=32, text_depth=1, batch=4, steps=6, classes=CLASSES, photos=3)
 
 
@@ -50,32 +51,8 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten classes in Tiny ImageNet's layout; a photograph's level of red says which it is."""
-    out = tmp_path_factory.mktemp("tiny-imagenet-200")
-    ids = [f"n{place:08}" for place in range(CLASSES)]
-    (out / "wnids.txt").write_text("".join(f"{wnid}\n" for wnid in reversed(ids)))
-    words = [f"{wnid}\tthing {place}, other name" for place, wnid in enumerate(ids)]
-    (out / "words.txt").write_text("\n".join(["n99999999\tno class of it", *words]) + "\n")
-    random = np.random.default_rng(0)
-
-    def save(path: Path, red: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture = random.integers(0, 40, (64, 64, 3), np.uint8)
-        picture[..., 0] = red
-        Image.fromarray(picture).save(path, format="JPEG")
-
-    rows = []
-    for place, wnid in enumerate(ids):
-        for number in range(EACH):
-            save(out / "train" / wnid / "images" / f"{wnid}_{number}.JPEG", 20 * place + number)
-        for number in range(VALIDATION):
-            name = f"val_{place + CLASSES * number}.JPEG"
-            save(out / "val" / "images" / name, 20 * place)
-            rows.append(f"{name}\t{wnid}\t8\t8\t39\t39")
-    Image.new("L", (64, 64), 200).save(out / "train" / ids[1] / "images" / f"{ids[1]}_0.JPEG")
-    (out / "val" / "val_annotations.txt").write_text("\n".join(rows) + "\n")
-    return out
+def data(photographs: Path) -> Path:
+    return photographs
 
 
 @pytest.fixture(scope="module")

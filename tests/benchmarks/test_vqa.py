@@ -158,7 +158,7 @@ def train_and_score(arch: str, data: Path, folder: Path) -> None:
     assert (trained["steps"], as_it_is["steps"]) == (3, 0)
     assert 0.4 < trained["operations"] < 1
     assert {*as_it_is["scores"]} == {"plan", "all tokens", "another question", "sign turned"}
-    assert set(trained["scores"]["plan"]) == {"right", "share", "lift"}
+    assert set(trained["scores"]["plan"]) == {"right", "share", "lift", "box lift"}
     plan = trained["scores"]["plan"]
     assert plan["lift"] == pytest.approx(9 * plan["share"], abs=1e-3)
     assert found[REFERENCE, "steps"]["scores"].keys() == {"plan"}
