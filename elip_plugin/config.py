@@ -138,7 +138,7 @@ class ElipConfig:
         if self.total_steps is not None:
             _warn_deprecated(
                 "total_steps", "is not needed: the training command reports its steps, own loops "
-                "by handle.update_progress(step, total_steps)"
+                "by handle.update_progress(step, total_steps)", frames=4
             )  # fmt: skip
         if isinstance(self.stages, list):
             object.__setattr__(self, "stages", tuple(self.stages))
@@ -308,14 +308,14 @@ def _accept_old_names(cls: type[ElipConfig]) -> None:
 
 
 def _old_attribute(old: str, new: str, config: ElipConfig) -> Any:
-    _warn_deprecated(old, f"is now called {new!r}")
+    _warn_deprecated(old, f"is now called {new!r}", frames=2)
     return getattr(config, new)
 
 
 def _renamed(values: dict[str, Any]) -> dict[str, Any]:
     """Give values their new names; a new name that is given beside its old one wins."""
     for old in [key for key in values if key in RENAMED]:
-        _warn_deprecated(old, f"is now called {RENAMED[old]!r}")
+        _warn_deprecated(old, f"is now called {RENAMED[old]!r}", frames=3)
         values.setdefault(RENAMED[old], values.pop(old))
         values.pop(old, None)
     return values
@@ -347,8 +347,10 @@ def _same(value: Any, default: Any) -> bool:
     return plain and value == default and isinstance(value, bool) == isinstance(default, bool)
 
 
-def _warn_deprecated(key: str, what: str) -> None:
-    warnings.warn(f"ELIP config: key {key!r} {what}", ElipDeprecationWarning, stacklevel=4)
+def _warn_deprecated(key: str, what: str, *, frames: int) -> None:
+    """Warn whoever is so many frames above this one."""
+    message = f"ELIP config: key {key!r} {what}"
+    warnings.warn(message, ElipDeprecationWarning, stacklevel=frames + 1)
 
 
 def _names(cls: type) -> tuple[str, ...]:

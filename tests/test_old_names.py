@@ -160,3 +160,20 @@ def test_a_model_config_of_yesterday_builds_by_its_name(tmp_path: Path) -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.stdout.split()[-2:] == ["image", "0.5"], done.stderr
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda: ElipConfig((Stage(2, 1, 0.5),), eval="text"),  # type: ignore[call-arg]
+        lambda: ElipConfig.from_mapping({"eval": "text"}),
+        lambda: ElipConfig((Stage(2, 1, 0.5),)).eval,  # type: ignore[attr-defined]
+        lambda: ElipConfig((Stage(2, 1, 0.5),), total_steps=5),
+    ],
+    ids=["constructor", "mapping", "attribute", "total_steps"],
+)
+def test_a_deprecation_names_the_line_that_uses_it(use: Any) -> None:
+    with pytest.warns(DeprecationWarning) as caught:
+        use()
+    places = {(warning.filename, warning.lineno) for warning in caught}
+    assert places == {(__file__, use.__code__.co_firstlineno)}
