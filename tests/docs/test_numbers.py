@@ -51,10 +51,16 @@ def photographs() -> Any:
     return photos.read(photos.RESULTS)
 
 
+MOSAICS = "mosaics"
+"""In place of an arch: BLIP on photographs."""
+
+
 @cache
 def answers_to_questions(arch: str = "blip_vqa") -> Any:
     groups = vqa.group(vqa.results_log.read(vqa.RESULTS / vqa.LOG))
-    return groups[arch, "continued", 9, "colour"]
+    if arch == MOSAICS:
+        return groups["photographs", "blip_vqa", "continued", 4, "colour"]
+    return groups["emojis", arch, "continued", 9, "colour"]
 
 
 def gap(
@@ -330,6 +336,21 @@ def of_text() -> Iterator[str]:
         f"{100 * over(one, REFERENCE, arch=ours).mean:+.1f} from all tokens; trained with "
         f"`similarity` {100 * over(one, 'random 0.25', 'steps', ours).mean:.1f} above random and "
         f"{-100 * over(one, REFERENCE, 'steps', ours).mean:.1f} below unpruned."
+    )
+    on_random, on_image, on_all = (
+        over(one, other, arch=MOSAICS) for other in ("random 0.25", "image 0.25", REFERENCE)
+    )
+    yield (
+        f"{bare(on_random)} points above random patches, {bare(on_image)} above the image alone, "
+        f"and {said(on_all)} from all tokens. Its lift is {lift(one, arch=MOSAICS)} on the "
+        f"photograph, {plans_score(one, 'box lift', arch=MOSAICS):.2f} on the box"
+    )
+    yield f"All tokens answer {right(REFERENCE, arch=MOSAICS)}% of the questions."
+    later = "similarity 0.25 at 9"
+    yield (
+        "a quarter from three quarters of the depth on "
+        f"{said(over(later, REFERENCE, arch=MOSAICS))}, half of the tokens "
+        f"{said(over('similarity 0.5', REFERENCE, arch=MOSAICS))}"
     )
     for text, name in (
         ("random", "random staged, end"),
