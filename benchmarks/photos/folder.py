@@ -149,13 +149,7 @@ def read_boxes(folder: Path) -> list[tuple[int, ...]]:
         FolderError: If a photograph has no box.
     """
     rows = _annotations(folder)
-    try:
-        boxes = [tuple(map(int, row[2:])) for row in rows]
-    except ValueError:
-        boxes = []
-    if not boxes or {len(box) for box in boxes} != {4}:
-        raise _fault(folder, "val/val_annotations.txt has no box of four numbers per photograph")
-    return [(left, top, right + 1, bottom + 1) for left, top, right, bottom in boxes]
+    return _boxes([row[2:] for row in rows], folder, "val/val_annotations.txt")
 
 
 def read_train_boxes(
@@ -166,12 +160,21 @@ def read_train_boxes(
     boxes: list[tuple[int, ...]] = []
     for place in classes:
         wnid = known[place].wnid
-        lines = _read(folder, f"train/{wnid}/{wnid}_boxes.txt").splitlines()
+        name = f"train/{wnid}/{wnid}_boxes.txt"
+        lines = _read(folder, name).splitlines()
         rows = sorted((line.split("\t") for line in lines), key=lambda row: _number(Path(row[0])))
-        for row in rows[first : first + each]:
-            left, top, right, bottom = map(int, row[1:])
-            boxes.append((left, top, right + 1, bottom + 1))
+        boxes += _boxes([row[1:] for row in rows[first : first + each]], folder, name)
     return boxes
+
+
+def _boxes(rows: Sequence[Sequence[str]], folder: Path, name: str) -> list[tuple[int, ...]]:
+    try:
+        boxes = [tuple(map(int, row)) for row in rows]
+    except ValueError:
+        boxes = []
+    if not boxes or {len(box) for box in boxes} != {4}:
+        raise _fault(folder, f"{name} has no box of four numbers per photograph")
+    return [(left, top, right + 1, bottom + 1) for left, top, right, bottom in boxes]
 
 
 def _annotations(folder: Path) -> list[list[str]]:
@@ -219,6 +222,6 @@ def _read(folder: Path, name: str) -> str:
 
 def _fault(folder: Path, what: str) -> FolderError:
     return FolderError(
-        f"{folder} is not Tiny ImageNet as it is unpacked: {what}. Pass by --data the folder "
+        f"{folder} is not Tiny ImageNet as it is unpacked: {what}. Name the folder "
         "tiny-imagenet-200, which holds wnids.txt, words.txt, train and val"
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -191,8 +191,6 @@ def write_mosaics(
     names: int = 16,
     train: int = 20_000,
     held_out: int = 2_000,
-    seed: int = 0,
-    progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Write both splits of mosaics; what is there already is not made again.
 
@@ -204,8 +202,6 @@ def write_mosaics(
         names: How many classes occur.
         train: Mosaics to train on.
         held_out: Mosaics to score on, of other photographs.
-        seed: Decides which classes, and the mosaics.
-        progress: Called with a line about each split.
 
     Returns:
         The manifest.
@@ -214,16 +210,16 @@ def write_mosaics(
         DataSetError: If an argument is out of range or a folder cannot be used.
         FolderError: If the data are not Tiny ImageNet's.
     """
-    maker = MosaicMaker(data, cache, objects, names, seed)
+    maker = MosaicMaker(data, cache, objects, names)
     settings = {
         "photographs": PHOTOGRAPHS,
         "objects": objects,
         "names": names,
         "scenes": {"train": train, "held_out": held_out},
-        "seed": seed,
+        "seed": maker.seed,
         "size": maker.size,
     }
-    return write_made(out, maker, settings, progress=progress)
+    return write_made(out, maker, settings)
 
 
 def _place(index: int, side: int) -> str:

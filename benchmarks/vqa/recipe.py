@@ -43,7 +43,7 @@ class VqaRecipe:
         arch: LAVIS' arch: "blip_vqa" or "albef_vqa"; or `TRANSFORMERS`.
         source: What the pictures show: `EMOJIS`, or `PHOTOGRAPHS` in frames.
         naming: Steps in which the tower learns to name what is in each cell, before any question;
-            it then keeps its weights until it is pruned.
+            where others continue from that training, the tower then keeps its weights in it.
         objects: Objects per picture: 4, 9 or, of emojis, 16.
         kinds: Kinds of question, joined by commas.
         names: Names that occur in the scenes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -160,3 +161,29 @@ def test_a_tower_learns_to_name_what_is_in_each_cell() -> None:
         return float((tokens[:, :4].mean((0, 1)) - tokens[:, 4:].mean((0, 1))).norm().detach())
 
     assert apart(0) == apart(0) < 0.8 * apart(60)
+
+
+def test_what_lavis_continues_from_keeps_the_tower_that_learned_names(
+    photographs: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lavis")
+    from benchmarks.vqa import grid, training
+
+    monkeypatch.setitem(grid.BASE_STEPS, PHOTOGRAPHS, 3)
+    sizes = {"objects": 4, "names": NAMES, "width": 32, "batch": 4, "naming": 2}
+    recipe = grid.recipe_of("continued", PHOTOGRAPHS, **sizes)
+    write_mosaics(
+        scenes.folder_of(recipe, tmp_path), photographs, cache, 4, names=NAMES, train=12, held_out=6
+    )
+    vocabulary = scenes.make(recipe, tmp_path, photographs)
+    grid.run_row({"recipe": asdict(recipe), "seed": 0, "base": True}, tmp_path, photographs)
+    kept = torch.load(grid.weights_of(recipe, tmp_path, 0), weights_only=True)
+    named = training.build(recipe, vocabulary, seed=0)
+    before = {name: weight.clone() for name, weight in named.state_dict().items()}
+    train = scenes.read(recipe, tmp_path, "train").scenes
+    learn_names(named, grid.base_of(recipe), train, seed=0)
+    tower = [name for name in kept if name.startswith("visual_encoder.")]
+    assert all(torch.equal(kept[name], named.state_dict()[name]) for name in tower)
+    assert not all(torch.equal(kept[name], before[name]) for name in tower)
+    others = [name for name in kept if name not in tower]
+    assert not all(torch.equal(kept[name], before[name]) for name in others)

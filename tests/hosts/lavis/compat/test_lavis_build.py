@@ -292,6 +292,23 @@ def test_a_whole_checkpoint(arch: str, tmp_path: Path) -> None:
         assert torch.equal(ours, given["text_encoder.bert.encoder.layer.6.output.dense.weight"])
 
 
+def test_a_checkpoint_is_compared_with_weights_that_are_collected_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = stock("blip_retrieval", seed=5)
+    torch.save({"model": given.state_dict()}, tmp_path / "whole.pt")
+    collect, collected = torch.nn.Module.state_dict, []
+
+    def counted(self: Any, *args: Any, **options: Any) -> Any:
+        if isinstance(self, type(given)):
+            collected.append(type(self))
+        return collect(self, *args, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "state_dict", counted)
+    model = pruned("blip_retrieval", pretrained=str(tmp_path / "whole.pt"))
+    assert len(collected) == 1 and "state_dict" not in vars(model)
+
+
 def test_nlvr_copies_what_it_loads_into_its_momentum_twin(tmp_path: Path) -> None:
     """LAVIS' own method fails after the weights are in, before they are copied."""
     given = stock("albef_nlvr", seed=5)
