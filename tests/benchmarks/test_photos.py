@@ -110,7 +110,7 @@ def test_the_array_is_written_once_and_again_where_a_file_changed(
 
 
 def test_a_folder_of_something_else_is_refused(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(FolderError, match=r"wnids\.txt.* Pass by --data the folder"):
+    with pytest.raises(FolderError, match=r"wnids\.txt.* Name the folder"):
         read_classes(tmp_path)
     with pytest.raises(FolderError, match="n00000003/images has 12 photographs, not 13"):
         read_train(data, tmp_path / "cache", [3], 1, 12)
