@@ -10,7 +10,11 @@ PYTHON ?= $(call find_python,python3 python3.13 python3.12 python3.11 python3.10
 # LAVIS' pins have wheels for Python up to 3.11 only.
 PYTHON_LAVIS ?= $(call find_python,$(PYTHON) python3.11 python3.10,11)
 
-# Packages are compiled when they are imported, which most of their modules never are.
+# Packages are compiled when they are imported, which most of their modules never are; and what was
+# compiled is kept, whatever the caller's environment says: many tests start processes, each of which
+# would compile torch and its neighbors again (8 seconds).
+export PYTHONDONTWRITEBYTECODE :=
+
 # .venv: LAVIS' own pins with the OpenCLIP they resolve to; .venv-openclip: the newest OpenCLIP.
 .venv/ready: pyproject.toml elip.pth
 	$(PYTHON_LAVIS) -m venv .venv
