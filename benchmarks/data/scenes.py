@@ -180,10 +180,10 @@ class SceneMaker:
         cell[inside] = over(stamp, alpha, cell[inside])
         y, x = row * self.cell, column * self.cell
         picture[y : y + self.cell, x : x + self.cell] = cell
-        ys, xs = np.nonzero(alpha)
+        ys, xs = (places.tolist() for places in np.nonzero(alpha))
         x, y = x + left, y + top
-        box = (x + xs.min(), y + ys.min(), x + xs.max() + 1, y + ys.max() + 1)
-        return Thing(name, row, column, colour, texture, tuple(int(edge) for edge in box))  # type: ignore[arg-type]
+        box = (x + min(xs), y + min(ys), x + max(xs) + 1, y + max(ys) + 1)
+        return Thing(name, row, column, colour, texture, box)
 
     def _describe(
         self, things: Sequence[Thing], single: Sequence[int], rng: random.Random

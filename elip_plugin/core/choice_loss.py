@@ -53,5 +53,8 @@ def attach_selection_loss(
     """
     log_scores = scores.gather(1, kept).clamp_min(torch.finfo(scores.dtype).tiny).log()
     log_scores = log_scores - log_scores.logsumexp(dim=1, keepdim=True)
-    taught: Tensor = _SelectionLoss.apply(tokens, log_scores, first, weight)  # type: ignore[no-untyped-call]
+    # torch 2.13 has no types here, 2.15 has.
+    taught: Tensor = _SelectionLoss.apply(  # type: ignore[no-untyped-call,unused-ignore]
+        tokens, log_scores, first, weight
+    )
     return taught
