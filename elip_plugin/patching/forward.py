@@ -58,6 +58,8 @@ class Call:
     needs_guide: bool  # text decides, and there is no guide yet
     tower: nn.Module | None = None  # may be a replica of the one described; None: not yet
     patches: Tensor | None = None  # their pixels, for reducers that read them
+    # Tokens after each block, as it returns them, for a tower that takes its blocks from a list.
+    outputs: list[Tensor] | None = None
 
     @contextmanager
     def guided(self, guide: Guide) -> Iterator[None]:

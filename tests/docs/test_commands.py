@@ -284,7 +284,7 @@ STUDY = "a training of hours; tests/benchmarks run its parts"
 RULES = [
     Rule("elip plan --model elip-ViT-SO400M.* --memory", run_small, slow=True, host="open_clip"),
     Rule("elip plan --model hf:", run_elip, host="transformers"),
-    Rule("elip plan .*--batch", run_elip, slow=True, host="open_clip"),
+    Rule("elip plan .*--batch", run_small, slow=True, host="open_clip"),
     Rule("elip plan", run_elip, host="open_clip"),
     Rule("elip check .*--bound", parse_elip, "hundreds of pictures; tests/check run it"),
     Rule("elip check --model hf:", run_elip, host="transformers"),
@@ -301,7 +301,7 @@ RULES = [
     Rule("elip bench speed --model elip-EVA02", run_small, slow=True, host="timm.layers"),
     Rule("elip bench speed .* --batch 256", parse_elip, "a batch for a GPU"),
     Rule("elip bench speed", run_small, slow=True, host="open_clip"),
-    Rule("elip bench memory", run_elip, slow=True, host="open_clip"),
+    Rule("elip bench memory", run_small, slow=True, host="open_clip"),
     Rule("elip bench gpu", parse_elip, "minutes; tests/measure/test_sweep.py runs it"),
     Rule("elip lavis", parse_elip, "a training; tests/hosts/lavis/runtime run small ones"),
     Rule("pip install clip_benchmark", None, "a network, and a package that is not ours"),

@@ -18,10 +18,9 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 COUNT = 20
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    made = tmp_path / "pictures"
-    made.mkdir()
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("pictures")
     generator = np.random.default_rng(0)
     for i in range(COUNT):
         pixels = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -30,12 +29,12 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of the tests' small model."""
     open_clip = pytest.importorskip("open_clip")
     torch.manual_seed(0)
-    path = tmp_path / "weights.pt"
+    path = tmp_path_factory.mktemp("weights") / "weights.pt"
     torch.save({"state_dict": open_clip.create_model("ViT-tiny").state_dict()}, path)
     return path
 
@@ -65,11 +64,19 @@ def read(out: Path) -> Any:
     return np.load(out / "features.npy")
 
 
-@pytest.mark.slow
-def test_a_folder(folder: Path, weights: Path, tmp_path: Path) -> None:
-    out = tmp_path / "index"
+@pytest.fixture(scope="module")
+def embedded(
+    folder: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[str], str]:
+    """The folder as the script embeds it: where, by which options, and what was printed."""
+    out = tmp_path_factory.mktemp("index")
     words = ["--pretrained", str(weights), "--images", str(folder), "--out", str(out)]
-    printed = run("embed_folder.py", *words)
+    return out, words, run("embed_folder.py", *words)
+
+
+@pytest.mark.slow
+def test_a_folder(embedded: tuple[Path, list[str], str], tmp_path: Path) -> None:
+    out, words, printed = embedded
     assert f"{COUNT} pictures by the plan embed" in printed and "left out: broken.png" in printed
     features = read(out)
     assert np.linalg.norm(features, axis=1) == pytest.approx(1, abs=1e-5)
@@ -97,29 +104,32 @@ def test_a_sheet_of_neighbors(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_an_exported_model_gives_the_same(
-    folder: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    weights: Path,
+    embedded: tuple[Path, list[str], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pytest.importorskip("open_clip")
     exported = tmp_path / "exported"
     monkeypatch.setenv("ELIP_TRUST_CHECKPOINT", str(exported / "image.pt2"))
     words = ["--model", "elip-embed-ViT-tiny", "--checkpoint", str(weights)]
     command = [sys.executable, "-m", "elip_plugin", "export", *words, "--format", "torch"]
     subprocess.run([*command, "--out", str(exported)], check=True, timeout=300)
-    images = ["--images", str(folder)]
-    run("embed_folder.py", "--export", str(exported), *images, "--out", str(tmp_path / "a"))
-    run("embed_folder.py", "--pretrained", str(weights), *images, "--out", str(tmp_path / "b"))
-    np.testing.assert_allclose(read(tmp_path / "a"), read(tmp_path / "b"), atol=1e-4)
+    out = tmp_path / "index"
+    run("embed_folder.py", "--export", str(exported), "--images", str(folder), "--out", str(out))
+    np.testing.assert_allclose(read(out), read(embedded[0]), atol=1e-4)
 
 
 @pytest.mark.slow
-def test_ray_survives_the_death_of_a_worker(folder: Path, weights: Path, tmp_path: Path) -> None:
+def test_ray_survives_the_death_of_a_worker(
+    embedded: tuple[Path, list[str], str], tmp_path: Path
+) -> None:
     pytest.importorskip("ray.data")
-    words = ["--pretrained", str(weights), "--images", str(folder)]
+    out, words, _ = embedded
     flag = tmp_path / "killed"
     printed = run(
-        "embed_ray.py", *words, "--out", str(tmp_path / "ray"),
+        "embed_ray.py", *words[:4], "--out", str(tmp_path / "ray"),
         "--batch", "3", "--die-once", str(flag),
     )  # fmt: skip
     assert flag.exists() and "left out: broken.png" in printed
-    run("embed_folder.py", *words, "--out", str(tmp_path / "index"))
-    np.testing.assert_allclose(read(tmp_path / "ray"), read(tmp_path / "index"), atol=1e-5)
+    np.testing.assert_allclose(read(tmp_path / "ray"), read(out), atol=1e-5)

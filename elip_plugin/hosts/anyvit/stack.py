@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, NoReturn
 
@@ -26,8 +26,6 @@ from elip_plugin.patching.swap import ATTRIBUTE
 
 ENTRIES = ("forward", "forward_features")
 """Methods of a tower that are one forward of it, from images on; others keep all tokens."""
-
-OF_CALLS = tuple(each.name for each in fields(Call))
 
 
 @dataclass(frozen=True)
@@ -51,17 +49,6 @@ class Calling:
         return x.transpose(0, 1) if self.sequence_first else x
 
 
-@dataclass
-class ListCall(Call):
-    """A call of a tower that takes its blocks from a list.
-
-    Attributes:
-        outputs: The tokens after each block, as the blocks return them; empty until the first step.
-    """
-
-    outputs: list[Tensor] = field(default_factory=list)
-
-
 class AnyTower(NamedAsReplaced):
     """A tower, from images to features."""
 
@@ -80,20 +67,19 @@ class AnyTower(NamedAsReplaced):
 
     def elip_forward(self, host: Any, args: Any, options: Any) -> Any:
         """Run the host's forward, which the list of blocks finds."""
-        if isinstance(self.elip.current(), ListCall):  # one entry calls the other
+        around = self.elip.current()
+        if around is not None and around.outputs is not None:  # one entry calls the other
             return host(self, *args, **options)
         before = self.elip.open(self)  # type: ignore[arg-type]
-        assert thread.innermost is not None
-        owner, opened, outer = thread.innermost
-        call = ListCall(*[getattr(opened, name) for name in OF_CALLS])
-        thread.innermost = owner, call, outer
         try:
-            if call.level > 0:
+            call = self.elip.current()
+            if call is not None:  # else all tokens are kept
+                call.outputs = []
                 refuse_recording(getattr(self, "config", None), options)
             output = host(self, *args, **options)
         finally:
             thread.innermost = before
-        if call.level > 0 and not call.outputs:
+        if call is not None and not call.outputs:
             raise UnsupportedModelError(
                 f"this {type(self).__name__} did not take its blocks from the list that was checked"
                 ", so nothing was pruned (gradient checkpointing may be on): turn that off, or run "
@@ -128,10 +114,10 @@ class BlockList(NamedAsReplaced, PrunableStack):
 
     elip_calling: Calling
 
-    def _pruning(self) -> ListCall | None:
+    def _pruning(self) -> Call | None:
         pruner = vars(self).get(ATTRIBUTE)  # a slice of the list has none
-        call = None if pruner is None else pruner.current()
-        return call if isinstance(call, ListCall) else None
+        call: Call | None = None if pruner is None else pruner.current()
+        return None if call is None or call.outputs is None else call
 
     def __iter__(self) -> Iterator[Any]:
         """Iterate over the blocks, or the steps of a pruned forward."""
@@ -149,7 +135,7 @@ class BlockList(NamedAsReplaced, PrunableStack):
     def elip_step(self, i: int, x: Tensor, args: Any, options: Any) -> Any:
         """Return the tokens after block i, given those after the block before it."""
         call = self._pruning()
-        assert call is not None  # steps live as long as the forward
+        assert call is not None and call.outputs is not None  # steps live as long as the forward
         if i == 0:
             call.outputs = self._run(call, x, args, options)
         elif x is not call.outputs[i - 1]:
@@ -157,7 +143,7 @@ class BlockList(NamedAsReplaced, PrunableStack):
         out = call.outputs[i]
         return (out,) if self.elip_calling.as_tuple else out
 
-    def _run(self, call: ListCall, x: Tensor, args: Any, options: Any) -> list[Tensor]:
+    def _run(self, call: Call, x: Tensor, args: Any, options: Any) -> list[Tensor]:
         calling, outputs = self.elip_calling, []
         refuse_other_calling(calling, args, options)
         if not torch.compiler.is_compiling() and in_checkpoint():
