@@ -271,7 +271,7 @@ def of_finetuning() -> Iterator[str]:
     groups: dict[Any, list[dict[str, Any]]] = {}
     for run in sorted(runs, key=compared.group_of):
         groups.setdefault(compared.group_of(run), []).append(run)
-    yield compared.table(groups)
+    yield " ".join(compared.table(groups).split())
     none, half, longer = (
         mean(r[f"{way}_R@1"] for r in groups[key] for way in ("image_to_text", "text_to_image"))
         for key in (("none", 156), ("half", 156), ("half", 260))
@@ -423,6 +423,7 @@ PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "docs/plans.md": of_plans,
     "docs/quality.md": of_quality,
     "docs/speed.md": of_speed,
+    "docs/finetuning.md": of_finetuning,
     "docs/embedding.md": of_embedding,
     "docs/coming_from.md": of_coming_from,
     "docs/method.md": of_method,
@@ -451,6 +452,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "docs/plans.md": ("| 0.49 |", "| 0.56 |", "| 0.61 | the measured time of ViT"),
     # Two trainings from before the log, as the page says.
     "docs/quality.md": ("(+0.1 and 0.0; not in the log",),
+    "docs/finetuning.md": ("transformers 5.24",),
     "docs/embedding.md": ("with Ray 2.60",),
     "docs/method.md": ("*t* = 0.2 is the text weight",),  # a default
     # A ratio to the power of 1, 2, 3.
