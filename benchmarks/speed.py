@@ -81,9 +81,9 @@ class Run:
         return float(own / first)
 
     def kept(self, variant: str, measured: str) -> str:
-        """What backward keeps over the reference's, or nothing where there is no backward pass."""
+        """What a pass with a backward one keeps for it, over the reference's."""
         own, first = (self.by_pass[n, measured]["memory"] for n in (variant, self.variants[0]))
-        return f"{own / first:.2f}" if first else "none"
+        return f"{own / first:.2f}"
 
     def cell(self, variant: str, measured: str) -> str:
         """Time over the reference's with its range, and the counted operations."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ COLUMNS = {
 def group_of(report: dict[str, Any]) -> tuple[str, int]:
     """Return what makes reports one row."""
     return report["elip"], report["steps"]
+
+
+def read(paths: Iterable[Path]) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """Read reports, grouped into rows."""
+    reports = sorted((json.loads(path.read_text()) for path in paths), key=group_of)
+    return {key: list(rows) for key, rows in itertools.groupby(reports, group_of)}
 
 
 def table(groups: dict[tuple[str, int], list[dict[str, Any]]]) -> str:
@@ -69,8 +76,7 @@ def main() -> None:
     parser.add_argument("reports", type=Path, nargs="+", help="files that --out wrote")
     parser.add_argument("-o", "--out", type=Path, help="a picture to write: .svg or .png")
     given = parser.parse_args()
-    reports = sorted((json.loads(path.read_text()) for path in given.reports), key=group_of)
-    groups = {key: list(rows) for key, rows in itertools.groupby(reports, group_of)}
+    groups = read(given.reports)
     print(table(groups))
     if given.out:
         draw(groups, given.out)

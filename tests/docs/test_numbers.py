@@ -7,7 +7,6 @@ left of a page's numbers is listed with the reason why no log has it.
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -267,10 +266,7 @@ def of_speed() -> Iterator[str]:
 
 def of_finetuning() -> Iterator[str]:
     compared = example("compare_finetuning")
-    runs = [json.loads(file.read_text()) for file in FINETUNING.glob("*.json")]
-    groups: dict[Any, list[dict[str, Any]]] = {}
-    for run in sorted(runs, key=compared.group_of):
-        groups.setdefault(compared.group_of(run), []).append(run)
+    groups = compared.read(FINETUNING.glob("*.json"))
     yield " ".join(compared.table(groups).split())
     none, half, longer = (
         mean(r[f"{way}_R@1"] for r in groups[key] for way in ("image_to_text", "text_to_image"))
