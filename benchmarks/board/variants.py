@@ -187,6 +187,14 @@ VARIANTS = {
         "half of the token-layers by ToMe, unpruned end",
         {**STAGED_HALF, "reducer": "tome", **END},
     ),
+    "tome 0.38": Variant(
+        "0.38 of the token-layers: each block merges the same share of its tokens by ToMe",
+        {**_stages((0, 0.38)), "reducer": "tome"},
+    ),
+    "tome 0.48, end": Variant(
+        "the same, 0.48 of the token-layers, unpruned end",
+        {**_stages((0, 0.48)), "reducer": "tome", **END},
+    ),
     "unique staged, end": Variant(
         "half of the token-layers by uniqueness of keys, unpruned end",
         {**STAGED_HALF, "reducer": "unique", **END},

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from elip_plugin.core.blocks import BlockParts
 from elip_plugin.core.stage import PlannedStage
+from elip_plugin.errors import PlanError
 from elip_plugin.reducers.base import BlockCall, Reducer, StageContext
 
 # In every block as many of the patches as there are blocks can spare.
@@ -45,12 +46,19 @@ class ToMe(Reducer):
     def resolve_stages(
         self, stages: tuple[PlannedStage, ...], *, num_patches: int, depth: int, prefix: int
     ) -> tuple[PlannedStage, ...]:
-        """Spread the removal evenly over the blocks, as ToMe does; see `Reducer.resolve_stages`."""
-        full = prefix + num_patches
+        """Spread the removal over the blocks; see `Reducer.resolve_stages`.
+
+        Evenly, as ToMe does, up to a twelfth of the patches in each of 12 blocks; where stages ask
+        for more, each block keeps the same share of its tokens.
+        """
         removed = sum((s.tokens_in - s.tokens_out) * (depth - s.block) for s in stages)
-        pairs = depth * (depth - 1) / 2
-        rate = min(removed / pairs if pairs else 0.0, num_patches / depth)
-        lengths = [full - min(round(rate * i), num_patches - 1) for i in range(depth)]
+        if 2 * removed <= depth * (num_patches + 1):
+            pairs = depth * (depth - 1) / 2
+            rate = min(removed / pairs if pairs else 0.0, num_patches / depth)
+            left = [num_patches - min(round(rate * i), num_patches - 1) for i in range(depth)]
+        else:
+            left = shrinking(num_patches, depth, depth - removed / num_patches)
+        lengths = [prefix + tokens for tokens in left]
         return tuple(
             PlannedStage(i, 1, after - prefix, before, after)
             for i, (before, after) in enumerate(pairwise(lengths), 1)
@@ -96,6 +104,28 @@ class ToMe(Reducer):
             if context.positions is not None:
                 context = context.at(context.positions.take(pairs.left()))
         return x, context
+
+
+def shrinking(num_patches: int, depth: int, total: float) -> list[int]:
+    """Return how many of N patches enter each block [L], a constant share of those of the block before.
+
+    Their sum is near `total` * N. Pairs are merged, so that the share is a half or more.
+    """
+    least = sum(0.5**i for i in range(depth))
+    if total < least - 0.5 / num_patches * depth:
+        raise PlanError(
+            f"ToMe merges pairs, hence at most half of the tokens in a block: of {depth} blocks' "
+            f"tokens it leaves {least / depth:.2f} or more, and the stages ask for "
+            f"{total / depth:.2f}; keep more, or use the reducer pool"
+        )
+    low, high = 0.5, 1.0
+    for _ in range(50):
+        share = (low + high) / 2
+        low, high = (low, share) if sum(share**i for i in range(depth)) > total else (share, high)
+    left = [num_patches]
+    for i in range(1, depth):
+        left.append(max(round(num_patches * low**i), left[-1] // 2, 1))
+    return left
 
 
 def merge_inside(

@@ -19,7 +19,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from elip_plugin import ElipConfig, create, find_handle
-from elip_plugin.cli.main import app
+from elip_plugin.cli.main import app, main
 from elip_plugin.core.select import Selection
 from elip_plugin.core.trace import Trace
 from elip_plugin.errors import ConfigError, DataError
@@ -350,13 +350,21 @@ def test_a_checkpoint_is_shown_as_trained(folder: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_faults_are_one_line(arguments: list[str], message: str, folder: Path) -> None:
+def test_faults_are_one_line(
+    arguments: list[str],
+    message: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     pytest.importorskip("open_clip")
     given = [] if "--model" in arguments else ["--model", TINY]
-    command = [sys.executable, "-m", "elip_plugin", "show", "--image", str(folder)]
-    made = subprocess.run([*command, *given, *arguments], capture_output=True, text=True)
-    assert made.returncode == 1 and message in made.stderr.splitlines()[-1]
-    assert "Traceback" not in made.stderr
+    monkeypatch.setattr(sys, "argv", ["elip", "show", "--image", str(folder), *given, *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    said = capsys.readouterr().err
+    assert end.value.code == 1 and message in said.splitlines()[-1]
+    assert "Traceback" not in said
 
 
 NARROW = {"embed_dim": 32, "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 32,
