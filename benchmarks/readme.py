@@ -24,6 +24,8 @@ CHART = ROOT / "docs" / "results" / "gain.svg"
 
 PLANS = {
     "`half`": "tome",
+    "`level`": "tome 0.48, end",
+    "`third`": "tome 0.36",
     "`lowres`": "pool, long end",
     "random half": "random 0.5, end",
     "`fast`": "fast",

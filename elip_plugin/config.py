@@ -163,9 +163,9 @@ class ElipConfig:
 
         Args:
             name: `"paper"` (the paper's stages), `"fast"` (the same cuts, lookahead 1), `"half"`
-                (similar tokens merge in every block), `"embed"` (the same in evaluation too, for
-                weights that are there) or `"lowres"` (the picture at half its side, with an
-                unpruned end).
+                (similar tokens merge in every block), `"level"` (about as many do, with an unpruned
+                end), `"third"` (more do), `"embed"` (`half` in evaluation too, for weights that are
+                there) or `"lowres"` (the picture at half its side, with an unpruned end).
 
         Returns:
             The configuration.

@@ -226,7 +226,10 @@ def test_faults_after_an_incomplete_stage_keep_their_number() -> None:
 def test_an_unknown_preset_is_named_beside_other_faults() -> None:
     text = message(ElipConfig.from_mapping, {"preset": "quick", "eval_mode": "txt", "speed": 2})
     assert "3 faults" in text
-    assert "preset 'quick'" in text and "['embed', 'fast', 'half', 'lowres', 'paper']" in text
+    assert (
+        "preset 'quick'" in text
+        and "['embed', 'fast', 'half', 'level', 'lowres', 'paper', 'third']" in text
+    )
     assert "eval_mode must be" in text
     assert "key 'speed'" in text
 
@@ -273,13 +276,16 @@ def test_embed_is_half_that_prunes_in_evaluation() -> None:
 @pytest.mark.parametrize("make", [ElipConfig.preset, ElipConfig.from_mapping])
 def test_an_unknown_preset_is_refused_with_the_choices(make: Any) -> None:
     text = message(make, "quick")
-    assert "preset 'quick'" in text and "['embed', 'fast', 'half', 'lowres', 'paper']" in text
+    assert (
+        "preset 'quick'" in text
+        and "['embed', 'fast', 'half', 'level', 'lowres', 'paper', 'third']" in text
+    )
 
 
 @pytest.mark.parametrize("value", [["paper"], {"name": "paper"}, 3, None])
 def test_a_preset_that_is_no_name_is_a_config_error(value: Any) -> None:
     text = message(ElipConfig.from_mapping, {"preset": value})
-    known = ["embed", "fast", "half", "lowres", "paper"]
+    known = ["embed", "fast", "half", "level", "lowres", "paper", "third"]
     assert_only_fault(text, f"preset {value!r}", f"known are {known}")
 
 

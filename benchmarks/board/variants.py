@@ -187,12 +187,17 @@ VARIANTS = {
         "half of the token-layers by ToMe, unpruned end",
         {**STAGED_HALF, "reducer": "tome", **END},
     ),
+    "tome 0.36": Variant(
+        "each block merges the same share of its tokens by ToMe, down to 0.36 of the token-layers "
+        "(the preset third)",
+        {**_stages((0, 0.36)), "reducer": "tome"},
+    ),
     "tome 0.38": Variant(
-        "0.38 of the token-layers: each block merges the same share of its tokens by ToMe",
+        "the same, down to 0.38 of the token-layers",
         {**_stages((0, 0.38)), "reducer": "tome"},
     ),
     "tome 0.48, end": Variant(
-        "the same, 0.48 of the token-layers, unpruned end",
+        "the same, down to 0.48 of the token-layers, unpruned end (the preset level)",
         {**_stages((0, 0.48)), "reducer": "tome", **END},
     ),
     "unique staged, end": Variant(

@@ -24,6 +24,7 @@ UNSEEN_NAMES = Measure("unseen_top1", "top-1 by unseen names", MARGIN, tuple(TES
 _ask = partial(Question, regimes=("scratch",), written="2026-11-28")
 _EVERYWHERE = ("scratch", "unseen", "continued")
 HALF, LOWRES, RANDOM = "tome", "pool, long end", "random 0.5, end"
+THIRD, LEVEL = "tome 0.36", "tome 0.48, end"
 
 QUESTIONS = (
     _ask("Similar tokens merged in every block by ToMe (the preset half): as good as unpruned "
@@ -43,6 +44,16 @@ QUESTIONS = (
          LOWRES, "operations"),
     _ask("Does the preset lowres score better than half at the same operations?",
          LOWRES, "operations", HALF, "operations"),
+    _ask("The preset level, 0.6 of the step: as good as unpruned training at equal steps?",
+         LEVEL, first=2, seeds=6),
+    _ask("Is training with the preset level better than unpruned training at equal operations?",
+         LEVEL, "operations", first=2, seeds=6),
+    _ask("Is training with the preset third, 0.4 of the step, better than unpruned training at "
+         "equal operations?", THIRD, "operations", first=2, seeds=6),
+    _ask("Does the preset third score better than half at the same operations?",
+         THIRD, "operations", HALF, "operations", first=2, seeds=6),
+    _ask("Does the preset third score better than lowres at the same operations?",
+         THIRD, "operations", LOWRES, "operations", first=2, seeds=6),
     _ask("Half of the patches at the input, at random, with an unpruned end: as good as unpruned "
          "training at equal steps?", RANDOM),
     _ask("Is random half at the input, with an unpruned end, better than unpruned training at "

@@ -15,7 +15,7 @@ MRR = Measure("mrr", "MRR", margin=0.01, tests=tuple(TEST_PLANS))
 
 _ask = partial(Question, regimes=tuple(RECIPES), written="2026-11-25")
 
-LOWRES, RANDOM, TOME = "pool, long end", "random 0.5, end", "tome"
+LOWRES, RANDOM, TOME, THIRD = "pool, long end", "random 0.5, end", "tome", "tome 0.36"
 
 QUESTIONS = (
     _ask("Similar tokens merged in every block by ToMe (the preset half): as good as unpruned "
@@ -36,6 +36,15 @@ QUESTIONS = (
     _ask("Does the preset lowres score better than half at the same operations? (Asked after "
              "the trainings.)", LOWRES, "operations", TOME, "operations",
              regimes=("scratch",), seeds=5, first=5, written="2026-11-26"),
+    _ask("Is training with the preset third, 0.4 of the step, better than unpruned training at "
+             "equal operations?", THIRD, "operations",
+             regimes=("scratch",), first=2, written="2026-11-28"),
+    _ask("Does the preset third score better than half at the same operations?",
+             THIRD, "operations", TOME, "operations",
+             regimes=("scratch",), first=2, written="2026-11-28"),
+    _ask("Does the preset third score better than lowres at the same operations?",
+             THIRD, "operations", LOWRES, "operations",
+             regimes=("scratch",), seeds=5, first=5, written="2026-11-28"),
     _ask("Half of the patches at the input, at random, with an unpruned end: as good as "
              "unpruned training at equal steps?", RANDOM),
     _ask("Is random half at the input, with an unpruned end, better than unpruned training at "

@@ -22,8 +22,8 @@ Model = Annotated[
 Preset = Annotated[
     str,
     typer.Option(
-        help="half (recommended), lowres, embed; or paper and fast, which cost more than half and "
-        "did not score higher. By default the model's own."
+        help="half (recommended), level, third, lowres, embed; or paper and fast, which cost more "
+        "than half and did not score higher. By default the model's own."
     ),
 ]
 Keep = Annotated[

@@ -194,7 +194,7 @@ def _what_wins(pruner: Pruner, keep: str, cost: Callable[[Plan], float]) -> str:
 
 def _other_plans(pruner: Pruner, keep: str) -> Iterator[tuple[str, Plan]]:
     """Yield other plans for a tower by their options, those with the same keep ratios first."""
-    from elip_plugin.config import RECOMMENDED, TRAINING_PRESETS
+    from elip_plugin.config import OUTSCORED, RECOMMENDED, TRAINING_PRESETS
     from elip_plugin.measure.preview import make_config, plan_for, solve
 
     makers: dict[str, Callable[[], Any]] = {
@@ -202,7 +202,9 @@ def _other_plans(pruner: Pruner, keep: str) -> Iterator[tuple[str, Plan]]:
             make_config, name, ratios
         )
         for ratios in dict.fromkeys((keep, ""))
-        for name in sorted(TRAINING_PRESETS, key=lambda name: name != RECOMMENDED)
+        for name in sorted(
+            TRAINING_PRESETS, key=lambda name: (name != RECOMMENDED, name in OUTSCORED)
+        )
     }
     makers[f"--target-speedup {SMALL_SPEEDUP}"] = partial(solve, pruner, SMALL_SPEEDUP)
     for options, make in makers.items():

@@ -23,11 +23,11 @@ from elip_plugin.core.stage import PlannedStage
 from elip_plugin.errors import PlanError
 from elip_plugin.reducers.base import BlockCall, Reducer, StageContext
 
-# In every block as many of the patches as there are blocks can spare.
-HALF: Mapping[str, Any] = {
-    "stages": [{"block": 0, "lookahead": 1, "keep": 0.5}],
-    "reference_depth": 12,
-}
+
+def _keeping(keep: float) -> Mapping[str, Any]:
+    """Return a plan that leaves a share of the token-layers of a tower of any depth."""
+    stages = [{"block": 0, "lookahead": 1, "keep": keep}]
+    return {"stages": stages, "reference_depth": 12}
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,14 @@ class ToMe(Reducer):
     returns = False
     uses_attention = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "half": HALF,
+        # In every block as many of the patches as there are blocks can spare.
+        "half": _keeping(0.5),
+        # The end sees all tokens, which makes up for what merging loses (docs/photos.md).
+        "level": {**_keeping(0.48), "final_unpruned": 0.15},
+        # Of ViT-B/16 about a third of the operations run.
+        "third": _keeping(0.36),
         # For weights that are there: it costs least without any training (docs/quality.md).
-        "embed": {**HALF, "eval_mode": "image"},
+        "embed": {**_keeping(0.5), "eval_mode": "image"},
     }
 
     def resolve_stages(
@@ -107,7 +112,7 @@ class ToMe(Reducer):
 
 
 def shrinking(num_patches: int, depth: int, total: float) -> list[int]:
-    """Return how many of N patches enter each block [L], a constant share of those of the block before.
+    """Return how many of N patches enter each block [L]: always the same share of those before.
 
     Their sum is near `total` * N. Pairs are merged, so that the share is a half or more.
     """
