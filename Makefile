@@ -56,9 +56,10 @@ ONCE_OF_LAVIS = -m "not newest and not pins"
 demo: .venv-openclip/ready
 	.venv-openclip/bin/python examples/demo.py --out demo
 
-# Two at a time what uses one core each: the environments, lint, the wheel. The tests take both.
+# Three at a time what uses a core each, or waits for a network: the environments, lint, the wheel. The
+# tests take both cores.
 test:
-	$(MAKE) --no-print-directory -j 2 -O .venv-openclip/ready $(LAVIS_READY) lint test-wheel $(LAVIS_NEW_READY)
+	$(MAKE) --no-print-directory -j 3 -O .venv-openclip/ready $(LAVIS_READY) lint test-wheel $(LAVIS_NEW_READY)
 	$(MAKE) --no-print-directory test-open-clip
 	$(MAKE) --no-print-directory test-lavis
 

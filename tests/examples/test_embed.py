@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from entry_points import elip
 from PIL import Image
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -112,9 +113,9 @@ def test_an_exported_model_gives_the_same(
 ) -> None:
     exported = tmp_path / "exported"
     monkeypatch.setenv("ELIP_TRUST_CHECKPOINT", str(exported / "image.pt2"))
-    words = ["--model", "elip-embed-ViT-tiny", "--checkpoint", str(weights)]
-    command = [sys.executable, "-m", "elip_plugin", "export", *words, "--format", "torch"]
-    subprocess.run([*command, "--out", str(exported)], check=True, timeout=300)
+    elip(
+        f"export --model elip-embed-ViT-tiny --checkpoint {weights} --format torch --out {exported}"
+    )
     out = tmp_path / "index"
     run("embed_folder.py", "--export", str(exported), "--images", str(folder), "--out", str(out))
     np.testing.assert_allclose(read(out), read(embedded[0]), atol=1e-4)
