@@ -25,6 +25,7 @@ from benchmarks.board.cost import read_ratios
 from benchmarks.board.measure import ALL, Measure
 from benchmarks.board.variants import REFERENCE
 from benchmarks.photos import page as photos
+from benchmarks.photos.questions import QUESTIONS as photo_questions
 from benchmarks.photos.questions import TOP1
 from benchmarks.quality import page as board
 from benchmarks.quality.questions import MRR, QUESTIONS
@@ -35,6 +36,7 @@ from elip_plugin import ElipConfig, plan
 
 ROOT = Path(__file__).parents[2]
 HALF, LOWRES, RANDOM = "tome", "pool, long end", "random 0.5, end"
+LEVEL, THIRD = "tome 0.48, end", "tome 0.36"
 NUMBER = r"[+-]?\d+\.\d+(?: ± \d+\.\d+)?%?|\b\d+%"
 """What looks like a result: a decimal, with its interval, or a share."""
 
@@ -100,8 +102,8 @@ def rows(regime: str = "scratch") -> dict[tuple[str, str], report.BoardRow]:
     return {(row.variant, row.budget): row for row in made}
 
 
-def step(name: str) -> str:
-    return f"{rows()[name, 'steps'].step:.2f}"
+def step(name: str, budget: str = "steps") -> str:
+    return f"{rows()[name, budget].step:.2f}"
 
 
 def said(found: Difference, sign: str = "+") -> str:
@@ -165,6 +167,11 @@ def of_readme() -> Iterator[str]:
         f"({photo_operations.seeds} seeds"
     )
     yield f"**It costs**, at equal steps, {said(by_steps)} and {said(photo_steps)} points."
+    third = gap(THIRD, "operations"), gap(THIRD, "operations", found=photographs, measure=TOP1)
+    yield (
+        f"`third`, at {step(THIRD, 'operations')} of the step, gained {bare(third[0])} and "
+        f"{bare(third[1])} points ({third[0].seeds} and {third[1].seeds} seeds)."
+    )
 
 
 def of_plans() -> Iterator[str]:
@@ -233,6 +240,14 @@ def of_quality() -> Iterator[str]:
         f"({step('pool, end')} of the step) {said(early)} ({early.seeds} seeds) and "
         f"{said(earlier)} ({earlier.seeds} seed)."
     )
+    third = gap(THIRD, "operations")
+    yield (
+        f"**`third`** ({step(THIRD, 'operations')} of the step) gains {bare(third)} at equal "
+        f"operations ({third.seeds} seeds) and is ahead of `half` by "
+        f"{bare(asked('Does the preset third score better than half'))}, of `lowres` by "
+        f"{bare(asked('Does the preset third score better than lowres'))}"
+    )
+    yield from of_photographs()
     paper, fast = gap("paper"), gap("fast")
     yield (
         f"**`paper`** ({step('paper')} of the step) loses {bare(paper)} at equal steps "
@@ -253,6 +268,35 @@ def of_quality() -> Iterator[str]:
     yield (
         f"({rows()[HALF, 'operations'].loss:.1f} in place of {rows()[REFERENCE, 'steps'].loss:.1f})"
     )
+
+
+def of_photographs() -> Iterator[str]:
+    found = photographs()["scratch"]
+
+    def answered(start: str) -> Difference:
+        (question,) = [one for one in photo_questions if one.text.startswith(start)]
+        answer = report.answer(found, question, TOP1)
+        assert answer is not None
+        return answer
+
+    level = answered("The preset level, 0.6 of the step")
+    yield (
+        f"**`level`** ({step_on_photographs(LEVEL)} of the step) is at {said(level)} at equal "
+        f"steps ({level.seeds} seeds that took no part in its choice), where `half` is at "
+        f"{said(gap(HALF, found=photographs, measure=TOP1))}"
+    )
+    third = answered("Is training with the preset third")
+    yield (
+        f"**`third`** ({step_on_photographs(THIRD, 'operations')}) gains {bare(third)} at equal "
+        f"operations ({third.seeds} seeds that took no part in its choice), "
+        f"{bare(answered('Does the preset third score better than half'))} more than `half`"
+    )
+
+
+def step_on_photographs(name: str, budget: str = "steps") -> str:
+    made = report.board(photographs()["scratch"], {}, TOP1)
+    (row,) = [row for row in made if (row.variant, row.budget) == (name, budget)]
+    return f"{row.step:.2f}"
 
 
 def of_speed() -> Iterator[str]:
