@@ -51,7 +51,7 @@ APART = tests/export tests/test_threads.py
 ONCE = -m "not newest"
 ONCE_OF_LAVIS = -m "not newest and not pins"
 
-.PHONY: demo test test-open-clip test-lavis test-fast lint clean
+.PHONY: demo test test-open-clip test-lavis test-fast test-fast-lavis lint clean
 
 demo: .venv-openclip/ready
 	.venv-openclip/bin/python examples/demo.py --out demo
@@ -102,9 +102,12 @@ test-wheel: release
 	cd dist && ELIP_EXPECT_WHEEL=1 ../.venv-wheel/bin/python $(PYTEST) -c ../pyproject.toml -o pythonpath=tests \
 	  -m "not slow" $(addprefix ../tests/,core test_golden.py test_plan.py hosts/open_clip/test_open_clip.py hosts/test_names.py measure/test_preview.py visualize)
 
-# The default suite alone: no training commands, no compiler.
-test-fast: .venv-openclip/ready $(LAVIS_READY)
+# The default suite alone, with the newest libraries: no training commands, no compiler.
+test-fast: .venv-openclip/ready
 	.venv-openclip/bin/python $(PYTEST) -m "not slow"
+
+# The same with LAVIS.
+test-fast-lavis: $(LAVIS_READY)
 	$(if $(LAVIS_READY),.venv/bin/python $(PYTEST) -m "not slow" $(MODELS))
 	$(if $(LAVIS_READY),.venv/bin/python $(PYTEST) -m "not slow" $(TOOLS) -k lavis)
 

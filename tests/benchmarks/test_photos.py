@@ -340,6 +340,7 @@ class _InThisProcess:
         pass
 
 
+@pytest.mark.slow
 def test_the_command(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ticked: list[int]
 ) -> None:

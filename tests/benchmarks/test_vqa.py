@@ -136,6 +136,7 @@ def test_the_page_has_the_tables_of_the_log() -> None:
     assert changed.count("| another |") == len(made) > 0
 
 
+@pytest.mark.slow
 def test_a_variant_of_transformers_trains_and_is_scored(data: Path, folder: Path) -> None:
     pytest.importorskip("transformers", minversion="4.57")
     pytest.importorskip("accelerate")

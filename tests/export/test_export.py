@@ -93,6 +93,7 @@ def test_what_lies_beside_the_file(folder: Path) -> None:
     assert config["model_cfg"] == expected and config["preprocess_cfg"]["mean"] == about["mean"]
 
 
+@pytest.mark.slow
 def test_the_files_of_transformers(tmp_path: Path) -> None:
     need("torch")
     transformers = pytest.importorskip("transformers", minversion="4.57")
@@ -177,6 +178,7 @@ def test_a_tower_that_torch_cannot_follow(tmp_path: Path) -> None:
         capture(Odd(), (torch.randn(2, 3),))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["features", "nan", "shape"])
 def test_nothing_is_left_of_a_file_that_gives_something_else(
     change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -290,6 +292,7 @@ def test_a_file_of_torch_is_read_only_where_it_is_trusted(
 # The command.
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need("torch")
     from PIL import Image

@@ -232,6 +232,7 @@ def train_open_clip(folder: Path) -> None:
     command.main(words)
 
 
+@pytest.mark.slow
 def test_a_training_by_open_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("open_clip_train.main")
     import open_clip
@@ -274,6 +275,7 @@ def train_transformers(folder: Path) -> None:
     torch.save(trainer.model.state_dict(), folder / "end.pt")
 
 
+@pytest.mark.slow
 def test_a_training_by_transformers(tmp_path: Path) -> None:
     pytest.importorskip("transformers", minversion="4.57")
     pytest.importorskip("accelerate")

@@ -26,6 +26,7 @@ LIMIT = 3600 if is_long() else 600
 """Seconds, of what waits for ever."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4] if is_long() else [2])
 def test_as_one_process(processes: int) -> None:
     pytest.importorskip("torch", minversion="2.9")  # where FSDP2 leaves scalars out

@@ -62,6 +62,7 @@ def test_importing_the_package_imports_no_host() -> None:
     assert python("-c", code).stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_open_clip_knows_the_models_without_our_import() -> None:
     pytest.importorskip("open_clip")
     assert python("-c", LISTED).stdout.strip() == "True"

@@ -174,6 +174,7 @@ def test_lines_through_the_counted_batches() -> None:
     assert made.largest(730) == 64 and made.largest(729) == 63 and made.largest(100) == 0
 
 
+@pytest.mark.slow
 def test_keep_ratios_that_make_a_batch_fit(tiny: Any) -> None:
     _, meta = tiny
     way = Way("fp32", False, *(count_memory(meta, variant=name) for name in ("full", "")))
@@ -194,6 +195,7 @@ def test_pruning_fits_more_pairs(tiny: Any) -> None:
     assert str(full.batch) in output and "predicted" in output
 
 
+@pytest.mark.slow
 def test_the_command_says_what_fits(tiny: Any) -> None:
     command = f"plan --model elip-{TINY} --memory 400MiB --reserve 50MiB --batch 200"
     out = elip(f"{command} --precision fp32")

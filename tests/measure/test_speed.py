@@ -110,6 +110,7 @@ def test_inference_prunes_by_the_image_alone_and_the_tower_by_text(host_model: A
     assert torch.equal(features[False], unguided)
 
 
+@pytest.mark.slow
 def test_every_variant_runs_every_pass(host_model: Any) -> None:
     _, rows = measure_speed(host_model, batch=2, rounds=1)
     names = variant_names(host_model)

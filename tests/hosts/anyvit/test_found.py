@@ -133,6 +133,7 @@ def test_copies_are_pruned_alike(name: str) -> None:
     assert torch.equal(case.encode(model, x), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.newest
 @pytest.mark.parametrize("name", ["CLIP", "torch", "torchvision", "timm ViT", "DINOv2"])
 def test_compiled_as_eager(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -232,6 +232,7 @@ print(len(elip_plugin.list_models("transformers")))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.newest
 def test_a_renamed_class_disables_its_family_only() -> None:
     path = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
