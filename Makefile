@@ -108,6 +108,7 @@ test-fast: .venv-openclip/ready
 
 # The same with LAVIS.
 test-fast-lavis: $(LAVIS_READY)
+	@$(if $(LAVIS_READY),,echo "== $(LEFT_OUT) ==")
 	$(if $(LAVIS_READY),.venv/bin/python $(PYTEST) -m "not slow" $(MODELS))
 	$(if $(LAVIS_READY),.venv/bin/python $(PYTEST) -m "not slow" $(TOOLS) -k lavis)
 

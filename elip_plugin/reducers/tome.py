@@ -40,7 +40,7 @@ class ToMe(Reducer):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         # In every block as many of the patches as there are blocks can spare.
         "half": _keeping(0.5),
-        # The end sees all tokens, which makes up for what merging loses (docs/photos.md).
+        # As near to unpruned training at equal steps as could be shown (docs/photos.md).
         "level": {**_keeping(0.48), "final_unpruned": 0.15},
         # Of ViT-B/16 about a third of the operations run.
         "third": _keeping(0.36),
