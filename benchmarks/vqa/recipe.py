@@ -18,8 +18,8 @@ PATCHES = {EMOJIS: {4: 8, 9: 12, 16: 8}, PHOTOGRAPHS: {4: 8, 9: 8}}
 """Side of a patch in pixels by the number of objects: an emoji covers 16, 4 and 4 patches, a
 photograph 16 and 9."""
 
-NAMING = {EMOJIS: 0, PHOTOGRAPHS: 1500}
-"""Steps of `VqaRecipe.naming`; with more, photographs are learned by heart."""
+NAMING = {EMOJIS: 0, PHOTOGRAPHS: 3000}
+"""Steps of `VqaRecipe.naming`."""
 
 KINDS = {EMOJIS: ("colour", "place", "number"), PHOTOGRAPHS: ("colour", "place", "neighbour")}
 """Kinds of question about each."""
