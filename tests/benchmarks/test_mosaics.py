@@ -163,6 +163,41 @@ def test_a_tower_learns_to_name_what_is_in_each_cell() -> None:
     assert apart(0) == apart(0) < 0.8 * apart(60)
 
 
+def test_photographs_are_changed_inside_their_frames_while_names_are_learned() -> None:
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (1, 64, 64, 3), np.uint8)
+    rows = [{"objects": [[f"class {place}", "plain", "red"] for place in range(4)]}]
+    made = Scenes(pictures, np.zeros((1, 4, 4), np.int16), rows, {})
+    seen: list[torch.Tensor] = []
+
+    class Watched(Tower):
+        def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(images)
+            return super().forward_features(images)
+
+    def shown(source: str, seed: int = 0) -> torch.Tensor:
+        model = nn.Module()
+        model.visual_encoder = Watched()
+        learn_names(
+            model, VqaRecipe(source=source, objects=4, width=8, batch=8, naming=1), made, seed
+        )
+        return seen.pop()
+
+    whole = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    changed = shown(PHOTOGRAPHS)
+    inside = torch.zeros(64, 64, dtype=torch.bool)
+    for top in (2, 34):
+        for left in (2, 34):
+            inside[top : top + 28, left : left + 28] = True
+            cell = (..., slice(top, top + 28), slice(left, left + 28))
+            assert len({one.numpy().tobytes() for one in changed[cell]}) > 4
+            assert set(changed[cell].unique().tolist()) <= set(whole[cell].unique().tolist())
+    assert torch.equal(changed[..., ~inside], whole[..., ~inside].expand(8, -1, -1))
+    assert torch.equal(changed, shown(PHOTOGRAPHS))
+    assert not torch.equal(changed, shown(PHOTOGRAPHS, seed=1))
+    assert torch.equal(shown("emojis"), whole.expand(8, -1, -1, -1))
+
+
 def test_what_lavis_continues_from_keeps_the_tower_that_learned_names(
     photographs: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
