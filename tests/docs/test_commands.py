@@ -6,7 +6,6 @@ Models of the docs that run here are small ones under the same names.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import re
@@ -25,6 +24,7 @@ import pytest
 import torch
 from conftest import TINY
 from PIL import Image
+from scripts import load
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -205,9 +205,7 @@ def parse_script(words: list[str], place: Place) -> None:
     """Read by the script's own argparse."""
     if "transformers" in words[1]:
         pytest.importorskip("transformers", minversion="4.57")
-    spec: Any = importlib.util.spec_from_file_location("script", ROOT / words[1])
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load(words[1])
     parse_args = argparse.ArgumentParser.parse_args
 
     class ParsedError(Exception):

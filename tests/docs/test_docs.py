@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import sys
@@ -10,10 +9,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 from entry_points import installed_package
+from scripts import load
 
 from elip_plugin import reducers
 
@@ -24,14 +23,6 @@ SNIPPETS = [
     for page in PAGES
     for place, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
 ]
-
-
-def load_make() -> Any:
-    spec = importlib.util.spec_from_file_location("docs_make", ROOT / "docs" / "make.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -70,7 +61,7 @@ def test_there_are_snippets() -> None:
 
 def test_the_configuration_reference_is_current() -> None:
     """Write it anew with `python docs/make.py`."""
-    make = load_make()
+    make = load("docs/make.py")
     assert (ROOT / "docs" / "configuration.md").read_text() == make.configuration()
     text = (ROOT / "docs" / "reducers.md").read_text()
     assert text == make.reducers_page(text)
@@ -82,13 +73,13 @@ def test_the_list_of_openclip_models_is_current() -> None:
     written = (ROOT / "docs" / "open_clip_models.md").read_text()
     if f"OpenCLIP {open_clip.__version__}'s" not in written:
         pytest.skip("the list was written for another release of OpenCLIP")
-    assert written == load_make().open_clip_models()
+    assert written == load("docs/make.py").open_clip_models()
 
 
 def test_the_table_of_what_is_found_by_itself_names_all() -> None:
     """Write it anew with `python docs/make.py --found`."""
     page = (ROOT / "docs" / "anyvit.md").read_text()
-    made = load_make()
+    made = load("docs/make.py")
     rows = [row.split(" | ") for row in made.FOUND_TABLE.search(page)[0].splitlines()[2:]]
     assert [row[0].removeprefix("| ") for row in rows] == list(made.FOUND)
     assert all(float(row[-1].removesuffix(" |")) < 1e-12 for row in rows)

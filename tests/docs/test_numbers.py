@@ -6,7 +6,6 @@ left of a page's numbers is listed with the reason why no log has it.
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -15,6 +14,7 @@ from statistics import mean
 from typing import Any
 
 import pytest
+from scripts import load
 
 pytest.importorskip("scipy")
 pytest.importorskip("open_clip")
@@ -45,15 +45,6 @@ NUMBER = r"[+-]?\d+\.\d+(?: ± \d+\.\d+)?%?|\b\d+%"
 
 
 FINETUNING = ROOT / "docs" / "results" / "finetuning"
-
-
-def example(name: str) -> Any:
-    """Import a script of the examples."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @cache
@@ -309,7 +300,7 @@ def of_speed() -> Iterator[str]:
 
 
 def of_finetuning() -> Iterator[str]:
-    compared = example("compare_finetuning")
+    compared = load("examples/compare_finetuning.py")
     groups = compared.read(FINETUNING.glob("*.json"))
     yield " ".join(compared.table(groups).split())
     none, half, longer = (

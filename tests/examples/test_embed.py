@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 import torch
 from entry_points import elip
 from PIL import Image
+from scripts import load
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 COUNT = 20
@@ -49,14 +49,6 @@ def run(script: str, *words: str) -> str:
     made = start(script, *words)
     assert made.returncode == 0, made.stdout + made.stderr
     return made.stdout
-
-
-def load() -> Any:
-    spec = importlib.util.spec_from_file_location("embed_folder", EXAMPLES / "embed_folder.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def read(out: Path) -> Any:
@@ -97,7 +89,7 @@ def test_a_sheet_of_neighbors(folder: Path) -> None:
     from elip_plugin.check.items import find_items
 
     items = find_items([folder / "00.png", folder / "01.png"])
-    sheet = load().contact_sheet(items, np.eye(2, dtype=np.float32))
+    sheet = load("examples/embed_folder.py").contact_sheet(items, np.eye(2, dtype=np.float32))
     assert sheet.size == (2 * 96 + 16, 2 * 96)
     first, beside = (sheet.crop((x, 0, x + 92, 60)).tobytes() for x in (0, 96 + 16))
     assert beside == sheet.crop((0, 96, 92, 96 + 60)).tobytes() != first  # the other picture

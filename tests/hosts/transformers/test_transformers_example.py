@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
+from scripts import load
 
 hf = pytest.importorskip("transformers", minversion="4.57")
 pytest.importorskip("accelerate")
 
-EXAMPLES = Path(__file__).parents[3] / "examples"
 VOCABULARY = [
     "[PAD]",
     "[UNK]",
@@ -45,10 +43,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> None:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    example: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+    example = load(f"examples/{name}.py")
     monkeypatch.setattr(sys, "argv", [name, *arguments])
     example.main()
 
