@@ -280,7 +280,14 @@ def of_photographs() -> Iterator[str]:
     yield (
         f"**`third`** ({step_on_photographs(THIRD, 'operations')}) gains {bare(third)} at equal "
         f"operations ({third.seeds} seeds that took no part in its choice), "
-        f"{bare(answered('Does the preset third score better than half'))} more than `half`"
+        f"{bare(answered('Does the preset third score better than half'))} more than `half`, "
+        f"{bare(answered('Does the preset third score better than lowres'))} more than `lowres`"
+    )
+    lowres = answered("Does the preset lowres score better than half")
+    yield (
+        f"**`lowres`** ({step_on_photographs(LOWRES)}) gains "
+        f"{bare(answered('Is the preset lowres better than unpruned'))} at equal operations and is "
+        f"behind `half` there by {bare(lowres)} ({lowres.seeds} seeds)"
     )
 
 
