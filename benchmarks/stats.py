@@ -17,7 +17,8 @@ class Difference:
 
     Attributes:
         mean: Mean of the differences, seed by seed.
-        half: Half the width of its 95% interval; NaN where the seeds are too few for one.
+        half: Half the width of its interval, of 95% where nothing else is said; NaN where the
+            seeds are too few for one.
         seeds: Seeds that both have.
     """
 
@@ -36,7 +37,7 @@ class Difference:
         return self.mean + self.half
 
 
-def difference(variant: Scores, other: Scores) -> Difference:
+def difference(variant: Scores, other: Scores, confidence: float = 0.95) -> Difference:
     """Compute a difference with its paired t interval over the seeds that both variants have.
 
     Each pair of variants has its own estimate of the noise: variants differ in theirs.
@@ -44,6 +45,7 @@ def difference(variant: Scores, other: Scores) -> Difference:
     Args:
         variant: Scores of the one.
         other: Scores of the one that it is compared with; at least one seed in common.
+        confidence: Of the interval.
 
     Returns:
         The variant's score minus the other's.
@@ -56,5 +58,5 @@ def difference(variant: Scores, other: Scores) -> Difference:
         return Difference(mean(gaps), math.nan, len(seeds))
     from scipy import stats
 
-    low, high = stats.ttest_1samp(gaps, 0.0).confidence_interval(0.95)
+    low, high = stats.ttest_1samp(gaps, 0.0).confidence_interval(confidence)
     return Difference(mean(gaps), float(high - low) / 2, len(seeds))

@@ -30,6 +30,8 @@ class Question:
         other_test: The test of the other row.
         seeds: How many seeds.
         first: The first of them; above all that were seen when the row was chosen.
+        looks: How often the answer is looked at while seeds are added. The 5% by which an interval
+            may miss are shared among them (Bonferroni).
         regimes: Where it is asked.
         written: Date on which question, margin and seeds were fixed.
     """
@@ -43,8 +45,14 @@ class Question:
     other_test: str = ALL
     seeds: int = 8
     first: int = 0
+    looks: int = 1
     regimes: Sequence[str] = field(kw_only=True)
     written: str = field(kw_only=True)
+
+    @property
+    def confidence(self) -> float:
+        """Of the answer's interval."""
+        return 1 - 0.05 / self.looks
 
 
 def needed(

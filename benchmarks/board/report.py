@@ -84,7 +84,7 @@ def answer(results: Results, question: Question, measure: Measure) -> Difference
         }
         for name, budget, test in sides
     )
-    return difference(one, two) if set(one) & set(two) else None
+    return difference(one, two, question.confidence) if set(one) & set(two) else None
 
 
 def seed_deviation(results: Results, measure: Measure) -> float:
@@ -221,14 +221,18 @@ def answers(
     """
     rows = []
     for question in questions:
+        text = question.text
+        if question.looks > 1:
+            share = f"{100 * question.confidence:.1f}%"
+            text += f" (Looked at {question.looks} times as seeds were added: interval of {share}.)"
         for regime in question.regimes:
             found = answer(results[regime], question, measure)
             if found is not None:
                 seeds = f"{found.seeds} of {question.seeds}"
                 said = verdict(found, measure.margin)
-                rows.append((question.text, regime, said, signed(found), seeds))
+                rows.append((text, regime, said, signed(found), seeds))
             elif every:
                 seeds = f"0 of {question.seeds}"
-                rows.append((question.text, regime, "not trained yet", "-", seeds))
+                rows.append((text, regime, "not trained yet", "-", seeds))
     header = ("question", "regime", "answer", f"{measure.name}, points", "seeds")
     return markdown(header, rows)

@@ -45,7 +45,7 @@ QUESTIONS = (
     _ask("Does the preset lowres score better than half at the same operations?",
          LOWRES, "operations", HALF, "operations"),
     _ask("The preset level, 0.6 of the step: as good as unpruned training at equal steps?",
-         LEVEL, first=2, seeds=18),
+         LEVEL, first=2, seeds=18, looks=3),
     _ask("Is training with the preset level better than unpruned training at equal operations?",
          LEVEL, "operations", first=2, seeds=6),
     _ask("Is training with the preset third, 0.4 of the step, better than unpruned training at "

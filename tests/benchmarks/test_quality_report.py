@@ -111,6 +111,10 @@ def test_differences_are_paired_by_seed() -> None:
     # By hand: standard deviation 0.1, t of 2 degrees of freedom 4.303.
     assert found.half == pytest.approx(4.303 * 0.1 / math.sqrt(3), rel=1e-3)
     assert found.low < 1 < found.high
+    # t for a third of the 5%: 7.649.
+    assert difference(one, two, 1 - 0.05 / 3).half == pytest.approx(
+        7.649 * 0.1 / math.sqrt(3), rel=1e-3
+    )
     itself = difference(one, one)
     assert (itself.mean, itself.half) == (0, 0)
 
@@ -145,7 +149,7 @@ def fake_rows(recipe: Recipe, seeds: int, names: list[str]) -> list[dict[str, An
     rows = []
     wanted = grid.wanted(recipe, names, ["steps", "operations"], range(seeds))
     for place, training in enumerate(wanted):
-        shift = 0.0005 * ((7 * place) % 5)
+        shift = 0.0005 * ((7 * place) % 4)
         good = 0.3 if training["variant"] == "fast" else 0.4
         scores = {"loss": 4.0 - good + shift, "mrr": good + shift}
         tests = {test: {**scores, "mrr": 0.35} for test in TEST_PLANS}
@@ -202,10 +206,17 @@ def test_the_board_and_the_answers() -> None:
         Question("Worse?", "fast", regimes=["scratch"], written=""),
         Question("Half?", HALF, "operations", test="half by tome", regimes=["scratch"], written=""),
         Question("Not trained?", "paper", regimes=["scratch"], written=""),
+        Question("Worse?", "fast", looks=2, regimes=["scratch"], written=""),
     ]
     lines = report.answers({"scratch": results}, questions, MRR).splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 5
     assert lines[2].startswith("| Worse? | scratch | worse | -")
+    assert lines[4].startswith(
+        "| Worse? (Looked at 2 times as seeds were added: interval of 97.5%.) | scratch | worse | -"
+    )
+    once, twice = (report.answer(results, questions[i], MRR) for i in (0, 3))
+    assert once is not None and twice is not None
+    assert twice.mean == once.mean and twice.half > 1.1 * once.half
     assert lines[2].endswith("| 6 of 8 |")
     assert lines[3].startswith("| Half? | scratch | worse | -5.")
 
