@@ -261,15 +261,14 @@ def of_quality() -> Iterator[str]:
     )
 
 
+def answered(start: str) -> Difference:
+    (question,) = [one for one in photo_questions if one.text.startswith(start)]
+    answer = report.answer(photographs()["scratch"], question, TOP1)
+    assert answer is not None
+    return answer
+
+
 def of_photographs() -> Iterator[str]:
-    found = photographs()["scratch"]
-
-    def answered(start: str) -> Difference:
-        (question,) = [one for one in photo_questions if one.text.startswith(start)]
-        answer = report.answer(found, question, TOP1)
-        assert answer is not None
-        return answer
-
     level = answered("The preset level, 0.6 of the step")
     yield (
         f"**`level`** ({step_on_photographs(LEVEL)} of the step) is at {said(level)} at equal "
@@ -326,6 +325,19 @@ def of_embedding() -> Iterator[str]:
     yield (
         f"{bare(asked(unpruned))} and {bare(asked(unpruned, 'continued'))} points after unpruned "
         "training (from scratch and continued)."
+    )
+    after_half, after_unpruned, attention = map(
+        answered,
+        (
+            "Trained with ToMe",
+            "After unpruned training: does half of the token-layers at test time, by ToMe",
+            "After unpruned training: does half of the token-layers by ToMe score as half by the",
+        ),
+    )
+    assert {after_half.seeds, after_unpruned.seeds, attention.seeds} == {8}
+    yield (
+        f"{bare(after_half)} after `half`, {bare(after_unpruned)} after unpruned training (8 seeds "
+        f"each); by the class token's attention {bare(attention)} more."
     )
 
 
