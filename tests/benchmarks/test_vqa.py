@@ -24,6 +24,7 @@ from benchmarks.tables import fill
 from benchmarks.vqa import report, scenes
 from benchmarks.vqa.recipe import TRANSFORMERS, VqaRecipe
 from benchmarks.vqa.variants import PLANS, REFERENCE, VARIANTS, WARMUP
+from elip_plugin import plan
 
 RECIPE = VqaRecipe(names=18, steps=3, batch=4, width=32)
 
@@ -59,6 +60,19 @@ def test_variants_differ_in_what_chooses_alone() -> None:
         assert name.endswith(f" {variant.plan}")
         counts.add((variant.plan, scratch.stages))
     assert len(counts) == len(PLANS)
+
+
+@pytest.mark.parametrize("patches", [36, 64, 81])
+def test_all_variants_of_a_plan_leave_as_many_tokens(patches: int) -> None:
+    left: dict[str, list[int]] = {}
+    for variant in VARIANTS.values():
+        config = variant.config("continued")
+        if config is not None:
+            made = plan(config, num_patches=patches, depth=RECIPE.depth)
+            left.setdefault(variant.plan, []).append(sum(made.tokens))
+    assert left.keys() == PLANS.keys()
+    for totals in left.values():
+        assert max(totals) <= 1.01 * min(totals)
 
 
 def test_questions_know_the_patches_of_their_object(data: Path) -> None:

@@ -158,6 +158,11 @@ def of_readme() -> Iterator[str]:
         f"({photo_operations.seeds} seeds"
     )
     yield f"**It costs**, at equal steps, {said(by_steps)} and {said(photo_steps)} points."
+    level = answered("The preset level, 0.6 of the step")
+    yield (
+        f"`level`, at {step_on_photographs(LEVEL)} of the step, costs {said(level)} on photographs "
+        f"({level.seeds} seeds, an interval of 98.3%)."
+    )
     third = gap(THIRD, "operations"), gap(THIRD, "operations", found=photographs, measure=TOP1)
     yield (
         f"`third`, at {step(THIRD, 'operations')} of the step, gained {bare(third[0])} and "
@@ -272,14 +277,17 @@ def of_photographs() -> Iterator[str]:
     level = answered("The preset level, 0.6 of the step")
     yield (
         f"**`level`** ({step_on_photographs(LEVEL)} of the step) is at {said(level)} at equal "
-        f"steps ({level.seeds} seeds that took no part in its choice), where `half` is at "
-        f"{said(gap(HALF, found=photographs, measure=TOP1))}"
+        f"steps ({level.seeds} seeds that took no part in its choice; they were added in three "
+        f"parts, so the interval is one of 98.3%), where `half` is at "
+        f"{said(gap(HALF, found=photographs, measure=TOP1))}. At equal operations it gains "
+        f"{bare(answered('Is training with the preset level better'))}"
     )
     third = answered("Is training with the preset third")
     yield (
         f"**`third`** ({step_on_photographs(THIRD, 'operations')}) gains {bare(third)} at equal "
         f"operations ({third.seeds} seeds that took no part in its choice), "
         f"{bare(answered('Does the preset third score better than half'))} more than `half`, "
+        f"{bare(answered('Does the preset third score better than level'))} more than `level`, "
         f"{bare(answered('Does the preset third score better than lowres'))} more than `lowres`"
     )
     lowres = answered("Does the preset lowres score better than half")
@@ -427,20 +435,21 @@ def of_text() -> Iterator[str]:
         f"`similarity` {100 * over(one, 'random 0.25', 'steps', ours).mean:.1f} above random and "
         f"{-100 * over(one, REFERENCE, 'steps', ours).mean:.1f} below unpruned."
     )
-    on_random, on_image, on_all = (
-        over(one, other, arch=MOSAICS) for other in ("random 0.25", "image 0.25", REFERENCE)
-    )
-    yield (
-        f"{bare(on_random)} points above random patches, {bare(on_image)} above the image alone, "
-        f"and {said(on_all)} from all tokens. Its lift is {lift(one, arch=MOSAICS)} on the "
-        f"photograph, {plans_score(one, 'box lift', arch=MOSAICS):.2f} on the box"
-    )
+    for where, at in (("block 3 of 12", ""), ("block 6", " at 6"), ("block 9", " at 9")):
+        on_random, on_image, on_all = (
+            over(one + at, other, arch=MOSAICS)
+            for other in ("random 0.25" + at, "image 0.25" + at, REFERENCE)
+        )
+        yield (
+            f"from {where} on {bare(on_random)} points above random patches, {bare(on_image)} "
+            f"above the image alone, {said(on_all)} from all tokens, with a lift of "
+            f"{lift(one + at, arch=MOSAICS)} on the photograph and "
+            f"{plans_score(one + at, 'box lift', arch=MOSAICS):.2f} on the object's own box"
+        )
     yield f"All tokens answer {right(REFERENCE, arch=MOSAICS)}% of the questions."
-    later = "similarity 0.25 at 9"
     yield (
-        "a quarter from three quarters of the depth on "
-        f"{said(over(later, REFERENCE, arch=MOSAICS))}, half of the tokens "
-        f"{said(over('similarity 0.5', REFERENCE, arch=MOSAICS))}"
+        "Half of the tokens from block 3 on lose "
+        f"{bare(over('similarity 0.5', REFERENCE, arch=MOSAICS))} to all tokens"
     )
     for text, name in (
         ("random", "random staged, end"),
