@@ -158,10 +158,10 @@ def of_readme() -> Iterator[str]:
         f"({photo_operations.seeds} seeds"
     )
     yield f"**It costs**, at equal steps, {said(by_steps)} and {said(photo_steps)} points."
-    level = answered("The preset level, 0.6 of the step")
+    level = answered(LEVEL_AT_STEPS)
     yield (
         f"`level`, at {step_on_photographs(LEVEL)} of the step, costs {said(level)} on photographs "
-        f"({level.seeds} seeds, an interval of 98.3%)."
+        f"({level.seeds} seeds, an interval of {interval(LEVEL_AT_STEPS)})."
     )
     third = gap(THIRD, "operations"), gap(THIRD, "operations", found=photographs, measure=TOP1)
     yield (
@@ -266,19 +266,32 @@ def of_quality() -> Iterator[str]:
     )
 
 
-def answered(start: str) -> Difference:
+LEVEL_AT_STEPS = "The preset level, 0.6 of the step"
+
+
+def question_of(start: str) -> Any:
     (question,) = [one for one in photo_questions if one.text.startswith(start)]
-    answer = report.answer(photographs()["scratch"], question, TOP1)
+    return question
+
+
+def interval(start: str) -> str:
+    """The confidence of an answer's interval."""
+    return f"{100 * question_of(start).confidence:.1f}%"
+
+
+def answered(start: str) -> Difference:
+    answer = report.answer(photographs()["scratch"], question_of(start), TOP1)
     assert answer is not None
     return answer
 
 
 def of_photographs() -> Iterator[str]:
-    level = answered("The preset level, 0.6 of the step")
+    level = answered(LEVEL_AT_STEPS)
     yield (
         f"**`level`** ({step_on_photographs(LEVEL)} of the step) is at {said(level)} at equal "
         f"steps ({level.seeds} seeds that took no part in its choice; they were added in three "
-        f"parts, so the interval is one of 98.3%), where `half` is at "
+        f"parts, so the interval is one of {interval(LEVEL_AT_STEPS)}), "
+        f"where `half` is at "
         f"{said(gap(HALF, found=photographs, measure=TOP1))}. At equal operations it gains "
         f"{bare(answered('Is training with the preset level better'))}"
     )
