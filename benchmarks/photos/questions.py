@@ -56,6 +56,10 @@ QUESTIONS = (
          THIRD, "operations", LOWRES, "operations", first=2, seeds=6),
     _ask("Does the preset third score better than level at the same operations? (Asked after the "
          "trainings.)", THIRD, "operations", LEVEL, "operations", first=2, seeds=6),
+    _ask("Does the preset third score better than fast at the same operations?",
+         THIRD, "operations", "fast", "operations", first=2, seeds=6, written="2026-11-29"),
+    _ask("Does the preset third score better than paper at the same operations?",
+         THIRD, "operations", "paper", "operations", first=2, seeds=6, written="2026-11-29"),
     _ask("Half of the patches at the input, at random, with an unpruned end: as good as unpruned "
          "training at equal steps?", RANDOM),
     _ask("Is random half at the input, with an unpruned end, better than unpruned training at "

@@ -15,7 +15,8 @@ MRR = Measure("mrr", "MRR", margin=0.01, tests=tuple(TEST_PLANS))
 
 _ask = partial(Question, regimes=tuple(RECIPES), written="2026-11-25")
 
-LOWRES, RANDOM, TOME, THIRD = "pool, long end", "random 0.5, end", "tome", "tome 0.36"
+LOWRES, RANDOM, TOME = "pool, long end", "random 0.5, end", "tome"
+THIRD, LEVEL = "tome 0.36", "tome 0.48, end"
 
 QUESTIONS = (
     _ask("Similar tokens merged in every block by ToMe (the preset half): as good as unpruned "
@@ -45,6 +46,15 @@ QUESTIONS = (
     _ask("Does the preset third score better than lowres at the same operations?",
              THIRD, "operations", LOWRES, "operations",
              regimes=("scratch",), seeds=5, first=5, written="2026-11-28"),
+    _ask("Does the preset third score better than level at the same operations?",
+             THIRD, "operations", LEVEL, "operations",
+             regimes=("scratch",), seeds=5, first=5, written="2026-11-29"),
+    _ask("Does the preset third score better than fast at the same operations?",
+             THIRD, "operations", "fast", "operations",
+             regimes=("scratch",), seeds=5, first=5, written="2026-11-29"),
+    _ask("Does the preset third score better than paper at the same operations?",
+             THIRD, "operations", "paper", "operations",
+             regimes=("scratch",), seeds=5, first=5, written="2026-11-29"),
     _ask("Half of the patches at the input, at random, with an unpruned end: as good as "
              "unpruned training at equal steps?", RANDOM),
     _ask("Is random half at the input, with an unpruned end, better than unpruned training at "
