@@ -35,7 +35,7 @@ DEPRECATED = ("total_steps",)
 
 CONFIGURATION = """# Configuration
 
-Made by `docs/make.py` from the classes in `elip_plugin/config.py`. The keys are the same in Python
+Made by `docs/make.py` from the classes in `elip_plugin/config`. The keys are the same in Python
 (`ElipConfig.from_mapping`, `elip_plugin.apply(model, {...})`), in the `elip` section of a LAVIS
 model, and in that of an OpenCLIP model config. A bare string is a preset's name. One error names
 every fault of a config. [Reducers](reducers.md) have options of their own.

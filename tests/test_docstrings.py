@@ -12,8 +12,8 @@ import elip_plugin
 from elip_plugin import reducers
 
 MODULES = (
-    "api", "config", "planning", "core.stage", "reducers", "reducers.base", "hosts.registry",
-    "hosts.anyvit.describe", "patching.parts",
+    "api", "config.elip_config", "planning", "core.stage", "reducers", "reducers.base",
+    "hosts.registry", "hosts.anyvit.describe", "patching.parts",
 )  # fmt: skip
 WITHOUT = ("ElipError", "Plan", "Stage", "HostModel", "ModelName")
 """Public names that are made by others, or are made of plain values."""

@@ -106,7 +106,7 @@ def test_no_import_runs_back() -> None:
     ("file", "line", "reason"),
     [
         ("core/score.py", "def f():\n    from elip_plugin.api import apply", "runs back"),
-        ("config.py", "import elip_plugin.patching.pruner", "runs back"),
+        ("config/checks.py", "import elip_plugin.patching.pruner", "runs back"),
         ("errors.py", "from elip_plugin.core import score", "runs back"),
         ("measure/speed.py", "from elip_plugin.visualize import html", "runs back"),
         ("patching/swap.py", "if 0:\n    import elip_plugin.cli.main", "runs back"),

@@ -56,8 +56,8 @@ def test_nothing_is_kept_of_a_changed_checkout(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
     monkeypatch.setattr(kept, "KEPT", tmp_path)
-    monkeypatch.setattr(kept, "changes", lambda: " M elip_plugin/config.py\n")
-    with pytest.raises(SystemExit, match=r"has changes.*\n M elip_plugin/config.py"):
+    monkeypatch.setattr(kept, "changes", lambda: " M elip_plugin/config/checks.py\n")
+    with pytest.raises(SystemExit, match=r"has changes.*\n M elip_plugin/config/checks.py"):
         kept.write(["open_clip"])
     assert not [*tmp_path.iterdir()]
 

@@ -30,7 +30,7 @@ from benchmarks.faults.reach import Reach, Recorder, lines_around
 ROOT = Path(__file__).parents[2]
 PACKAGE = "elip_plugin"
 
-MUTATED = ("core", "reducers", "patching", "config.py", "planning.py")
+MUTATED = ("core", "reducers", "patching", "config", "planning.py")
 """What is mutated: places below the package."""
 
 METHOD = ("tests/core", "tests/test_golden.py", "tests/reducers", "tests/faults/test_numerics.py")
@@ -47,7 +47,7 @@ PADDED = ("tests/hosts/open_clip/test_naflex.py",)
 PLACED = (*PADDED, "tests/hosts/open_clip/test_rotary.py")
 WHOLE = ("tests/hosts/open_clip/test_open_clip.py", "tests/test_threads.py")
 TESTS = {
-    "config.py": (*CONFIG, *PLAN, "tests/reducers"),
+    "config": (*CONFIG, *PLAN, "tests/reducers"),
     "planning.py": (*PLAN, *CONFIG, "tests/patching"),
     "core": (*METHOD, "tests/test_plan.py", "tests/patching", *PLACED),
     "reducers": (*METHOD, *PLAN, *CONFIG, "tests/patching", *PLACED),

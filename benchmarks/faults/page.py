@@ -206,7 +206,7 @@ def wilson(hits: int, number: int) -> tuple[float, float]:
 def _by_part(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     parts: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        parts.setdefault(row["path"].partition("/")[0], []).append(row)
+        parts.setdefault(row["path"].partition("/")[0].removesuffix(".py"), []).append(row)
     return dict(sorted(parts.items()))
 
 

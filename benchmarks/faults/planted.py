@@ -177,14 +177,14 @@ FAULTS = (
     ),
     Fault(
         "YAML that makes objects (yaml.load)",
-        "config.py",
+        "config/file.py",
         'yaml.SafeLoader("").construct_document(node)',
         'yaml.UnsafeLoader("").construct_document(node)',
         CONFIGS,
     ),
     Fault(
         "aliases of YAML explode (a billion laughs)",
-        "config.py",
+        "config/file.py",
         "if _count_values(node, {}) > MOST_VALUES:",
         "if False:",
         CONFIGS,

@@ -1,0 +1,25 @@
+"""What to prune: stages, text weight, merging, evaluation mode; presets; mappings."""
+
+from elip_plugin.config.checks import SCHEDULES
+from elip_plugin.config.elip_config import (
+    DEFAULT_PRESET,
+    OUTSCORED,
+    PRESETS,
+    RECOMMENDED,
+    TRAINING_PRESETS,
+    ElipConfig,
+)
+from elip_plugin.config.old_names import RENAMED
+from elip_plugin.config.stage import Stage
+
+__all__ = [
+    "DEFAULT_PRESET",
+    "OUTSCORED",
+    "PRESETS",
+    "RECOMMENDED",
+    "RENAMED",
+    "SCHEDULES",
+    "TRAINING_PRESETS",
+    "ElipConfig",
+    "Stage",
+]
