@@ -1,0 +1,1 @@
+"""The numbers of a page by the logs: a file per page."""

@@ -1,0 +1,24 @@
+"""What docs/lavis.md says by the logs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from benchmarks.board.variants import REFERENCE
+from page_numbers.logs import over
+
+
+def sentences() -> Iterator[str]:
+    yield f"ToMe lost {-100 * over('tome 0.5', REFERENCE).mean:.0f} points of right answers there"
+
+
+NO_LOG = (
+    "(0.85 of ViT-g's forward;",
+    "takes 0.51,",
+    " 1.39)",
+    "transformers below 4.27",
+    "transformers 4.57",
+    "diffusers 0.16 or transformers 4.33",
+    "refuse 4.27",
+)
+"""Counted for ViT-g by `elip plan`; versions."""
