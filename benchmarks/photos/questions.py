@@ -48,6 +48,8 @@ QUESTIONS = (
          LEVEL, first=2, seeds=18, looks=3),
     _ask("Is training with the preset level better than unpruned training at equal operations?",
          LEVEL, "operations", first=2, seeds=6),
+    _ask("The preset third: as good as unpruned training at equal steps?",
+         THIRD, first=2, seeds=6, written="2026-11-29"),
     _ask("Is training with the preset third, 0.4 of the step, better than unpruned training at "
          "equal operations?", THIRD, "operations", first=2, seeds=6),
     _ask("Does the preset third score better than half at the same operations?",

@@ -37,6 +37,8 @@ QUESTIONS = (
     _ask("Does the preset lowres score better than half at the same operations? (Asked after "
              "the trainings.)", LOWRES, "operations", TOME, "operations",
              regimes=("scratch",), seeds=5, first=5, written="2026-11-26"),
+    _ask("The preset third: as good as unpruned training at equal steps?", THIRD,
+             regimes=("scratch",), seeds=5, first=5, written="2026-11-29"),
     _ask("Is training with the preset third, 0.4 of the step, better than unpruned training at "
              "equal operations?", THIRD, "operations",
              regimes=("scratch",), first=2, written="2026-11-28"),
