@@ -123,7 +123,8 @@ def draw_gain(panels: Mapping[str, tuple[Measure, Sequence[BoardRow]]], path: Pa
     """
     pyplot = _pyplot()
     figure, drawn = pyplot.subplots(1, len(panels), figsize=(10, 4.2), squeeze=False)
-    names = list(dict.fromkeys(row.variant for _, rows in panels.values() for row in rows))
+    shown = [row for _, rows in panels.values() for row in rows]
+    names = list(dict.fromkeys(row.variant for row in shown))
     for axes, (title, (measure, rows)) in zip(drawn[0], panels.items()):
         axes.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
         axes.axvline(1, color="#cccccc", linewidth=0.8, zorder=0)
@@ -144,6 +145,6 @@ def draw_gain(panels: Mapping[str, tuple[Measure, Sequence[BoardRow]]], path: Pa
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("counted operations of the whole training, over unpruned")
         axes.set_ylabel(f"{measure.name} over unpruned training, points")
-        axes.set_xlim(0.5, 1.1)
+        axes.set_xlim(min(row.step for row in shown) - 0.05, 1.1)
         axes.legend(fontsize=8, loc="upper left")
     _save(pyplot, figure, path)
