@@ -25,7 +25,7 @@ RESULTS = ROOT / "docs" / "results" / "speed"
 
 RUNS = {
     "vit-b-16": "--model elip-ViT-B-16 --batch 8 --rounds 5 "
-    "--variants full,half,lowres,fast,paper,evit,tome,random",
+    "--variants full,half,level,third,lowres,fast,paper,evit,tome,random",
     "choosing": "--model elip-ViT-B-16 --batch 8 --rounds 15 --variants random,fast --passes step",
     "vit-b-32": "--model elip-ViT-B-32 --batch 8 --rounds 15 --variants full,half,fast,paper "
     "--passes step",

@@ -30,6 +30,9 @@ from page_numbers.logs import (
     step_on_photographs,
 )
 
+OTHERS = ("half", "lowres", "level", "fast", "paper")
+"""The presets that `third` is compared with."""
+
 
 def sentences() -> Iterator[str]:
     scratch, measured = gap(HALF), rows()[HALF, "steps"].measured
@@ -89,12 +92,17 @@ def sentences() -> Iterator[str]:
         f"({step('pool, end')} of the step) {said(early)} ({early.seeds} seeds) and "
         f"{said(earlier)} ({earlier.seeds} seed)."
     )
-    third = gap(THIRD, "operations")
+    third, ahead = gap(THIRD, "operations"), "Does the preset third score better than"
     yield (
         f"**`third`** ({step(THIRD, 'operations')} of the step) gains {bare(third)} at equal "
-        f"operations ({third.seeds} seeds) and is ahead of `half` by "
-        f"{bare(asked('Does the preset third score better than half'))}, of `lowres` by "
-        f"{bare(asked('Does the preset third score better than lowres'))}"
+        f"operations ({third.seeds} seeds) and is ahead of "
+        + ", ".join(f"`{name}` by {bare(asked(f'{ahead} {name}'))}" for name in OTHERS)
+        + f". At equal steps it is at {said(gap(THIRD))} ({gap(THIRD).seeds} seeds)."
+    )
+    level = gap(LEVEL, "operations")
+    yield (
+        f"**`level`** ({step(LEVEL, 'operations')}) gains {bare(level)} at equal operations "
+        f"({level.seeds} seeds)."
     )
     yield from on_photographs()
     paper, fast = gap("paper"), gap("fast")
@@ -104,6 +112,12 @@ def sentences() -> Iterator[str]:
         f"{bare(asked('Does the preset half score better than the preset paper'))}"
     )
     yield f"**`fast`** ({step('fast')}) loses {bare(fast)} ({fast.seeds} seeds)"
+    more = [gap(name, "operations") for name in ("paper", "fast")]
+    assert {found.seeds for found in more} == {5}
+    yield (
+        f"At equal operations `paper` is at {said(more[0])} and `fast` at {said(more[1])} "
+        f"(5 seeds each)."
+    )
     for regime, text in (
         ("scratch", "points of MRR from scratch (standard deviation of {} seeds, mean {:.1f})"),
         ("continued", "continued ({} seeds, mean {:.1f})"),
@@ -129,13 +143,24 @@ def on_photographs() -> Iterator[str]:
         f"{said(gap(HALF, found=photographs, measure=TOP1))}. At equal operations it gains "
         f"{bare(answered('Is training with the preset level better'))}"
     )
-    third = answered("Is training with the preset third")
+    third, ahead = answered("Is training with the preset third"), "Does the preset third score"
+    more = ", ".join(
+        f"{bare(answered(f'{ahead} better than {name}'))} more than `{name}`" for name in OTHERS
+    )
+    at_steps = answered("The preset third: as good as")
     yield (
         f"**`third`** ({step_on_photographs(THIRD, 'operations')}) gains {bare(third)} at equal "
-        f"operations ({third.seeds} seeds that took no part in its choice), "
-        f"{bare(answered('Does the preset third score better than half'))} more than `half`, "
-        f"{bare(answered('Does the preset third score better than level'))} more than `level`, "
-        f"{bare(answered('Does the preset third score better than lowres'))} more than `lowres`"
+        f"operations ({third.seeds} seeds that took no part in its choice), {more}. At equal steps "
+        f"it is at {said(at_steps)} ({at_steps.seeds} seeds)."
+    )
+    fast, paper = (
+        gap(name, "operations", found=photographs, measure=TOP1) for name in ("fast", "paper")
+    )
+    assert fast.seeds == paper.seeds
+    yield (
+        f"**`fast`** ({step_on_photographs('fast', 'operations')}) and **`paper`** "
+        f"({step_on_photographs('paper', 'operations')}) are at {said(fast)} and {said(paper)} at "
+        f"equal operations ({fast.seeds} seeds)."
     )
     lowres = answered("Does the preset lowres score better than half")
     yield (
