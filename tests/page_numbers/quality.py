@@ -162,6 +162,13 @@ def on_photographs() -> Iterator[str]:
         f"({step_on_photographs('paper', 'operations')}) are at {said(fast)} and {said(paper)} at "
         f"equal operations ({fast.seeds} seeds)."
     )
+    merging, random = answered("Does merging by ToMe"), answered("Half of the patches at the input")
+    assert merging.seeds == random.seeds
+    yield (
+        f"**Merging beats dropping** here too: `half` is ahead of a random half at the input, at "
+        f"the same operations and steps, by {bare(merging)} points ({merging.seeds} seeds). That "
+        f"random half loses {bare(random)} at equal steps."
+    )
     lowres = answered("Does the preset lowres score better than half")
     yield (
         f"**`lowres`** ({step_on_photographs(LOWRES)}) gains "
