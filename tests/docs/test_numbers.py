@@ -108,16 +108,6 @@ def test_the_tables_of_times_are_those_of_the_runs() -> None:
         assert f"--rounds {made['rounds']} " in options, name
 
 
-def test_the_times_of_other_pages_are_those_of_the_runs() -> None:
-    run = speed.read("vit-b-16")
-    counted, counted_step = (f"{run.counted('half', name):.2f}" for name in ("inference", "step"))
-    time = f"{run.by_pass['half', 'step']['ratio']:.2f}"
-    plans = (ROOT / "docs" / "plans.md").read_text()
-    assert f"| {counted} | the tower of ViT-B/16 alone" in plans
-    assert f"| {counted_step} | the whole step of ViT-B/16" in plans
-    assert f"| {time} | the measured time of ViT-B/16's whole step" in plans
-
-
 def test_how_many_are_checked() -> None:
     sentences = [sentence for page in PAGES.values() for sentence in page.sentences()]
     numbers = [number for sentence in sentences for number in re.findall(NUMBER, sentence)]

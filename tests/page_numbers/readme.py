@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks import speed
 from benchmarks.photos.questions import TOP1
 from page_numbers.logs import (
     HALF,
@@ -20,12 +19,8 @@ from page_numbers.logs import (
     said,
     step,
     step_on_photographs,
+    time_of_step,
 )
-
-
-def time(name: str) -> str:
-    """The measured time of a step of ViT-B/16."""
-    return f"{speed.read('vit-b-16').by_pass[name, 'step']['ratio']:.2f}"
 
 
 def sentences() -> Iterator[str]:
@@ -45,12 +40,15 @@ def sentences() -> Iterator[str]:
         f"`level`, at {step_on_photographs(LEVEL)} of the step, costs {said(level)} on photographs "
         f"({level.seeds} seeds, an interval of {interval(LEVEL_AT_STEPS)})."
     )
-    yield f"A step of ViT-B/16 takes [{time('half')} of the time]"
+    yield (
+        f"A step of ViT-B/16 takes [{time_of_step('half')} of the time](docs/speed.md), with "
+        f"`third` {time_of_step('third')}."
+    )
     third = gap(THIRD, "operations"), gap(THIRD, "operations", found=photographs, measure=TOP1)
     yield (
-        f"`third`, at {step(THIRD, 'operations')} of the step ({time('third')} of the time), "
-        f"gained {bare(third[0])} and {bare(third[1])} points ({third[0].seeds} and "
-        f"{third[1].seeds} seeds), more than each of the other plans."
+        f"`third`, at {step(THIRD, 'operations')} of the step, gained {bare(third[0])} and "
+        f"{bare(third[1])} points ({third[0].seeds} and {third[1].seeds} seeds), more than every "
+        f"other preset for training."
     )
 
 
