@@ -5,7 +5,6 @@ Importing the package imports neither torch nor a host: public names load on fir
 
 from __future__ import annotations
 
-import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -63,13 +62,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Load a public name from its module."""
-    if name == "Variant":
-        from elip_plugin.errors import ElipDeprecationWarning
-
-        warnings.warn(
-            "elip_plugin.Variant is now called ModelName", ElipDeprecationWarning, stacklevel=2
-        )
-        name = "ModelName"
     module = next((module for module, names in _MODULES.items() if name in names), None)
     if module is None:
         raise AttributeError(f"module 'elip_plugin' has no attribute {name!r}")

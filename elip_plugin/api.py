@@ -64,7 +64,7 @@ class Handle:
                 for a bare tower. Detached.
         """
         guide = find_host(self.model).text_guide(self.model, features)
-        with find_pruner(self.model).guided(guide):
+        with find_pruner(self.model).asked(guide=guide):
             yield
 
     @contextmanager
@@ -77,7 +77,7 @@ class Handle:
         find_pruner(self.model)
         with ExitStack() as stack:
             for pruner in find_pruners(self.model):
-                stack.enter_context(pruner.disabled())
+                stack.enter_context(pruner.asked(enabled=False))
             yield
 
     @contextmanager
@@ -173,7 +173,7 @@ def find_handle(model: nn.Module) -> Handle:
 
     Example:
         >>> import open_clip
-        >>> find_handle(open_clip.create_model("elip-half-ViT-B-32")).config.reducer
+        >>> find_handle(open_clip.create_model("elip-half-ViT-B-32")).config.reducer.name
         'tome'
     """
     model = unwrap(model)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 from elip_plugin.config import ElipConfig, Stage
 from elip_plugin.core.stage import PlannedStage, block_macs
 from elip_plugin.errors import PlanError, join_faults
-from elip_plugin.reducers import make_reducer
+from elip_plugin.reducers import Reducer, find_reducer
 
 __all__ = ["Plan", "PlannedStage", "kept_count", "plan", "scale"]
 
@@ -23,8 +22,7 @@ class Plan:
         prefix: Prefix tokens P (class token, registers), which are never pruned.
         stages: The stages that prune, in order; skipped ones are left out.
         tokens: Sequence length inside each block, prefix included; one entry per block.
-        reducer: Name of the reducer, which knows what choosing costs.
-        reducer_options: Its options that are not at their defaults.
+        reducer: The reducer, which knows what choosing costs.
         by_block: The stages by their block.
     """
 
@@ -32,8 +30,7 @@ class Plan:
     prefix: int
     stages: tuple[PlannedStage, ...]
     tokens: tuple[int, ...]
-    reducer: str = ElipConfig.reducer
-    reducer_options: tuple[tuple[str, Any], ...] = field(default=(), repr=False)
+    reducer: Reducer = field(default_factory=lambda: find_reducer("elip"))
     by_block: dict[int, PlannedStage] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -75,7 +72,7 @@ class Plan:
 
     def _costs(self, width: int, mlp_ratio: float) -> tuple[float, float]:
         """Count the main blocks, and choosing, relative to no pruning."""
-        reducer = make_reducer(self.reducer, self.reducer_options)
+        reducer = self.reducer
         full = self.depth * block_macs(self.prefix + self.num_patches, width, mlp_ratio)
         main = sum(block_macs(tokens, width, mlp_ratio) for tokens in self.tokens)
         choosing = sum(reducer.selection_macs(stage, width, mlp_ratio) for stage in self.stages)
@@ -173,7 +170,7 @@ def plan(
     if faults:
         tower = f"ELIP plan for {num_patches} patches and {depth} blocks"
         raise PlanError(join_faults(tower, faults))
-    done = config.method.resolve_stages(
+    done = config.reducer.resolve_stages(
         tuple(stages), num_patches=num_patches, depth=depth, prefix=prefix
     )
     tokens = [prefix + num_patches] * depth
@@ -182,7 +179,7 @@ def plan(
         if planned.until is not None:
             tokens[planned.until :] = [planned.tokens_in] * (depth - planned.until)
     made = tuple(tokens)
-    return Plan(num_patches, prefix, done, made, config.reducer, config.reducer_options)
+    return Plan(num_patches, prefix, done, made, config.reducer)
 
 
 def kept_count(keep: float, num_patches: int) -> int:

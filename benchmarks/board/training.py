@@ -19,7 +19,7 @@ from benchmarks.board.model import MOST_SCALE, StudyModel
 from benchmarks.board.pairs import Pairs, batches
 from benchmarks.board.recipe import BoardRecipe
 from benchmarks.board.variants import Variant
-from elip_plugin.reducers import Selection, find_reducer
+from elip_plugin.reducers import Selection
 
 POINTS = 6
 """How many times a training is scored with all tokens, at even distances, the end included."""
@@ -199,7 +199,7 @@ def _control(model: StudyModel, variant: Variant, tokens: Tensor) -> AbstractCon
         return elip_plugin.guide(model.model, -model.guide(tokens))
     if variant.control == "another picture's choice":
         assert variant.config is not None
-        reducer = type(find_reducer(variant.config.reducer))
+        reducer = type(variant.config.reducer)
         decide = reducer.decide
 
         def rolled(self: Any, *args: Any) -> Selection:

@@ -24,7 +24,7 @@ from benchmarks.vqa.recipe import TRANSFORMERS, VqaRecipe
 from benchmarks.vqa.scenes import Questions, batches
 from benchmarks.vqa.variants import CONTROLS, VARIANTS
 from elip_plugin import ElipConfig
-from elip_plugin.reducers import Selection, StageContext, find_reducer
+from elip_plugin.reducers import Selection, StageContext
 
 POINTS = 3
 """How many times a training is scored, at even distances, the end included."""
@@ -249,15 +249,14 @@ def _controlled(handle: elip_plugin.Handle | None, control: str) -> Iterator[Non
     if not control or handle is None:
         yield
         return
-    method = type(find_reducer(handle.config.reducer))
+    method = type(handle.config.reducer)
     decide = method.decide
 
     def wrong(self: Any, x: Any, stage: Any, context: StageContext) -> Selection:
-        query = context.query
-        assert query.guide is not None
-        further = query.further and partial(_further, query.further, control)
-        query = query._replace(guide=_wrong(query.guide, control), further=further)
-        return decide(self, x, stage, replace(context, query=query))
+        assert context.guide is not None
+        further = context.further and partial(_further, context.further, control)
+        guide = _wrong(context.guide, control)
+        return decide(self, x, stage, replace(context, guide=guide, further=further))
 
     with mock.patch.object(method, "decide", wrong):
         yield

@@ -176,7 +176,7 @@ def _unit(features: Tensor, what: str) -> Rows:
 
 
 def _short(config: ElipConfig) -> str:
-    return f"{config.reducer} {', '.join(f'{stage.keep:g}' for stage in config.stages)}"
+    return f"{config.reducer.name} {', '.join(f'{stage.keep:g}' for stage in config.stages)}"
 
 
 def _to(tokens: Any, device: torch.device) -> Any:

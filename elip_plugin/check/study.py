@@ -112,7 +112,7 @@ def by_the_image(config: ElipConfig) -> ElipConfig:
         return replace(config, eval_mode="image")
     except ConfigError as error:
         raise ConfigError(
-            f"--plan chooses by a text (reducer {config.reducer!r}), and an embedding is made "
+            f"--plan chooses by a text (reducer {config.reducer.name!r}), and an embedding is made "
             "without one: give another plan, such as half"
         ) from error
 

@@ -26,7 +26,7 @@ from elip_plugin.files import write_text
 
 if TYPE_CHECKING:
     from elip_plugin.patching.pruner import Pruner
-    from elip_plugin.planning import Plan
+    from elip_plugin.planning import Plan, PlannedStage
 
 BAR = 28
 SMALL_SPEEDUP = 1.1
@@ -133,6 +133,16 @@ def _write(out: Path, config: dict[str, Any]) -> None:
     write_text(out, text + "\n")
 
 
+def _describe(pruner: Pruner, stage: PlannedStage) -> str:
+    """Describe a stage in a few words."""
+    about = f"keep {stage.keep}"
+    if pruner.reducer.uses_attention:
+        about += f", look ahead {stage.lookahead}"
+    if stage.until is not None:
+        about += f", the others back at block {stage.until}"
+    return about
+
+
 def _print_plan(name: str, pruner: Pruner, keep: str) -> None:
     """Print a plan as a table with bars."""
     from rich.table import Table
@@ -144,7 +154,7 @@ def _print_plan(name: str, pruner: Pruner, keep: str) -> None:
     table = Table("block", "tokens", "", "stage", title=f"{name}, {full} tokens of width {width}")
     for block, tokens in enumerate(plan.tokens):
         stage = plan.by_block.get(block)
-        about = "" if stage is None else pruner.reducer.describe_stage(stage)
+        about = "" if stage is None else _describe(pruner, stage)
         table.add_row(str(block), str(tokens), "█" * round(BAR * tokens / full), about)
     print_table(table)
     forward, step = plan.forward_cost(width), pruner.step_cost(plan)

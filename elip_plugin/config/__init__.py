@@ -9,7 +9,6 @@ from elip_plugin.config.elip_config import (
     TRAINING_PRESETS,
     ElipConfig,
 )
-from elip_plugin.config.old_names import RENAMED
 from elip_plugin.config.stage import Stage
 
 __all__ = [
@@ -17,7 +16,6 @@ __all__ = [
     "OUTSCORED",
     "PRESETS",
     "RECOMMENDED",
-    "RENAMED",
     "SCHEDULES",
     "TRAINING_PRESETS",
     "ElipConfig",

@@ -6,20 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from elip_plugin.config.checks import find_faults, is_one_of
+from elip_plugin.config.checks import find_faults
 from elip_plugin.config.file import FILES, read_file
-from elip_plugin.config.mapping import names, read_stages, unknown_keys, with_options
-from elip_plugin.config.old_names import accept_old_names, rename, warn_deprecated
+from elip_plugin.config.mapping import (
+    names,
+    read_reducer,
+    read_stages,
+    unknown_keys,
+    write_reducer,
+)
 from elip_plugin.config.stage import Stage
 from elip_plugin.errors import ConfigError, join_faults, nearest, shown
-from elip_plugin.reducers import (
-    DEFAULT_REDUCER,
-    Reducer,
-    find_reducer,
-    make_reducer,
-    option_defaults,
-    reducers,
-)
+from elip_plugin.reducers import Reducer, find_reducer, reducers
 
 DEFAULT_PRESET = "paper"
 
@@ -41,8 +39,9 @@ class ElipConfig:
             the depth of the tower. None: block indices are used unchanged.
         prune_momentum: Whether a momentum encoder (ALBEF, BLIP) is pruned as well; by default
             it sees all tokens, as in the paper's code.
-        reducer: Name of what decides; see the list of reducers. Those that read no text, or the
-            text alone, take no `text_weight`. A mapping has its options beside its `name`.
+        reducer: What decides, with its options, such as `find_reducer("tome")`; in a mapping its
+            name, or a mapping with its options beside its `name`. Those that read no text, or the
+            text alone, take no `text_weight`.
         guide_source: `"caption"`, an image's own text; or `"batch"`, the mean of all the batch's
             texts weighted by their similarity to the image, so that no pairing is used.
         warmup: Share of the training, 0 to 1, over which pruning sets in, from all tokens to
@@ -50,16 +49,14 @@ class ElipConfig:
         final_unpruned: Share of the training, at its end, with all tokens.
         text_anneal: Share of the training over which the text weight falls evenly to 0; by
             default it stays.
-        total_steps: Deprecated: optimizer steps of the whole training. The training command
-            or `Handle.update_progress` reports them.
-        reducer_options: The reducer's options that are not at their defaults, as pairs. A mapping
-            of `reducer`, or the options by themselves, give them as well.
 
     Raises:
         ConfigError: Names every fault at once.
 
     Example:
-        >>> ElipConfig(stages=(Stage(0, 1, 0.5),), reducer="tome", text_weight=0.0).merge
+        >>> from elip_plugin.reducers import find_reducer
+        >>> tome = find_reducer("tome")
+        >>> ElipConfig(stages=(Stage(0, 1, 0.5),), reducer=tome, text_weight=0.0).merge
         True
     """
 
@@ -69,37 +66,19 @@ class ElipConfig:
     eval_mode: str = "full"
     reference_depth: int | None = None
     prune_momentum: bool = False
-    reducer: str = DEFAULT_REDUCER
+    reducer: Reducer = field(default_factory=lambda: find_reducer("elip"))
     guide_source: str = "caption"
     warmup: float = 0.0
     final_unpruned: float = 0.0
     text_anneal: float = 0.0
-    total_steps: int | None = None
-    reducer_options: tuple[tuple[str, Any], ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         """Check all fields together."""
-        if self.total_steps is not None:
-            warn_deprecated(
-                "total_steps", "is not needed: the training command reports its steps, own loops "
-                "by handle.update_progress(step, total_steps)", frames=4
-            )  # fmt: skip
         if isinstance(self.stages, list):
             object.__setattr__(self, "stages", tuple(self.stages))
         faults = find_faults(self)
         if faults:
             raise ConfigError(join_faults("ELIP config", faults))
-
-    @property
-    def method(self) -> Reducer:
-        """The reducer, with its options."""
-        return make_reducer(self.reducer, self.reducer_options)
-
-    def __getattr__(self, name: str) -> Any:
-        """Return an option of a reducer; the default where this configuration has another one."""
-        if not name.startswith("_") and name in option_defaults():
-            return dict(self.reducer_options).get(name, option_defaults()[name])
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @classmethod
     def preset(cls, name: str) -> ElipConfig:
@@ -118,10 +97,10 @@ class ElipConfig:
             ConfigError: If there is no such preset.
 
         Example:
-            >>> ElipConfig.preset("half").reducer
+            >>> ElipConfig.preset("half").reducer.name
             'tome'
         """
-        if not is_one_of(name, PRESETS):
+        if not _is_preset(name):
             raise ConfigError(f"preset {shown(name)} is not known; {nearest(name, PRESETS)}")
         return PRESETS[name]
 
@@ -156,29 +135,31 @@ class ElipConfig:
             raise ConfigError(
                 f"an ELIP config is a mapping or a preset's name, got {type(mapping).__name__}"
             )
-        values = rename({str(key): mapping[key] for key in mapping})
-        faults = unknown_keys(values, ("preset", *names(cls), *option_defaults()), "")
+        values = {str(key): mapping[key] for key in mapping}
+        faults = unknown_keys(values, ("preset", *names(cls)))
         if "preset" in values and "stages" in values:
             faults.append("give either 'preset' or 'stages', not both")
-        values, defaults = with_options(values), {}
-        if is_one_of(values.get("reducer"), reducers()):
-            defaults = dict(find_reducer(values["reducer"]).config_defaults(values))
-        preset = values.get("preset", defaults.pop("preset", DEFAULT_PRESET))
-        if not is_one_of(preset, PRESETS):
+        preset = values.get("preset")
+        if preset is not None and not _is_preset(preset):
             faults.append(f"preset {shown(preset)} is not known; {nearest(preset, PRESETS)}")
             preset = DEFAULT_PRESET
-        known = {**defaults, **{key: values[key] for key in names(cls) if key in values}}
-        base = PRESETS[preset]
+        known = {key: values[key] for key in names(cls) if key in values}
+        if "reducer" in known:
+            base = None if preset is None else PRESETS[preset].reducer
+            reducer = known["reducer"] = read_reducer(known["reducer"], base, faults)
+            if reducer is not None:
+                known.setdefault("text_weight", reducer.text_weight)
+                if preset is None and "stages" not in known:
+                    preset = reducer.plan.get("preset")
+                    known |= {key: reducer.plan[key] for key in reducer.plan if key != "preset"}
+        plan = PRESETS[preset or DEFAULT_PRESET]
         if "stages" in known:
             known["stages"] = read_stages(known["stages"], faults)
             known.setdefault("reference_depth", None)
-        if "reducer" not in known and "reducer_options" in known:
-            options = {**dict(base.reducer_options), **dict(known["reducer_options"])}
-            known["reducer_options"] = tuple(sorted(options.items()))
         # Without __init__ the fields are not checked yet: all faults go into one error.
         draft = object.__new__(cls)
         for name in names(cls):
-            object.__setattr__(draft, name, known.get(name, getattr(base, name)))
+            object.__setattr__(draft, name, known.get(name, getattr(plan, name)))
         faults += find_faults(draft)
         if faults:
             raise ConfigError(join_faults("ELIP config", faults))
@@ -190,12 +171,8 @@ class ElipConfig:
         Returns:
             A dict of str, numbers, booleans, None and lists, fit for JSON and YAML.
         """
-        mapping: dict[str, Any] = {name: getattr(self, name) for name in names(type(self))}
-        if self.total_steps is None:
-            del mapping["total_steps"]
-        options = dict(mapping.pop("reducer_options"))
-        if options:
-            mapping["reducer"] = {"name": self.reducer, **options}
+        mapping: dict[str, Any] = {name: getattr(self, name) for name in names(self)}
+        mapping["reducer"] = write_reducer(self.reducer)
         mapping["stages"] = [
             {name: value for name, value in vars(stage).items() if value is not None}
             for stage in self.stages
@@ -203,16 +180,17 @@ class ElipConfig:
         return mapping
 
 
-accept_old_names(ElipConfig)
+def _is_preset(name: Any) -> bool:
+    return isinstance(name, str) and name in PRESETS
 
 
 def _presets() -> dict[str, ElipConfig]:
     made = {}
     for reducer in reducers().values():
         for name, mapping in vars(type(reducer)).get("presets", {}).items():
-            values = {**reducer.config_defaults(mapping), **mapping, "reducer": reducer.name}
+            values = {"text_weight": reducer.text_weight, **mapping, "reducer": reducer}
             values["stages"] = tuple(Stage(**stage) for stage in values["stages"])
-            made[name] = ElipConfig(**{k: v for k, v in values.items() if k != "preset"})
+            made[name] = ElipConfig(**values)
     return made
 
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from elip_plugin.config.stage import INCOMPLETE, REQUIRED, Stage
 from elip_plugin.errors import ConfigError, nearest, shown
-from elip_plugin.reducers import option_defaults
+from elip_plugin.reducers import Reducer, find_reducer, reducers
 
 
-def names(cls: type) -> tuple[str, ...]:
+def names(cls: Any) -> tuple[str, ...]:
     """Return the names of the fields of a dataclass."""
     return tuple(field.name for field in fields(cls))
 
 
-def unknown_keys(values: Mapping[str, Any], known: Sequence[str], where: str) -> list[str]:
-    """Return a fault for each key that is not known, with the nearest that is.
+def unknown_keys(values: Mapping[str, Any], known: Sequence[str], where: str = "") -> list[str]:
+    """Return a fault for each key that is not known, with where it belongs or the nearest known.
 
     Args:
         values: The given values by key.
@@ -27,9 +27,20 @@ def unknown_keys(values: Mapping[str, Any], known: Sequence[str], where: str) ->
     Returns:
         The faults.
     """
-    unknown = [key for key in values if key not in known]
-    all_keys = f"keys are {list(known)}"
-    return [f"{where}key {shown(k)} is not known; {nearest(k, known, all_keys)}" for k in unknown]
+    return [
+        f"{where}key {shown(key)} is not known; {_place_of(key, known)}"
+        for key in values
+        if key not in known
+    ]
+
+
+def _place_of(key: str, known: Sequence[str]) -> str:
+    if key in names(Stage):
+        return f"it belongs into each of the stages: [{{block: ..., {key}: ...}}, ...]"
+    owners = [name for name, reducer in reducers().items() if key in names(reducer)]
+    if owners:
+        return f"it is an option of a reducer: reducer: {{name: {owners[0]}, {key}: ...}}"
+    return nearest(key, known, f"keys are {list(known)}")
 
 
 def read_stages(given: Any, faults: list[str]) -> Any:
@@ -61,37 +72,43 @@ def read_stages(given: Any, faults: list[str]) -> Any:
     return tuple(stages)
 
 
-def with_options(values: dict[str, Any]) -> dict[str, Any]:
-    """Take a reducer's options out of its mapping, and those that are given by themselves.
+def read_reducer(given: Any, base: Reducer | None, faults: list[str]) -> Any:
+    """Read a reducer that is given by its name, or by a mapping with its name and options.
 
     Args:
-        values: Values of a configuration by key, which are changed.
+        given: A name, a mapping, a reducer or anything else.
+        base: The reducer of the preset that is named beside it, whose options hold where it has
+            the same name; None for no preset.
+        faults: What is wrong with it is added here.
 
     Returns:
-        The same, with all options in `reducer_options`.
-
-    Raises:
-        ConfigError: If `reducer_options` holds no pairs.
+        The reducer; None if there is none of that name.
     """
-    defaults, given = option_defaults(), values.get("reducer_options", ())
+    if isinstance(given, Reducer):
+        return given
+    options = dict(given) if isinstance(given, Mapping) else {"name": given}
     try:
-        options = {str(key): value for key, value in dict(given).items()}
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"ELIP config: reducer_options must be pairs of a name and a value, got {shown(given)}"
-        ) from error
-    options |= {key: values.pop(key) for key in defaults if key in values}
-    if isinstance(values.get("reducer"), Mapping):
-        given = {str(key): value for key, value in values["reducer"].items()}
-        values["reducer"] = given.pop("name", None)
-        options |= given
-    # Those at their defaults say nothing, whatever the reducer: older files have them all.
-    changed = {k: v for k, v in options.items() if k not in defaults or not _same(v, defaults[k])}
-    if options or "reducer_options" in values:
-        values["reducer_options"] = tuple(sorted(changed.items(), key=lambda item: item[0]))
-    return values
+        reducer = find_reducer(options.pop("name", None))
+    except ConfigError as error:
+        faults.append(str(error))
+        return None
+    if base is not None and base.name == reducer.name:
+        reducer = base
+    known = names(reducer)
+    for key in [key for key in options if key not in known]:
+        del options[key]
+        others = [name for name, other in reducers().items() if key in names(other)]
+        has = f"it has {list(known)}" if known else "it has none"
+        hint = f"reducers {others} have it" if others else nearest(key, known, has)
+        faults.append(f"reducer {reducer.name!r} has no option {shown(key)}: leave it out; {hint}")
+    return replace(reducer, **{str(key): value for key, value in options.items()})
 
 
-def _same(value: Any, default: Any) -> bool:
-    plain = isinstance(value, (int, float, str))  # an array has no truth value
-    return plain and value == default and isinstance(value, bool) == isinstance(default, bool)
+def write_reducer(reducer: Reducer) -> Any:
+    """Return what `read_reducer` reads back: the name, or a mapping with the changed options."""
+    changed = {
+        field.name: getattr(reducer, field.name)
+        for field in fields(reducer)
+        if getattr(reducer, field.name) != field.default
+    }
+    return {"name": reducer.name, **changed} if changed else reducer.name

@@ -1,45 +1,66 @@
 """What a transformer block can be asked for besides its own forward, as functions of the block.
 
-A patched block is called as `block(x, elip=mode)`, so that wrappers around it (sharding,
-compilation) run as for any other call; see `elip_plugin.patching.blocks`. Where blocks read
-positions at every call, a mode gets them as `**positions`; see `elip_plugin.core.positions`.
+A patched block is called as `block(x, run=mode)`, so that wrappers around it (sharding,
+compilation) run as for any other call; see `elip_plugin.patching.blocks`. A mode is made of calls
+of the block's own modules, so that what wraps these (adapters, quantized layers, hooks) acts in it
+as in the block. Where blocks read positions at every call, a mode gets them as `**positions`; see
+`elip_plugin.core.positions`.
 
 Shapes: B batch, T tokens, H heads, D width, A attention width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from elip_plugin.core.precision import exact, wide
+
+
+class AttentionParts(Protocol):
+    """The parts of an attention, inside of its own call."""
+
+    elip_scale: float | None
+    """Factor on the attention's logits; (A / H) ** -0.5 if None."""
+
+    def project(self, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Project normalized tokens [B, T, D] to queries, keys, values: [B, H, T, A / H] each."""
+
+    def project_query_and_keys(
+        self, query: Tensor, x: Tensor, **positions: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Project a normalized token [B, 1, D] and normalized tokens: [B, H, 1 or T, A / H].
+
+        The token is one of the prefix, or has no position.
+        """
+
+    def project_output(self, joined: Tensor) -> Tensor:
+        """Project the attention's result, heads joined [B, T, A]."""
 
 
 class BlockParts(Protocol):
     """The parts of a block that the modes are made of."""
 
     elip_scale: float | None
-    """Factor on the attention's logits; (A / H) ** -0.5 if None."""
 
-    def query_and_keys(self, query: Tensor, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor]:
-        """Normalize and project a token [B, 1, D] and the tokens [B, T, D]: [B, H, ., A / H].
+    def attend(
+        self, x: Tensor, bias: Tensor | None = None, **positions: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Compute what the attention adds to tokens [B, T, D], and its keys [B, H, T, A / H].
 
-        The token is one of the prefix, or has no position.
+        `bias` is added to the logits, [B or 1, 1 or H, 1 or T, T].
         """
 
-    def queries_keys_values(self, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalize and project tokens [B, T, D]: three times [B, H, T, A / H]."""
+    def query_and_keys(self, query: Tensor, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor]:
+        """Normalize and project a token [B, 1, D] and the tokens; see `AttentionParts`."""
 
     def position_bias(self, **positions: Any) -> Tensor | None:
         """Compute what is added to the attention's logits, [B or 1, H, T, T]; None for nothing."""
 
     def key_bias(self, **positions: Any) -> Tensor | None:
         """Compute what is added for a query without a position, [B, 1, 1, T]; None for nothing."""
-
-    def attention_output(self, mixed: Tensor) -> Tensor:
-        """Turn the attention's result [B, H, T, A / H] into what is added to the tokens."""
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Compute what the MLP adds to the tokens [B, T, D], without dropout."""
@@ -48,12 +69,23 @@ class BlockParts(Protocol):
         """Apply the block's stochastic depth, if it has any, to what is added [B, T, D]."""
 
 
+def attend(
+    attention: AttentionParts, x: Tensor, bias: Tensor | None = None, **positions: Any
+) -> tuple[Tensor, Tensor]:
+    """Compute an attention's output for normalized tokens [B, T, D], and its keys.
+
+    Runs inside of the attention's own call; see `BlockParts.attend`.
+    """
+    q, k, v = attention.project(x, **positions)
+    bias = None if bias is None else bias.to(q.dtype)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=attention.elip_scale)
+    return attention.project_output(mixed.transpose(1, 2).flatten(2)), k
+
+
 def look_ahead(block: BlockParts, x: Tensor, **positions: Any) -> Tensor:
     """Run a block on tokens [B, T, D] without dropout or stochastic depth."""
-    q, k, v = block.queries_keys_values(x, **positions)
     bias = block.position_bias(**positions) if positions else None
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=block.elip_scale)
-    x = x + block.attention_output(mixed)
+    x = x + block.attend(x, bias, **positions)[0]
     return x + block.feed_forward(x)
 
 
@@ -66,12 +98,12 @@ def attention_row(
 
     Returns attention over the tokens [B, T], float32 or wider; rows sum to 1.
     """
-    # The products of float32 tensors by hand: autocast would run a matmul in half precision.
     q, keys = block.query_and_keys(x[:, :1] if query is None else query, x, **positions)
-    wide = torch.promote_types(q.dtype, torch.float32)
     scale = block.elip_scale
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    logits = (q.to(wide) * keys.to(wide)).sum(dim=-1) * scale
+    if q.dtype != keys.dtype or q.dtype.itemsize < 4:
+        q, keys = wide(q), wide(keys)
+    logits = (q * keys).sum(dim=-1) * scale
     if positions:
         bias = (block.position_bias if query is None else block.key_bias)(**positions)
         logits = logits if bias is None else logits + bias[:, :, 0]
@@ -79,55 +111,18 @@ def attention_row(
 
 
 def key_uniqueness(
-    block: BlockParts,
-    x: Tensor,
-    query: Tensor | None = None,
-    *,
-    prefix: int,
-    valid: Tensor | None = None,
-    **positions: Any,
+    block: BlockParts, x: Tensor, query: Tensor | None = None, *, prefix: int, **positions: Any
 ) -> Tensor:
     """Compute how different the key of each token is from those of the others, as a mode.
 
-    Keys are the mean of the heads'. The prefix P takes no part, nor what is not `valid` [B, T - P].
+    Keys are the mean of the heads'. The prefix P takes no part.
 
     Returns 1 / (sum of the positive cosines between the keys less their mean) [B, T], float32 or
     wider. It is 1 for a token that resembles no other, 1 / n for each of n equal tokens, and 0 for
-    the prefix and for padding.
+    the prefix.
     """
-    keys = block.query_and_keys(x[:, :1], x, **positions)[1].mean(dim=1)[:, prefix:]
-    keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
-    keys = F.normalize(keys - mean_token(keys, valid), dim=2)
-    keys = keys if valid is None else keys * valid.unsqueeze(-1)
-    with torch.autocast(keys.device.type, enabled=False):
+    keys = wide(block.query_and_keys(x[:, :1], x, **positions)[1]).mean(dim=1)[:, prefix:]
+    keys = F.normalize(keys - keys.mean(dim=1, keepdim=True), dim=2)
+    with exact(keys):
         similar = (keys @ keys.transpose(1, 2)).clamp_min(0).sum(dim=2)
-    unique = similar.clamp_min(1).reciprocal()
-    return F.pad(unique if valid is None else unique * valid, (prefix, 0))
-
-
-def mean_token(x: Tensor, valid: Tensor | None) -> Tensor:
-    """Compute the mean [B, 1, D] of the tokens [B, T, D] that are `valid` [B, T]; None: of all."""
-    if valid is None:
-        return x.mean(dim=1, keepdim=True)
-    real = valid.unsqueeze(-1)
-    return (x * real).sum(dim=1, keepdim=True) / real.sum(dim=1, keepdim=True)
-
-
-class PackedAttention(NamedTuple):
-    """An attention whose query, key and value projections are one matrix.
-
-    Attributes:
-        norm: Normalizes the tokens before the projection.
-        weight: The projection [3 A, D], queries first.
-        bias: Its bias [3 A], or None.
-        num_heads: Heads H.
-        query_norm: Normalizes each head's queries, if anything does.
-        key_norm: Normalizes each head's keys, if anything does.
-    """
-
-    norm: Callable[[Tensor], Tensor]
-    weight: Tensor
-    bias: Tensor | None
-    num_heads: int
-    query_norm: Callable[[Tensor], Tensor] | None = None
-    key_norm: Callable[[Tensor], Tensor] | None = None
+    return F.pad(similar.clamp_min(1).reciprocal(), (prefix, 0))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from elip_plugin.core.precision import exact, wide
 from elip_plugin.errors import GuideError
 
 
@@ -84,6 +85,31 @@ def project_to_vision_width(features: Tensor, maps: Sequence[Tensor]) -> Tensor:
         return guide
 
 
+def check_guide(guide: Tensor, texts: int | None, width: int, *, several: bool = False) -> None:
+    """Refuse a guide of another shape than [B, D].
+
+    Args:
+        guide: The guide.
+        texts: How many it must be of; None for any number.
+        width: Tower width D.
+        several: Whether it may have several guides per image [B, G, D].
+
+    Raises:
+        GuideError: If it is not of that shape.
+    """
+    shape = guide.shape
+    allowed = (2, 3) if several and texts is not None else (2,)
+    count = len(guide) if texts is None else texts
+    if len(shape) in allowed and (shape[0], shape[-1]) == (count, width) and count > 0:
+        return
+    rows = "texts" if texts is None else texts
+    raise GuideError(
+        f"the text guide has shape {tuple(guide.shape)}, but this tower and batch need "
+        f"({rows}, {width}): one row per {'text' if texts is None else 'image'}, one column per "
+        "tower channel"
+    )
+
+
 def queries_in_tower(queries: Tensor, keys: Tensor) -> Tensor:
     """Map the queries of a cross-attention back to the width of the tower that it reads.
 
@@ -107,8 +133,8 @@ def guide_from_batch(token: Tensor, guides: Tensor) -> Tensor:
     It is the mean of the texts' guides [M, D], each weighted by its similarity to the image's query
     token [B, 1, D]: a guide [B, D], detached.
     """
-    with torch.no_grad():
-        wide = torch.promote_types(token.dtype, torch.float32)
-        queries, texts = token.detach().squeeze(1).to(wide), guides.detach().to(wide)
+    queries, texts = wide(token.detach()).squeeze(1), guides.detach()
+    texts = texts.to(queries.dtype)
+    with torch.no_grad(), exact(queries):
         cosines = F.normalize(queries, dim=-1) @ F.normalize(texts, dim=-1).t()
         return (cosines / TEMPERATURE).softmax(dim=-1) @ texts

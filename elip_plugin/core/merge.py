@@ -35,8 +35,5 @@ def put_back(x: Tensor, before: Tensor, selection: Selection, prefix: int) -> Te
     which entered the stage [B, T, D].
     """
     index = selection.kept.unsqueeze(-1).expand(-1, -1, x.shape[-1])
-    before, kept = before[:, prefix:].to(x.dtype), x[:, prefix:]
-    if selection.valid is not None:  # what only filled a place has not gone through the blocks
-        kept = torch.where(selection.valid.unsqueeze(-1), kept, before.gather(1, index))
-    rest = before.scatter(1, index, kept)
+    rest = before[:, prefix:].to(x.dtype).scatter(1, index, x[:, prefix:])
     return torch.cat([x[:, :prefix], rest], dim=1)

@@ -7,23 +7,25 @@ Shapes: B batch, P prefix tokens, T tokens (prefix included), D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from elip_plugin.core.blocks import attention_row, look_ahead, mean_token
+from elip_plugin.core.blocks import attention_row, look_ahead
+from elip_plugin.core.context import StageContext
 from elip_plugin.core.guide import guide_from_batch
+from elip_plugin.core.precision import exact, wide
+from elip_plugin.core.stage import PlannedStage
 
 
-def query_token(x: Tensor, prefix: int, class_query: bool, valid: Tensor | None = None) -> Tensor:
+def query_token(x: Tensor, prefix: int, class_query: bool) -> Tensor:
     """Return the token [B, 1, D] whose attention says which of the tokens [B, T, D] matter.
 
-    It is the class token, or the mean of the patches that are `valid` [B, T - P].
+    It is the class token, or the mean of the patches.
     """
-    return x[:, :1] if class_query else mean_token(x[:, prefix:], valid)
+    return x[:, :1] if class_query else x[:, prefix:].mean(dim=1, keepdim=True)
 
 
 def blend_class_token(token: Tensor, guide: Tensor | None, text_weight: float) -> Tensor:
@@ -36,82 +38,47 @@ def blend_class_token(token: Tensor, guide: Tensor | None, text_weight: float) -
     return torch.lerp(token, guide.detach().to(token.dtype).unsqueeze(1), text_weight)
 
 
-class Query(NamedTuple):
-    """Whose attention scores the tokens.
-
-    Attributes:
-        prefix: Prefix tokens P, which get no score.
-        guide: Text guide [B, D], or None; [M, D] if `from_batch`.
-        text_weight: Share t of the guide in the query token.
-        class_query: Whether the class token is the query, as in the paper. If not (towers
-            without one, or whose pooling ignores it), the tokens pass unchanged and the last
-            block's query is the mean of the patches blended with the guide: our extension.
-        from_batch: Whether the guide is that of M texts which are not paired with the images;
-            see `guide_from_batch`.
-        valid: Which tokens after the prefix are real [B, T - P]; None where all are.
-        further: Computes more guides from the tokens; see `elip_plugin.core.guide.TextQueries`.
-    """
-
-    prefix: int
-    guide: Tensor | None = None
-    text_weight: float = 0.0
-    class_query: bool = True
-    from_batch: bool = False
-    valid: Tensor | None = None
-    further: Callable[[Tensor], Tensor] | None = None
-
-
 def score(
     x: Tensor,
-    blocks: Sequence[Callable[..., Tensor]],
-    query: Query,
-    *,
-    random_blocks: bool = True,
+    stage: PlannedStage,
+    context: StageContext,
     row: Callable[..., Tensor] = attention_row,
 ) -> Tensor:
-    """Score the non-prefix tokens by looking ahead through `blocks`.
+    """Score the non-prefix tokens by looking ahead through blocks.
 
     Args:
         x: Tokens [B, T, D].
-        blocks: The blocks looked through, in order; of the last one only an attention row is
-            computed.
-        query: Whose attention it is.
-        random_blocks: Whether blocks may have dropout or stochastic depth, so that looking ahead
-            needs the mode `look_ahead`; if not, they are called by themselves.
+        stage: From which block to look ahead, and through how many; of the last one only an
+            attention row is computed.
+        context: Whose attention it is, and how to look ahead.
         row: The mode of the last block that gives a number for each token.
 
     Returns:
         Scores [B, T - P], float32 or wider, without gradient.
     """
-    prefix, guide, weight, class_query, from_batch, valid, _ = query
-    device = x.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    with torch.no_grad(), _uncached_autocast(device) if autocast else nullcontext():
+    prefix, class_query, guide = context.prefix, context.class_query, context.guide
+    blocks = context.blocks[stage.block : stage.block + stage.lookahead]
+    with torch.no_grad(), context.cache:
         y, token = x.detach(), None
-        if guide is not None and from_batch:
-            guide = guide_from_batch(query_token(y, prefix, class_query, valid), guide)
+        if guide is not None and context.from_batch:
+            guide = guide_from_batch(query_token(y, prefix, class_query), guide)
         if class_query and guide is not None:
             towards = guide.detach().to(y.dtype).unsqueeze(1)  # as `blend_class_token` does
-            y = torch.cat([torch.lerp(y[:, :1], towards, weight), y[:, 1:]], dim=1)
+            y = torch.cat([torch.lerp(y[:, :1], towards, context.text_weight), y[:, 1:]], dim=1)
         for block in blocks[:-1]:
-            y = block(y, elip=look_ahead) if random_blocks else block(y)
+            y = block(y, run=look_ahead) if context.ahead_by_parts else block(y)
         if not class_query:
-            token = blend_class_token(query_token(y, prefix, False, valid), guide, weight)
-        return blocks[-1](y, elip=row, query=token)[:, prefix:]
-
-
-def _uncached_autocast(device_type: str) -> Any:
-    """Return a context that keeps autocast as it is, without its cache of weights.
-
-    Before torch 2.10 a weight cast under `no_grad` stays in that cache without a gradient,
-    and the main blocks, which come next, would train nothing (pytorch issue 112583).
-    """
-    dtype = torch.get_autocast_dtype(device_type)
-    return torch.autocast(device_type, dtype=dtype, cache_enabled=False)
+            token = blend_class_token(query_token(y, prefix, False), guide, context.text_weight)
+        found: Tensor = blocks[-1](y, run=row, query=token)[:, prefix:]
+        return found
 
 
 def text_similarity(
-    x: Tensor, norm: Callable[[Tensor], Tensor], query: Query, *, gradient: bool = False
+    x: Tensor,
+    norm: Callable[[Tensor], Tensor],
+    context: StageContext,
+    *,
+    gradient: bool = False,
 ) -> Tensor:
     """Score the non-prefix tokens by their similarity to the text (our extension).
 
@@ -120,31 +87,26 @@ def text_similarity(
     guide is the text's side of that comparison, mapped back to the tower's width, so one product
     compares any token with it. MaskCLIP (arXiv 2112.01071) compares the last tokens with texts so.
 
-    The query's guide is [B, D], or [B, G, D] with several guides per image; guides of zeros count
-    for nothing. Its text weight is not used. Its `class_query` is used only if the texts are not
-    paired with the images: it says which token weighs the texts. With `gradient`, norm and guide
-    get one; the tokens [B, T, D] never do.
+    The guide is [B, D], or [B, G, D] with several guides per image; guides of zeros count for
+    nothing. The text weight is not used. `class_query` is used only if the texts are not paired
+    with the images: it says which token weighs the texts. With `gradient`, norm and guide get one;
+    the tokens [B, T, D] never do.
 
     Returns the softmax over the tokens of their products with the guide, or the mean of several
-    [B, T - P], float32 or wider; 0 for padding.
+    [B, T - P], float32 or wider.
     """
-    prefix, guide, valid = query.prefix, query.guide, query.valid
+    prefix, guide = context.prefix, context.guide
     assert guide is not None  # a reducer that compares is not run without one
-    device = x.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     gradient = gradient and torch.is_grad_enabled()
-    cache = nullcontext() if gradient or not autocast else _uncached_autocast(device)
-    with torch.set_grad_enabled(gradient), cache:
+    with torch.set_grad_enabled(gradient), nullcontext() if gradient else context.cache:
         y = norm(x.detach())
-        if query.from_batch:
-            guide = guide_from_batch(query_token(y, prefix, query.class_query, valid), guide)
-        if query.further is not None:
-            guide = torch.cat([guide, query.further(y)], dim=1)
-        wide = torch.promote_types(y.dtype, torch.float32)
-        guides = guide.to(wide).unsqueeze(1) if guide.ndim == 2 else guide.to(wide)
-        with torch.autocast(device, enabled=False) if autocast else nullcontext():
-            logits = y[:, prefix:].to(wide) @ guides.transpose(1, 2)
-            if valid is not None:
-                logits = logits.masked_fill(~valid.unsqueeze(-1), -torch.inf)
-            real = (guides != 0).any(dim=2, keepdim=True).to(wide)  # [B, G, 1]
+        if context.from_batch:
+            guide = guide_from_batch(query_token(y, prefix, context.class_query), guide)
+        if context.further is not None:
+            guide = torch.cat([guide, context.further(y)], dim=1)
+        y = wide(y)
+        guides = guide.to(y.dtype).unsqueeze(1) if guide.ndim == 2 else guide.to(y.dtype)
+        with exact(y):
+            logits = y[:, prefix:] @ guides.transpose(1, 2)
+            real = (guides != 0).any(dim=2, keepdim=True).to(y.dtype)  # [B, G, 1]
             return (logits.softmax(dim=1) @ real).squeeze(2) / real.sum(dim=1).clamp_min(1)

@@ -5,9 +5,7 @@ Shapes: B batch, T tokens, D width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-from torch import Tensor
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -21,8 +19,6 @@ class PlannedStage:
         tokens_in: Sequence length before the stage, prefix included.
         tokens_out: Sequence length after it, prefix and merged token included.
         until: The block before which the dropped tokens come back; None if they do not.
-        keep_each: How many each image of a batch with padding keeps [B], of which `keep` is the
-            largest; None without padding.
     """
 
     block: int
@@ -31,7 +27,6 @@ class PlannedStage:
     tokens_in: int
     tokens_out: int
     until: int | None = None
-    keep_each: Tensor | None = field(default=None, compare=False)
 
 
 def block_macs(tokens: int, width: int, mlp_ratio: float) -> float:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from elip_plugin.core.precision import exact
 from elip_plugin.core.select import Selection
 from elip_plugin.errors import TraceError
 
@@ -55,17 +56,22 @@ class Trace:
     stages: list[StageTrace] = field(default_factory=list)
     sources: Tensor | None = None
 
+    def begin(self) -> None:
+        """Forget what an earlier forward did."""
+        self.stages, self.sources = [], None
+
     def record(
         self, block: int, selection: Selection, present: int, until: int | None = None
     ) -> None:
         """Add a stage of T non-prefix tokens; what it drops comes back before block `until`."""
-        before = self._before(block, selection.kept, present)
+        before = self._before(selection.kept, present)
         kept = _rows(before, selection.kept)
         merged = None
         sources = kept
         if selection.weights is not None:
             weights = selection.weights.to(before.dtype).unsqueeze(1)
-            merged = (weights @ _rows(before, selection.dropped)).squeeze(1)
+            with exact(before):
+                merged = (weights @ _rows(before, selection.dropped)).squeeze(1)
             sources = torch.cat([kept, merged.unsqueeze(1)], dim=1)
         self.stages.append(StageTrace(block, _single(kept), merged, sources, until))
         self.sources = sources if until is None else before
@@ -75,17 +81,16 @@ class Trace:
 
         `groups` [B, T] is the token after the stage that each non-prefix token before it is in.
         """
-        before = self._before(block, groups, groups.shape[1])
+        before = self._before(groups, groups.shape[1])
         member = torch.nn.functional.one_hot(groups, tokens).transpose(1, 2)
         weights = (member * before.count_nonzero(dim=2).unsqueeze(1)).to(before.dtype)
-        self.sources = (weights / weights.sum(dim=2, keepdim=True)) @ before
+        with exact(before):
+            self.sources = (weights / weights.sum(dim=2, keepdim=True)) @ before
         kept, holder = _single(self.sources), self.sources.argmax(dim=1)
         self.stages.append(StageTrace(block, kept, None, self.sources, groups=holder))
 
-    def _before(self, block: int, like: Tensor, present: int) -> Tensor:
+    def _before(self, like: Tensor, present: int) -> Tensor:
         """Return the sources of the tokens that enter a stage [B, T, N]."""
-        if self.stages and block <= self.stages[-1].block:  # the next forward
-            self.stages, self.sources = [], None
         if self.sources is not None:
             return self.sources
         return torch.eye(present, device=like.device).expand(like.shape[0], -1, -1)

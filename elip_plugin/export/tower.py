@@ -66,9 +66,10 @@ def why_not(host_model: HostModel) -> str:
         return host_model.no_export
     pruner = find_pruner(host_model.model)
     config, reducer = pruner.config, pruner.reducer
-    reason = reducer.why_not_export()
-    if reason:
-        return f"its reducer {reducer.name!r} {reason}"
+    if reducer.draws:
+        return f"its reducer {reducer.name!r} draws by chance what it keeps, in evaluation too"
+    if reducer.text_alone:
+        return f"its reducer {reducer.name!r} chooses by a text, and an exported tower has none"
     if config.eval_mode == "text":
         return "its eval_mode 'text' prunes by a text, and an exported tower has images alone"
     if config.eval_mode == "full":

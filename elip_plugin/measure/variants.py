@@ -16,7 +16,7 @@ from elip_plugin.config import PRESETS, TRAINING_PRESETS, ElipConfig
 from elip_plugin.errors import ConfigError
 from elip_plugin.hosts.base import HostModel
 from elip_plugin.patching.install import find_pruner
-from elip_plugin.reducers import find_reducer, reducers
+from elip_plugin.reducers import reducers
 
 UNPRUNED = "full"
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
@@ -94,14 +94,13 @@ the whole training step."""
 
 def pruned_variants() -> dict[str, dict[str, Any]]:
     """List the pruned variants: the presets, and the reducers besides ELIP."""
-    others = [name for name in reducers() if name != ElipConfig.reducer]
+    others = [name for name in reducers() if name != "elip"]
     return {**{name: {"preset": name} for name in PRESETS}, **{n: {"reducer": n} for n in others}}
 
 
 def variant_names(host_model: HostModel) -> list[str]:
     """List the variants of a model that every tower can do, the unpruned ones first."""
-    asked = {name: ElipConfig.from_mapping(v).reducer for name, v in pruned_variants().items()}
-    found = {name: find_reducer(reducer) for name, reducer in asked.items()}
+    found = {name: ElipConfig.from_mapping(v).reducer for name, v in pruned_variants().items()}
     twice = set(PRESETS) - set(TRAINING_PRESETS)  # variants are timed pruned in any case
     pruned = [n for n, reducer in found.items() if not reducer.needs and n not in twice]
     return [UNPRUNED, *host_model.references, *pruned]
@@ -149,9 +148,8 @@ def _opened(variant: HostModel, tokens: Any) -> Callable[[], AbstractContextMana
     @contextmanager
     def opened() -> Iterator[None]:
         # Whatever the model may be scored by.
-        mode = pruner.reducer.alone_eval_mode()
-        given = nullcontext() if guide is None else pruner.guided(guide)
-        with pruner.evaluated_by(mode), given:
+        mode = "text" if pruner.reducer.text_alone else "image"
+        with pruner.asked(eval_mode=mode, guide=guide):
             yield
 
     return opened

@@ -1,14 +1,16 @@
-"""What a host says of a model: its towers' numbers, and the class swaps that prune it."""
+"""What a host says of a model: its towers as data, and the class swaps of what is around them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from elip_plugin.errors import ElipError
+from elip_plugin.patching.parts import Parts
+from elip_plugin.patching.runner import Calling, PrunedTower
 from elip_plugin.patching.swap import Swap
 
 
@@ -21,7 +23,7 @@ class TowerShape:
         depth: Number of blocks.
         width: Tower width D.
         prefix: Prefix tokens P.
-        class_query: Whether the class token is the query; see `elip_plugin.core.score.score`.
+        class_query: Whether the class token is the query; see `StageContext`.
         frozen: Whether no weight of the tower is trained, so that its training step is a forward.
     """
 
@@ -35,32 +37,60 @@ class TowerShape:
 
 @dataclass(frozen=True)
 class Tower:
-    """A vision tower that can be pruned.
+    """A vision tower that can be pruned, as data; `install` does the rest.
 
     Attributes:
-        shape: Its numbers.
-        stack: The swap of what runs its blocks.
-        blocks: The swaps of its blocks, in their order; only those of blocks that the reducer
-            calls in a mode are made.
-        others: Swaps of other parts of it; where what runs the blocks is not the whole tower, that
-            of the tower, a `PrunableTower`.
-        random_blocks: Whether looking ahead may not call a block by itself, because it has
-            dropout or stochastic depth; the swaps of all blocks are made then.
-        module: The tower, where that is more than what runs its blocks.
-        patch_embed: The convolution that makes each token of one patch, for reducers that read
-            pixels; None where there is no such module.
-        norm: Name, in the tower, of what normalizes the tokens after the last block, for reducers
-            that compare them with a text; "" where there is no such module in the tower.
+        module: The tower, from images to features.
+        blocks: Path of the list of its blocks in it.
+        parts: Where its blocks have their parts, or the patched class of a block, by its class.
+        num_patches: Patches N at the tower's nominal resolution.
+        width: Width D.
+        prefix: Prefix tokens P.
+        class_query: Whether the class token is the query.
+        scale: Factor on the attention's logits; None for (A / H) ** -0.5.
+        norm: Path of what normalizes the tokens, or the class token, after the last block; "" where
+            there is no such module.
+        patch_embed: Path of the convolution that makes each token of one patch; "" where there is
+            none.
+        entries: Methods of it that are one forward, from images on.
+        calling: How it calls its blocks.
+        patch_all_blocks: Whether blocks by themselves cannot be called in a pruned forward.
+        kind: What is added to its class.
+        others: Swaps of further parts.
     """
 
-    shape: TowerShape
-    stack: Swap
-    blocks: tuple[Swap, ...]
-    others: tuple[Swap, ...] = ()
-    random_blocks: bool = False
-    module: nn.Module | None = None
-    patch_embed: nn.Module | None = None
+    module: Any
+    blocks: str
+    parts: Parts | Mapping[type, Parts | type[Any]]
+    num_patches: int
+    width: int
+    prefix: int = 1
+    class_query: bool = True
+    scale: float | None = None
     norm: str = ""
+    patch_embed: str = ""
+    entries: tuple[str, ...] = ("forward",)
+    calling: Calling = field(default_factory=Calling)
+    patch_all_blocks: bool = False
+    kind: type[PrunedTower] = PrunedTower
+    others: tuple[Swap, ...] = ()
+
+    @property
+    def block_list(self) -> Any:
+        """The list of its blocks."""
+        return self.module.get_submodule(self.blocks)
+
+    @property
+    def shape(self) -> TowerShape:
+        """Its numbers."""
+        return TowerShape(
+            self.num_patches,
+            len(self.block_list),
+            self.width,
+            self.prefix,
+            self.class_query,
+            frozen=not any(weight.requires_grad for weight in self.module.parameters()),
+        )
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,24 @@
-"""Install a description's class swaps after all checks, and find the pruner again."""
+"""Install a description's towers after all checks, and find the pruner again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import ConfigError, UnsupportedModelError
+from elip_plugin.patching.blocks import PrunableAttention
 from elip_plugin.patching.description import Description, Tower
+from elip_plugin.patching.named import patched_class
+from elip_plugin.patching.parts import Parts, parts_block
 from elip_plugin.patching.patch_embedding import swap_patch_embedding
 from elip_plugin.patching.progress import TrainingProgress
 from elip_plugin.patching.pruner import Pruner
+from elip_plugin.patching.runner import BlockList
 from elip_plugin.patching.swap import ATTRIBUTE, Swap, find_patched, refuse_replaced_forward
-from elip_plugin.reducers import Reducer
+from elip_plugin.patching.wrappers import innermost, is_adapter
 
 
 def install(description: Description, config: ElipConfig) -> Pruner:
@@ -32,7 +36,7 @@ def install(description: Description, config: ElipConfig) -> Pruner:
             f"prune_momentum is for models with a momentum encoder (ALBEF and BLIP of LAVIS); "
             f"{name} has none here: leave it out"
         )
-    config.method.check_model(
+    config.reducer.check_model(
         name,
         text_is_sought=bool(reason) and config.guide_source == "caption",
         teachable=description.teachable,
@@ -42,39 +46,115 @@ def install(description: Description, config: ElipConfig) -> Pruner:
     towers = [description.tower]
     if config.prune_momentum and description.momentum is not None:
         towers.append(description.momentum)
-    for tower in towers:
-        for swap in (tower.stack, *tower.blocks, *description.others):
-            refuse_replaced_forward(swap.module)
     # Shared: no optimizer trains a momentum encoder.
-    tower = description.tower
-    followed = tower.stack.module if tower.module is None else tower.module
-    progress = TrainingProgress(config, followed)
-    pruners = [
-        Pruner(config, tower.shape, progress, tower.random_blocks, tower.norm) for tower in towers
-    ]
-    around = [swaps_around(tower, config.method) for tower in towers]
-    for tower, pruner, more in zip(towers, pruners, around, strict=True):
-        used = pruner.reducer.blocks_used(pruner.plan.stages, tower.shape.depth)
-        for i, block in enumerate(tower.blocks):
-            if tower.random_blocks or i in used:
-                block.apply()
-        for other in (*more, *tower.others, tower.stack):
-            other.apply(elip=pruner)
+    progress = TrainingProgress(config, description.tower.module)
+    pruners = [Pruner(config, tower.shape, progress, tower.norm) for tower in towers]
+    made = [swaps_of(tower, pruner) for tower, pruner in zip(towers, pruners, strict=True)]
+    for swap in (*(swap for swaps in made for swap in swaps), *description.others):
+        refuse_replaced_forward(swap.module)
+    for swaps, pruner in zip(made, pruners, strict=True):
+        for swap in swaps:
+            swap.apply(elip=pruner)
     for other in description.others:
         other.apply(elip=pruners[0])
     return pruners[0]
 
 
-def swaps_around(tower: Tower, reducer: Reducer) -> list[Swap]:
-    """Return the swaps of what lies around a tower's blocks; refuse one without what is needed."""
+def swaps_of(tower: Tower, pruner: Pruner) -> list[Swap]:
+    """Return the swaps that prune a tower; refuse one without what its reducer needs."""
+    reducer, stages, depth = pruner.reducer, pruner.plan.stages, tower.shape.depth
+    module, blocks = tower.module, tower.block_list
     if "norm" in reducer.needs and not tower.norm:
         raise UnsupportedModelError(
             f"reducer {reducer.name!r} compares the tokens with the text after the tower's last "
             "norm, which this tower does not have: use another reducer"
         )
-    if "patch_embed" not in reducer.needs:
-        return []
-    return [swap_patch_embedding(tower.patch_embed, reducer.name)]
+    run, in_mode = reducer.blocks_run(stages, depth), reducer.blocks_in_mode(stages, depth)
+    for block in blocks:
+        refuse_dropout(block)
+    by_parts = any(random_parts(block) for block in blocks)
+    if by_parts:  # all that is looked through is called with a mode
+        in_mode = in_mode | {b for s in stages for b in range(s.block, s.block + s.lookahead)}
+    if tower.calling.positions_for is not None:
+        run = set(range(min(run), depth))
+    listed = {
+        "elip_calling": tower.calling,
+        "elip_steps": frozenset(run),
+        "elip_ahead_by_parts": by_parts,
+    }
+    swaps = [
+        Swap(module, patched_class(tower.kind, type(module), *tower.entries)),
+        Swap(blocks, patched_class(BlockList, type(blocks)), listed),
+        *tower.others,
+    ]
+    if "patch_embed" in reducer.needs:
+        embed = module.get_submodule(tower.patch_embed) if tower.patch_embed else None
+        swaps.append(swap_patch_embedding(embed, reducer.name))
+    for i, block in enumerate(blocks):
+        if i in in_mode or tower.patch_all_blocks:
+            swaps += block_swaps(block, tower)
+    return swaps
+
+
+def block_swaps(block: Any, tower: Tower) -> list[Swap]:
+    """Return the swaps of a block, and of its attention where that is torch's own."""
+    patched: Any = tower.parts
+    if isinstance(patched, Mapping):
+        if type(block) not in patched:
+            raise UnsupportedModelError(
+                f"{type(block).__name__} cannot be pruned here; supported are "
+                f"{sorted(cls.__name__ for cls in patched)} (apply ELIP before wrapping or "
+                "compiling a model)"
+            )
+        patched = patched[type(block)]
+    if isinstance(patched, Parts):
+        patched = parts_block(type(block), patched)
+    swaps = [Swap(block, patched, {"elip_scale": tower.scale})]
+    path = patched.elip_parts.attention if hasattr(patched, "elip_parts") else ""
+    if path:
+        attention = innermost(block.get_submodule(path))
+        if type(attention) is not nn.MultiheadAttention:
+            raise UnsupportedModelError(
+                f"{path!r} of {type(block).__name__} is a {type(attention).__name__}: supported is "
+                "torch's MultiheadAttention, by itself or wrapped by adapters"
+            )
+        swaps.append(Swap(attention, patched_class(PrunableAttention, nn.MultiheadAttention)))
+    return swaps
+
+
+def random_parts(block: nn.Module) -> dict[str, float]:
+    """Return the shares that a block drops at random in training, by their paths.
+
+    Dropout of adapters belongs to them: it acts wherever their layer is called. So does that of a
+    bias by relative positions, which is left out where tokens are chosen.
+    """
+    own = [path for path, module in block.named_modules() if _drops_for_itself(path, module)]
+    return {
+        f"{path}.{name}".removeprefix("."): value
+        for path, module in block.named_modules()
+        if not any(f"{path}.".startswith(f"{each}.") for each in own)
+        for name, value in vars(module).items()
+        if isinstance(value, float) and value > 0 and (name == "p" or "drop" in name)
+    }
+
+
+def _drops_for_itself(path: str, module: nn.Module) -> bool:
+    return is_adapter(module) or path.endswith("rel_pos")
+
+
+def refuse_dropout(block: nn.Module) -> None:
+    """Refuse a block with dropout; stochastic depth may be there."""
+    kinds = {path: type(module).__name__ for path, module in block.named_modules()}
+    found = {
+        path: share
+        for path, share in random_parts(block).items()
+        if not kinds[path.rpartition(".")[0]].endswith(("DropPath", "StochasticDepth"))
+    }
+    if found:
+        raise UnsupportedModelError(
+            f"a block {type(block).__name__} with dropout {found}: choosing tokens must be "
+            "deterministic; set it to 0 when the model is built (stochastic depth may stay)"
+        )
 
 
 def find_pruner(module: Any) -> Pruner:

@@ -56,28 +56,3 @@ def _patched_class(mixin: Any, replaces: Any, *data: Any) -> Any:
     body |= {"replaces": replaces, "__doc__": replaces.__doc__}
     body |= {"__module__": replaces.__module__, "__qualname__": replaces.__qualname__}
     return type(replaces.__name__, (mixin, replaces), body)
-
-
-def wrapped_forward(replaces: Any, *names: str) -> dict[str, Any]:
-    """Return a class body whose methods have the host's signatures and call `elip_forward`.
-
-    Args:
-        replaces: The host's class.
-        *names: Its methods; those that it has not are left out, and without any it is its forward.
-
-    Returns:
-        The methods.
-    """
-    return {
-        name: _wrapped(getattr(replaces, name))
-        for name in names or ("forward",)
-        if hasattr(replaces, name)
-    }
-
-
-def _wrapped(host: Any) -> Any:
-    @functools.wraps(host)
-    def forward(self: Any, *args: Any, **options: Any) -> Any:
-        return self.elip_forward(host, args, options)
-
-    return forward

@@ -5,15 +5,18 @@ A block of the usual parts computes y = x + output(attention(norm_1(x))), and y 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from elip_plugin.core.blocks import PackedAttention
-from elip_plugin.patching.blocks import PrunableBlock
-from elip_plugin.patching.named import NamedAsReplaced, patched_class
+from elip_plugin.core import blocks as modes
+from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.patching.blocks import PrunableAttention, PrunableBlock, is_plain, sliced
+from elip_plugin.patching.named import patched_class
+from elip_plugin.patching.wrappers import innermost
 
 
 @dataclass(frozen=True)
@@ -21,25 +24,24 @@ class Parts:
     """Where the parts of a block are: paths of attributes in it, such as "attn.qkv".
 
     Attributes:
-        norm_1: What normalizes the tokens before the attention.
-        projections: What makes queries, keys and values: the paths of a packed weight [3 A, D] and
-            of its bias, or those of three modules. Empty where the block's class projects.
+        norm_1: What normalizes the tokens before the attention; "" for nothing.
+        attention: What attends, where it is an `nn.MultiheadAttention`; the attributes up to
+            `output` are its own then. "" where they are the following ones.
+        projections: What makes queries, keys and values: one module for all three, or one for each.
         heads: The number of heads H, or its path.
+        query_norm: What normalizes the queries of each head; "" for nothing.
+        key_norm: What normalizes the keys of each head; "" for nothing.
         output: What the attention's result, its heads joined [B, T, A], passes through before it is
             added to the tokens: modules or functions, and tensors, by which it is multiplied. An
             attribute that is None is passed by.
-        norm_2: What normalizes the tokens before the MLP.
+        norm_2: What normalizes the tokens before the MLP; "" for nothing.
         mlp: What the normalized tokens pass through before the result is added to the tokens.
-        query_norm: What normalizes the queries of each head; "" for nothing.
-        key_norm: What normalizes the keys of each head; "" for nothing.
         stochastic_depth: What leaves out what is added at random; "" for nothing.
 
     Example:
         >>> of_torch = Parts(
-        ...     "norm1",
-        ...     ("self_attn.in_proj_weight", "self_attn.in_proj_bias"),
-        ...     heads="self_attn.num_heads",
-        ...     output=("self_attn.out_proj",),
+        ...     norm_1="norm1",
+        ...     attention="self_attn",
         ...     norm_2="norm2",
         ...     mlp=("linear1", "activation", "linear2"),
         ... )  # of an nn.TransformerEncoderLayer
@@ -47,18 +49,28 @@ class Parts:
         <class 'torch.nn.modules.transformer.TransformerEncoderLayer'>
     """
 
-    norm_1: str
-    projections: tuple[str, ...]
-    heads: int | str
-    output: tuple[str, ...]
-    norm_2: str
-    mlp: tuple[str, ...]
+    norm_1: str = ""
+    attention: str = ""
+    projections: tuple[str, ...] = ()
+    heads: int | str = ""
     query_norm: str = ""
     key_norm: str = ""
+    output: tuple[str, ...] = ()
+    norm_2: str = ""
+    mlp: tuple[str, ...] = ()
     stochastic_depth: str = ""
 
 
-class PartsBlock(NamedAsReplaced, PrunableBlock):
+def through(block: Any, paths: Iterable[str], x: Tensor) -> Tensor:
+    """Pass tokens through parts of a block; see `Parts.output`."""
+    for path in paths:
+        part = attrgetter(path)(block)
+        if part is not None:
+            x = part * x if isinstance(part, Tensor) else part(x)
+    return x
+
+
+class PartsBlock(PrunableBlock):
     """A block whose parts are where `elip_parts` says; `parts_block` makes its subclasses."""
 
     elip_parts: ClassVar[Parts]
@@ -68,72 +80,156 @@ class PartsBlock(NamedAsReplaced, PrunableBlock):
         """Return where the parts are."""
         return {"elip_parts": data[0]}
 
-    def attention_output(self, mixed: Tensor) -> Tensor:
-        """Join the heads and project; see `BlockParts`."""
-        x = mixed.transpose(1, 2).flatten(2)
-        for path in self.elip_parts.output:
-            part = attrgetter(path)(self)
-            if part is not None:
-                x = part * x if isinstance(part, Tensor) else part(x)
-        return x
+    def normalize(self, x: Tensor) -> Tensor:
+        """Normalize tokens before the attention."""
+        path = self.elip_parts.norm_1
+        return attrgetter(path)(self)(x) if path else x
+
+    def attend(
+        self, x: Tensor, bias: Tensor | None = None, **positions: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Compute what the attention adds, and its keys; see `BlockParts`."""
+        made, keys = self.in_attention(modes.attend, x, bias=bias, **positions)
+        return through(self, self.elip_parts.output, made), keys
+
+    def query_and_keys(self, query: Tensor, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor]:
+        """Normalize and project a query token and the tokens; see `BlockParts`."""
+        return self.project_query_and_keys(self.normalize(query), self.normalize(x), **positions)
+
+    def in_attention(self, run: Callable[..., Any], x: Tensor, **options: Any) -> Any:
+        """Run a function of `AttentionParts` and normalized tokens, inside the attention's call.
+
+        It returns two tensors, of which the second may be None.
+        """
+        return run(self, self.normalize(x), **options)
+
+    def project(self, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Project normalized tokens; see `AttentionParts`."""
+        q, k, v = self.project_heads(x)
+        return self.place(q, **positions), self.place(k, **positions), v
+
+    def project_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Project normalized tokens, without their positions: three times [B, H, T, A / H]."""
+        raise NotImplementedError(f"{type(self).__name__} does not project")
+
+    def project_query_and_keys(
+        self, query: Tensor, x: Tensor, **positions: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Project a normalized query token and normalized tokens; see `AttentionParts`."""
+        return self.project_heads(query)[0], self.place(self.project_heads(x)[1], **positions)
+
+    def place(self, y: Tensor, **positions: Any) -> Tensor:
+        """Turn queries or keys [B, H, T, A / H] to their positions; by default they have none."""
+        return y
+
+    def project_output(self, joined: Tensor) -> Tensor:
+        """Return the attention's result, whose projection is the first of `Parts.output`."""
+        return joined
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Run the MLP; see `BlockParts`."""
-        x = attrgetter(self.elip_parts.norm_2)(self)(x)
-        # As above, and not one function for both: calls are what small models spend time on.
-        for path in self.elip_parts.mlp:
-            part = attrgetter(path)(self)
-            if part is not None:
-                x = part * x if isinstance(part, Tensor) else part(x)
-        return x
+        parts = self.elip_parts
+        x = attrgetter(parts.norm_2)(self)(x) if parts.norm_2 else x
+        return through(self, parts.mlp, x)
 
     def stochastic_depth(self, added: Tensor) -> Tensor:
         """Apply stochastic depth; see `BlockParts`."""
         path = self.elip_parts.stochastic_depth
         return attrgetter(path)(self)(added) if path else added
 
+    def number_of_heads(self) -> int:
+        """Return the number of heads H."""
+        heads = self.elip_parts.heads
+        number: int = heads if isinstance(heads, int) else attrgetter(heads)(self)
+        return number
+
+    def norm_heads(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalize each head's queries and keys, where the block does."""
+        parts = self.elip_parts
+        q = attrgetter(parts.query_norm)(self)(q) if parts.query_norm else q
+        return q, attrgetter(parts.key_norm)(self)(k) if parts.key_norm else k
+
 
 class PackedBlock(PartsBlock):
-    """A block whose queries, keys and values come from one projection."""
+    """A block whose queries, keys and values come from one module."""
 
-    def packed_attention(self) -> PackedAttention:
-        """Return the attention's projections; see `PrunableBlock`."""
-        parts, heads = self.elip_parts, self.elip_parts.heads
-        norm, weight, bias = attrgetter(parts.norm_1, *parts.projections)(self)
-        return PackedAttention(
-            norm,
-            weight,
-            bias,
-            heads if isinstance(heads, int) else attrgetter(heads)(self),
-            attrgetter(parts.query_norm)(self) if parts.query_norm else None,
-            attrgetter(parts.key_norm)(self) if parts.key_norm else None,
-        )
+    def project_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Project normalized tokens; see `PartsBlock`."""
+        packed: Tensor = attrgetter(self.elip_parts.projections[0])(self)(x)
+        packed = packed.view(*x.shape[:2], 3, self.number_of_heads(), -1)
+        q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
+        return *self.norm_heads(q, k), v
+
+    def project_query_and_keys(
+        self, query: Tensor, x: Tensor, **positions: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Project by rows of the weight, where nothing else projects; see `PartsBlock`."""
+        parts = self.elip_parts
+        layer = attrgetter(parts.projections[0])(self)
+        if not is_plain(layer):
+            return super().project_query_and_keys(query, x, **positions)
+        q, k = sliced(query, x, layer.weight, layer.bias, self.number_of_heads())
+        if parts.query_norm or parts.key_norm:
+            q, k = self.norm_heads(q, k)
+        return q, self.place(k, **positions) if positions else k
 
 
 class SeparateBlock(PartsBlock):
     """A block with a projection each for queries, keys and values."""
 
-    def _project(self, which: int, x: Tensor, norm: str = "") -> Tensor:
-        """Project normalized tokens [B, T, D] into heads [B, H, T, A / H]."""
-        heads = self.elip_parts.heads
-        heads = heads if isinstance(heads, int) else attrgetter(heads)(self)
+    def project_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Project normalized tokens; see `PartsBlock`."""
+        q, k, v = (self._project(which, x) for which in range(3))
+        return *self.norm_heads(q, k), v
+
+    def project_query_and_keys(
+        self, query: Tensor, x: Tensor, **positions: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Project by two of the modules; see `PartsBlock`."""
+        q, k = self.norm_heads(self._project(0, query), self._project(1, x))
+        return q, self.place(k, **positions)
+
+    def _project(self, which: int, x: Tensor) -> Tensor:
         projected: Tensor = attrgetter(self.elip_parts.projections[which])(self)(x)
-        y = projected.view(*x.shape[:2], heads, -1).transpose(1, 2)
-        return attrgetter(norm)(self)(y) if norm else y
+        return projected.view(*x.shape[:2], self.number_of_heads(), -1).transpose(1, 2)
+
+
+class MultiheadBlock(PartsBlock):
+    """A block with an `nn.MultiheadAttention`, whose modes run inside of the attention's call."""
+
+    elip_reads: ClassVar[Any]
+    """Returns the norm before the attention, and the attention."""
+
+    @classmethod
+    def body_for(cls, replaces: Any, *data: Any) -> dict[str, Any]:
+        """Return where the parts are."""
+        reads = attrgetter(data[0].norm_1, data[0].attention)
+        return {**super().body_for(replaces, *data), "elip_reads": reads}
 
     def query_and_keys(self, query: Tensor, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor]:
         """Normalize and project a query token and the tokens; see `BlockParts`."""
-        parts = self.elip_parts
-        norm = attrgetter(parts.norm_1)(self)
-        q = self._project(0, norm(query), parts.query_norm)
-        return q, self._project(1, norm(x), parts.key_norm)
+        norm, attention = self.elip_reads(self)
+        if not isinstance(attention, PrunableAttention):
+            refuse_exchanged(attention, self.elip_parts.attention)
+        project = PrunableAttention.project_query_and_keys
+        q, k = attention(norm(x), run=project, token=norm(query))
+        return q, k
 
-    def queries_keys_values(self, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalize and project tokens; see `BlockParts`."""
-        parts = self.elip_parts
-        x = attrgetter(parts.norm_1)(self)(x)
-        q, k = self._project(0, x, parts.query_norm), self._project(1, x, parts.key_norm)
-        return q, k, self._project(2, x)
+    def in_attention(self, run: Callable[..., Any], x: Tensor, **options: Any) -> Any:
+        """Run a function inside the attention's own call; see `PartsBlock`."""
+        norm, attention = self.elip_reads(self)
+        if not isinstance(attention, PrunableAttention):
+            refuse_exchanged(attention, self.elip_parts.attention)
+        return attention(norm(x), run=run, **options)
+
+
+def refuse_exchanged(attention: Any, path: str) -> None:
+    """Refuse an attention that is no longer torch's, but for what adapters are wrapped around."""
+    if not isinstance(innermost(attention), PrunableAttention):
+        raise UnsupportedModelError(
+            f"{path!r} of a pruned block is a {type(attention).__name__}, and was an "
+            "nn.MultiheadAttention when ELIP was applied: exchange it before"
+        )
 
 
 def parts_block(block: type[nn.Module], parts: Parts) -> Any:
@@ -144,8 +240,7 @@ def parts_block(block: type[nn.Module], parts: Parts) -> Any:
         parts: Where its blocks have their parts.
 
     Returns:
-        The class, for a `Swap`.
+        The class, for `Tower.parts`.
     """
-    return patched_class(
-        PackedBlock if len(parts.projections) == 2 else SeparateBlock, block, parts
-    )
+    kind: Any = PackedBlock if len(parts.projections) == 1 else SeparateBlock
+    return patched_class(MultiheadBlock if parts.attention else kind, block, parts)

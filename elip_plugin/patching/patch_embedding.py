@@ -20,10 +20,11 @@ class ElipPatchEmbedding(Patched, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Embed images [B, C, height, width]."""
-        pruning = self.elip.current()
-        if pruning is None:
+        forward = self.elip.current()
+        if forward is None or not forward.level:
             return super().forward(input)
-        embedded, pruning.patches = pruning.reducer.embed(super().forward, input, self.kernel_size)
+        reducer, host = forward.pruner.reducer, super().forward
+        embedded, forward.patches = reducer.embed(host, input, self.kernel_size)
         return embedded
 
 

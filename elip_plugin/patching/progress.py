@@ -6,7 +6,6 @@ and LAVIS' runners do so by themselves, own loops by `Handle.update_progress`.
 
 from __future__ import annotations
 
-import functools
 import warnings
 import weakref
 from collections.abc import Iterable
@@ -14,7 +13,6 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from elip_plugin.config import SCHEDULES, ElipConfig, Stage
 from elip_plugin.errors import ConfigError
@@ -54,7 +52,7 @@ def config_at(level: float, config: ElipConfig, num_patches: int) -> ElipConfig:
         return 1 - level * (1 - stage.keep)
 
     stages = (replace(stage, keep=keep(stage)) for stage in config.stages)
-    return config if level == 1 else replace(config, stages=tuple(stages), total_steps=None)
+    return config if level == 1 else replace(config, stages=tuple(stages))
 
 
 class TrainingProgress:
@@ -66,7 +64,6 @@ class TrainingProgress:
         self.text_weight = config.text_weight
         self.scheduled = any(getattr(config, name) > 0 for name in SCHEDULES)
         self.reported = not self.scheduled
-        self.steps = 0
         self._follow()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -77,8 +74,6 @@ class TrainingProgress:
     def _follow(self) -> None:
         if self.scheduled:
             _scheduled.add(self)
-            if self.config.total_steps is not None:
-                _count_optimizer_steps()
 
     def update(self, step: int, total_steps: int) -> None:
         """Take the optimizer steps made so far, from 0, and those of the whole training."""
@@ -87,7 +82,7 @@ class TrainingProgress:
                 f"training progress must be a step from 0 up of 1 or more, got {step} of "
                 f"{total_steps}"
             )
-        self.steps, self.reported = step, True
+        self.reported = True
         share = step / total_steps
         self.level = level_at(share, self.config)
         self.text_weight = text_weight_at(share, self.config)
@@ -95,13 +90,12 @@ class TrainingProgress:
     def warn_unreported(self) -> None:
         """Warn once that a schedule is to be followed and nobody reports the progress."""
         self.reported = True
-        if self.config.total_steps is None:
-            warnings.warn(
-                f"this ELIP config has a schedule ({', '.join(SCHEDULES)}), but the training "
-                "reports no progress, so it stays at its first step; call "
-                "handle.update_progress(step, total_steps) before each step",
-                stacklevel=3,
-            )
+        warnings.warn(
+            f"this ELIP config has a schedule ({', '.join(SCHEDULES)}), but the training reports "
+            "no progress, so it stays at its first step; call "
+            "handle.update_progress(step, total_steps) before each step",
+            stacklevel=3,
+        )
 
 
 _scheduled: weakref.WeakSet[TrainingProgress] = weakref.WeakSet()
@@ -115,20 +109,3 @@ def update_for(parameters: Iterable[Tensor], step: int, total_steps: int) -> Non
     for progress in list(_scheduled):
         if any(id(parameter) in trained for parameter in progress.module.parameters()):
             progress.update(step, total_steps)
-
-
-@functools.cache
-def _count_optimizer_steps() -> None:
-    """Count the steps of optimizers, for configs that still give `total_steps`."""
-
-    def count(optimizer: Any, *_: Any) -> None:
-        trained = {id(p): p for group in optimizer.param_groups for p in group["params"]}
-        for progress in list(_scheduled):
-            total = progress.config.total_steps
-            ours = [p for p in progress.module.parameters() if id(p) in trained]
-            if total is not None and ours:
-                states = (optimizer.state.get(p, {}).get("step") for p in ours)
-                steps = next((s for s in states if s is not None), progress.steps + 1)
-                progress.update(int(steps), total)
-
-    register_optimizer_step_post_hook(count)

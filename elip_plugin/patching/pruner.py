@@ -5,24 +5,23 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from elip_plugin.config import ElipConfig
-from elip_plugin.core.guide import Guide
 from elip_plugin.core.trace import Trace
 from elip_plugin.errors import PlanError, UnsupportedModelError
 from elip_plugin.patching.calls import find, opened, thread
 from elip_plugin.patching.description import TowerShape
-from elip_plugin.patching.forward import DEFAULT, Call, Settings
+from elip_plugin.patching.forward import Forward
 from elip_plugin.patching.progress import TrainingProgress, config_at
 from elip_plugin.planning import Plan, plan
 
 INHERITED = "elip_inherited"
-"""Attribute of a replica (`torch.nn.DataParallel`): the settings that its caller has opened."""
+"""Attribute of a replica (`torch.nn.DataParallel`): what its caller asks for."""
 
 
 @functools.lru_cache(maxsize=1024)  # of which a schedule needs five per number of patches
@@ -37,13 +36,12 @@ def _plan_at(
 class Pruner:
     """Decides when a tower prunes, and by what.
 
-    Holds the configuration, and nothing that changes during a forward. What a caller opens around
-    forwards (`guided`, `disabled`, `traced`, ...) holds for those in the caller's thread, and in
-    the replicas that `torch.nn.DataParallel` makes there.
+    Holds the configuration, and nothing that changes during a forward. What a caller asks for
+    around forwards (`asked`) holds for those in the caller's thread, and in the replicas that
+    `torch.nn.DataParallel` makes there.
 
-    The towers of one model share their progress. `random_blocks` says that looking ahead may not
-    call a block by itself. Raises a PlanError if the configuration does not fit the tower, or
-    prunes nothing.
+    The towers of one model share their progress. Raises a PlanError if the configuration does not
+    fit the tower, or prunes nothing.
     """
 
     def __init__(
@@ -51,11 +49,10 @@ class Pruner:
         config: ElipConfig,
         shape: TowerShape,
         progress: TrainingProgress,
-        random_blocks: bool = True,
         norm_name: str = "",
     ) -> None:
         self.config, self.shape = config, shape
-        self.reducer = config.method
+        self.reducer = config.reducer
         self.norm_name = norm_name
         self.plan = plan(
             config, num_patches=shape.num_patches, depth=shape.depth, prefix=shape.prefix
@@ -67,97 +64,78 @@ class Pruner:
             )
         self._warn_if_slower()
         self.num_tokens = shape.prefix + self.plan.num_patches
-        self.random_blocks = random_blocks
         self.progress = progress
         self._warned: set[str] = set()
 
-    @property
-    def settings(self) -> Settings:
-        """What is open for this pruner in this thread."""
-        return find(self, Settings) or DEFAULT
-
-    def start(self, module: nn.Module, training: bool | None = None) -> Call:
-        """Decide whether a call of a model or tower prunes, and by what; the one place that does.
-
-        The schedule counts in training, which is the module's own flag unless it is given;
-        evaluation has the configuration's own plan. The call's level is 0 where all tokens are
-        kept.
-        """
-        settings, entry = None, thread.innermost
-        while entry is not None and settings is None:
-            if entry[0] is self:
-                value = entry[1]
-                settings = value.settings if isinstance(value, Call) else value
-            entry = entry[2]
-        outer = module.__dict__.get(INHERITED)  # of a replica, what was open where it was made
-        if outer is not None:
-            settings = outer if settings is None else settings.inside(outer)
-        elif settings is None:
-            settings = DEFAULT
-        training = module.training if training is None else training
-        level, weight = 0.0, 0.0
-        if settings.enabled and (training or settings.treat_as_training):
-            training, progress = True, self.progress
-            if not progress.reported:
-                progress.warn_unreported()
-            level, weight = progress.level, progress.text_weight
-        elif settings.enabled:
-            mode = settings.eval_mode or self.config.eval_mode
-            level = 0.0 if mode == "full" else 1.0
-            weight = self.config.text_weight if mode == "text" else 0.0
-        guide = settings.guide
-        needs_guide = level > 0 and weight > 0 and guide is None
-        return Call(self, self.reducer, settings, level, weight, training, guide, needs_guide)
-
-    def open(self, tower: nn.Module) -> Any:
-        """Begin a forward of the whole tower, which `current` then finds in its parts.
-
-        Returns what `calls.thread.innermost` must be set to when the forward ends.
-        """
-        before = entry = thread.innermost
-        while entry is not None and entry[0] is not self:
-            entry = entry[2]
-        if entry is not None and isinstance(entry[1], Call) and entry[1].tower is None:
-            call = replace(entry[1], tower=tower)  # the model's own forward has decided
-        else:
-            call = self._start_tower(tower)
-        thread.innermost = (self, call, before)
-        return before
-
-    def _start_tower(self, module: nn.Module) -> Call:
-        call = self.start(module)
-        if call.needs_guide:
-            self._warn_unguided()
-            call.level = 0.0
-        call.tower = module
-        return call
+    # Forwards.
 
     @contextmanager
-    def begin(self, tower: nn.Module) -> Iterator[Call | None]:
-        """Begin a forward of the whole tower; yield the call, or None if it keeps all tokens."""
-        before = self.open(tower)
-        assert thread.innermost is not None
-        call: Call = thread.innermost[1]
-        try:
-            yield call if call.level > 0 else None
-        finally:
-            thread.innermost = before
+    def asked(self, module: nn.Module | None = None, **asked: Any) -> Iterator[None]:
+        """Ask something of the forwards inside the context; see `Forward` for what.
 
-    def current(self, module: nn.Module | None = None) -> Call | None:
-        """Return the call in progress, for a part of a tower; None if it keeps all tokens.
+        `module` is the one that asks, where that may be a replica.
+        """
+        forward = find(self, Forward)
+        if forward is None and module is not None:
+            forward = module.__dict__.get(INHERITED)
+        forward = Forward(self) if forward is None else replace(forward, level=None, tower=None)
+        with opened(self, replace(forward, **asked)):
+            yield
 
-        Where the tower was not called, `module` begins a call by itself; None then returns None.
+    @contextmanager
+    def traced(self) -> Iterator[Trace]:
+        """Record the stages of the forwards inside the context."""
+        if not self.reducer.traceable:
+            raise UnsupportedModelError(
+                f"reducer {self.reducer.name!r} records nothing, so it cannot be traced; the "
+                "built-in reducers can"
+            )
+        trace = Trace(self.shape.prefix)
+        with self.asked(trace=trace):
+            yield trace
+
+    def decide(
+        self, module: nn.Module, training: bool | None = None, *, guided: bool = False
+    ) -> Forward:
+        """Decide whether a forward of a model or tower prunes; the one place that does.
+
+        The schedule counts in training, which is the module's own flag unless it is given;
+        evaluation has the configuration's own plan. Where the forward must be `guided` already, all
+        tokens are kept without a guide, with a warning.
         """
         entry = thread.innermost
         while entry is not None and entry[0] is not self:
             entry = entry[2]
-        call = None if entry is None else entry[1]
-        if not isinstance(call, Call) or call.tower is None:
-            if module is None:
-                return None
-            call = replace(call, tower=module) if isinstance(call, Call) else None
-            call = self._start_tower(module) if call is None else call
-        return call if call.level > 0 else None
+        outer = module.__dict__.get(INHERITED)  # of a replica, what was asked where it was made
+        if entry is not None:
+            asked: Forward = entry[1] if outer is None else entry[1].inside(outer)
+            forward = replace(asked, model_guide=None, tower=None, context=None)
+        else:
+            forward = Forward(self) if outer is None else replace(outer)
+        training = module.training if training is None else training
+        forward.training = training or forward.as_training
+        level, weight = 0.0, 0.0
+        if forward.enabled and forward.training:
+            progress = self.progress
+            if not progress.reported:
+                progress.warn_unreported()
+            level, weight = progress.level, progress.text_weight
+        elif forward.enabled:
+            mode = forward.eval_mode or self.config.eval_mode
+            level = 0.0 if mode == "full" else 1.0
+            weight = self.config.text_weight if mode == "text" else 0.0
+        if guided and level > 0 and weight > 0 and forward.guide is None:
+            self._warn_unguided()
+            level = 0.0
+        forward.level, forward.text_weight = level, weight
+        return forward
+
+    def current(self) -> Forward | None:
+        """Return the forward of the tower in progress, for a part of it, if there is one."""
+        forward = find(self, Forward)
+        return None if forward is None or forward.tower is None else forward
+
+    # Plans.
 
     def plan_for(self, num_patches: int, level: float = 1.0, skip_idle: bool | None = None) -> Plan:
         """Resolve the configuration for N patches, of which `level` (0 to 1) is in force.
@@ -179,58 +157,22 @@ class Pruner:
         self.plan = self.plan_for(num_patches)
         self.num_tokens = self.shape.prefix + num_patches
 
-    def check_guide(self, x: Tensor, guide: Tensor) -> None:
-        """Check a guide against the tokens; a `GuideError` if it does not fit."""
-        texts = None if self.config.guide_source == "batch" else x.shape[0]
-        self.reducer.check_guide(guide, texts, self.shape.width)
-
-    @contextmanager
-    def _changed(self, **changes: Any) -> Iterator[None]:
-        with opened(self, replace(self.settings, **changes)):
-            yield
-
-    def guided(self, guide: Guide) -> AbstractContextManager[None]:
-        """Guide the forwards inside the context by what a caller gives."""
-        return self._changed(guide=guide)
-
-    @contextmanager
-    def traced(self) -> Iterator[Trace]:
-        """Record the stages of the forwards inside the context."""
-        trace = self.reducer.make_trace(self.shape.prefix)
-        with self._changed(trace=trace):
-            yield trace
-
-    @contextmanager
-    def treated_as_training(self, module: nn.Module) -> Iterator[None]:
-        """Prune inside the context as in training if the model trains, also by a frozen tower."""
-        settings = find(self, Settings) or module.__dict__.get(INHERITED, DEFAULT)
-        with opened(self, replace(settings, treat_as_training=module.training)):
-            yield
-
-    def disabled(self) -> AbstractContextManager[None]:
-        """Run the forwards inside the context with all tokens."""
-        return self._changed(enabled=False)
-
-    def evaluated_by(self, mode: str) -> AbstractContextManager[None]:
-        """Evaluate by another `ElipConfig.eval_mode` inside the context."""
-        return self._changed(eval_mode=mode)
-
     def hand_to(self, replica: nn.Module) -> None:
-        """Hand what is opened here to a replica of `torch.nn.DataParallel`, for its thread.
+        """Hand what is asked for here to a replica of `torch.nn.DataParallel`, for its thread.
 
         Refuses a guide or a trace, which are for one whole batch.
         """
-        settings = find(self, Settings)
-        if settings is None:
+        asked = find(self, Forward)
+        if asked is None:
             return
         for name in ("guide", "trace"):
-            if getattr(settings, name) is not None:
+            if getattr(asked, name) is not None:
                 raise UnsupportedModelError(
                     f"a {name} is open around a DataParallel model, which splits its batch among "
                     f"threads: a {name} is for one whole batch. Call the model that it wraps, or "
                     "give images and texts together"
                 )
-        replica.__dict__[INHERITED] = settings
+        replica.__dict__[INHERITED] = asked
 
     def _warn_if_slower(self) -> None:
         width = self.shape.width

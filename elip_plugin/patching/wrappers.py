@@ -1,4 +1,4 @@
-"""Looking through what wraps a model: parallel training, `torch.compile`, averages, PEFT."""
+"""Looking through what wraps a model or a layer: parallel training, compilation, averages, PEFT."""
 
 from __future__ import annotations
 
@@ -49,3 +49,15 @@ def _child(model: Any) -> nn.Module | None:
             if child is not None:
                 return child
     return None
+
+
+def is_adapter(module: nn.Module) -> bool:
+    """Tell whether a module is a layer of peft that is wrapped around another one."""
+    return any(cls.__name__ == "BaseTunerLayer" for cls in type(module).__mro__)
+
+
+def innermost(module: Any) -> Any:
+    """Return what adapters are wrapped around, or the module itself."""
+    while hasattr(module, "base_layer"):
+        module = module.base_layer
+    return module

@@ -11,15 +11,16 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from importlib.metadata import entry_points
 from inspect import get_annotations
 from typing import Any, TypeVar
 
+from elip_plugin.core.context import StageContext
 from elip_plugin.core.select import Selection
 from elip_plugin.core.stage import PlannedStage, block_macs
 from elip_plugin.errors import ConfigError, nearest, shown
-from elip_plugin.reducers.base import Reducer, StageContext, option_faults
+from elip_plugin.reducers.base import Reducer, option_faults
 from elip_plugin.reducers.cluster import Cluster
 from elip_plugin.reducers.elip import Elip
 from elip_plugin.reducers.evit import EViT
@@ -32,10 +33,8 @@ from elip_plugin.reducers.unique import Unique
 
 GROUP = "elip_plugin.reducers"
 OWN = (Elip, Gumbel, Similarity, EViT, Unique, ToMe, Random, Cluster, Pool)
-DEFAULT_REDUCER = Elip.name
 
 __all__ = [
-    "DEFAULT_REDUCER",
     "FOR_INSTRUCTIONS",
     "FOR_QUESTIONS",
     "PlannedStage",
@@ -44,8 +43,6 @@ __all__ = [
     "StageContext",
     "block_macs",
     "find_reducer",
-    "make_reducer",
-    "option_defaults",
     "option_faults",
     "reducers",
     "register_reducer",
@@ -119,13 +116,12 @@ def register_reducer(cls: _Class) -> _Class:
 
     Example:
         >>> import elip_plugin
-        >>> from elip_plugin.core.select import select
         >>> @elip_plugin.register_reducer
         ... class Longest(Reducer):
         ...     name = "longest"
-        ...     def decide(self, x, stage, context):
-        ...         return select(x[:, context.prefix :].norm(dim=-1), stage.keep)
-        >>> elip_plugin.ElipConfig.from_mapping({"reducer": "longest"}).reducer
+        ...     def scores(self, x, stage, context):
+        ...         return x[:, context.prefix :].norm(dim=-1)
+        >>> elip_plugin.ElipConfig.from_mapping({"reducer": "longest"}).reducer.name
         'longest'
     """
     known = {
@@ -142,7 +138,6 @@ def register_reducer(cls: _Class) -> _Class:
         )
     _registered[cls.name] = cls
     reducers.cache_clear()
-    make_reducer.cache_clear()
     return cls
 
 
@@ -166,15 +161,3 @@ def find_reducer(name: str) -> Reducer:
     if not isinstance(name, str) or name not in known:
         raise ConfigError(f"reducer {shown(name)} is not known; {nearest(name, known)}")
     return known[name]
-
-
-@functools.lru_cache(maxsize=256)
-def make_reducer(name: str, options: tuple[tuple[str, Any], ...]) -> Reducer:
-    """Make a reducer with options, pairs of a name and a value, which have been checked."""
-    return replace(find_reducer(name), **dict(options))
-
-
-def option_defaults(name: str | None = None) -> Mapping[str, Any]:
-    """List options and their defaults: those of one reducer, or of all."""
-    asked = reducers().values() if name is None else [find_reducer(name)]
-    return {option.name: option.default for each in asked for option in fields(each)}

@@ -11,76 +11,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from elip_plugin.core.context import SetAside, StageContext
 from elip_plugin.core.guide import Guide, TextGuide, TextQueries
 from elip_plugin.core.merge import keep_and_merge, put_back
-from elip_plugin.core.positions import Positions, positions_after, valid_after
-from elip_plugin.core.score import Query
-from elip_plugin.core.select import Selection
+from elip_plugin.core.positions import positions_after
+from elip_plugin.core.select import Selection, select
 from elip_plugin.core.stage import PlannedStage, block_macs
-from elip_plugin.core.trace import Trace
-from elip_plugin.errors import ConfigError, GuideError, UnsupportedModelError, shown
-
-BlockCall = Callable[..., Any]
-"""Runs one main block: (block, tokens [B, T, D], mode=None, **options) -> tokens [B, T, D], or what
-the mode returns; checkpointed if the tower is."""
-
-RENAMED = {"tokens": "resolve_stages", "cost": "selection_macs"}
-"""Methods of version 0.2, which a subclass may still define by their old names."""
-
-
-@dataclass(frozen=True)
-class StageContext:
-    """What a reducer may decide by, resolved once per forward.
-
-    Attributes:
-        blocks: All blocks of the tower, as a tuple; where they read positions, what calls them
-            with those of the tokens as they are now.
-        query: Whose attention scores the tokens, blended with the text guide if there is one.
-        merge: Whether the dropped tokens are merged into one.
-        random_blocks: Whether looking ahead may not call a block by itself; see `score`.
-        trace: Records what each stage does, if anything shall.
-        training: Whether the tower is training.
-        patches: Pixels [B, C, rows, columns, patch height, patch width] of the patches that became
-            the tokens after the prefix, row by row, without gradient; None unless the reducer
-            reads pixels.
-        positions: Where the tokens are, and which are padding; None where the blocks do not read
-            that.
-        norm: The tower's last norm; None where it has none.
-    """
-
-    blocks: tuple[Any, ...]
-    query: Query
-    merge: bool
-    random_blocks: bool
-    trace: Trace | None
-    training: bool = False
-    patches: Tensor | None = None
-    positions: Positions | None = None
-    norm: Callable[[Tensor], Tensor] | None = None
-
-    @property
-    def prefix(self) -> int:
-        """Prefix tokens P, never pruned."""
-        return self.query.prefix
-
-    def at(self, positions: Positions) -> StageContext:
-        """Return the context for tokens at other positions, by which its blocks are then called."""
-        query = self.query._replace(valid=positions.valid)
-        return replace(self, positions=positions, blocks=positions.bound_blocks(), query=query)
-
-
-class SetAside(NamedTuple):
-    """The tokens that a stage dropped, which skip some blocks."""
-
-    restore_at: int  # the block before which they come back
-    tokens: Tensor  # all of those before the stage [B, T, D]
-    selection: Selection  # what the stage kept of them
-    context: StageContext
+from elip_plugin.errors import shown
 
 
 @dataclass(frozen=True)
@@ -92,15 +34,17 @@ class Reducer:
 
     Attributes:
         name: What a configuration asks for by `reducer`.
+        plan: What a configuration has that names this reducer and neither stages nor a preset: one
+            of these two, as in a mapping for `ElipConfig.from_mapping`.
         reads_text: Whether the text guide takes part in the choice.
+        text_alone: Whether the text decides alone, as what reads the tower's output compares it.
         looks_ahead: Whether a stage may have a lookahead above 1.
         traceable: Whether it records its stages in `StageContext.trace`.
         returns: Whether `Stage.until` can bring back what a stage drops.
         uses_attention: Whether each stage computes an attention row, which the plan then counts.
+        draws: Whether it draws by chance what it keeps, in evaluation too.
         needs: Parts that a tower must have besides its blocks: "norm", its last norm, and
             "patch_embed", the convolution that embeds its patches, which then is run by `embed`.
-        guide_kind: What the text guide is: "pooled", a feature of each text [B, D], or "queries",
-            what the text side compares a tower's output with.
         presets: Configurations of it that have a name: mappings as for
             `ElipConfig.from_mapping`, by their names.
 
@@ -111,34 +55,23 @@ class Reducer:
     """
 
     name: ClassVar[str]
+    plan: ClassVar[Mapping[str, Any]] = {"preset": "fast"}
     reads_text: ClassVar[bool] = False
+    text_alone: ClassVar[bool] = False
     looks_ahead: ClassVar[bool] = False
     traceable: ClassVar[bool] = True
     returns: ClassVar[bool] = True
     uses_attention: ClassVar[bool] = True
+    draws: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ()
-    guide_kind: ClassVar[str] = "pooled"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
-    def __init_subclass__(cls) -> None:
-        """Refuse methods of version 0.2, which nothing would call."""
-        for old, new in RENAMED.items():
-            if old in vars(cls):
-                raise ConfigError(f"{cls.__name__}.{old} is now called {new}: rename it")
+    # What it asks of a configuration and of a model.
 
-    # What it asks of a configuration.
-
-    def config_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the values of a configuration that names this reducer and leaves them out.
-
-        Args:
-            given: What it has.
-
-        Returns:
-            Values by `ElipConfig`'s fields; `stages` as mappings, or a `preset`.
-        """
-        defaults: dict[str, Any] = {} if self.reads_text else {"text_weight": 0.0}
-        return defaults if self.looks_ahead else {**defaults, "preset": "fast"}
+    @property
+    def text_weight(self) -> float:
+        """The text weight of a configuration that names this reducer and none."""
+        return 1.0 if self.text_alone else 0.2 if self.reads_text else 0.0
 
     def option_faults(self) -> list[str]:
         """List what is wrong with the options, besides their types: a sentence for each fault."""
@@ -158,6 +91,16 @@ class Reducer:
             faults.append(
                 f"reducer {self.name!r} reads no text: leave text_weight out, or set it to 0"
             )
+        if self.text_alone and (config.text_weight != 1 or config.text_anneal):
+            faults.append(
+                f"reducer {self.name!r} chooses by the text alone: leave text_weight and "
+                f"text_anneal out, got {config.text_weight!r} and {config.text_anneal!r}"
+            )
+        if self.text_alone and config.eval_mode == "image":
+            faults.append(
+                f"reducer {self.name!r} cannot choose without a text: eval_mode must be 'full', "
+                "or 'text' where a text is an input at test time"
+            )
         if not self.looks_ahead and any(stage.lookahead > 1 for stage in config.stages):
             faults.append(
                 f"reducer {self.name!r} does not look ahead: use preset 'fast' or lookahead 1"
@@ -168,8 +111,6 @@ class Reducer:
                 "leave until out"
             )
         return faults
-
-    # What it asks of a model.
 
     def check_model(self, name: str, *, text_is_sought: bool, teachable: bool) -> None:
         """Refuse a model that this reducer cannot prune, or warn of one; by default nothing.
@@ -198,18 +139,6 @@ class Reducer:
         """
         return stages
 
-    def blocks_used(self, stages: Iterable[PlannedStage], depth: int) -> set[int]:
-        """Return the blocks that are called with a mode of their own, hence must be patched.
-
-        Args:
-            stages: The stages of a plan.
-            depth: Number of blocks.
-
-        Returns:
-            Indices of blocks; by default those that give an attention row.
-        """
-        return {s.block + s.lookahead - 1 for s in stages} if self.uses_attention else set()
-
     def selection_macs(self, stage: PlannedStage, width: int, mlp_ratio: float) -> float:
         """Count what choosing costs at one stage; it has no backward pass.
 
@@ -226,37 +155,32 @@ class Reducer:
         row = stage.tokens_in * (width**2 + width)  # key projection, one row of logits
         return (stage.lookahead - 1) * block_macs(stage.tokens_in, width, mlp_ratio) + row
 
-    def describe_stages(self) -> str:
-        """Describe in a few words which stages a configuration may have."""
-        return "any" if self.returns else "any, no `until`"
-
-    def describe_stage(self, stage: PlannedStage) -> str:
-        """Describe a stage in a few words."""
-        about = f"keep {stage.keep}"
-        if self.uses_attention:
-            about += f", look ahead {stage.lookahead}"
-        if stage.until is not None:
-            about += f", the others back at block {stage.until}"
-        return about
-
     # What it does in a forward.
 
-    def alone_eval_mode(self) -> str:
-        """Return the `eval_mode` that prunes by images alone; "text" where none does."""
-        return "image"
+    def blocks_run(self, stages: Iterable[PlannedStage], depth: int) -> set[int]:
+        """Return the blocks that `run_block` runs; the tower runs the others by itself.
 
-    def why_not_export(self) -> str:
-        """Say why a tower that it prunes is no fixed graph of its images; "" if it is."""
-        return ""
+        Args:
+            stages: The stages of a plan.
+            depth: Number of blocks.
 
-    def make_trace(self, prefix: int) -> Trace:
-        """Return an empty trace for P prefix tokens; refuse if the reducer records nothing."""
-        if not self.traceable:
-            raise UnsupportedModelError(
-                f"reducer {self.name!r} records nothing, so it cannot be traced; the "
-                "built-in reducers can"
-            )
-        return Trace(prefix)
+        Returns:
+            Indices of blocks; by default those before which a stage stands or ends.
+        """
+        ends = {s.until for s in stages if s.until is not None}
+        return {s.block for s in stages} | ends
+
+    def blocks_in_mode(self, stages: Iterable[PlannedStage], depth: int) -> set[int]:
+        """Return the blocks that are called with a mode, hence must be patched.
+
+        Args:
+            stages: The stages of a plan.
+            depth: Number of blocks.
+
+        Returns:
+            Indices of blocks; by default those that give an attention row.
+        """
+        return {s.block + s.lookahead - 1 for s in stages} if self.uses_attention else set()
 
     def read_guide(self, guide: Guide, *, training: bool) -> Tensor | TextQueries:
         """Compute the guide of a forward.
@@ -272,30 +196,10 @@ class Reducer:
             return guide.pooled()
         return guide() if callable(guide) else guide
 
-    def check_guide(self, guide: Tensor, texts: int | None, width: int) -> None:
-        """Refuse a guide of another shape than [B, D].
-
-        Args:
-            guide: The guide.
-            texts: How many it must be of; None for any number.
-            width: Tower width D.
-
-        Raises:
-            GuideError: If it is not of that shape.
-        """
-        fits = guide.ndim == 2 and guide.shape[-1] == width
-        if not fits or texts not in (None, guide.shape[0]) or (texts is None and not len(guide)):
-            rows = "texts" if texts is None else texts
-            raise GuideError(
-                f"the text guide has shape {tuple(guide.shape)}, but this tower and batch need "
-                f"({rows}, {width}): one row per {'text' if texts is None else 'image'}, one "
-                "column per tower channel"
-            )
-
     def embed(
         self, embedding: Callable[[Tensor], Tensor], images: Tensor, patch: tuple[int, int]
     ) -> tuple[Tensor, Tensor | None]:
-        """Embed the patches of a pruned forward; for a reducer that swaps the patch embedding.
+        """Embed the patches of a pruned forward; for a reducer that needs the patch embedding.
 
         Args:
             embedding: The host's convolution.
@@ -307,51 +211,48 @@ class Reducer:
         """
         return embedding(images), None
 
-    def run(
-        self,
-        x: Tensor,
-        stages: Mapping[int, PlannedStage],
-        context: StageContext,
-        call: BlockCall | None = None,
-    ) -> tuple[Tensor, StageContext]:
-        """Run all blocks of a tower; before those that have a stage, decide and apply.
+    def run_block(
+        self, i: int, x: Tensor, stages: Mapping[int, PlannedStage], context: StageContext
+    ) -> Tensor:
+        """Run a block of `blocks_run`, and decide and apply what stands before it.
 
-        What a stage with `until` drops skips the blocks up to there, unmerged.
+        What a stage with `until` drops skips the blocks up to there, unmerged. Where the tower
+        checkpoints its blocks, a block is run again in the backward pass, from the state that it
+        had, with what was decided.
 
         Args:
-            x: Tokens [B, P + N, D].
-            stages: The stages by their block.
-            context: What to decide by.
-            call: Runs a main block, where calling it is not enough; stages stay outside of any
-                checkpointed region.
+            i: The block's index.
+            x: Tokens [B, T, D] before it.
+            stages: The stages of the plan by their block.
+            context: What to decide by; it follows the tokens.
 
         Returns:
-            Tokens [B, T', D], and the context for them.
+            Tokens [B, T', D] after the block.
         """
-        aside: SetAside | None = None
-        for i in range(len(context.blocks)):
-            if aside is not None and i == aside.restore_at:
-                x = put_back(x, aside.tokens, aside.selection, context.query.prefix)
-                context, aside = aside.context, None
-            if i in stages:
-                stage = stages[i]
+        prefix, aside = context.prefix, context.state.aside
+        if aside is not None and i == aside.restore_at:
+            x, context.state = put_back(x, aside.tokens, aside.selection, prefix), aside.state
+        if i in stages:
+            stage = stages[i]
+            selection = context.decided.get(i)
+            if selection is None:
                 selection = self.decide(x, stage, context)
                 if not context.merge or stage.until is not None:
                     selection = selection._replace(weights=None)
-                if stage.until is not None:
-                    aside = SetAside(stage.until, x, selection, context)
-                prefix = context.query.prefix
-                if context.trace is not None:
-                    context.trace.record(i, selection, x.shape[1] - prefix, stage.until)
-                x = keep_and_merge(x, selection, prefix)
-                if selection.trainable_scores is not None:
-                    x = self.teach(x, selection, prefix)
-                if context.positions is not None:
-                    after = positions_after(selection), valid_after(selection)
-                    context = context.at(context.positions.take(*after))
-            block = context.blocks[i]
-            x = block(x) if call is None else call(block, x)
-        return x, context
+                if selection.trainable_scores is None:  # else its graph is that of this run
+                    context.decided[i] = selection
+            if stage.until is not None:
+                aside = SetAside(stage.until, x, selection, context.state)
+                context.state = context.state._replace(aside=aside)
+            if context.trace is not None:
+                context.trace.record(i, selection, x.shape[1] - prefix, stage.until)
+            x = keep_and_merge(x, selection, prefix)
+            if selection.trainable_scores is not None:
+                x = self.teach(x, selection, prefix)
+            if context.positions is not None:
+                context.take(positions_after(selection))
+        after: Tensor = context.blocks[i](x)
+        return after
 
     def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
         """Decide which tokens stay, and how the others are merged; without gradient.
@@ -364,10 +265,23 @@ class Reducer:
             context: What to decide by.
 
         Returns:
-            The selection, which keeps `stage.keep` tokens if it merges the others, and
-            `stage.tokens_out` less the prefix if not.
+            The selection, by default of the best `scores`. It keeps `stage.keep` tokens if it
+            merges the others, and `stage.tokens_out` less the prefix if not.
         """
-        raise NotImplementedError(f"reducer {type(self).__name__} does not decide")
+        return select(self.scores(x, stage, context), stage.keep)
+
+    def scores(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Tensor:
+        """Score the tokens after the prefix; those with the best scores stay.
+
+        Args:
+            x: Tokens [B, tokens_in, D] that are about to enter the stage's block.
+            stage: The stage.
+            context: What to decide by.
+
+        Returns:
+            Scores [B, tokens_in - P], by which the others are merged.
+        """
+        raise NotImplementedError(f"reducer {type(self).__name__} has neither scores nor decide")
 
     def teach(self, x: Tensor, selection: Selection, prefix: int) -> Tensor:
         """Let the backward pass teach the scores of a selection that has `trainable_scores`.

@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from elip_plugin.core.context import StageContext
+from elip_plugin.core.precision import exact
 from elip_plugin.core.select import Selection
 from elip_plugin.core.stage import PlannedStage
-from elip_plugin.reducers.base import StageContext
 from elip_plugin.reducers.pixels import PixelReducer
-from elip_plugin.reducers.random import DRAWS, draw
+from elip_plugin.reducers.random import draw
 
 ANCHORS = 0.05
 """Share of the patches that are anchors; at least one is."""
@@ -30,10 +31,7 @@ class Cluster(PixelReducer):
     """Drop patches that look like a few random ones first, then at random; merge nothing."""
 
     name = "cluster"
-
-    def why_not_export(self) -> str:
-        """Say that it draws; see `Reducer.why_not_export`."""
-        return DRAWS
+    draws = True
 
     def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
         """Decide by the pixels; see `Reducer.decide`."""
@@ -61,6 +59,6 @@ def describe_patches(patches: Tensor) -> Tensor:
 def look_similar(looks: Tensor, anchors: Tensor) -> Tensor:
     """Find which of the vectors of length 1 [B, N, E] are like an anchor [B, A]; anchors are."""
     chosen = looks.gather(1, anchors.unsqueeze(2).expand(-1, -1, looks.shape[2]))
-    with torch.autocast(looks.device.type, enabled=False):
+    with exact(looks):
         similar = (looks @ chosen.transpose(1, 2)).amax(dim=2) > THRESHOLD
     return similar.scatter(1, anchors, True)  # the cosine of a black patch with itself is 0

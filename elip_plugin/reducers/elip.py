@@ -6,12 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from elip_plugin.core.score import score
-from elip_plugin.core.select import Selection, select
-from elip_plugin.core.stage import PlannedStage
-from elip_plugin.reducers.base import Reducer, StageContext
+from elip_plugin.reducers.base import Reducer
 
 
 def _three_stages(*lookaheads: int) -> dict[str, Any]:
@@ -25,6 +21,7 @@ class Elip(Reducer):
     """Keep by the lookahead attention of the class token blended with the text guide."""
 
     name = "elip"
+    plan: ClassVar[Mapping[str, Any]] = {"preset": "paper"}
     reads_text = True
     looks_ahead = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -32,12 +29,4 @@ class Elip(Reducer):
         "fast": _three_stages(1, 1, 1),
     }
 
-    def config_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the paper's text weight; see `Reducer.config_defaults`."""
-        return {**super().config_defaults(given), "text_weight": 0.2}
-
-    def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
-        """Decide by the scores; see `Reducer.decide`."""
-        blocks = context.blocks[stage.block : stage.block + stage.lookahead]
-        scores = score(x, blocks, context.query, random_blocks=context.random_blocks)
-        return select(scores, stage.keep, None, context.query.valid, stage.keep_each)
+    scores = staticmethod(score)

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from elip_plugin.core.context import StageContext
 from elip_plugin.core.score import score
 from elip_plugin.core.select import Selection, select
 from elip_plugin.core.stage import PlannedStage
-from elip_plugin.reducers.base import Reducer, StageContext
+from elip_plugin.reducers.base import Reducer
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,4 @@ class EViT(Reducer):
 
     def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
         """Decide by the scores, which are the fused token's weights; see `Reducer.decide`."""
-        blocks = context.blocks[stage.block : stage.block + 1]
-        scores = score(x, blocks, context.query, random_blocks=context.random_blocks)
-        return select(
-            scores, stage.keep, None, context.query.valid, stage.keep_each, normalise=False
-        )
+        return select(score(x, stage, context), stage.keep, normalise=False)

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from elip_plugin.core.score import score
+from elip_plugin.core.context import StageContext
 from elip_plugin.core.select import Selection, select
 from elip_plugin.core.stage import PlannedStage
-from elip_plugin.reducers.base import StageContext
 from elip_plugin.reducers.elip import Elip
 from elip_plugin.reducers.random import draw
 
@@ -27,9 +26,7 @@ class Gumbel(Elip):
 
     def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
         """Draw by the scores, which stay the merge weights; see `Reducer.decide`."""
-        blocks = context.blocks[stage.block : stage.block + stage.lookahead]
-        scores = score(x, blocks, context.query, random_blocks=context.random_blocks)
-        drawn = None
+        scores, drawn = self.scores(x, stage, context), None
         if context.training:
             drawn = scores / -draw(scores.shape[0], scores.shape[1], scores.device).log()
-        return select(scores, stage.keep, drawn, context.query.valid, stage.keep_each)
+        return select(scores, stage.keep, drawn)

@@ -8,28 +8,18 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from elip_plugin.core.context import StageContext
 from elip_plugin.errors import PlanError
-from elip_plugin.reducers.base import Reducer, StageContext
+from elip_plugin.reducers.base import Reducer
 
 
 @dataclass(frozen=True)
 class PixelReducer(Reducer):
-    """A reducer whose one stage is at block 0 and which reads `StageContext.patches`.
-
-    Attributes:
-        input_keep: The keep ratio of a configuration that names no stages.
-    """
+    """A reducer whose one stage is at block 0 and which reads `StageContext.patches`."""
 
     uses_attention = False
     needs = ("patch_embed",)
-    input_keep: ClassVar[float] = 0.5
-
-    def config_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return one stage at the input; see `Reducer.config_defaults`."""
-        defaults = super().config_defaults(given)
-        if "preset" not in given:
-            defaults["stages"] = [{"block": 0, "lookahead": 1, "keep": self.input_keep}]
-        return defaults
+    plan: ClassVar[Mapping[str, Any]] = {"stages": [{"block": 0, "lookahead": 1, "keep": 0.5}]}
 
     def config_faults(self, config: Any) -> list[str]:
         """Refuse stages elsewhere; see `Reducer.config_faults`."""
@@ -41,10 +31,6 @@ class PixelReducer(Reducer):
                 "leave preset and stages out, or give that one"
             )
         return faults
-
-    def describe_stages(self) -> str:
-        """Describe the one stage; see `Reducer.describe_stages`."""
-        return "one, at block 0, keep any"
 
     def embed(
         self, embedding: Callable[[Tensor], Tensor], images: Tensor, patch: tuple[int, int]

@@ -17,13 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from elip_plugin.core.context import StageContext
+from elip_plugin.core.precision import wide
 from elip_plugin.core.stage import PlannedStage
 from elip_plugin.errors import PlanError
-from elip_plugin.reducers.base import BlockCall, StageContext
 from elip_plugin.reducers.pixels import PixelReducer, split_patches
 
 DOWNSCALE = 2
 """By how much the sides of a picture shrink."""
+
+KEEP = 0.25
+"""The share of the tokens that is left."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,11 @@ class Pool(PixelReducer):
 
     name = "pool"
     returns = False
-    input_keep = 0.25  # and no other
+    plan: ClassVar[Mapping[str, Any]] = {"stages": [{"block": 0, "lookahead": 1, "keep": KEEP}]}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         # Low resolution first (RECLIP, CLIPF), with an unpruned end.
         "lowres": {
-            "stages": [{"block": 0, "lookahead": 1, "keep": 0.25}],
+            "stages": [{"block": 0, "lookahead": 1, "keep": KEEP}],
             "reference_depth": 12,
             "final_unpruned": 0.4,
         }
@@ -44,20 +48,16 @@ class Pool(PixelReducer):
 
     def config_faults(self, config: Any) -> list[str]:
         """Refuse other keep ratios; see `Reducer.config_faults`."""
-        faults, only = super().config_faults(config), self.input_keep
+        faults = super().config_faults(config)
         keeps = [stage.keep for stage in config.stages]
-        if any(keep != only for keep in keeps):
-            faults.append(f"reducer {self.name!r} keeps {only} of the tokens, got keep {keeps}")
+        if any(keep != KEEP for keep in keeps):
+            faults.append(f"reducer {self.name!r} keeps {KEEP} of the tokens, got keep {keeps}")
         if config.warmup:
             faults.append(
-                f"reducer {self.name!r} has no keep ratio but {only}, so warmup has no steps in "
+                f"reducer {self.name!r} has no keep ratio but {KEEP}, so warmup has no steps in "
                 "between: leave it out; final_unpruned may stay"
             )
         return faults
-
-    def describe_stages(self) -> str:
-        """Describe the one stage; see `Reducer.describe_stages`."""
-        return f"one, at block 0, keep {self.input_keep}, no `until`"
 
     def embed(
         self, embedding: Callable[[Tensor], Tensor], images: Tensor, patch: tuple[int, int]
@@ -89,14 +89,12 @@ class Pool(PixelReducer):
             )
         return tuple(replace(s, keep=keep, tokens_out=prefix + keep) for s in stages)
 
-    def run(
-        self,
-        x: Tensor,
-        stages: Mapping[int, PlannedStage],
-        context: StageContext,
-        call: BlockCall | None = None,
-    ) -> tuple[Tensor, StageContext]:
-        """Average, then run all blocks; see `Reducer.run`."""
+    def run_block(
+        self, i: int, x: Tensor, stages: Mapping[int, PlannedStage], context: StageContext
+    ) -> Tensor:
+        """Average before block 0; see `Reducer.run_block`."""
+        if i not in stages:
+            return super().run_block(i, x, stages, context)
         rows, columns = self.patches_of(x, context).shape[2:4]
         if rows != columns and (rows % 2 or columns % 2):
             raise PlanError(
@@ -104,13 +102,12 @@ class Pool(PixelReducer):
                 "not: choose a square picture, or an even number of rows and columns"
             )
         if context.positions is not None:
-            context = context.at(
-                context.positions.take(upper_left(x.shape[0], rows, columns, x.device))
-            )
+            context.take(upper_left(x.shape[0], rows, columns, x.device))
         if context.trace is not None:
             groups, squares = squares_of(x.shape[0], rows, columns, x.device)
-            context.trace.record_groups(0, groups, squares)
-        return super().run(pool(x, context.prefix, rows, columns), {}, context, call)
+            context.trace.record_groups(i, groups, squares)
+        after: Tensor = context.blocks[i](pool(x, context.prefix, rows, columns))
+        return after
 
 
 def shrink(images: Tensor, downscale: int, grid: tuple[int, int], patch: tuple[int, int]) -> Tensor:
@@ -130,9 +127,9 @@ def pool(x: Tensor, prefix: int, rows: int, columns: int) -> Tensor:
 
     Turns tokens [B, P + rows * columns, D] into [B, P + ceil(rows / 2) * ceil(columns / 2), D].
     """
-    grid = x[:, prefix:].transpose(1, 2).reshape(x.shape[0], -1, rows, columns)
+    grid = wide(x[:, prefix:]).transpose(1, 2).reshape(x.shape[0], -1, rows, columns)
     pooled = F.avg_pool2d(grid, 2, ceil_mode=True).flatten(2).transpose(1, 2)
-    return torch.cat([x[:, :prefix], pooled], dim=1)
+    return torch.cat([x[:, :prefix], pooled.to(x.dtype)], dim=1)
 
 
 def upper_left(batch: int, rows: int, columns: int, device: torch.device) -> Tensor:

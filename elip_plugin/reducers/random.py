@@ -11,11 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from elip_plugin.core.context import StageContext
 from elip_plugin.core.select import Selection, select
 from elip_plugin.core.stage import PlannedStage
-from elip_plugin.reducers.base import Reducer, StageContext
-
-DRAWS = "draws by chance what it keeps, in evaluation too"
+from elip_plugin.reducers.base import Reducer
 
 
 def draw(batch: int, tokens: int, device: torch.device) -> Tensor:
@@ -29,16 +28,9 @@ class Random(Reducer):
 
     name = "random"
     uses_attention = False
-
-    def why_not_export(self) -> str:
-        """Say that it draws; see `Reducer.why_not_export`."""
-        return DRAWS
+    draws = True
 
     def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
         """Decide at random; see `Reducer.decide`."""
         numbers = draw(x.shape[0], x.shape[1] - context.prefix, x.device)
-        keep = stage.tokens_out - context.prefix
-        each = stage.keep_each
-        each = None if each is None else each + (keep - stage.keep)
-        selection = select(-numbers, keep, None, context.query.valid, each)
-        return selection._replace(weights=None)
+        return select(-numbers, stage.tokens_out - context.prefix)._replace(weights=None)

@@ -8,19 +8,18 @@ tokens can be read in the same way before any block (docs/text.md).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from elip_plugin.core.choice_loss import attach_selection_loss
+from elip_plugin.core.context import StageContext
 from elip_plugin.core.guide import Guide, TextGuide, TextQueries
 from elip_plugin.core.score import text_similarity
 from elip_plugin.core.select import Selection, select
 from elip_plugin.core.stage import PlannedStage
 from elip_plugin.errors import ConfigError
-from elip_plugin.reducers.base import Reducer, StageContext
+from elip_plugin.reducers.base import Reducer
 
 FOR_QUESTIONS = {"preset": "fast", "reducer": {"name": "similarity", "choice_loss": 1.0}}
 """For models that are asked questions: the paper's cuts; docs/text.md shows how much better this
@@ -46,9 +45,9 @@ class Similarity(Reducer):
 
     name = "similarity"
     reads_text = True
+    text_alone = True
     uses_attention = False
     needs = ("norm",)
-    guide_kind = "queries"
 
     choice_loss: float = 0.0
     cross_attentions: int = 2
@@ -61,25 +60,6 @@ class Similarity(Reducer):
         if self.cross_attentions < 1:
             given = self.cross_attentions
             faults.append(f"cross_attentions must be an integer from 1 up, got {given!r}")
-        return faults
-
-    def config_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the weight of a text that decides alone; see `Reducer.config_defaults`."""
-        return {**super().config_defaults(given), "text_weight": 1.0}
-
-    def config_faults(self, config: Any) -> list[str]:
-        """Refuse all that is not the text; see `Reducer.config_faults`."""
-        faults = super().config_faults(config)
-        if config.text_weight != 1 or config.text_anneal:
-            faults.append(
-                f"reducer {self.name!r} chooses by the text alone: leave text_weight and "
-                f"text_anneal out, got {config.text_weight!r} and {config.text_anneal!r}"
-            )
-        if config.eval_mode == "image":
-            faults.append(
-                f"reducer {self.name!r} cannot choose without a text: eval_mode must be 'full', "
-                "or 'text' where a text is an input at test time"
-            )
         return faults
 
     def check_model(self, name: str, *, text_is_sought: bool, teachable: bool) -> None:
@@ -101,31 +81,18 @@ class Similarity(Reducer):
         """Count the products with the guide; see `Reducer.selection_macs`."""
         return float(stage.tokens_in * width)
 
-    def alone_eval_mode(self) -> str:
-        """Return "text": nothing is chosen without; see `Reducer.alone_eval_mode`."""
-        return "text"
-
-    def why_not_export(self) -> str:
-        """Say that it needs a text; see `Reducer.why_not_export`."""
-        return "chooses by a text, and an exported tower has none"
-
     def read_guide(self, guide: Guide, *, training: bool) -> Tensor | TextQueries:
         """Read the guide as the text side compares; see `Reducer.read_guide`."""
         if isinstance(guide, TextGuide):
             return guide.queries(self.cross_attentions, training and self.choice_loss > 0)
         return super().read_guide(guide, training=training)
 
-    def check_guide(self, guide: Tensor, texts: int | None, width: int) -> None:
-        """Allow several guides per image [B, G, D] as well; see `Reducer.check_guide`."""
-        several = guide.ndim == 3 and texts is not None
-        super().check_guide(guide[:, 0] if several else guide, texts, width)
-
     def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
         """Decide by the similarities; see `Reducer.decide`."""
         assert context.norm is not None  # checked when the model was patched
         teach = context.training and self.choice_loss > 0
-        scores = text_similarity(x, context.norm, context.query, gradient=teach)
-        chosen = select(scores.detach(), stage.keep, None, context.query.valid, stage.keep_each)
+        scores = text_similarity(x, context.norm, context, gradient=teach)
+        chosen = select(scores.detach(), stage.keep)
         return chosen._replace(trainable_scores=scores) if scores.requires_grad else chosen
 
     def teach(self, x: Tensor, selection: Selection, prefix: int) -> Tensor:

@@ -19,9 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from elip_plugin.core.blocks import BlockParts
+from elip_plugin.core.context import StageContext
+from elip_plugin.core.precision import exact, wide
 from elip_plugin.core.stage import PlannedStage
 from elip_plugin.errors import PlanError
-from elip_plugin.reducers.base import BlockCall, Reducer, StageContext
+from elip_plugin.reducers.base import Reducer
 
 
 def _keeping(keep: float) -> Mapping[str, Any]:
@@ -37,6 +39,7 @@ class ToMe(Reducer):
     name = "tome"
     returns = False
     uses_attention = False
+    plan: ClassVar[Mapping[str, Any]] = {"preset": "half"}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         # In every block as many of the patches as there are blocks can spare.
         "half": _keeping(0.5),
@@ -70,45 +73,30 @@ class ToMe(Reducer):
             if after < before
         )
 
-    def blocks_used(self, stages: Iterable[PlannedStage], depth: int) -> set[int]:
-        """Return all blocks; see `Reducer.blocks_used`."""
+    def blocks_run(self, stages: Iterable[PlannedStage], depth: int) -> set[int]:
+        """Return all blocks; see `Reducer.blocks_run`."""
         return set(range(depth))
 
-    def run(
-        self,
-        x: Tensor,
-        stages: Mapping[int, PlannedStage],
-        context: StageContext,
-        call: BlockCall | None = None,
-    ) -> tuple[Tensor, StageContext]:
-        """Run all blocks, merging inside; see `Reducer.run`."""
-        sizes = x.new_ones(x.shape[:2])
-        if context.query.valid is not None:  # padding has size 0: nothing attends to it
-            sizes[:, context.prefix :] = context.query.valid
-        for i in range(len(context.blocks)):
-            block, stage = context.blocks[i], stages.get(i + 1)
-            remove = 0 if stage is None else stage.tokens_in - stage.tokens_out
-            options: dict[str, Any] = {"sizes": sizes, "remove": remove, "prefix": context.prefix}
-            if stage is not None and stage.keep_each is not None:
-                options["keep_each"] = stage.keep_each
-            if call is None:
-                x, sizes, *merged = block(x, elip=merge_inside, **options)
-            else:
-                x, sizes, *merged = call(block, x, merge_inside, **options)
-            if stage is None:
-                continue
-            if context.query.valid is not None:
-                assert context.positions is not None
-                real = sizes[:, context.prefix :] > 0
-                context = context.at(context.positions.take(merged[0], real))
-                continue
+    blocks_in_mode = blocks_run
+
+    def run_block(
+        self, i: int, x: Tensor, stages: Mapping[int, PlannedStage], context: StageContext
+    ) -> Tensor:
+        """Run a block, merging inside; see `Reducer.run_block`."""
+        stage, prefix = stages.get(i + 1), context.prefix
+        remove = 0 if stage is None else stage.tokens_in - stage.tokens_out
+        x, sizes, *merged = context.blocks[i](
+            x, run=merge_inside, sizes=context.state.sizes, remove=remove, prefix=prefix
+        )
+        context.state = context.state._replace(sizes=sizes)
+        if stage is not None:
             gone, stay, into = merged
-            pairs = Pairs(gone, stay, into, (stage.tokens_in - context.prefix) // 2)
+            pairs = Pairs(gone, stay, into, (stage.tokens_in - prefix) // 2)
             if context.trace is not None:
-                context.trace.record_groups(i + 1, pairs.groups(), x.shape[1] - context.prefix)
+                context.trace.record_groups(i + 1, pairs.groups(), x.shape[1] - prefix)
             if context.positions is not None:
-                context = context.at(context.positions.take(pairs.left()))
-        return x, context
+                context.take(pairs.left())
+        return x
 
 
 def shrinking(num_patches: int, depth: int, total: float) -> list[int]:
@@ -134,34 +122,25 @@ def shrinking(num_patches: int, depth: int, total: float) -> list[int]:
 
 
 def merge_inside(
-    block: BlockParts,
-    x: Tensor,
-    sizes: Tensor,
-    remove: int,
-    prefix: int,
-    keep_each: Tensor | None = None,
-    **positions: Any,
-) -> tuple[Tensor, ...]:
+    block: BlockParts, x: Tensor, sizes: Tensor | None, remove: int, prefix: int, **positions: Any
+) -> tuple[Any, ...]:
     """Run a block: attention in proportion to sizes, merging, MLP (a mode of patched blocks).
 
-    `sizes` [B, T] says how many patches each token stands for; `remove` tokens (r) are merged away.
-    In a batch with padding `keep_each` [B] says how many each image keeps.
+    `sizes` [B, T] says how many patches each token stands for (None: one); `remove` tokens (r) are
+    merged away.
 
-    Returns tokens [B, T - r, D] and their sizes [B, T - r]; with r > 0 also the tensors of `Pairs`,
-    or with padding which tokens are left, as indices [B, T - P - r] of those after the prefix.
+    Returns tokens [B, T - r, D] and their sizes [B, T - r]; with r > 0 also the tensors of `Pairs`.
     """
-    q, k, v = block.queries_keys_values(x, **positions)
-    bias = sizes.log()[:, None, None].to(q.dtype)
+    bias = None if sizes is None else sizes.log()[:, None, None]
     shift = block.position_bias(**positions) if positions else None
-    bias = bias if shift is None else bias + shift
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=block.elip_scale)
-    x = x + block.stochastic_depth(block.attention_output(mixed))
+    if shift is not None:
+        bias = shift if bias is None else bias + shift
+    added, keys = block.attend(x, bias, **positions)
+    x = x + block.stochastic_depth(added)
     merged: tuple[Tensor, ...] = ()
-    if keep_each is not None:
-        x, sizes, left = merge_padded(x, sizes, k.mean(dim=1), remove, prefix, keep_each)
-        merged = (left,)
-    elif remove:
-        pairs = match(k.mean(dim=1), remove, prefix)
+    if remove:
+        pairs = match(wide(keys).mean(dim=1), remove, prefix)
+        sizes = torch.ones_like(wide(x[..., 0])) if sizes is None else sizes
         x, sizes = merge_pairs(x, sizes, pairs, prefix)
         merged = (pairs.gone, pairs.stay, pairs.into)
     x = x + block.stochastic_depth(block.feed_forward(x))
@@ -195,8 +174,8 @@ class Pairs(NamedTuple):
 
 def match(keys: Tensor, remove: int, prefix: int = 1) -> Pairs:
     """Match the r most similar tokens by the mean of the heads' keys [B, T, D / H]; no gradient."""
-    with torch.no_grad():
-        metric = F.normalize(keys.detach()[:, prefix:], dim=-1)
+    with torch.no_grad(), exact(keys):
+        metric = F.normalize(wide(keys.detach())[:, prefix:], dim=-1)
         # The first set is the larger one where their number is odd.
         first, second = metric[:, ::2], metric[:, 1::2]
         best, partner = (first @ second.transpose(1, 2)).max(dim=2)
@@ -211,50 +190,15 @@ def merge_pairs(x: Tensor, sizes: Tensor, pairs: Pairs, prefix: int = 1) -> tupl
 
     Returns tokens [B, T - r, D], [prefix, first set, second set], and their sizes [B, T - r].
     """
-    weighted = torch.cat([x * sizes.unsqueeze(-1), sizes.unsqueeze(-1)], dim=-1)
+    counts = sizes.unsqueeze(-1)
+    weighted = torch.cat([wide(x) * counts, counts], dim=-1)
     head, rest = weighted[:, :prefix], weighted[:, prefix:]
     first, second = rest[:, ::2], rest[:, 1::2]
-    merged = first.gather(1, _wide(pairs.gone, first))
-    second = second.scatter_add(1, _wide(pairs.into, second), merged)
-    out = torch.cat([head, first.gather(1, _wide(pairs.stay, first)), second], dim=1)
-    return out[..., :-1] / out[..., -1:], out[..., -1].detach()
+    merged = first.gather(1, _rows(pairs.gone, first))
+    second = second.scatter_add(1, _rows(pairs.into, second), merged)
+    out = torch.cat([head, first.gather(1, _rows(pairs.stay, first)), second], dim=1)
+    return (out[..., :-1] / out[..., -1:]).to(x.dtype), out[..., -1].detach()
 
 
-def merge_padded(
-    x: Tensor, sizes: Tensor, keys: Tensor, remove: int, prefix: int, keep_each: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Match and average tokens of images that have different numbers of them; see `merge_inside`.
-
-    Padding has size 0. Returns tokens [B, T - r, D], those of an image before its padding, their
-    sizes [B, T - r], and which they are of those before, as indices [B, T - P - r] of those after
-    the prefix.
-    """
-    with torch.no_grad():
-        real = sizes[:, prefix:] > 0
-        metric = F.normalize(keys.detach()[:, prefix:], dim=-1)
-        similar = metric[:, ::2] @ metric[:, 1::2].transpose(1, 2)
-        similar = similar.masked_fill(~real[:, None, 1::2], -torch.inf)
-        best, into = similar.max(dim=2)
-        best = best.masked_fill(~real[:, ::2], -torch.inf)
-        order = best.sort(dim=1, descending=True, stable=True).indices
-        rank = order.argsort(dim=1)
-        going = (real.sum(dim=1) - keep_each).unsqueeze(1)
-        goes = (rank < going).unsqueeze(-1)
-        order = torch.arange(real.shape[1], device=x.device)
-        order = torch.cat([order[::2], order[1::2]])
-    weighted = torch.cat([x * sizes.unsqueeze(-1), sizes.unsqueeze(-1)], dim=-1)
-    head, rest = weighted[:, :prefix], weighted[:, prefix:]
-    first, second = rest[:, ::2], rest[:, 1::2]
-    second = second.scatter_add(1, _wide(into, second), first * goes)
-    together = torch.cat([first * ~goes, second], dim=1)
-    padding = together[..., -1].detach() == 0
-    # One set after the other, as without padding; where nothing goes, the order stays.
-    place = torch.where(going > 0, torch.arange(order.shape[0], device=x.device), order)
-    place = place + order.shape[0] * padding
-    chosen = place.argsort(dim=1)[:, : real.shape[1] - remove]
-    out = torch.cat([head, together.gather(1, _wide(chosen, together))], dim=1)
-    return out[..., :-1] / out[..., -1:].clamp_min(1), out[..., -1].detach(), order[chosen]
-
-
-def _wide(index: Tensor, like: Tensor) -> Tensor:
+def _rows(index: Tensor, like: Tensor) -> Tensor:
     return index.unsqueeze(-1).expand(-1, -1, like.shape[-1])

@@ -8,15 +8,15 @@ of that number, so that a group of similar tokens counts about as much as one to
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from elip_plugin.core.blocks import key_uniqueness
-from elip_plugin.core.score import Query, score
-from elip_plugin.core.select import Selection, select
+from elip_plugin.core.context import StageContext
+from elip_plugin.core.score import score
 from elip_plugin.core.stage import PlannedStage
-from elip_plugin.reducers.base import Reducer, StageContext
+from elip_plugin.reducers.base import Reducer
 
 HEAD_WIDTH = 64
 """Width of a head, for counting what the comparison costs; it is so in nearly all ViTs."""
@@ -33,9 +33,7 @@ class Unique(Reducer):
         tokens = stage.tokens_in
         return tokens * width**2 + tokens**2 * HEAD_WIDTH
 
-    def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
-        """Decide by the keys; see `Reducer.decide`."""
-        prefix, block = context.prefix, context.blocks[stage.block]
-        row = functools.partial(key_uniqueness, prefix=prefix, valid=context.query.valid)
-        scores = score(x, (block,), Query(prefix), row=row)
-        return select(scores, stage.keep, None, context.query.valid, stage.keep_each)
+    def scores(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Tensor:
+        """Compare the keys; see `Reducer.scores`."""
+        row = functools.partial(key_uniqueness, prefix=context.prefix)
+        return score(x, stage, replace(context, guide=None), row)

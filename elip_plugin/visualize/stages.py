@@ -68,8 +68,8 @@ def _check_without_text(name: str, config: ElipConfig) -> None:
         replace(config, eval_mode="image")
     except ConfigError as error:
         raise ConfigError(
-            f"{name} chooses by a text (reducer {config.reducer!r}), and a picture has none: give "
-            "--text, or a caption beside the picture (cat.txt for cat.jpg)"
+            f"{name} chooses by a text (reducer {config.reducer.name!r}), and a picture has none: "
+            "give --text, or a caption beside the picture (cat.txt for cat.jpg)"
         ) from error
 
 
@@ -83,10 +83,10 @@ def _run(host_model: HostModel, image: Tensor, text: str | None) -> tuple[StageV
     handle, pruner = find_handle(host_model.model), find_pruner(host_model.model)
     with torch.no_grad(), ExitStack() as stack:
         # By text too, in evaluation: nothing is scored here, so nothing leaks.
-        stack.enter_context(pruner.evaluated_by("image" if text is None else "text"))
+        stack.enter_context(pruner.asked(eval_mode="image" if text is None else "text"))
         if text is not None:
             guide = host_model.guide(host_model.tokenize([text]))
-            stack.enter_context(pruner.guided(guide))
+            stack.enter_context(pruner.asked(guide=guide))
         trace = stack.enter_context(handle.trace())
         host_model.encode_image(image)
     views: list[StageView] = []

@@ -14,7 +14,8 @@ from torch import Tensor
 from elip_plugin.core.blocks import attention_row, look_ahead
 from elip_plugin.core.guide import guide_from_batch
 from elip_plugin.core.merge import keep_and_merge
-from elip_plugin.core.score import Query, blend_class_token, query_token, score
+from elip_plugin.core.context import StageContext
+from elip_plugin.core.score import blend_class_token, query_token, score
 from elip_plugin.core.select import select
 
 # Blend.
@@ -147,7 +148,7 @@ def test_blocks_are_looked_through_in_order_and_only_the_last_scores(
 ) -> None:
     x, guide = randn(2, 9, 4), randn(2, 4, seed=1)
     blocks, calls = fake_blocks(lookahead)
-    score(x, blocks, Query(1, guide, 0.2), random_blocks=random_blocks)
+    score(x, blocks, StageContext(1, guide, 0.2), random_blocks=random_blocks)
     assert [call.block for call in calls] == list(range(lookahead))
     ahead = [look_ahead if random_blocks else None] * (lookahead - 1)
     assert [call.mode for call in calls] == [*ahead, attention_row]
@@ -161,17 +162,17 @@ def test_blocks_are_looked_through_in_order_and_only_the_last_scores(
 def test_the_guide_goes_into_the_class_token_only(weight: float) -> None:
     x, guide = randn(3, 7, 4), randn(3, 4, seed=1)
     blocks, calls = fake_blocks(1)
-    score(x, blocks, Query(1, guide, weight))
+    score(x, blocks, StageContext(1, guide, weight))
     assert_exact(calls[0].tokens[:, 0], weight * guide + (1 - weight) * x[:, 0])
     assert torch.equal(calls[0].tokens[:, 1:], x[:, 1:])
-    score(x, blocks, Query(1, None, weight))
+    score(x, blocks, StageContext(1, None, weight))
     assert torch.equal(calls[1].tokens, x)
 
 
 def test_without_a_class_query_the_mean_of_the_patches_asks_the_last_block() -> None:
     x, guide = randn(2, 9, 4), randn(2, 4, seed=1)
     blocks, calls = fake_blocks(3)
-    score(x, blocks, Query(2, guide, 0.2, class_query=False))
+    score(x, blocks, StageContext(2, guide, 0.2, class_query=False))
     for i, call in enumerate(calls):
         assert torch.equal(call.tokens, 2**i * x)
     assert [call.query is None for call in calls] == [True, True, False]
@@ -184,7 +185,7 @@ def test_a_guide_of_the_whole_batch_is_weighed_by_each_images_own_query(class_qu
     x, texts = randn(2, 9, 4), randn(5, 4, seed=1)
     own = guide_from_batch(query_token(x, 1, class_query), texts)
     rows = [
-        score(x, fake_blocks(1)[0], Query(1, guide, 0.2, class_query, batch))
+        score(x, fake_blocks(1)[0], StageContext(1, guide, 0.2, class_query, batch))
         for guide, batch in ((texts, True), (own, False))
     ]
     assert torch.equal(*rows) and not torch.allclose(own[0], own[1])
@@ -194,7 +195,7 @@ def test_a_guide_of_the_whole_batch_is_weighed_by_each_images_own_query(class_qu
 def test_scores_are_the_last_blocks_row_without_prefix_columns(prefix: int) -> None:
     x = randn(2, 9, 4)
     blocks, _ = fake_blocks(3)
-    scores = score(x, blocks, Query(prefix))
+    scores = score(x, blocks, StageContext(prefix))
     assert torch.equal(scores, 4 * x.sum(dim=-1)[:, prefix:])
 
 
@@ -205,7 +206,7 @@ def test_scoring_runs_without_gradient_and_leaves_its_inputs(
 ) -> None:
     x, guide = randn(2, 9, 4).requires_grad_(), randn(2, 4, seed=1).requires_grad_()
     blocks, calls = fake_blocks(3)
-    scores = score(x, blocks, Query(1, guide if with_guide else None, 0.2, class_query))
+    scores = score(x, blocks, StageContext(1, guide if with_guide else None, 0.2, class_query))
     assert not scores.requires_grad
     assert not any(call.grad or call.tokens.requires_grad for call in calls)
     assert torch.is_grad_enabled()
@@ -215,16 +216,16 @@ def test_scoring_runs_without_gradient_and_leaves_its_inputs(
 def test_scoring_keeps_autocast_but_not_its_cache() -> None:
     blocks, calls = fake_blocks(3)
     with autocast(True):
-        score(randn(2, 9, 4), blocks, Query(1))
+        score(randn(2, 9, 4), blocks, StageContext(1))
         assert torch.is_autocast_cache_enabled()
     assert {call.autocast for call in calls} == {(True, LOW, False)}
 
 
 def test_scoring_turns_no_autocast_on() -> None:
     blocks, calls = fake_blocks(2)
-    score(randn(2, 9, 4), blocks, Query(1))
+    score(randn(2, 9, 4), blocks, StageContext(1))
     with autocast(True), torch.autocast("cpu", enabled=False):
-        score(randn(2, 9, 4), blocks, Query(1))
+        score(randn(2, 9, 4), blocks, StageContext(1))
     assert not any(call.autocast[0] for call in calls)
 
 
@@ -237,7 +238,7 @@ def test_scoring_under_autocast_leaves_the_blocks_trainable(random_blocks: bool)
 
     x = randn(2, 9, 4, dtype=torch.float32)
     with autocast(True):
-        score(x, [block, block], Query(1), random_blocks=random_blocks)
+        score(x, [block, block], StageContext(1), random_blocks=random_blocks)
         linear(x).sum().backward()
     assert linear.weight.grad is not None
 
@@ -245,7 +246,7 @@ def test_scoring_under_autocast_leaves_the_blocks_trainable(random_blocks: bool)
 def test_no_gradient_flows_through_the_weights() -> None:
     x = randn(3, 17, 4).requires_grad_()
     blocks, _ = fake_blocks(2)
-    selection = select(score(x, blocks, Query(1)).abs(), 6)
+    selection = select(score(x, blocks, StageContext(1)).abs(), 6)
     assert selection.weights is not None and not selection.weights.requires_grad
     keep_and_merge(x, selection, 1)[:, -1].sum().backward()
     assert x.grad is not None
@@ -266,7 +267,7 @@ def test_a_stage_never_uses_values(
     x = torch.empty(2, prefix + 9, 4, device="meta", requires_grad=True)
     guide = torch.empty(2, 4, device="meta") if with_guide else None
     blocks, _ = fake_blocks(2)
-    selection = select(score(x, blocks, Query(prefix, guide, 0.2, class_query)), 4)
+    selection = select(score(x, blocks, StageContext(prefix, guide, 0.2, class_query)), 4)
     if not merge:
         selection = selection._replace(weights=None)
     out = keep_and_merge(x, selection, prefix)

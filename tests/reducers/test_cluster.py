@@ -13,7 +13,7 @@ from recorders import recorded_lengths
 from towers import KINDS, make_tower
 
 from elip_plugin import ElipConfig, apply, find_handle
-from elip_plugin.core.score import Query
+from elip_plugin.core.context import StageContext
 from elip_plugin.errors import ConfigError, PlanError, UnsupportedModelError
 from elip_plugin.patching.calls import thread
 from elip_plugin.reducers import PlannedStage, StageContext, cluster, find_reducer
@@ -28,7 +28,7 @@ def decide(patches: torch.Tensor, left: int, monkeypatch: Any, numbers: list[flo
     drawn = torch.tensor([numbers] * len(patches))
     monkeypatch.setattr(cluster, "draw", lambda batch, tokens, device: drawn)
     stage = PlannedStage(0, 1, left, 1 + count, 1 + left)
-    context = StageContext((), Query(1), True, False, None, patches=patches)
+    context = StageContext((), StageContext(1), True, False, None, patches=patches)
     x = torch.zeros(len(patches), 1 + count, 4)
     return find_reducer("cluster").decide(x, stage, context)
 

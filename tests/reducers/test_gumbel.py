@@ -10,7 +10,7 @@ from towers import KINDS, make_tower
 
 from elip_plugin import apply
 from elip_plugin.core.blocks import attention_row
-from elip_plugin.core.score import Query
+from elip_plugin.core.context import StageContext
 from elip_plugin.reducers import PlannedStage, StageContext, find_reducer, gumbel
 
 SCORES = torch.tensor([[0.4, 0.1, 0.3, 0.2]])
@@ -25,7 +25,7 @@ def decide(scores: torch.Tensor, keep: int, training: bool) -> Any:
 
     count = scores.shape[1]
     stage = PlannedStage(0, 1, keep, 1 + count, 2 + keep)
-    context = StageContext((block,), Query(1), True, False, None, training)
+    context = StageContext((block,), StageContext(1), True, False, None, training)
     x = torch.zeros(len(scores), 1 + count, 3)
     return find_reducer("gumbel").decide(x, stage, context)
 

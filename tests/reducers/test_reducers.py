@@ -13,7 +13,7 @@ from recorders import recorded_lengths
 from elip_plugin import ElipConfig, apply, plan
 from elip_plugin.core.blocks import attention_row
 from elip_plugin.core.merge import keep_and_merge
-from elip_plugin.core.score import Query
+from elip_plugin.core.context import StageContext
 from elip_plugin.errors import ConfigError
 from elip_plugin.reducers import PlannedStage, StageContext, find_reducer, reducers
 from elip_plugin.reducers.tome import match, merge_inside, merge_pairs
@@ -85,7 +85,7 @@ def reduce(
         return torch.cat([torch.zeros(len(x), 1), scores], dim=1)
 
     stage = PlannedStage(0, 1, keep, x.shape[1], 1 + keep + 1)
-    context = StageContext((block,), Query(1), merge=True, random_blocks=False, trace=None)
+    context = StageContext((block,), StageContext(1), merge=True, random_blocks=False, trace=None)
     return keep_and_merge(x, find_reducer(reducer).decide(x, stage, context), 1)
 
 
@@ -157,7 +157,7 @@ def test_tome_without_merging_is_the_block(tiny_clip: Callable[..., Any]) -> Non
     model = tiny_clip()
     apply(model, {"reducer": "tome"})
     block, x = model.visual.transformer.resblocks[0], draw(2, 9, 32).float()
-    out, sizes = block(x, elip=merge_inside, sizes=torch.ones(2, 9), remove=0, prefix=1)
+    out, sizes = block(x, run=merge_inside, sizes=torch.ones(2, 9), remove=0, prefix=1)
     torch.testing.assert_close(out, block(x))
     assert torch.equal(sizes, torch.ones(2, 9))
 

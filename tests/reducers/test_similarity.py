@@ -16,7 +16,8 @@ from towers import KINDS, make_tower
 from elip_plugin import apply, find_handle, plan
 from elip_plugin.config import ElipConfig
 from elip_plugin.core.guide import TextGuide, guide_from_batch
-from elip_plugin.core.score import Query, text_similarity
+from elip_plugin.core.context import StageContext
+from elip_plugin.core.score import text_similarity
 from elip_plugin.errors import ConfigError, GuideError, UnsupportedModelError
 from elip_plugin.patching.install import find_pruner
 from elip_plugin.reducers import PlannedStage, StageContext, find_reducer
@@ -31,7 +32,7 @@ def test_scores_are_taught_in_training_by_a_loss_on_the_choice(
     weight: float, training: bool, teaches: bool
 ) -> None:
     stage, guide = PlannedStage(0, 1, 2, 6, 4), randn(2, 4, seed=1).requires_grad_()
-    query = Query(1, guide, 1.0)
+    query = StageContext(1, guide, 1.0)
     context = StageContext((), query, True, False, None, training, norm=NORM)
     made = replace(find_reducer("similarity"), choice_loss=weight)
     selection = made.decide(randn(2, 6, 4), stage, context)
@@ -77,14 +78,14 @@ def test_several_guides_are_taken_for_an_image_and_not_for_a_batch_of_texts() ->
 
 def test_scores_are_a_softmax_of_products_with_the_guide() -> None:
     x, guide = randn(2, 6, 4).requires_grad_(), randn(2, 4, seed=1)
-    given = text_similarity(x, NORM, Query(2, guide, 1.0))
+    given = text_similarity(x, NORM, StageContext(2, guide, 1.0))
     y = NORM(x)[:, 2:]
     for b in range(2):
         logits = torch.stack([token @ guide[b] for token in y[b]])
         torch.testing.assert_close(given[b], logits.exp() / logits.exp().sum())
     assert not given.requires_grad
     with autocast(True):
-        low = text_similarity(x.detach().float(), NORM.float(), Query(2, guide.float(), 1.0))
+        low = text_similarity(x.detach().float(), NORM.float(), StageContext(2, guide.float(), 1.0))
     NORM.double()
     assert low.dtype == torch.float32
     torch.testing.assert_close(low, given.float(), rtol=1e-4, atol=1e-5)
@@ -93,8 +94,8 @@ def test_scores_are_a_softmax_of_products_with_the_guide() -> None:
 def test_padding_gets_nothing_and_changes_nothing() -> None:
     x, guide = randn(1, 5, 4), randn(1, 4, seed=1)
     valid = torch.tensor([[True, True, False, True]])
-    padded = text_similarity(x, NORM, Query(1, guide, 1.0, valid=valid))
-    real = text_similarity(x[:, [0, 1, 2, 4]], NORM, Query(1, guide, 1.0))
+    padded = text_similarity(x, NORM, StageContext(1, guide, 1.0, valid=valid))
+    real = text_similarity(x[:, [0, 1, 2, 4]], NORM, StageContext(1, guide, 1.0))
     assert padded[0, 2] == 0
     torch.testing.assert_close(padded[:, [0, 1, 3]], real)
 
@@ -103,14 +104,14 @@ def test_guides_that_are_0_count_for_nothing() -> None:
     """So texts of different lengths, filled with 0, are compared as each by itself."""
     x, guides = randn(2, 6, 4), randn(2, 3, 4, seed=1)
     expected = [
-        text_similarity(x[b : b + 1], NORM, Query(1, guides[b : b + 1, : b + 1], 1.0))
+        text_similarity(x[b : b + 1], NORM, StageContext(1, guides[b : b + 1, : b + 1], 1.0))
         for b in range(2)
     ]
     guides[0, 1:], guides[1, 2:] = 0, 0
-    given = text_similarity(x, NORM, Query(1, guides, 1.0))
+    given = text_similarity(x, NORM, StageContext(1, guides, 1.0))
     torch.testing.assert_close(given, torch.cat(expected))
     torch.testing.assert_close(given.sum(dim=1), torch.ones(2, dtype=torch.float64))
-    nothing = text_similarity(x, NORM, Query(1, torch.zeros_like(guides), 1.0))
+    nothing = text_similarity(x, NORM, StageContext(1, torch.zeros_like(guides), 1.0))
     assert torch.equal(nothing, torch.zeros(2, 5, dtype=torch.float64))
 
 
@@ -124,9 +125,9 @@ def test_scores_are_computed_in_float32_or_wider(
 ) -> None:
     x, guide = randn(2, 50, 16).to(dtype), randn(2, 16, seed=1).to(dtype)
     with autocast(in_autocast):
-        given = text_similarity(x, nn.Identity(), Query(1, guide, 1.0))
+        given = text_similarity(x, nn.Identity(), StageContext(1, guide, 1.0))
     assert given.dtype == wide
-    exact = text_similarity(x.double(), nn.Identity(), Query(1, guide.double(), 1.0))
+    exact = text_similarity(x.double(), nn.Identity(), StageContext(1, guide.double(), 1.0))
     assert ((given.double() - exact) / exact).abs().max() < (
         1e-13 if wide == torch.float64 else 1e-5
     )
@@ -134,9 +135,9 @@ def test_scores_are_computed_in_float32_or_wider(
 
 def test_without_pairs_the_token_itself_chooses_among_the_texts() -> None:
     x, texts = randn(2, 5, 4), randn(3, 4, seed=1)
-    given = text_similarity(x, NORM, Query(1, texts, 1.0, from_batch=True))
+    given = text_similarity(x, NORM, StageContext(1, texts, 1.0, from_batch=True))
     own = guide_from_batch(NORM(x)[:, :1], texts)
-    torch.testing.assert_close(given, text_similarity(x, NORM, Query(1, own, 1.0)))
+    torch.testing.assert_close(given, text_similarity(x, NORM, StageContext(1, own, 1.0)))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -95,7 +95,7 @@ def test_every_host_keeps_the_unique_ones_and_merges_by_the_inverse(kind: str) -
     x = entered[0].movedim(tower.dim, 1)
     with torch.no_grad():
         mode = functools.partial(key_uniqueness, prefix=prefix)
-        scores = tower.blocks(model)[3](x, elip=mode)[:, prefix:]
+        scores = tower.blocks(model)[3](x, run=mode)[:, prefix:]
     assert scores.max() > 1.2 * scores.min()
     best = scores.topk(stage.keep, dim=1)
     assert torch.equal(trace.stages[0].kept, best.indices.sort(dim=1).values)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.anyvit.copies import Event, close, difference
+from elip_plugin.patching.wrappers import innermost
 
 SCALES = ("scale", "scaling", "softmax_scale", "attn_scale", "scale_factor")
 """Attributes in which blocks keep the factor on the logits."""
@@ -24,20 +25,20 @@ class Attention(NamedTuple):
 
     Attributes:
         input: The normalized tokens that it reads [B, T, D].
+        path: That of an `nn.MultiheadAttention`; "" for none.
         projections: As in `Parts`.
         heads: Heads H.
         scale: Factor on the logits; None for (A / H) ** -0.5.
         norms: Paths of what normalizes the heads' queries and keys; "" for nothing.
-        output: Paths that its result has passed through inside of one module.
-        result: What it gives after these, from heads joined [B, T, .].
+        result: What it gives: heads joined [B, T, A], or what torch's module makes of them.
     """
 
     input: Tensor
+    path: str
     projections: tuple[str, ...]
     heads: int
     scale: float | None
     norms: tuple[str, str]
-    output: tuple[str, ...]
     result: Tensor
 
 
@@ -65,7 +66,7 @@ def readers(events: Sequence[Event], x: Tensor) -> list[Event]:
 
 def projections_of(event: Event) -> tuple[Tensor, ...]:
     """Return what an `nn.MultiheadAttention` projects its input to, three times [B, T, A]."""
-    attn: Any = event.module
+    attn: Any = innermost(event.module)
     if attn.in_proj_weight is None or attn.bias_k is not None or attn.add_zero_attn:
         raise UnsupportedModelError(
             f"the attention's projections: {event.path!r} is an nn.MultiheadAttention with kdim, "
@@ -91,7 +92,7 @@ def find_attention(
         UnsupportedModelError: If there is none of the usual kind, with what differs.
     """
     for event in events:
-        if isinstance(event.module, nn.MultiheadAttention):
+        if isinstance(innermost(event.module), nn.MultiheadAttention):
             return _from_multihead(event, depends)
         if is_linear(event):
             return _from_linear(block, events, event, depends)
@@ -99,7 +100,7 @@ def find_attention(
 
 
 def _from_multihead(event: Event, depends: Callable[[], str]) -> Attention:
-    attn: Any = event.module
+    attn: Any = innermost(event.module)
     projected, project = projections_of(event), attn.out_proj
     result = project(mix(projected, attn.num_heads, None))
 
@@ -108,10 +109,7 @@ def _from_multihead(event: Event, depends: Callable[[], str]) -> Attention:
 
     if not close(result, event.output):
         refuse_attention(projected, attn.num_heads, distance, depends)
-    path = event.path
-    packed = (f"{path}.in_proj_weight", f"{path}.in_proj_bias")
-    output = (f"{path}.out_proj",)
-    return Attention(event.input, packed, attn.num_heads, None, ("", ""), output, result)
+    return Attention(event.input, event.path, (), attn.num_heads, None, ("", ""), result)
 
 
 def _from_linear(
@@ -124,7 +122,7 @@ def _from_linear(
     if any(3 * event.input.shape[-1] == widths[0] for event in reading):
         chosen, width = together[:1], widths[0] // 3
         orders = [first.output.chunk(3, dim=-1)]
-        paths: list[tuple[str, ...]] = [(f"{first.path}.weight", f"{first.path}.bias")]
+        paths: list[tuple[str, ...]] = [(first.path,)]
     else:
         chosen, width = [e for e in together if e.output.shape[-1] == widths[0]], widths[0]
         if len(chosen) != 3:
@@ -148,7 +146,7 @@ def _from_linear(
                 for scale in _scales(block, width // h):
                     joined = mix(projected, h, scale, called)
                     if close_to_any(joined, targets):
-                        return Attention(first.input, path, h, scale, norms, (), joined)
+                        return Attention(first.input, "", path, h, scale, norms, joined)
     refuse_attention(orders[0], None, distance, depends)
 
 

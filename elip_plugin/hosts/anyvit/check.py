@@ -33,9 +33,10 @@ from elip_plugin.hosts.anyvit.copies import (
     without_traces,
 )
 from elip_plugin.hosts.anyvit.reading import dependence
-from elip_plugin.hosts.anyvit.stack import Calling
 from elip_plugin.patching.description import Description, Tower
-from elip_plugin.patching.swap import Swap
+from elip_plugin.patching.install import block_swaps
+from elip_plugin.patching.runner import Calling
+from elip_plugin.patching.wrappers import innermost
 
 LAYOUTS = (Calling(), Calling(sequence_first=True))
 """How blocks may be called where the description does not say it."""
@@ -64,21 +65,20 @@ def check(tower: Tower) -> float:
     Raises:
         UnsupportedModelError: If a block differs, with the part that does.
     """
-    given = tower.stack.attributes.get("elip_calling")
-    callings = LAYOUTS if given is None else (given,)
+    callings = LAYOUTS if tower.calling == Calling() else (tower.calling,)
     shape, largest = tower.shape, 0.0
     with without_traces():
         few = random_tokens(shape.width)
         all_tokens = random_tokens(shape.width, shape.prefix + shape.num_patches, batch=1)
-        for i, swap in enumerate(tower.blocks):
+        for i, block in enumerate(tower.block_list):
             try:
                 # Windows and the like may hold a few tokens, and not all of a tower.
                 found = [
-                    _check_block(swap, few, callings, drawn=True),
-                    _check_block(swap, all_tokens, callings, drawn=False),
+                    _check_block(block, tower, few, callings, drawn=True),
+                    _check_block(block, tower, all_tokens, callings, drawn=False),
                 ]
             except UnsupportedModelError as error:
-                name = type(swap.module).__name__
+                name = type(block).__name__
                 raise UnsupportedModelError(
                     f"block {i} ({name}) cannot be pruned: {error}"
                 ) from error
@@ -86,27 +86,30 @@ def check(tower: Tower) -> float:
     return largest
 
 
-def _check_block(swap: Swap, x: Tensor, callings: Sequence[Calling], *, drawn: bool) -> float:
+def _check_block(
+    given: Any, tower: Tower, x: Tensor, callings: Sequence[Calling], *, drawn: bool
+) -> float:
     """Compare a block by whichever of some callings it runs."""
     refusals = []
     for calling in callings:
-        block = copied(swap.module)
+        block = copied(given)
         if drawn:
             draw_weights(block)
         try:
-            return _compare(block, swap, x, calling)
+            return _compare(block, tower, x, calling)
         except UnsupportedModelError as error:
             refusals.append(error)
     raise refusals[0]
 
 
-def _compare(block: Any, swap: Swap, x: Tensor, calling: Calling) -> float:
+def _compare(block: Any, tower: Tower, x: Tensor, calling: Calling) -> float:
     events, out = record(block, x, calling)
     with torch.no_grad():
-        Swap(block, swap.patched, swap.attributes).apply()
+        for swap in block_swaps(block, tower):
+            swap.apply()
         try:
             rebuilt = look_ahead(block, x)
-            q, k, _ = block.queries_keys_values(x)
+            q, k, _ = block.in_attention(_projections, x)[0]
             query, keys = block.query_and_keys(x[:, :1], x)
         except Exception as error:
             raise UnsupportedModelError(
@@ -116,17 +119,16 @@ def _compare(block: Any, swap: Swap, x: Tensor, calling: Calling) -> float:
             _refuse(block, events, x, functools.partial(dependence, block, x, out, calling))
         if not (close(query, q[:, :, :1]) and close(keys, k)):
             raise UnsupportedModelError(
-                "query_and_keys of its description gives other queries and keys than "
-                "queries_keys_values does"
+                "query_and_keys of its description gives other queries and keys than project does"
             )
         return difference(rebuilt, out)
 
 
 def _refuse(block: Any, events: Sequence[Event], x: Tensor, depends: Callable[[], str]) -> NoReturn:
     """Refuse a block whose description differs from it, with the part that does."""
-    q, k, v = block.queries_keys_values(x)
+    q, k, v = block.in_attention(_projections, x)[0]
     mixed = F.scaled_dot_product_attention(q, k, v, scale=block.elip_scale)
-    added, joined = block.attention_output(mixed), mixed.transpose(1, 2).flatten(2)
+    added, joined = block.attend(x)[0], mixed.transpose(1, 2).flatten(2)
     inputs, outputs = [event.input for event in events], [event.output for event in events]
     if close_to_any(x + added, inputs):
         if close_to_any(block.feed_forward(x + added), outputs):
@@ -158,10 +160,14 @@ def _refuse(block: Any, events: Sequence[Event], x: Tensor, depends: Callable[[]
     )
 
 
+def _projections(attention: Any, x: Tensor) -> tuple[Tensor, None]:
+    return torch.stack(attention.project(x)), None
+
+
 def _projected(event: Event) -> Sequence[Tensor]:
     """Return what an event may have made of queries, keys or values [B, T, A]."""
     y = event.output
-    if isinstance(event.module, nn.MultiheadAttention):
+    if isinstance(innermost(event.module), nn.MultiheadAttention):
         return projections_of(event)
     if y.ndim == 4:  # each head normalized
         return y.flatten(2), y.transpose(1, 2).flatten(2)
@@ -170,7 +176,7 @@ def _projected(event: Event) -> Sequence[Tensor]:
 
 def _distance(event: Event, joined: Tensor) -> float:
     """Compute how far an attention's result, heads joined, is from what an event read or made."""
-    if isinstance(event.module, nn.MultiheadAttention):
-        return difference(event.module.out_proj(joined), event.output)
+    if isinstance(attn := innermost(event.module), nn.MultiheadAttention):
+        return difference(attn.out_proj(joined), event.output)
     reads = is_linear(event) and event.input.shape == joined.shape
     return difference(joined, event.input) if reads else math.inf

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.hosts.anyvit.stack import Calling
+from elip_plugin.patching.runner import Calling
+from elip_plugin.patching.wrappers import is_adapter
 
 BATCH, TOKENS = 2, 7
 """Of the random tokens; unequal, so that the layout shows."""
@@ -77,6 +78,14 @@ def draw_weights(module: nn.Module) -> None:
             weight.normal_(std=1.5 * max(weight[0].numel(), 1) ** -0.5)
         else:
             weight.uniform_(0.5, 1.5)
+
+
+def merge_adapters(module: nn.Module) -> None:
+    """Merge the adapters of peft into the weights, so that each layer is one linear map."""
+    layers: list[Any] = list(module.modules())
+    for layer in layers:
+        if is_adapter(layer) and not layer.merged:
+            layer.merge()
 
 
 @dataclass
@@ -169,8 +178,9 @@ def record(block: nn.Module, x: Tensor, calling: Calling) -> tuple[list[Event], 
         return hook
 
     hooks = []
+    adapters = [path for path, module in block.named_modules() if is_adapter(module)]
     for path, module in block.named_modules():
-        if path:
+        if path and not any(path.startswith(f"{adapter}.") for adapter in adapters):
             hooks.append(module.register_forward_pre_hook(begin(path), with_kwargs=True))
             hooks.append(module.register_forward_hook(end(path), with_kwargs=True))
     try:

@@ -13,12 +13,9 @@ from elip_plugin.hosts.anyvit.entry import enter
 from elip_plugin.hosts.anyvit.finder import find_tower, sides_of
 from elip_plugin.hosts.anyvit.reading import read
 from elip_plugin.hosts.anyvit.rehearsal import rehearse
-from elip_plugin.hosts.anyvit.stack import AnyTower, BlockList
 from elip_plugin.patching.blocks import PrunableBlock
-from elip_plugin.patching.description import Description, Tower, TowerShape
-from elip_plugin.patching.named import patched_class
-from elip_plugin.patching.parts import Parts, parts_block
-from elip_plugin.patching.swap import Swap
+from elip_plugin.patching.description import Description, Tower
+from elip_plugin.patching.parts import Parts
 from elip_plugin.patching.wrappers import unwrap
 
 
@@ -68,23 +65,19 @@ def describe(
         if block is None:
             block, scale = read(listed[0], entered.width, calling)
         tail = rehearse(trial, place, calling, entered)
-    patched: Any = parts_block(type(listed[0]), block) if isinstance(block, Parts) else block
     described = Tower(
-        TowerShape(
-            entered.num_patches,
-            len(listed),
-            entered.width,
-            entered.prefix,
-            tail.class_query,
-            frozen=not any(weight.requires_grad for weight in tower.parameters()),
-        ),
-        Swap(listed, patched_class(BlockList, type(listed)), {"elip_calling": calling}),
-        tuple(Swap(each, patched, {"elip_scale": scale}) for each in listed),
-        others=(Swap(tower, patched_class(AnyTower, type(tower)), {"elip_norm_path": tail.norm}),),
-        random_blocks=True,
-        module=tower,
-        patch_embed=tower.get_submodule(entered.patch_embed) if entered.patch_embed else None,
-        norm="elip_norm" if tail.norm else "",
+        tower,
+        place.blocks,
+        {type(each): block for each in listed},
+        entered.num_patches,
+        entered.width,
+        entered.prefix,
+        tail.class_query,
+        scale,
+        tail.norm,
+        entered.patch_embed,
+        entries=("forward", "forward_features"),
+        calling=calling,
     )
     check(described)
     return Description(model, described)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.anyvit.finder import IMAGES, Trial
-from elip_plugin.hosts.anyvit.stack import Calling
+from elip_plugin.patching.runner import Calling
 
 
 class Entry(NamedTuple):
@@ -45,7 +45,7 @@ def enter(trial: Trial) -> Entry:
     """
     images = trial.images
     (x, args, options), convolved = _enter_recording(trial, images)
-    calling = Calling(x.shape[0] != IMAGES, False, args, options)
+    calling = Calling(x.shape[0] != IMAGES, args=args, options=options)
     refuse_tensors(calling)
     x = calling.turned(x)
 

@@ -22,12 +22,13 @@ from elip_plugin.hosts.anyvit.copies import (
     close,
     copied,
     draw_weights,
+    merge_adapters,
     random_tokens,
     record,
     run,
 )
-from elip_plugin.hosts.anyvit.stack import Calling
 from elip_plugin.patching.parts import Parts
+from elip_plugin.patching.runner import Calling
 
 LEAVES_OUT = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
 """Modules without weights that are no stochastic depth."""
@@ -61,6 +62,7 @@ def read(block: nn.Module, width: int, calling: Calling) -> Reading:
     """
     block = copied(block)
     draw_weights(block)
+    merge_adapters(block)
     x = random_tokens(width)
     events, out = record(block, x, calling)
     with torch.no_grad():
@@ -74,12 +76,13 @@ def read(block: nn.Module, width: int, calling: Calling) -> Reading:
         refuse_dropout(block, [event.module for event in depth], x, out, calling)
     parts = Parts(
         norm_1,
+        attention.path,
         attention.projections,
-        attention.heads,
-        (*attention.output, *output),
-        norm_2,
-        mlp,
+        attention.heads if attention.projections else "",
         *attention.norms,
+        output=output,
+        norm_2=norm_2,
+        mlp=mlp,
         stochastic_depth=depth[0].path if depth else "",
     )
     return Reading(parts, attention.scale)
@@ -124,7 +127,7 @@ def _find_output(
             if output is not None:
                 return event.input, output
     linear = [event for event in readers(events, attention.input) if is_linear(event)]
-    own = 0 if attention.output else len(attention.projections) // 3 * 2 + 1
+    own = 0 if attention.path else len(attention.projections)
     if len(readers(events, x)) > 1 or len(linear) > own:
         raise UnsupportedModelError(PARALLEL)
     raise UnsupportedModelError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,10 @@ from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.anyvit.copies import close
 from elip_plugin.hosts.anyvit.entry import Entry
 from elip_plugin.hosts.anyvit.finder import IMAGES, InPlaceOf, Place, Trial
-from elip_plugin.hosts.anyvit.stack import AnyTower, BlockList, Calling, refuse_change
-from elip_plugin.patching.description import Description, Tower, TowerShape
+from elip_plugin.patching.description import Description, Tower
 from elip_plugin.patching.install import install
-from elip_plugin.patching.named import patched_class
-from elip_plugin.patching.swap import Swap
+from elip_plugin.patching.parts import Parts
+from elip_plugin.patching.runner import Calling
 
 CONFIG = {
     "reducer": "random",
@@ -58,17 +57,19 @@ class StandIn(InPlaceOf):
 
     Attributes:
         shift: By how much it changes the first token more than the others.
+        follows: Whether it must be given what the block before it returned, and nothing else.
     """
 
     def __init__(self, block: Any, number: int, calling: Calling, made: list[Made]) -> None:
         super().__init__(block)
-        self.number, self.calling, self.made, self.shift = number, calling, made, 0.0
+        self.number, self.calling, self.made = number, calling, made
+        self.shift, self.follows = 0.0, True
 
     def forward(self, x: Tensor, *args: Any, **options: Any) -> Any:
         """Return other tokens."""
-        if self.number > 0:
+        if self.number > 0 and self.follows:
             last = self.made[-1]
-            if x is last.tokens and x._version != last.version:  # the step sees other tokens
+            if x is not last.tokens or x._version != last.version:
                 refuse_change(self.number)
         ramp = torch.linspace(-1, 1, x.shape[-1], dtype=x.dtype)
         y = self.calling.turned(x) + ramp
@@ -109,7 +110,7 @@ def rehearse(trial: Trial, place: Place, calling: Calling, entry: Entry) -> Tail
             hook.remove()
         blocks[len(blocks) - 1].shift = 1.0
         counts = [not close(*pair) for pair in zip(_features(_run(tower, images)), features)]
-        _run_pruned(tower, blocks, images, calling, entry, made)
+        _run_pruned(tower, place, images, calling, entry, made)
     return Tail(entry.prefix > 0 and (any(counts) or not counts), next(iter(norms), ""))
 
 
@@ -150,17 +151,19 @@ def _note_norm(path: str, norms: list[str], made: list[Made], blocks: Any, calli
 
 def _run_pruned(
     tower: Any,
-    blocks: Any,
+    place: Place,
     images: Tensor,
     calling: Calling,
     entry: Entry,
     made: list[Made],
 ) -> None:
     """Run a tower with half of its patches from block 1 on."""
-    shape = TowerShape(entry.num_patches, len(blocks), entry.width, entry.prefix)
-    stack = Swap(blocks, patched_class(BlockList, type(blocks)), {"elip_calling": calling})
-    whole = Swap(tower, patched_class(AnyTower, type(tower)), {"elip_norm_path": ""})
-    described = Tower(shape, stack, (), others=(whole,), module=tower)
+    blocks = tower.get_submodule(place.blocks)
+    for block in blocks:
+        block.follows = False
+    described = Tower(
+        tower, place.blocks, Parts(), entry.num_patches, entry.width, entry.prefix, calling=calling
+    )
     pruner = install(Description(tower, described), ElipConfig.from_mapping(CONFIG))
     made.clear()
     try:
@@ -175,3 +178,11 @@ def _run_pruned(
             f"{type(tower).__name__} gives its blocks {lengths} tokens, where {pruner.plan.tokens} "
             "are planned"
         )
+
+
+def refuse_change(i: int) -> NoReturn:
+    """Refuse a tower that changes the tokens before block i."""
+    raise UnsupportedModelError(
+        f"what runs the blocks changes the tokens between blocks {i - 1} and {i}: only towers "
+        "whose blocks read what the block before them returned can be pruned"
+    )

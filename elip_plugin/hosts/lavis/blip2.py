@@ -36,7 +36,8 @@ class GuidedQFormer(PrunedModel):
 
     def forward(self: Any, samples: dict[str, Any], *args: Any, **options: Any) -> Any:
         """Run LAVIS' forward with the tower guided by the samples' text, if the model has one."""
-        with self.elip.treated_as_training(self), guided_by_text(self, samples):
+        asked = self.elip.asked(self, as_training=self.training)
+        with asked, guided_by_text(self, samples):
             return super().forward(samples, *args, **options)  # type: ignore[misc]
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from lavis.models.eva_vit import VisionTransformer as EvaTower
-
 from elip_plugin.errors import ConfigError, ElipError, UnsupportedModelError
-from elip_plugin.hosts.lavis import clip_towers, eva_tower, towers
+from elip_plugin.hosts.lavis import towers
 from elip_plugin.hosts.lavis.compat import fixes
 from elip_plugin.hosts.lavis.text import TEXT_ENCODERS, inner_bert
-from elip_plugin.patching.description import Description, Tower
+from elip_plugin.patching.description import Description
 from elip_plugin.patching.progress import update_for
 from elip_plugin.patching.swap import Swap, find_patched, swap_for
 
@@ -34,9 +32,9 @@ def describe_model(module: Any, model: Swap) -> Description:
     patched: Any = model.patched
     leak = "" if patched.text_at_test else LEAK
     if hasattr(module, "visual"):
-        return Description(module, clip_towers.describe(module.visual), (model,), None, leak)
+        return Description(module, towers.describe(module.visual), (model,), None, leak)
     if hasattr(module, "Qformer"):
-        tower = describe_tower(module.visual_encoder)
+        tower = towers.describe(module.visual_encoder)
         return Description(module, tower, (model,), None, leak, _why_no_guide(module, patched))
     encoders = [getattr(module, n, None) for n in ("text_encoder", "text_encoder_m")]
     berts = [inner_bert(e) for e in encoders if e is not None] if patched.own_text_pass else []
@@ -49,11 +47,6 @@ def describe_model(module: Any, model: Swap) -> Description:
         _why_no_guide(module, patched),
         teachable=True,
     )
-
-
-def describe_tower(tower: Any) -> Tower:
-    """Describe a vision tower of ALBEF, BLIP or BLIP-2."""
-    return (eva_tower if isinstance(tower, EvaTower) else towers).describe(tower)
 
 
 def _why_no_guide(model: Any, patched: Any) -> ElipError | None:

@@ -3,53 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from elip_plugin.core.guide import (
-    TextGuide,
-    TextQueries,
-    project_to_vision_width,
-    queries_in_tower,
-)
+from elip_plugin.core.guide import TextGuide, TextQueries, project_to_vision_width
 from elip_plugin.errors import GuideError
 from elip_plugin.hosts.lavis.text import CachingTokenizer, TextPass, inner_bert, text_pass
-from elip_plugin.patching.calls import thread
+from elip_plugin.patching.calls import opened
+from elip_plugin.patching.cross_attention import queries_of
+from elip_plugin.patching.maps import linear_map
 
 
 @contextmanager
 def guided_by_text(model: Any, samples: Mapping[str, Any]) -> Iterator[None]:
     """Guide a model's towers by the samples' text, where pruning wants it."""
-    captions, pruner = samples.get("text_input"), model.elip
-    calls = {"": pruner.start(model, model.elip_training)}
+    captions, forwards = samples.get("text_input"), {"": model.elip}
     # A momentum encoder is guided by its own text encoder, if it is pruned at all.
     momentum = vars(getattr(model, "visual_encoder_m", model)).get("elip")
-    if momentum is not None and momentum is not pruner:
-        calls["_m"] = momentum.start(model, model.elip_training)
-    calls = {suffix: call for suffix, call in calls.items() if call.needs_guide}
-    if captions is None or not calls:
+    if momentum is not None and momentum is not model.elip:
+        forwards["_m"] = momentum
+    forwards = {name: each.decide(model, model.elip_training) for name, each in forwards.items()}
+    forwards = {name: each for name, each in forwards.items() if each.needs_guide}
+    if captions is None or not forwards:
         yield
         return
-    before, tokenizer = thread.innermost, model.tokenizer
-    if model.own_text_pass:
-        tokenizer = CachingTokenizer(tokenizer, captions, model.device)
-        thread.innermost = (model, tokenizer, before)
-    for suffix, each in calls.items():
-        done = TextPass()
+    tokenizer = model.tokenizer
+    with ExitStack() as stack:
         if model.own_text_pass:
-            thread.innermost = (model.elip_encoder(suffix), done, thread.innermost)
-        guide = CaptionGuide(model, tokenizer, captions, suffix, done)
-        guided = replace(each, guide=guide, needs_guide=False)
-        thread.innermost = (each.pruner, guided, thread.innermost)
-    try:
+            tokenizer = CachingTokenizer(tokenizer, captions, model.device)
+            stack.enter_context(opened(model, tokenizer))
+        for suffix, forward in forwards.items():
+            done = TextPass()
+            if model.own_text_pass:
+                stack.enter_context(opened(model.elip_encoder(suffix), done))
+            guide = CaptionGuide(model, tokenizer, captions, suffix, done)
+            stack.enter_context(forward.guided(guide))
         yield
-    finally:
-        thread.innermost = before
 
 
 @dataclass(frozen=True)
@@ -76,42 +69,24 @@ class CaptionGuide(TextGuide):
         return torch.is_grad_enabled() and self.model.own_text_pass and not self.suffix
 
     def queries(self, layers: int, gradient: bool) -> Tensor | TextQueries:
-        """Compute what the cross-attentions of a text encoder compare the tower's tokens with.
+        """Compute what the cross-attentions compare the tower's tokens with; see `queries_of`.
 
-        Their logits are linear in the tokens: the queries, mapped back to the tower's width by the
-        keys' projection, give the same by one product each. Those of the first one depend on the
-        text alone; those of the following ones on what the layers before them read in the tokens.
-
-        Returns guides per word and head [images * B, S * heads, D] of each, 0 for padding; of a
-        model that reads its tower otherwise one per image.
+        Of a model that reads its tower otherwise, one guide per image.
         """
         model = self.model
         if not hasattr(model, "text_encoder"):
             return self.pooled()
         gradient = gradient and torch.is_grad_enabled() and not self.suffix
         bert, images = model.elip_encoder(self.suffix), model.images_per_text
-        first = next(i for i, x in enumerate(bert.encoder.layer) if hasattr(x, "crossattention"))
-        readers = bert.encoder.layer[first : first + layers]
+        first = next(i for i, layer in enumerate(bert.encoder.layer) if _crosses(layer))
         tokens = model.elip_tokenize(self.tokenizer, self.captions)
         ids, mask = tokens.input_ids, tokens.attention_mask
         additive = bert.get_extended_attention_mask(mask, mask.shape, ids.device, False)
 
-        def guides(layer: Any, states: Tensor) -> Tensor:
-            states = layer.attention(states, additive)[0]
-            attentions = _readers(layer.crossattention)[:images]
-            found = [_queries_in_tower(attention, states, mask) for attention in attentions]
-            return torch.cat(found * (images // len(found)))
-
-        def further(y: Tensor) -> Tensor:
-            read, states = [], words
-            for layer, following in pairwise(readers):
-                given = _to_read(layer, y.chunk(images))
-                # Detached: a backward pass through the reading of all tokens costs more than it
-                # gains. (Under no_grad, autocast would keep its casts of these weights without
-                # gradient.)
-                states = layer(states, additive, **given, mode="multimodal")[0].detach()
-                read.append(guides(following, states))
-            return torch.cat(read, dim=1)
+        def read(layer: Any, states: Tensor, y: Tensor) -> Tensor:
+            given = _to_read(layer, y.chunk(images))
+            states = layer(states, additive, **given, mode="multimodal")[0]
+            return states
 
         if first:
             with torch.set_grad_enabled(self._keeps_gradient()):
@@ -123,32 +98,36 @@ class CaptionGuide(TextGuide):
                 ids = ids.clone()
                 ids[:, 0] = model.tokenizer.enc_token_id  # as LAVIS reads images (BLIP)
                 words = bert.embeddings(ids)
-            return TextQueries(guides(readers[0], words), further if len(readers) > 1 else None)
+            return queries_of(
+                bert.encoder.layer[first : first + layers],
+                words,
+                mask,
+                attend=lambda layer, states: layer.attention(states, additive)[0],
+                crosses=_crosses,
+                read=read,
+                images=images,
+            )
 
 
 def is_read_by_text(model: Any) -> bool:
     """Whether a model's tower is pruned by how its text encoder reads it."""
-    return model.elip.reducer.guide_kind == "queries" and hasattr(model, "text_encoder")
+    return model.elip.reducer.text_alone and hasattr(model, "text_encoder")
 
 
-def _readers(cross: Any) -> list[Any]:
-    """Return the attentions of a cross-attention: one, or one for each of two images (BLIP)."""
+def _crosses(layer: Any) -> list[Any]:
+    """Return a layer's cross-attentions: one, or one for each of two images (BLIP)."""
+    if not hasattr(layer, "crossattention"):
+        return []
+    cross = layer.crossattention
     return [cross.self] if hasattr(cross, "self") else [cross.self0, cross.self1]
 
 
 def _to_read(layer: Any, images: Sequence[Tensor]) -> dict[str, Any]:
     """Return the image tokens as a layer takes them: of two images in a list, with their masks."""
-    if len(images) == len(_readers(layer.crossattention)) == 1:
+    if len(images) == len(_crosses(layer)) == 1:
         return {"encoder_hidden_states": images[0]}
     given = [*images, *images][:2]
     return {"encoder_hidden_states": given, "encoder_attention_mask": [None, None]}
-
-
-def _queries_in_tower(attention: Any, states: Tensor, mask: Tensor) -> Tensor:
-    """Map the queries of texts [B, S, text width] to the tower's width [B, S * heads, D]."""
-    heads, size = attention.num_attention_heads, attention.attention_head_size
-    queries = attention.query(states).unflatten(-1, (heads, size)) * mask[:, :, None, None]
-    return queries_in_tower(queries, attention.key.weight)
 
 
 def text_guide(module: Any, features: Tensor, suffix: str = "") -> Tensor:
@@ -177,7 +156,7 @@ def text_guide(module: Any, features: Tensor, suffix: str = "") -> Tensor:
         return features.detach()
     with torch.no_grad():
         embedding = getattr(module, f"text_proj{suffix}")(features)
-    return project_to_vision_width(embedding, [vision_proj.weight])
+    return project_to_vision_width(embedding, [linear_map(vision_proj)])
 
 
 def qformer_guide(model: Any, features: Tensor) -> Tensor:
@@ -193,9 +172,9 @@ def qformer_guide(model: Any, features: Tensor) -> Tensor:
             f"text features have shape {tuple(features.shape)}, but this model guides by "
             f"(batch, {expected})"
         )
-    value = model.Qformer.bert.encoder.layer[0].crossattention.self.value.weight
+    value = linear_map(model.Qformer.bert.encoder.layer[0].crossattention.self.value)
     if not hasattr(model, "text_proj"):  # InstructBLIP
         return project_to_vision_width(features, [value])
     with torch.no_grad():
         embedding = model.text_proj(features)
-    return project_to_vision_width(embedding, [model.vision_proj.weight, value])
+    return project_to_vision_width(embedding, [linear_map(model.vision_proj), value])

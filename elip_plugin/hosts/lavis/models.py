@@ -27,9 +27,9 @@ from lavis.models import (
 )
 from torch import Tensor
 
-from elip_plugin.hosts.lavis import blip2
+from elip_plugin.hosts.lavis import blip2, towers
 from elip_plugin.hosts.lavis.compat.paths import configs_root
-from elip_plugin.hosts.lavis.describe import describe_model, describe_tower
+from elip_plugin.hosts.lavis.describe import describe_model
 from elip_plugin.hosts.lavis.guide import guided_by_text
 from elip_plugin.hosts.lavis.guided import (
     GuidedEncoder,
@@ -156,5 +156,5 @@ MODELS: dict[type, type[Any]] = {cls.replaces: cls for cls in ARCHS.values()}
 def describe(module: Any) -> Description:
     """Describe a LAVIS model, or a bare vision tower of ALBEF and BLIP; see `Host.describe`."""
     if not hasattr(module, "visual_encoder") and not hasattr(module, "visual"):
-        return Description(module, describe_tower(module))
+        return Description(module, towers.describe(module))
     return describe_model(module, swap_for(module, MODELS))

@@ -16,7 +16,7 @@ from lavis.models.blip_models.nlvr_encoder import BertModel as NlvrBertModel
 from lavis.models.med import BertModel, XBertEncoder
 from torch import Tensor, nn
 
-from elip_plugin.patching.calls import find, thread
+from elip_plugin.patching.calls import find
 from elip_plugin.patching.swap import Patched
 
 
@@ -40,10 +40,7 @@ class ElipBertModel(Patched, BertModel):
             options["encoder_attention_mask"] = fit_mask(mask, states)
         elif isinstance(states, list) and mask is not None:
             options["encoder_attention_mask"] = [fit_mask(m, s) for m, s in zip(mask, states)]
-        entry = thread.innermost
-        while entry is not None and entry[0] is not self:
-            entry = entry[2]
-        done = None if entry is None else entry[1]
+        done = find(self, TextPass)
         if done is None or input_ids is None or done.ids is not input_ids:
             return super().forward(input_ids, **options)
         if options.get("mode") == "text":
@@ -170,12 +167,8 @@ class TokenizesOnce:
     @property
     def tokenizer(self) -> Any:
         """The model's tokenizer."""
-        entry = thread.innermost
-        while entry is not None:
-            if entry[0] is self and isinstance(entry[1], CachingTokenizer):
-                return entry[1]
-            entry = entry[2]
-        return self.__dict__["tokenizer"]
+        caching = find(self, CachingTokenizer)
+        return self.__dict__["tokenizer"] if caching is None else caching
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: Any) -> None:

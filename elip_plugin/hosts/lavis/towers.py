@@ -1,46 +1,39 @@
-"""LAVIS' vision tower (ALBEF, BLIP): blocks with parts, a tower that prunes."""
+"""LAVIS' vision towers: of ALBEF and BLIP, of its own CLIP, and EVA's ViT-g of BLIP-2."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lavis.models.vit import Attention, Block, VisionTransformer, VisionTransformerEncoder
+from lavis.models import eva_vit
+from lavis.models.clip_models import model as clip
+from lavis.models.vit import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.patching.blocks import PrunableStack, call_block
-from elip_plugin.patching.description import Tower, TowerShape
-from elip_plugin.patching.named import patched_class
+from elip_plugin.patching.blocks import sliced, weight_read
+from elip_plugin.patching.calls import thread
+from elip_plugin.patching.description import Tower
+from elip_plugin.patching.named import NamedAsReplaced, patched_class
 from elip_plugin.patching.parts import PackedBlock, Parts
-from elip_plugin.patching.swap import Patched, Swap, swap_for, swaps_for
+from elip_plugin.patching.runner import Calling
+from elip_plugin.patching.swap import Swap
+
+FUSED: Any = ""
+"""As `register_hook`, which LAVIS' blocks hand to their attention: fuse it, and register none.
+
+An argument says so, and not what is true of the forward in progress: `vit_grad_ckpt` runs the
+attention again in the backward pass."""
 
 
-class Fused:
-    """As `register_hook`, which LAVIS' blocks hand to their attention: fuse it, and register none.
-
-    An argument says so, and not what is true of the forward in progress: `vit_grad_ckpt` runs the
-    attention again in the backward pass.
-    """
-
-    def __bool__(self) -> bool:
-        return False
-
-
-FUSED: Any = Fused()
-
-
-class FusedAttention(Patched, Attention):
+class FusedAttention(NamedAsReplaced):
     """LAVIS' attention, fused where it is asked for: in pruned forwards."""
 
-    replaces = Attention
-
-    def forward(self, x: Tensor, register_hook: bool = False) -> Tensor:
+    def forward(self, x: Tensor, register_hook: Any = False) -> Tensor:
         """Attend."""
         # By class: what `vit_grad_ckpt` wraps around this function stays when pruning is removed.
-        if register_hook is not FUSED and (register_hook or not hasattr(self, "elip_always")):
+        if register_hook != FUSED and (register_hook or not hasattr(self, "elip_always")):
             return Attention.forward(self, x, register_hook)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         dropout = self.attn_drop.p if self.training else 0.0
@@ -48,95 +41,130 @@ class FusedAttention(Patched, Attention):
         return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
 
 
+class FusedBlock(PackedBlock):
+    """LAVIS' block of ALBEF and BLIP, whose attention is fused in pruned forwards."""
+
+    def forward(
+        self, x: Tensor, register_hook: Any = False, run: Any = None, **options: Any
+    ) -> Any:
+        """Run LAVIS' forward, or a mode; see `PrunableBlock`."""
+        if run is not None:
+            return run(self, x, **options)
+        opened = thread.innermost
+        if opened is not None and opened[0] is self.elip and opened[1].level and not any(args):
+            args = (FUSED,)
+        return Block.forward(self, x, *args, **options)
+
+
 def fuse_attention(model: nn.Module) -> None:
     """Give all attention of a model's towers the fused form, in place, to compare with."""
     for module in list(model.modules()):
         if type(module) is Attention:
-            Swap(module, FusedAttention, {"elip_always": True}).apply()
-
-
-class HookedBlock(PackedBlock):
-    """LAVIS' block, which is told whether to keep its attention map."""
-
-    def forward(self, x: Tensor, *args: Any, elip: Any = None, **options: Any) -> Any:
-        """Run LAVIS' forward, or a mode; see `PrunableBlock`."""
-        if elip is not None:
-            options.pop("register_hook", None)
-            return elip(self, x, **options)
-        return Block.forward(self, x, *args, **options)
+            Swap(module, patched_class(FusedAttention, Attention), {"elip_always": True}).apply()
 
 
 PARTS = Parts(
     "norm1",
-    ("attn.qkv.weight", "attn.qkv.bias"),
-    "attn.num_heads",
-    ("attn.proj",),
-    "norm2",
-    ("mlp.fc1", "mlp.act", "mlp.fc2"),  # without dropout
+    projections=("attn.qkv",),
+    heads="attn.num_heads",
+    output=("attn.proj",),
+    norm_2="norm2",
+    mlp=("mlp.fc1", "mlp.act", "mlp.fc2"),  # without dropout
     stochastic_depth="drop_path",
 )
+EVA_PARTS = Parts(
+    "norm1",
+    projections=("attn.qkv",),
+    heads="attn.num_heads",
+    output=("attn.proj", "gamma_1"),
+    norm_2="norm2",
+    mlp=("mlp", "gamma_2"),
+    stochastic_depth="drop_path",
+)
+CLIP_PARTS = Parts("ln_1", "attn", norm_2="ln_2", mlp=("mlp",))
+"""Batch first in all modes; by itself a block is sequence first."""
 
 
-class ElipVisionTransformer(PrunableStack, VisionTransformer):
-    """A tower that prunes between its blocks; LAVIS' checkpointed regions are inside them."""
+class EvaBlock(PackedBlock):
+    """LAVIS' EVA block, whose keys have no bias."""
 
-    replaces = VisionTransformer
+    def project_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Project normalized tokens; see `PartsBlock`."""
+        if self.attn.q_bias is None:
+            return super().project_heads(x)
+        packed = F.linear(x, *self.weight_and_bias())
+        packed = packed.view(*x.shape[:2], 3, self.attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = packed.unbind(0)
+        return q, k, v
 
-    def forward(self, x: Tensor, register_blk: int = -1) -> Tensor:
-        """Embed images [B, 3, height, width] and run the blocks, pruned if pruning is active."""
-        with self.elip.begin(self) as pruning:
-            if pruning is None:
-                return VisionTransformer.forward(self, x, register_blk)
-            class_token = self.cls_token.expand(x.shape[0], -1, -1)
-            tokens = torch.cat([class_token, self.patch_embed(x)], dim=1) + self.pos_embed
-            blocks = [partial(block, register_hook=FUSED) for block in self.blocks]
-            call = None if register_blk < 0 else partial(_call_mapped, blocks[register_blk])
-            return self.norm(pruning.run_blocks(self.pos_drop(tokens), blocks, call))
+    def project_query_and_keys(
+        self, query: Tensor, x: Tensor, **positions: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Project by rows of the weight; see `PartsBlock`."""
+        return sliced(query, x, *self.weight_and_bias(), self.attn.num_heads)
 
-
-def _call_mapped(mapped: Any, block: Any, x: Tensor, mode: Any = None, **options: Any) -> Any:
-    """Call a block; one that is `mapped` keeps its attention map."""
-    if block is mapped and mode is None:
-        return block(x, register_hook=True)
-    return call_block(block, x, mode, **options)
-
-
-class ElipVisionTransformerEncoder(ElipVisionTransformer, VisionTransformerEncoder):
-    """The same for the class that LAVIS' models build, whose features come by another method."""
-
-    replaces = VisionTransformerEncoder
-
-    forward_features = ElipVisionTransformer.forward
-
-
-TOWERS: dict[type, type[nn.Module]] = {
-    VisionTransformer: ElipVisionTransformer,
-    VisionTransformerEncoder: ElipVisionTransformerEncoder,
-}
+    def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
+        """Return the packed weight and bias that LAVIS reads."""
+        attn = self.attn
+        weight = weight_read(attn.qkv, "attn.qkv", "LAVIS' EVA attention")
+        if attn.q_bias is None:
+            return weight, None
+        return weight, torch.cat([attn.q_bias, torch.zeros_like(attn.v_bias), attn.v_bias])
 
 
 def describe(tower: Any) -> Tower:
-    """Describe a vision tower of ALBEF or BLIP; see `Host.describe`."""
-    if not isinstance(tower, VisionTransformer):
-        raise UnsupportedModelError(
-            f"{type(tower).__name__}: only LAVIS' VisionTransformer is supported; pass the "
-            "model's visual_encoder"
+    """Describe a vision tower; see `Host.describe`."""
+    if isinstance(tower, VisionTransformer):
+        return _describe_vit(tower)
+    if isinstance(tower, eva_vit.VisionTransformer):
+        return _describe_eva(tower)
+    if type(tower) is clip.VisualTransformer:
+        return Tower(
+            tower,
+            "transformer.resblocks",
+            {clip.ResidualAttentionBlock: CLIP_PARTS},
+            tower.positional_embedding.shape[0] - 1,
+            tower.transformer.width,
+            norm="ln_post",
+            patch_embed="conv1",
+            calling=Calling(sequence_first=True),
         )
-    patched = {Block: patched_class(HookedBlock, Block, PARTS)}
-    blocks = swaps_for(tower.blocks, patched, elip_scale=tower.blocks[0].attn.scale)
-    shape = TowerShape(tower.patch_embed.num_patches, len(tower.blocks), tower.embed_dim)
-    still = all(
-        isinstance(block.drop_path, nn.Identity)
-        and block.attn.attn_drop.p == block.attn.proj_drop.p == block.mlp.drop.p == 0
-        for block in tower.blocks
+    raise UnsupportedModelError(
+        f"vision tower {type(tower).__name__} cannot be pruned: LAVIS' VisionTransformer (ALBEF, "
+        "BLIP), its EVA ViT-g (BLIP-2) and the ViT of its CLIP can; of a model pass visual_encoder"
     )
-    attention = swaps_for((block.attn for block in tower.blocks), {Attention: FusedAttention})
+
+
+def _describe_vit(tower: Any) -> Tower:
+    attentions = [block.attn for block in tower.blocks]
     return Tower(
-        shape,
-        swap_for(tower, TOWERS),
-        blocks,
-        attention,
-        random_blocks=not still,
-        patch_embed=tower.patch_embed.proj,
+        tower,
+        "blocks",
+        {Block: patched_class(FusedBlock, Block, PARTS)},
+        tower.patch_embed.num_patches,
+        tower.embed_dim,
+        scale=attentions[0].scale,
         norm="norm",
+        patch_embed="patch_embed.proj",
+        entries=("forward", "forward_features"),
+        patch_all_blocks=True,
+        others=tuple(Swap(attn, patched_class(FusedAttention, Attention)) for attn in attentions),
+    )
+
+
+def _describe_eva(tower: Any) -> Tower:
+    if tower.rel_pos_bias is not None or tower.use_rel_pos_bias:
+        raise UnsupportedModelError(
+            "LAVIS' EVA tower with relative positions is not supported: ViT-g has absolute ones"
+        )
+    block = patched_class(EvaBlock, eva_vit.Block, EVA_PARTS)
+    return Tower(
+        tower,
+        "blocks",
+        {eva_vit.Block: block},
+        tower.patch_embed.num_patches,
+        tower.embed_dim,
+        scale=tower.blocks[0].attn.scale,
+        patch_embed="patch_embed.proj",
+        entries=("forward", "forward_features"),
     )

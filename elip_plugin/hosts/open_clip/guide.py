@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from elip_plugin.core.guide import project_to_vision_width
 from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.patching.maps import linear_map, pooling_maps
+from elip_plugin.patching.wrappers import innermost
 
 
 def linear_maps(visual: Any) -> list[Tensor]:
@@ -20,21 +22,15 @@ def linear_maps(visual: Any) -> list[Tensor]:
     if hasattr(visual, "trunk"):
         return _timm_maps(visual)
     maps = [] if visual.proj is None else [visual.proj.t()]
-    if visual.attn_pool is not None:
-        attn = visual.attn_pool.attn
-        value = attn.v_proj_weight  # None where all widths agree and the three are packed
-        if value is None:
-            value = attn.in_proj_weight.chunk(3)[2]
-        maps += [attn.out_proj.weight, value]
-    return maps
+    return maps if visual.attn_pool is None else [*maps, *pooling_maps(visual.attn_pool.attn)]
 
 
 def _timm_maps(visual: Any) -> list[Tensor]:
     maps = []
     heads = [module for module in visual.head if not isinstance(module, nn.Dropout)]
     for module in [*reversed(heads), visual.trunk.head]:
-        if isinstance(module, nn.Linear):
-            maps.append(module.weight)
+        if isinstance(innermost(module), nn.Linear):
+            maps.append(linear_map(module))
         elif not isinstance(module, nn.Identity):
             raise UnsupportedModelError(
                 f"the image head {type(module).__name__} has no linear map through which text "
@@ -43,8 +39,8 @@ def _timm_maps(visual: Any) -> list[Tensor]:
             )
     pool = getattr(visual.trunk, "attn_pool", None)
     if pool is not None:
-        maps += [pool.proj.weight] if isinstance(pool.proj, nn.Linear) else []
-        maps.append(pool.kv.weight.chunk(2)[1])
+        maps += [linear_map(pool.proj)] if isinstance(innermost(pool.proj), nn.Linear) else []
+        maps.append(linear_map(pool.kv).chunk(2)[1])
     return maps
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import open_clip
 from open_clip.timm_model import TimmModel
@@ -15,9 +15,10 @@ from elip_plugin.errors import ElipError, UnsupportedModelError
 from elip_plugin.hosts.open_clip import towers
 from elip_plugin.hosts.open_clip.guide import linear_maps
 from elip_plugin.hosts.open_clip.support import SUPPORTED
-from elip_plugin.patching.calls import find, thread
 from elip_plugin.patching.description import Description, Tower
-from elip_plugin.patching.swap import Patched, swap_for
+from elip_plugin.patching.named import patched_class
+from elip_plugin.patching.swap import swap_for
+from elip_plugin.patching.text import EncodesOnce, TextFirst
 
 LEAK = (
     "an image pruned by its own caption leaks the answer into retrieval and zero-shot scores; use "
@@ -25,28 +26,26 @@ LEAK = (
 )
 
 
-class TextFirst(Patched):
-    """Forward of a contrastive model whose image tower is guided by the text.
+class ContrastiveModel(TextFirst, EncodesOnce):
+    """A model of OpenCLIP that encodes texts itself."""
 
-    The host encodes the image first. Calling its own forward for the text alone and then
-    for the image alone turns the order round without a copy of its code.
-    """
+    @classmethod
+    def body_for(cls, replaces: Any, *data: Any) -> dict[str, Any]:
+        """Return the forward, and the method by which it encodes texts."""
+        return {**TextFirst.body_for(replaces), **EncodesOnce.body_for(replaces, *data)}
 
-    def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> Any:
-        """Encode text, then the image guided by it."""
-        host: Callable[..., Any] = super().forward  # type: ignore[misc]
-        if image is None or text is None:
-            return host(image, text)
-        call = self.elip.start(self)  # type: ignore[arg-type]
-        if not call.needs_guide:
-            return host(image, text)
-        texts = host(None, text)
-        features = texts["text_features"] if isinstance(texts, dict) else texts[1]
-        with call.guided(project_to_vision_width(features, linear_maps(self.visual))):
-            images = host(image, None)
-        if isinstance(images, dict):
-            return {**images, "text_features": texts["text_features"]}
-        return (images[0], texts[1], *images[2:])
+    def elip_guide(self, given: Mapping[str, Any]) -> Tensor | None:
+        """Encode the text as the forward does; see `TextFirst`."""
+        image, text = given.get("image"), given.get("text")
+        encoded = given.get("image_latent") is not None and given.get("image_embs") is not None
+        if encoded or image is None or text is None:
+            return None
+        model: Any = self
+        if isinstance(model, open_clip.CoCa):
+            features = model._encode_text(text)[0]
+        else:
+            features = model.encode_text(text, normalize=True)
+        return project_to_vision_width(features, linear_maps(model.visual))
 
     def __prepare_scriptable__(self) -> NoReturn:
         """Refuse TorchScript, which would drop the pruning."""
@@ -57,66 +56,13 @@ class TextFirst(Patched):
         )
 
 
-class ElipCLIP(TextFirst, open_clip.CLIP):
-    """`open_clip.CLIP` with text-guided pruning."""
-
-    replaces = open_clip.CLIP
-
-
-class ElipCustomTextCLIP(TextFirst, open_clip.CustomTextCLIP):
-    """`open_clip.CustomTextCLIP` with text-guided pruning."""
-
-    replaces = open_clip.CustomTextCLIP
-
-
-class EncodedText(NamedTuple):
-    """The text of a forward in progress, which is encoded once."""
-
-    output: Any
-
-
-class ElipCoCa(Patched, open_clip.CoCa):
-    """`open_clip.CoCa` with text-guided pruning."""
-
-    replaces = open_clip.CoCa
-
-    def forward(
-        self,
-        image: Tensor | None = None,
-        text: Tensor | None = None,
-        image_latent: Tensor | None = None,
-        image_embs: Tensor | None = None,
-        *args: Any,
-        **options: Any,
-    ) -> Any:
-        """Encode text, then the image guided by it, then decode; the rest is as in the host."""
-        ready = image_latent is not None and image_embs is not None
-        call = self.elip.start(self)
-        if ready or image is None or text is None or not call.needs_guide:
-            return super().forward(image, text, image_latent, image_embs, *args, **options)
-        encoded = EncodedText(self._encode_text(text))
-        guide = project_to_vision_width(encoded.output[0], linear_maps(self.visual))
-        with call.guided(guide):
-            image_latent, image_embs = self._encode_image(image)
-        before = thread.innermost
-        thread.innermost = (self, encoded, before)
-        try:
-            return super().forward(image, text, image_latent, image_embs, *args, **options)
-        finally:
-            thread.innermost = before
-
-    def _encode_text(self, *args: Any, **options: Any) -> Any:
-        """Encode text as the host does, which asks for it twice in a guided forward."""
-        encoded = find(self, EncodedText)
-        return super()._encode_text(*args, **options) if encoded is None else encoded.output
-
-    __prepare_scriptable__ = TextFirst.__prepare_scriptable__
-
-
 MODELS: dict[type, type[nn.Module]] = {
-    open_clip.CLIP: ElipCLIP,
-    open_clip.CustomTextCLIP: ElipCustomTextCLIP,
-    open_clip.CoCa: ElipCoCa,
+    cls: patched_class(ContrastiveModel, cls, method)
+    for cls, method in (
+        (open_clip.CLIP, "encode_text"),
+        (open_clip.CustomTextCLIP, "encode_text"),
+        (open_clip.CoCa, "_encode_text"),
+    )
 }
 
 

@@ -38,7 +38,7 @@ def why_not(config: Mapping[str, Any], preset: str = DEFAULT_PRESET) -> str | No
 def _why_not_by(preset: str, vision: Mapping[str, Any]) -> str | None:
     name = str(vision.get("timm_model_name"))
     for prefix, how in OTHER_STEMS.items():
-        if "patch_embed" in PRESETS[preset].method.needs and name.startswith(prefix):
+        if "patch_embed" in PRESETS[preset].reducer.needs and name.startswith(prefix):
             return f"{how}, and preset {preset!r} needs one convolution: use another preset"
     return None
 

@@ -1,85 +1,77 @@
-"""OpenCLIP's native vision tower: its blocks say their parts, its transformer prunes."""
+"""OpenCLIP's native vision tower."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from inspect import signature
 from typing import Any
 
+import torch.nn.functional as F
 from open_clip.transformer import (
     Attention,
     CustomResidualAttentionBlock,
     ResidualAttentionBlock,
-    Transformer,
-    VisionTransformer,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.patching.blocks import PrunableStack, PrunableTower, call_checkpointed
-from elip_plugin.patching.description import Tower, TowerShape
+from elip_plugin.patching.blocks import sliced
+from elip_plugin.patching.description import Tower
 from elip_plugin.patching.named import patched_class
-from elip_plugin.patching.parts import PackedBlock, Parts, parts_block
-from elip_plugin.patching.swap import swap_for, swaps_for
+from elip_plugin.patching.parts import Parts, PartsBlock
 
-PARTS = Parts(
-    "ln_1",
-    ("attn.in_proj_weight", "attn.in_proj_bias"),
-    "attn.num_heads",
-    ("attn.out_proj", "ls_1"),
-    "ln_2",
-    ("mlp", "ls_2"),
-)
-
-
-class CustomBlock(PackedBlock):
-    """OpenCLIP's custom block: normalized queries and keys, scaled heads."""
-
-    def forward(self, x: Tensor, *unused: None, elip: Any = None, **options: Any) -> Any:
-        """Run the block, or a mode; see `PrunableBlock`."""
-        return super().forward(x, elip=elip, **options)
-
-    def attention_output(self, mixed: Tensor) -> Tensor:
-        """Scale and join the heads, project; see `BlockParts`."""
-        scale = self.attn.head_scale
-        return super().attention_output(mixed if scale is None else mixed * scale)
-
+PARTS = Parts("ln_1", "attn", output=("ls_1",), norm_2="ln_2", mlp=("mlp", "ls_2"))
 
 INNER = ("attn.ln_inner",) if "inner_norm" in signature(Attention).parameters else ()
 """From OpenCLIP 3 on."""
 
-CUSTOM_PARTS = replace(
-    PARTS,
-    output=(*INNER, "attn.out_proj", "ln_attn", "ls_1"),
+CUSTOM_PARTS = Parts(
+    "ln_1",
+    heads="attn.num_heads",
     query_norm="attn.ln_q",
     key_norm="attn.ln_k",
+    output=(*INNER, "attn.out_proj", "ln_attn", "ls_1"),
+    norm_2="ln_2",
+    mlp=("mlp", "ls_2"),
 )
 
 
-class ElipVisionTransformer(PrunableTower, VisionTransformer):
-    """A tower that embeds patches and runs the stack."""
+class CustomBlock(PartsBlock):
+    """OpenCLIP's custom block: raw weights, normalized queries and keys, scaled heads."""
 
-    replaces = VisionTransformer
+    def attention(self) -> Any:
+        """Return the attention; refuse one whose weights are not its own."""
+        if not isinstance(self.attn, Attention):
+            raise UnsupportedModelError(
+                f"'attn' of this {type(self).__name__} is a {type(self.attn).__name__}, and was "
+                "OpenCLIP's Attention when ELIP was applied: exchange it before"
+            )
+        return self.attn
+
+    def project_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Project normalized tokens; see `PartsBlock`."""
+        attn = self.attention()
+        packed = F.linear(x, attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=-1)
+        q, k, v = (y.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for y in packed)
+        return *self.norm_heads(q, k), v
+
+    def project_query_and_keys(
+        self, query: Tensor, x: Tensor, **positions: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Project by rows of the weight; see `PartsBlock`."""
+        attn = self.attention()
+        q, k = sliced(query, x, attn.in_proj_weight, attn.in_proj_bias, attn.num_heads)
+        return self.norm_heads(q, k)
+
+    def project_output(self, joined: Tensor) -> Tensor:
+        """Scale the heads and project; see `AttentionParts`."""
+        scale = self.attn.head_scale  # [H, 1, 1]
+        if scale is not None:
+            joined = joined * scale.flatten().repeat_interleave(joined.shape[-1] // len(scale))
+        return super().project_output(joined)
 
 
-class ElipTransformer(PrunableStack, Transformer):
-    """A stack of blocks that prunes between them, outside any checkpointed region."""
-
-    replaces = Transformer
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        """Run the blocks on tokens [B, T, D], with the plan's stages if pruning is active."""
-        pruning = self.elip.current(self)
-        if pruning is None:
-            return super().forward(x, attn_mask)
-        if attn_mask is not None:
-            pruning.refuse_mask(attn_mask=attn_mask)
-        call = call_checkpointed if self.grad_checkpointing else None
-        return pruning.run_blocks(x, self.resblocks, call)
-
-
-BLOCKS: dict[type, type[nn.Module]] = {
-    ResidualAttentionBlock: parts_block(ResidualAttentionBlock, PARTS),
+BLOCKS = {
+    ResidualAttentionBlock: PARTS,
     CustomResidualAttentionBlock: patched_class(
         CustomBlock, CustomResidualAttentionBlock, CUSTOM_PARTS
     ),
@@ -104,25 +96,15 @@ def describe(visual: Any) -> Tower:
     if any(getattr(block.attn, "scaled_cosine", False) for block in transformer.resblocks):
         raise UnsupportedModelError("scaled cosine attention is not supported: build it without")
     rows, columns = visual.grid_size
-    shape = TowerShape(
-        num_patches=rows * columns,
-        depth=len(transformer.resblocks),
-        width=transformer.width,
+    return Tower(
+        visual,
+        "transformer.resblocks",
+        BLOCKS,
+        rows * columns,
+        transformer.width,
         # Average pooling leaves the class token out.
         class_query=visual.attn_pool is not None or visual.pool_type == "tok",
-    )
-    stack = swap_for(transformer, {Transformer: ElipTransformer})
-    blocks = swaps_for(transformer.resblocks, BLOCKS)
-    # All are patched: the host's own custom block refuses checkpointing, ours does not.
-    custom = any(issubclass(swap.patched, CustomBlock) for swap in blocks)
-    return Tower(
-        shape,
-        stack,
-        blocks,
-        others=(swap_for(visual, {VisionTransformer: ElipVisionTransformer}),),
-        random_blocks=custom,
-        module=visual,
-        patch_embed=visual.conv1,
         # Attentional pooling has it after the pooling, in another width.
         norm="ln_post" if visual.attn_pool is None else "",
+        patch_embed="conv1",
     )

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from elip_plugin.config import DEFAULT_PRESET
 from elip_plugin.core.guide import project_to_vision_width
 from elip_plugin.errors import ConfigError, ElipError, GuideError, UnsupportedModelError
-from elip_plugin.hosts.transformers.guide import weight_of
 from elip_plugin.hosts.transformers.readers import BlipReader, QFormerReader, Reader
 from elip_plugin.hosts.transformers.saving import ModelSwap, PrunedModel
 from elip_plugin.patching.calls import opened
 from elip_plugin.patching.description import Description, Tower
+from elip_plugin.patching.maps import linear_map
 from elip_plugin.patching.named import patched_class
 from elip_plugin.reducers import FOR_INSTRUCTIONS, FOR_QUESTIONS
 
@@ -79,14 +79,14 @@ class PrunedBlip(PrunedModel):
             What it returns.
         """
         module: Any = self
-        call = self.elip.start(module)
-        if not call.needs_guide:
-            with opened(self.elip, call):
+        forward = self.elip.decide(module)
+        if not forward.needs_guide:
+            with opened(self.elip, forward):
                 return host()
         reader = self.elip_reader(given)
         if reader is None:  # the tower keeps all tokens, and warns
             return host()
-        with call.guided(reader):
+        with forward.guided(reader):
             return host()
 
     def elip_reader(self, given: dict[str, Any]) -> Reader | None:
@@ -134,7 +134,7 @@ class GuidedByText(PrunedBlip):
 
         A tower that is pruned by how the text side reads it takes a ready guide.
         """
-        if self.elip.reducer.guide_kind == "queries":
+        if self.elip.reducer.text_alone:
             return features.detach()
         width = _text_side(self).config.hidden_size
         if features.ndim != 2 or features.shape[1] != width:
@@ -152,7 +152,7 @@ class GuidedByText(PrunedBlip):
         model: Any = self
         if _text_side(model).config.hidden_size == self.elip.shape.width:
             return None, []
-        return model.text_proj, [weight_of(model.vision_proj)]
+        return model.text_proj, [linear_map(model.vision_proj)]
 
     @staticmethod
     def elip_why_no_guide(model: Any) -> ElipError | None:
@@ -194,10 +194,10 @@ class ReadByQFormer(GuidedByText):
     def elip_maps(self) -> tuple[Any, list[Tensor]]:
         """Return the maps through the values of the first cross-attention; see `GuidedByText`."""
         model: Any = self
-        values = weight_of(model.qformer.encoder.layer[0].crossattention.attention.value)
+        values = linear_map(model.qformer.encoder.layer[0].crossattention.attention.value)
         if not hasattr(model, "text_projection"):  # InstructBLIP
             return None, [values]
-        return model.text_projection, [weight_of(model.vision_projection), values]
+        return model.text_projection, [linear_map(model.vision_projection), values]
 
 
 class GuidedByInstruction(ReadByQFormer):

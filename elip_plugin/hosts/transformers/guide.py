@@ -7,12 +7,12 @@ a layer with a tanh before the projection: its weight is a map, the tanh is take
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import Tensor
 
 from elip_plugin.core.guide import project_to_vision_width
+from elip_plugin.patching.maps import linear_map, pooling_maps
 
 
 def feature_of(output: Any) -> Tensor:
@@ -46,34 +46,15 @@ def text_features(model: Any, **inputs: Any) -> Tensor:
     return feature_of(model.get_text_features(**inputs))
 
 
-def weight_of(layer: Any) -> Tensor:
-    """Return a linear layer's weight [out, in], with what LoRA adapters of peft add to it."""
-    weight: Tensor = layer.weight
-    if hasattr(layer, "lora_A") and not (layer.merged or layer.disable_adapters):
-        for adapter in layer.active_adapters:  # in a fixed order: sums of floats depend on it
-            if adapter in layer.lora_A:
-                weight = weight + layer.get_delta_weight(adapter)
-    return weight
-
-
-def _pooling_maps(attention: Any) -> list[Tensor]:
-    """List the maps of a pooling by attention: its output projection, that of its values."""
-    if hasattr(attention, "lora_A") and not (attention.merged or attention.disable_adapters):
-        attention = copy.deepcopy(attention)  # peft merges the adapters for each forward
-        attention.merge()
-    # Adapters of the output projection alone have no effect in `nn.MultiheadAttention`.
-    return [attention.out_proj.weight, attention.in_proj_weight.chunk(3)[2]]
-
-
 def linear_maps(module: Any) -> list[Tensor]:
     """List the maps from a tower's width to the embedding, last one first: [E, .], ..., [., D]."""
-    maps = [weight_of(module.visual_projection)] if hasattr(module, "visual_projection") else []
+    maps = [linear_map(module.visual_projection)] if hasattr(module, "visual_projection") else []
     while not hasattr(module, "encoder") and hasattr(module, "vision_model"):
         module = module.vision_model
     if hasattr(module, "head"):
-        maps += _pooling_maps(module.head.attention)
+        maps += pooling_maps(module.head.attention)
     if module.config.model_type == "vit" and module.pooler is not None:
-        maps.append(weight_of(module.pooler.dense))
+        maps.append(linear_map(module.pooler.dense))
     return maps
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from elip_plugin.core.guide import TextGuide, TextQueries, queries_in_tower
-from elip_plugin.hosts.transformers.guide import weight_of
+from elip_plugin.core.guide import TextGuide, TextQueries
+from elip_plugin.patching.cross_attention import queries_of
 
 MASKED = -10000.0
 """What is added to an attention's logits for padding, as BERT does."""
@@ -38,59 +36,36 @@ class Reader(TextGuide):
         return guide.detach()
 
     def queries(self, layers: int, gradient: bool) -> Tensor | TextQueries:
-        """Compute what the cross-attentions compare the tower's tokens with.
-
-        Their logits are linear in the tokens: the queries, mapped back to the tower's width by the
-        keys' projection, give the same by one product each. Those of the first one depend on the
-        text alone; those of the following ones on what the layers before them read in the tokens.
-
-        Args:
-            layers: How many cross-attentions read the tokens, from the first.
-            gradient: Whether the guide has one.
-
-        Returns:
-            Guides per word, or query token, and head [B, S * heads, D]; 0 for padding.
-        """
+        """Compute what the cross-attentions compare the tower's tokens with; see `queries_of`."""
         states, mask = self.embed()
-        used = self._layers_up_to(layers)
         additive = MASKED * (1 - mask[:, None, None].to(states.dtype))
+        first = self.readers()
 
-        def guides(layer: Any, states: Tensor) -> Tensor:
-            attended = _first(layer.attention(states, attention_mask=additive))
-            cross = self.cross_attention(layer)
-            shape = (cross.num_attention_heads, cross.attention_head_size)
-            attended = attended[:, : self.readers()]
-            queries = cross.query(attended).unflatten(-1, shape)
-            queries = queries * mask[:, : self.readers(), None, None]
-            return queries_in_tower(queries, weight_of(cross.key))
+        def attend(layer: Any, states: Tensor) -> Tensor:
+            return _first(layer.attention(states, attention_mask=additive))[:, :first]
 
-        def further(y: Tensor) -> Tensor:
-            read, before = [], states
-            for layer, following in pairwise(used):
-                # Past the layer's own call, which may be checkpointed. Detached: a backward pass
-                # through the reading of all tokens costs more than it gains.
-                after = nn.Module.__call__(
-                    layer,
-                    before,
-                    attention_mask=additive,
-                    encoder_hidden_states=y.to(before.dtype),
-                    **self.options(),
-                )
-                before = _first(after).detach()
-                if _reads(following):
-                    read.append(guides(following, before))
-            return torch.cat(read, dim=1)
+        def read(layer: Any, states: Tensor, y: Tensor) -> Tensor:
+            # Past the layer's own call, which may be checkpointed.
+            after = nn.Module.__call__(
+                layer,
+                states,
+                attention_mask=additive,
+                encoder_hidden_states=y.to(states.dtype),
+                **self.options(),
+            )
+            return _first(after)
 
-        first = guides(used[0], states)
-        first = first if gradient else first.detach()
-        return TextQueries(first, further if len(used) > 1 else None)
-
-    def _layers_up_to(self, count: int) -> Sequence[Any]:
-        """Return the layers up to the one with the last cross-attention of those asked for."""
-        layers = self.layers()
-        places = [i for i, layer in enumerate(layers) if _reads(layer)][:count]
-        used: Sequence[Any] = layers[: places[-1] + 1]
-        return used
+        all_layers = self.layers()
+        places = [i for i, layer in enumerate(all_layers) if self.crosses(layer)][:layers]
+        made = queries_of(
+            all_layers[: places[-1] + 1],
+            states,
+            mask[:, :first],
+            attend=attend,
+            crosses=self.crosses,
+            read=read,
+        )
+        return made if gradient else made._replace(first=made.first.detach())
 
     def layers(self) -> Any:
         """Return the layers of the text side; the first one reads the tower."""
@@ -112,9 +87,9 @@ class Reader(TextGuide):
         """Return what else a layer is called with."""
         return {}
 
-    def cross_attention(self, layer: Any) -> Any:
-        """Return the cross-attention of a layer, which has the projections."""
-        return layer.crossattention.self
+    def crosses(self, layer: Any) -> list[Any]:
+        """List the cross-attentions of a layer, which have the projections."""
+        return [layer.crossattention.self] if hasattr(layer, "crossattention") else []
 
 
 class BlipReader(Reader):
@@ -173,13 +148,9 @@ class QFormerReader(Reader):
         """Say which tokens are query tokens."""
         return {"query_length": self.readers()}
 
-    def cross_attention(self, layer: Any) -> Any:
-        """Return the cross-attention of a layer; see `Reader`."""
-        return layer.crossattention.attention
-
-
-def _reads(layer: Any) -> bool:
-    return hasattr(layer, "crossattention")
+    def crosses(self, layer: Any) -> list[Any]:
+        """List the cross-attentions of a layer; see `Reader`."""
+        return [layer.crossattention.attention] if hasattr(layer, "crossattention") else []
 
 
 def _first(output: Any) -> Tensor:

@@ -15,7 +15,8 @@ import lavis_recorders as recorders
 
 import elip_plugin
 from elip_plugin.core.guide import TextQueries
-from elip_plugin.core.score import Query, text_similarity
+from elip_plugin.core.context import StageContext
+from elip_plugin.core.score import text_similarity
 from elip_plugin.errors import ConfigError
 from elip_plugin.hosts.lavis.guide import CaptionGuide
 from elip_plugin.patching.install import find_pruner
@@ -69,7 +70,7 @@ def test_the_scores_are_the_attention_of_the_first_cross_attentions(arch: str, c
     assert first.shape == (4, mask.shape[1] * 2, 32) and not first.requires_grad
     assert (further is None) == (len(theirs) == 1)
     # The keys' bias adds the same to each token.
-    query = Query(1, first, 1.0, further=further)
+    query = StageContext(1, first, 1.0, further=further)
     ours = text_similarity(tokens, torch.nn.Identity(), query)
     torch.testing.assert_close(ours, sum(theirs) / len(theirs), rtol=1e-4, atol=1e-6)
     assert ours.std(1).min() > 1e-4

@@ -95,8 +95,8 @@ def test_looking_ahead_is_deterministic_and_equals_the_block_without_dropout(
     handle = apply(tower)
     block = tower.blocks[11]
     x = torch.randn(3, 17, 32)
-    ahead = block(x, elip=look_ahead)
-    assert torch.equal(ahead, block(x, elip=look_ahead))
+    ahead = block(x, run=look_ahead)
+    assert torch.equal(ahead, block(x, run=look_ahead))
     torch.testing.assert_close(ahead, block.eval()(x))
     # From block 0 on nothing random has happened before the stage.
     handle.remove()
@@ -117,7 +117,7 @@ def test_the_attention_row_is_that_of_the_whole_block() -> None:
     x = torch.randn(3, 17, 32, dtype=torch.float64, requires_grad=True)
     block(x, register_hook=True)
     whole = block.attn.get_attention_map()[:, :, 0].mean(1)
-    torch.testing.assert_close(block(x, elip=attention_row), whole, rtol=0, atol=1e-12)
+    torch.testing.assert_close(block(x, run=attention_row), whole, rtol=0, atol=1e-12)
 
 
 def test_an_attention_map_is_kept_where_lavis_wants_it(image: Tensor, guide: Tensor) -> None:

@@ -269,9 +269,9 @@ def test_the_reduced_block_scores_as_the_whole_block(
     block = blocks(tower)[3]
     apply(tower)
     y = torch.randn(2, 9, 32, dtype=torch.float64)
-    torch.testing.assert_close(block(y, elip=look_ahead), block(y), rtol=0, atol=1e-12)
+    torch.testing.assert_close(block(y, run=look_ahead), block(y), rtol=0, atol=1e-12)
     expected = whole_block_row(block, y, monkeypatch)
-    torch.testing.assert_close(block(y, elip=attention_row), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(block(y, run=attention_row), expected, rtol=0, atol=1e-12)
     handle = find_handle(tower)
     images = pairs[0].double()
     with handle.guide(torch.randn(4, 32)), recorded_lengths(blocks(tower)) as lengths:

@@ -230,9 +230,9 @@ def test_a_block_in_any_mode_computes_what_its_own_forward_does(kind: str) -> No
         pytest.skip("this open_clip has no such block option")
     block, x = stack_of(model)[3], torch.randn(2, 9, 32, dtype=torch.float64)
     expected = block(x)
-    torch.testing.assert_close(block(x, elip=look_ahead), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(block(x, run=look_ahead), expected, rtol=0, atol=1e-12)
     sizes = torch.ones(2, 9, dtype=torch.float64)
-    out, after = block(x, elip=merge_inside, sizes=sizes, remove=0, prefix=1)
+    out, after = block(x, run=merge_inside, sizes=sizes, remove=0, prefix=1)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
     assert torch.equal(after, sizes)
 
@@ -267,7 +267,7 @@ def test_looking_ahead_skips_stochastic_depth() -> None:
     config["vision_cfg"]["timm_drop_path"] = 0.5
     block = stack_of(build({**config, "elip": "fast"}))[-1]
     x = torch.randn(4, 9, 32)
-    looked = block(x, elip=look_ahead)
+    looked = block(x, run=look_ahead)
     torch.testing.assert_close(looked, block.eval()(x))
 
 

@@ -231,7 +231,7 @@ def test_a_block_in_any_mode_computes_what_its_own_forward_does(
     stronger(model)
     prefix, block = model.visual.trunk.num_prefix_tokens, stack_of(model)[3]
     x, options = entering(model, inputs(model)[0].double(), torch.tensor([[1, 5, 6, 12]]))
-    looked = block(x, elip=look_ahead, **options)
+    looked = block(x, run=look_ahead, **options)
     seen: list[Any] = []
     attend = torch.nn.functional.scaled_dot_product_attention
 
@@ -246,10 +246,10 @@ def test_a_block_in_any_mode_computes_what_its_own_forward_does(
     ((q, k, _, bias),) = seen
     logits = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5
     rows = (logits if bias is None else logits + bias).softmax(dim=3).mean(dim=1)
-    row = block(x, elip=attention_row, query=None, **options)
+    row = block(x, run=attention_row, query=None, **options)
     torch.testing.assert_close(row, rows[:, 0], rtol=0, atol=1e-12)
     sizes = torch.ones(x.shape[:2], dtype=torch.float64)
-    out, after = block(x, elip=merge_inside, sizes=sizes, remove=0, prefix=prefix, **options)
+    out, after = block(x, run=merge_inside, sizes=sizes, remove=0, prefix=prefix, **options)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
     assert torch.equal(after, sizes)
 

@@ -1,0 +1,284 @@
+"""One runner of blocks for every host: the list that a tower takes its blocks from.
+
+In a pruned forward the list gives steps in place of the blocks before which something happens. A
+step decides and applies what stands there, and runs its block as the tower would. So the tower's
+own loop stays as it is, gradient checkpointing included, as long as it hands each block what the
+block before it returned.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import checkpoint
+
+from elip_plugin.core.context import StageContext, TokenState
+from elip_plugin.core.positions import PositionOptions
+from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.patching.calls import thread
+from elip_plugin.patching.forward import Forward
+from elip_plugin.patching.named import NamedAsReplaced
+from elip_plugin.patching.swap import ATTRIBUTE
+
+RECORDED = ("output_attentions", "output_hidden_states")
+"""Options of transformers' towers that a pruned forward does not have."""
+
+
+@dataclass(frozen=True)
+class Calling:
+    """How a tower calls its blocks.
+
+    Attributes:
+        sequence_first: Whether the tokens are [T, B, D]; else [B, T, D].
+        as_tuple: Whether a block returns a tuple whose first element are the tokens.
+        positions: Names of the options that are tensors by positions, which follow the tokens.
+        positions_for: From these options as given, and the prefix, to what blocks are called with
+            for positions; None where blocks read no positions.
+        args: What a block is given after the tokens where it is checked by itself.
+        options: What it is then given by name.
+    """
+
+    sequence_first: bool = False
+    as_tuple: bool = False
+    positions: tuple[str, ...] = ()
+    positions_for: Callable[[Mapping[str, Any], int], PositionOptions | None] | None = None
+    args: tuple[Any, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def turned(self, x: Tensor) -> Tensor:
+        """Return tokens as the blocks take them from [B, T, D], or the other way round."""
+        return x.transpose(0, 1) if self.sequence_first else x
+
+
+class PrunedTower(NamedAsReplaced):
+    """A tower whose forward, from images to features, is one forward of its pruner."""
+
+    @classmethod
+    def body_for(cls, replaces: Any, *data: Any) -> dict[str, Any]:
+        """Return the methods that are one forward."""
+        return {name: entry_of(getattr(replaces, name)) for name in data if hasattr(replaces, name)}
+
+
+def entry_of(host: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a tower's method, run as one forward of its pruner, whose blocks the list gives."""
+
+    @functools.wraps(host)
+    def method(self: Any, *args: Any, **options: Any) -> Any:
+        pruner = self.elip
+        before = entry = thread.innermost
+        while entry is not None and entry[0] is not pruner:
+            entry = entry[2]
+        forward: Forward | None = None if entry is None else entry[1]
+        if forward is not None and forward.tower is self:  # one method calls the other
+            return host(self, *args, **options)
+        if forward is None or forward.level is None or forward.tower is not None:
+            forward = pruner.decide(self, guided=True)
+        else:
+            forward = replace(forward)  # the model's own forward has decided
+        forward.tower = self
+        if forward.level:
+            if hasattr(self, "config"):
+                refuse_recording(self.config, options)
+            if (forward.guide is not None or forward.eval_mode) and in_checkpoint():
+                raise UnsupportedModelError(
+                    "a pruned forward inside torch.utils.checkpoint is computed anew in the "
+                    "backward pass, outside of the `handle.guide()` and the like that are open "
+                    "around it now: open them inside of the checkpointed function, or turn on the "
+                    "model's own gradient checkpointing"
+                )
+        thread.innermost = (pruner, forward, before)
+        try:
+            output = host(self, *args, **options)
+        finally:
+            thread.innermost = before
+        if forward.level and forward.context is None:
+            raise UnsupportedModelError(
+                f"this {type(self).__name__} did not take its blocks from the list that was "
+                "checked, so nothing was pruned: run it inside `handle.disabled()`"
+            )
+        return output
+
+    return method
+
+
+class BlockList(NamedAsReplaced):
+    """A `ModuleList` or `Sequential` of a tower's blocks."""
+
+    elip_calling: Calling
+    elip_steps: frozenset[int]
+    """The blocks that the reducer runs."""
+
+    elip_ahead_by_parts: bool
+    """Whether looking ahead may not call a block by itself."""
+
+    def extra_repr(self) -> str:
+        """Show the plan where the model is printed."""
+        pruner = vars(self).get(ATTRIBUTE)
+        return "" if pruner is None else f"elip: {pruner.plan.summary()}"
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over the blocks, some of them steps in a pruned forward."""
+        pruner = vars(self).get(ATTRIBUTE)  # a slice of the list has none
+        entry = thread.innermost
+        while entry is not None and entry[0] is not pruner:
+            entry = entry[2]
+        if entry is None or entry[1].tower is None or not entry[1].level:
+            host: Any = super()
+            found: Iterator[Any] = host.__iter__()
+            return found
+        blocks: list[Any] = list(self._modules.values())
+        for i in self.elip_steps:
+            blocks[i] = Step(self.elip_step, blocks[i], i, entry[1], [])
+        return iter(blocks)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return blocks, or steps of a pruned forward."""
+        if isinstance(index, slice):
+            found = list(self)[index]
+            return found if any(type(each) is Step for each in found) else super()[index]  # type: ignore[index]
+        return list(self)[index]
+
+    def children(self) -> Iterator[Any]:
+        """Iterate as over the list; timm checkpoints what this gives."""
+        return iter(self)
+
+    def elip_begin(self, forward: Forward, x: Tensor, args: Any, options: Any) -> StageContext:
+        """Begin a forward at the first block that the reducer runs."""
+        calling, place = self.elip_calling, {}
+        for name in calling.positions:
+            if name in options:
+                place[name] = options.pop(name)
+        tensors = list(filter(torch.is_tensor, (*args, *options.values())))
+        if tensors or options.get("is_causal"):
+            raise UnsupportedModelError(
+                f"the blocks are given a mask, or another tensor besides the tokens, of shapes "
+                f"{[tuple(each.shape) for each in tensors]}, which would have to follow the tokens "
+                "that are left: leave it out, or run this forward inside `handle.disabled()`"
+            )
+        positions = None
+        if calling.positions_for is not None:
+            positions = calling.positions_for(place, forward.pruner.shape.prefix)
+        context = forward.begin(x, positions)
+        context.ahead_by_parts = self.elip_ahead_by_parts
+        context.state = TokenState(place=place)
+        blocks = tuple(self._modules.values())
+        if calling == PLAIN and not any(args) and not any(options.values()):
+            context.blocks = blocks
+        else:
+            call = BlockCall(calling, args, options)
+            context.blocks = [functools.partial(call, context, block) for block in blocks]
+        return context
+
+    def elip_step(
+        self,
+        block: Any,
+        i: int,
+        forward: Forward,
+        before: list[TokenState],
+        x: Tensor,
+        *args: Any,
+        **options: Any,
+    ) -> Any:
+        """Return the tokens after block i, given those after the block before it.
+
+        `before` holds what was known of them when this ran first: where the tower checkpoints its
+        blocks, it runs again in the backward pass.
+        """
+        calling = self.elip_calling
+        x = x.transpose(0, 1) if calling.sequence_first else x
+        context = forward.context
+        if context is None:
+            context = self.elip_begin(forward, x, args, options)
+        if before:
+            context = copy.copy(context)
+            context.state, context.trace = before[0], None
+        else:
+            before.append(context.state)
+        x = forward.pruner.reducer.run_block(i, x, forward.stages, context)
+        x = x.transpose(0, 1) if calling.sequence_first else x
+        return (x,) if calling.as_tuple else x
+
+
+PLAIN = Calling()
+
+
+class Step(functools.partial[Any]):
+    """What a pruned forward finds in the place of a block, with the block's attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the block; torch's own encoder reads some."""
+        return getattr(self.args[0], name)
+
+
+class BlockCall:
+    """Calls the blocks of a forward as the tower would, or in a mode.
+
+    Args:
+        calling: How the tower calls them.
+        args: What it gives them after the tokens.
+        options: What it gives them by name, but for what follows the tokens' positions.
+    """
+
+    def __init__(self, calling: Calling, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        self.calling, self.args, self.options = calling, args, options
+
+    def __call__(
+        self, context: StageContext, block: Any, x: Tensor, run: Any = None, **options: Any
+    ) -> Any:
+        """Run a block, or a mode of it, on tokens [B, T, D] at the positions of a context."""
+        calling, call, place = self.calling, block, context.state.place
+        if not torch.is_grad_enabled():
+            # Past a layer's own checkpointing (transformers), which would warn.
+            call = functools.partial(nn.Module.__call__, block)
+        if run is not None:
+            if getattr(block, "gradient_checkpointing", False):
+                options = {name: _detached(value) for name, value in options.items()}
+                run = functools.partial(_run_detached, mode=run)
+            return call(x, run=run, **place, **options)
+        x = x.transpose(0, 1) if calling.sequence_first else x
+        out = call(x, *self.args, **{**self.options, **place})
+        out = out[0] if isinstance(out, tuple) else out
+        return out.transpose(0, 1) if calling.sequence_first else out
+
+
+def _run_detached(block: Any, x: Tensor, *, mode: Any, **options: Any) -> Any:
+    """Run a mode of which only the tokens have a gradient, not what is beside them.
+
+    Re-entrant checkpointing marks every tensor that it returns as having a gradient. A tensor that
+    also is an input of the next block would run all the blocks before it in each backward pass.
+    """
+    out = mode(block, x, **options)
+    return (out[0], *map(_detached, out[1:])) if isinstance(out, tuple) else out
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def refuse_recording(config: Any, options: Mapping[str, Any]) -> None:
+    """Refuse to return what each layer made of the tokens; their number changes."""
+    for name in RECORDED:
+        given = options.get(name)
+        if getattr(config, name, False) if given is None else given:
+            raise UnsupportedModelError(
+                f"{name} is not available from a pruned forward, whose layers have fewer and fewer "
+                "tokens and are also run to look ahead: run it inside `handle.disabled()`, or "
+                "record what was kept by `handle.trace()`"
+            )
+
+
+def in_checkpoint() -> bool:
+    """Tell whether this forward runs inside of `torch.utils.checkpoint`."""
+    if torch.compiler.is_compiling():
+        return False
+    frame: Any = sys._getframe()
+    while frame is not None and frame.f_code.co_filename != checkpoint.__file__:
+        frame = frame.f_back
+    return frame is not None
