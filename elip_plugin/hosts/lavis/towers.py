@@ -44,9 +44,7 @@ class FusedAttention(NamedAsReplaced):
 class FusedBlock(PackedBlock):
     """LAVIS' block of ALBEF and BLIP, whose attention is fused in pruned forwards."""
 
-    def forward(
-        self, x: Tensor, register_hook: Any = False, run: Any = None, **options: Any
-    ) -> Any:
+    def forward(self, x: Tensor, *args: Any, run: Any = None, **options: Any) -> Any:
         """Run LAVIS' forward, or a mode; see `PrunableBlock`."""
         if run is not None:
             return run(self, x, **options)
