@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from elip_plugin.hosts import autoload as _autoload
 
 if TYPE_CHECKING:
-    from elip_plugin.api import Handle, apply, find_handle, guide, update_progress
+    from elip_plugin.api import Handle, apply, find_handle
     from elip_plugin.config import ElipConfig, Stage
     from elip_plugin.errors import ElipError
     from elip_plugin.hosts.anyvit.describe import describe
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.3.0"
 
 _MODULES = {
-    "api": ("Handle", "apply", "find_handle", "guide", "update_progress"),
+    "api": ("Handle", "apply", "find_handle"),
     "config": ("ElipConfig", "Stage"),
     "errors": ("ElipError",),
     "hosts.anyvit.describe": ("describe",),
@@ -52,11 +52,9 @@ __all__ = [
     "describe",
     "find_handle",
     "get",
-    "guide",
     "list_models",
     "plan",
     "register_reducer",
-    "update_progress",
 ]
 
 

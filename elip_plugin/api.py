@@ -41,6 +41,12 @@ class Handle:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
+    def __repr__(self) -> str:
+        try:
+            return f"Handle({type(self.model).__name__}: {self.plan.summary()})"
+        except UnsupportedModelError:
+            return f"Handle({type(self.model).__name__}: not pruned)"
+
     @property
     def config(self) -> ElipConfig:
         """The configuration in force."""
@@ -112,6 +118,9 @@ class Handle:
         Args:
             step: Optimizer steps made so far, from 0.
             total_steps: Optimizer steps of the whole training.
+
+        Raises:
+            ConfigError: If the step is below 0, or the total below 1.
         """
         for pruner in find_pruners(self.model):
             pruner.progress.update(step, total_steps)
@@ -179,40 +188,3 @@ def find_handle(model: nn.Module) -> Handle:
     model = unwrap(model)
     find_pruner(model)
     return Handle(model)
-
-
-@contextmanager
-def guide(model: nn.Module, features: Tensor) -> Iterator[None]:
-    """Guide the image encoding inside the context; short for `find_handle(model).guide`.
-
-    Args:
-        model: A patched model or tower, wrapped or not.
-        features: Text features [B, E] for a whole model, or a guide [B, D] for a bare tower.
-
-    Example:
-        >>> import open_clip, torch
-        >>> model = open_clip.create_model("elip-half-ViT-B-32").train()
-        >>> with guide(model, torch.randn(2, 512)):
-        ...     features = model.encode_image(torch.randn(2, 3, 224, 224))
-    """
-    with find_handle(model).guide(features):
-        yield
-
-
-def update_progress(model: nn.Module, step: int, total_steps: int) -> None:
-    """Report how far the training is; short for `find_handle(model).update_progress`.
-
-    Args:
-        model: A patched model or tower, wrapped or not.
-        step: Optimizer steps made so far, from 0.
-        total_steps: Optimizer steps of the whole training.
-
-    Raises:
-        ConfigError: If the step is below 0, or the total below 1.
-
-    Example:
-        >>> import open_clip
-        >>> model = open_clip.create_model("elip-lowres-ViT-B-32")
-        >>> update_progress(model, step=70, total_steps=100)  # the unpruned end has begun
-    """
-    find_handle(model).update_progress(step, total_steps)

@@ -36,7 +36,7 @@ def recorded_lengths(modules: Iterable[Any], dim: int = 1) -> Iterator[list[int]
 
     def record(module: Any, args: Any, options: Any) -> None:
         if not is_scoring():
-            lengths.append(args[0].shape[1 if "elip" in options else dim])
+            lengths.append(args[0].shape[1 if "run" in options else dim])
 
     hooks = [module.register_forward_pre_hook(record, with_kwargs=True) for module in modules]
     try:

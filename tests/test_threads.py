@@ -146,7 +146,7 @@ def any_vit_case(name: str) -> Case:
         return vits.images(seed=10 + i), torch.randn(2, case.guide, generator=generator)
 
     def forward(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
-        with elip_plugin.guide(model, batch[1]):
+        with elip_plugin.find_handle(model).guide(batch[1]):
             return case.encode(model, batch[0])
 
     return Case(

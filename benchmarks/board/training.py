@@ -194,9 +194,9 @@ def training_loss(
 
 def _control(model: StudyModel, variant: Variant, tokens: Tensor) -> AbstractContextManager[Any]:
     if variant.control == "shuffled text":
-        return elip_plugin.guide(model.model, model.guide(tokens).roll(1, 0))
+        return elip_plugin.find_handle(model.model).guide(model.guide(tokens).roll(1, 0))
     if variant.control == "sign turned":
-        return elip_plugin.guide(model.model, -model.guide(tokens))
+        return elip_plugin.find_handle(model.model).guide(-model.guide(tokens))
     if variant.control == "another picture's choice":
         assert variant.config is not None
         reducer = type(variant.config.reducer)

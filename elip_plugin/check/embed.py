@@ -21,7 +21,7 @@ from elip_plugin.config import ElipConfig
 from elip_plugin.data.pairs import strict_decoding
 from elip_plugin.errors import DataError, UnsupportedModelError
 from elip_plugin.export.manifest import hash_weights
-from elip_plugin.hosts.model import HostModel
+from elip_plugin.hosts.base import HostModel
 
 READERS = 4
 """Threads that read pictures."""

@@ -23,7 +23,7 @@ from elip_plugin.check.tables import (
 )
 from elip_plugin.errors import ElipError
 from elip_plugin.files import write_text
-from elip_plugin.hosts.model import HostModel
+from elip_plugin.hosts.base import HostModel
 from elip_plugin.visualize.html import to_html
 from elip_plugin.visualize.pictures import Picture
 from elip_plugin.visualize.stages import visualize

@@ -20,7 +20,7 @@ from elip_plugin.check.store import Rows
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import ConfigError, DataError
 from elip_plugin.files import write_text
-from elip_plugin.hosts.model import HostModel
+from elip_plugin.hosts.base import HostModel
 from elip_plugin.measure.preview import plan_for
 from elip_plugin.patching.install import find_pruner
 

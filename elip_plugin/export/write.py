@@ -17,7 +17,8 @@ from elip_plugin.export.formats import OPENVINO_OPTIONS, Format, find_format
 from elip_plugin.export.manifest import hash_weights, read_manifest, write_manifest
 from elip_plugin.export.parity import BATCHES, compare
 from elip_plugin.export.tower import ImageTower, TextTower, capture, example_texts, why_not
-from elip_plugin.hosts.base import HostModel, seeded
+from elip_plugin.hosts.base import HostModel
+from elip_plugin.hosts.building import seeded
 from elip_plugin.patching.install import find_pruner
 
 Say = Callable[[str], None]

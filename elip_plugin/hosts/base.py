@@ -1,23 +1,296 @@
-"""What a package that adds a host imports: both contracts, and the model that commands take."""
+"""What a package that adds a host imports: its contract, and that of a catalogue of models."""
 
 from __future__ import annotations
 
-from elip_plugin.hosts.contracts import (
-    FROM_CONFIG,
-    Catalogue,
-    Host,
-    ModelName,
-)
-from elip_plugin.hosts.model import HostModel, reading, seeded
-from elip_plugin.hosts.versions import installed_version
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
-__all__ = [
-    "FROM_CONFIG",
-    "Catalogue",
-    "Host",
-    "HostModel",
-    "ModelName",
-    "installed_version",
-    "reading",
-    "seeded",
-]
+from torch import Tensor, nn
+
+from elip_plugin.config import ElipConfig
+from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.hosts.versions import installed_version, version_of
+from elip_plugin.patching.description import Description
+
+FROM_CONFIG = "own"
+"""`ModelName.preset` of a model whose own config says what is pruned."""
+
+
+class Host(ABC):
+    """A library whose models can be pruned. Importing a host does not import the library.
+
+    A host that also builds models by name is a `Catalogue` besides.
+
+    Attributes:
+        name: The host's name.
+        module: Its top-level module.
+        distribution: Its name on the package index.
+        install: The command that installs it.
+        oldest: The oldest version that is supported.
+        dependency: Whether other packages depend on the library, so that an old version may be
+            there for them alone.
+
+    Example:
+        >>> class ToyHost(Host):
+        ...     name = module = distribution = "toylib"
+        ...     install = "pip install toylib"
+        ...
+        ...     def describe(self, module):
+        ...         from toylib_elip import models
+        ...
+        ...         return models.describe(module)
+        ...
+        ...     def text_guide(self, module, features):
+        ...         return features.detach()
+    """
+
+    name: str
+    module: str
+    distribution: str
+    install: str
+    oldest: tuple[int, ...] = ()
+    dependency: bool = False
+
+    @abstractmethod
+    def describe(self, module: nn.Module) -> Description:
+        """Describe a model or vision tower; changes nothing.
+
+        Args:
+            module: A model or tower of this host.
+
+        Returns:
+            Its shape and class swaps. UnsupportedModelError if it cannot be pruned.
+        """
+
+    @abstractmethod
+    def text_guide(self, module: nn.Module, features: Tensor) -> Tensor:
+        """Turn a user's text features into a tower's guide.
+
+        Args:
+            module: A patched model or bare tower.
+            features: What `HostModel.encode_text` gives for a model, a ready guide [B, D] for a
+                tower.
+
+        Returns:
+            The guide [B, D], detached. GuideError if the features have another shape.
+        """
+
+    def prepare(self) -> None:  # noqa: B027  # most hosts need nothing
+        """Prepare the host's libraries before it is imported; by default, do nothing."""
+
+    def import_advice(self) -> str:
+        """Return the command to try where the host is installed and does not import."""
+        return self.install
+
+    def is_too_old(self) -> bool:
+        """Return whether the installed version is older than what is supported."""
+        found = installed_version(self.distribution)
+        return bool(found) and found < self.oldest  # without metadata, as of a checkout: unknown
+
+    def check_versions(self) -> None:
+        """Raise an UnsupportedModelError if the installed version is not supported."""
+        if self.is_too_old():
+            oldest = ".".join(map(str, self.oldest))
+            raise UnsupportedModelError(
+                f"models of {self.distribution} {version_of(self.distribution)} cannot be "
+                f"pruned: {oldest} or later is needed; run: {self.install}"
+            )
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """A pruned model that a host can build by name.
+
+    Attributes:
+        name: Its name, as the host knows it.
+        host: The host's name.
+        base: Name of the model it prunes.
+        preset: What it prunes by, unless its config says otherwise: a preset's name, or "own".
+        factory: The host's own way to build a model from a name.
+    """
+
+    name: str
+    host: str
+    base: str
+    preset: str
+    factory: Callable[..., nn.Module]
+
+    def create(self, **options: Any) -> nn.Module:
+        """Build the model as the host builds its own.
+
+        Args:
+            **options: What the host's factory takes besides the name.
+
+        Returns:
+            The pruned model.
+        """
+        return self.factory(self.name, **options)
+
+
+@dataclass
+class HostModel(ABC):
+    """A pruned model with all that planning, measuring and drawing need.
+
+    Methods use `self.model`, so `dataclasses.replace(host_model, model=copy)` serves a copy.
+
+    Attributes:
+        host: The host that the model is of.
+        name: The base model's name.
+        model: The model, a `torch.nn.Module`.
+        grid_size: Rows and columns of patches.
+        mean: What `preprocess` subtracts per color, in 0 to 1.
+        std: What it then divides by.
+        weights: Where the weights come from, for the reader.
+        has_text_tower: Whether `encode_text` is a tower of its own, which reads no image.
+        context_option: The option of the host's training command for the tokens of a text, if any.
+        references: Other unpruned forms of the model to compare with, by name: functions that
+            change a copy in place.
+        no_export: Why its towers cannot be exported, as a clause; "" if nothing is against it.
+    """
+
+    host: ClassVar[Host]
+    name: str
+    model: Any
+    grid_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    weights: str = "random weights"
+    has_text_tower: bool = field(default=True, kw_only=True)
+    context_option: str = field(default="", kw_only=True)
+    references: Mapping[str, Callable[[nn.Module], None]] = field(default_factory=dict)
+    no_export: str = field(default="", kw_only=True)
+
+    @abstractmethod
+    def preprocess(self, picture: Any) -> Tensor:
+        """Turn a Pillow image into an image [3, height, width]."""
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str]) -> Any:
+        """Turn texts into what `encode_text` and `loss` take."""
+
+    @abstractmethod
+    def example_batch(self, batch: int) -> tuple[Tensor, Any]:
+        """Return random images [B, 3, height, width] and tokens, on the model's device."""
+
+    @abstractmethod
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Run the vision tower: features [B, E], or the tokens that the model reads."""
+
+    @abstractmethod
+    def encode_text(self, tokens: Any) -> Tensor:
+        """Encode texts into what `Handle.guide` takes, [B, E]."""
+
+    def guide(self, tokens: Any) -> Any:
+        """Compute what guides the tower by texts, as the model's own forward does."""
+        return self.host.text_guide(self.model, self.encode_text(tokens))
+
+    @abstractmethod
+    def loss(self, images: Tensor, tokens: Any) -> Tensor:
+        """Compute the training loss of a batch."""
+
+    def save_preprocessing(self, folder: Path) -> None:  # noqa: B027  # a host may have none
+        """Write what prepares pictures and texts, in the host's own files; by default nothing.
+
+        Args:
+            folder: Where to write.
+        """
+
+    def checkpoint(self) -> None:
+        """Turn the host's own gradient checkpointing on; refused if there is none."""
+        raise UnsupportedModelError(
+            f"{self.name} has no gradient checkpointing: measure it without"
+        )
+
+
+@runtime_checkable
+class Catalogue(Protocol):
+    """What a host offers by name, for the commands; any host with these methods is one."""
+
+    @abstractmethod
+    def names(self) -> Mapping[str, ModelName]:
+        """List the pruned models by name."""
+
+    @abstractmethod
+    def create(
+        self,
+        name: str,
+        *,
+        config: ElipConfig | None = None,
+        checkpoint: str = "",
+        image_size: int | None = None,
+        device: str = "cpu",
+    ) -> HostModel:
+        """Build a pruned model by name, with all that measuring and drawing need.
+
+        The caller's random numbers stay as they are; see `elip_plugin.hosts.building.seeded`.
+
+        Args:
+            name: A name that `find` knows.
+            config: What to prune; None for what the name says.
+            checkpoint: Weights, as the host takes them; "" for random ones.
+            image_size: Pixels of a side; None for the model's own.
+            device: Where to build it; "meta" builds shapes without weights.
+
+        Returns:
+            The model. DataError if the checkpoint cannot be read, or does not fit.
+        """
+
+    def register(self) -> None:
+        """Make the names known to the host's library; safe to repeat. By default they are not."""
+
+    def find(self, name: str) -> ModelName | None:
+        """Find a model by its own name or by that of its base.
+
+        Args:
+            name: What a user gave.
+
+        Returns:
+            The model; None if the host knows no such name. UnsupportedModelError if it does and
+            cannot prune that model.
+        """
+        names = self.names()
+        return names.get(name) or next((m for m in names.values() if m.base == name), None)
+
+
+class PackageHost(Host, Catalogue):
+    """A host whose parts are modules of a package, each imported when it is asked for.
+
+    They are `models`, `guide`, `names` and `factory`, with functions of the names of the methods
+    here; see `Host` and `Catalogue`.
+
+    Attributes:
+        package: The package's name.
+    """
+
+    package: str
+
+    def _part(self, name: str) -> Any:
+        return import_module(f"{self.package}.{name}")
+
+    def describe(self, module: nn.Module) -> Description:
+        """Describe a model or vision tower."""
+        return self._part("models").describe(module)
+
+    def text_guide(self, module: nn.Module, features: Tensor) -> Tensor:
+        """Turn text features into a guide."""
+        return self._part("guide").text_guide(module, features)
+
+    def register(self) -> None:
+        """Make the names known to the host's library."""
+        self._part("names").register()
+
+    def names(self) -> Mapping[str, ModelName]:
+        """List the pruned models by name, by `list_names`."""
+        return self._part("names").list_names()
+
+    def find(self, name: str) -> ModelName | None:
+        """Find a model by its own name or by that of its base."""
+        return self._part("names").find(name)
+
+    def create(self, name: str, **options: Any) -> HostModel:
+        """Build a pruned model."""
+        return self._part("factory").create(name, **options)

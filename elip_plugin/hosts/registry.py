@@ -24,13 +24,13 @@ from elip_plugin.errors import (
     nearest,
 )
 from elip_plugin.hosts import autoload
-from elip_plugin.hosts.contracts import Catalogue, Host, ModelName
+from elip_plugin.hosts.base import Catalogue, Host, ModelName
 from elip_plugin.patching.description import Description
 from elip_plugin.patching.swap import Patched
 from elip_plugin.patching.wrappers import unwrap
 
 if TYPE_CHECKING:
-    from elip_plugin.hosts.model import HostModel
+    from elip_plugin.hosts.base import HostModel
 
 GROUP = "elip_plugin.hosts"
 T = TypeVar("T")

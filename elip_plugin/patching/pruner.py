@@ -198,6 +198,6 @@ class Pruner:
             warnings.warn(
                 "this ELIP tower got images without a text guide, so it keeps all tokens; "
                 "call the model with image and text together, or wrap the image call in "
-                "`with elip_plugin.guide(model, text_features):`",
+                "`with elip_plugin.find_handle(model).guide(text_features):`",
                 stacklevel=2,
             )

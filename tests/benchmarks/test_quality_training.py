@@ -134,8 +134,10 @@ def test_controls_change_the_guide(
 ) -> None:  # fmt: skip
     elip_plugin.apply(model.model, VARIANTS[name].config)
     given: list[Tensor] = []
-    real: Callable[..., Any] = elip_plugin.guide
-    monkeypatch.setattr(elip_plugin, "guide", lambda m, f: (given.append(f), real(m, f))[1])
+    real: Callable[..., Any] = elip_plugin.Handle.guide
+    monkeypatch.setattr(
+        elip_plugin.Handle, "guide", lambda handle, f: (given.append(f), real(handle, f))[1]
+    )
     changed = training.training_loss(model, VARIANTS[name], *batch, 0.0)
     assert torch.equal(given[0], change(model.guide(batch[1])))
     assert changed != training.training_loss(model, VARIANTS["text 0.5 staged, end"], *batch, 0.0)

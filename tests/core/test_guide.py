@@ -13,7 +13,9 @@ from recorders import recorded_lengths
 
 import elip_plugin
 from elip_plugin import ElipConfig, Handle, apply, find_handle
-from elip_plugin.core.guide import guide_from_batch, project_to_vision_width
+from elip_plugin.core.context import StageContext
+from elip_plugin.core.guide import check_guide, guide_from_batch, project_to_vision_width
+from elip_plugin.core.score import text_similarity
 from elip_plugin.errors import ConfigError, GuideError
 from elip_plugin.patching.progress import text_weight_at
 
@@ -33,6 +35,16 @@ def test_texts_weigh_by_their_similarity_to_the_token() -> None:
     made = guide_from_batch(torch.tensor([[[1.0, 0.0]]]), texts)
     share = 1 / (1 + math.exp(-1))
     torch.testing.assert_close(made[0], share * texts[0] + (1 - share) * texts[1])
+
+
+def test_a_guide_of_the_batch_is_detached_from_texts_and_token() -> None:
+    """Where the choice is taught as well: other images' texts learn nothing by this image."""
+    x, texts = torch.randn(2, 5, 4).requires_grad_(), torch.randn(3, 4).requires_grad_()
+    assert not guide_from_batch(x[:, :1], texts).requires_grad
+    norm = torch.nn.LayerNorm(4)
+    context = StageContext(1, texts, 1.0, from_batch=True)
+    text_similarity(x, norm, context, gradient=True).square().sum().backward()
+    assert norm.weight.grad is not None and x.grad is None and texts.grad is None
 
 
 def test_features_of_another_width_are_refused_by_both_shapes() -> None:
@@ -78,12 +90,12 @@ def test_a_batch_guide_takes_any_number_of_texts_also_at_test_time(
     with (
         torch.no_grad(),
         recorded_lengths(model.visual.transformer.resblocks) as lengths,
-        elip_plugin.guide(model, prompts),
+        elip_plugin.find_handle(model).guide(prompts),
     ):
         model.encode_image(images)
     assert lengths == list(handle.plan.tokens)
     with pytest.raises(GuideError, match=r"need \(texts, \d+\): one row per text"):
-        model.visual.transformer.elip.check_guide(torch.randn(2, 5, 8), torch.randn(7, 9))
+        check_guide(torch.randn(7, 9), None, 8)
 
 
 def test_evaluation_by_text_needs_a_guide_without_pairs(tiny_clip: Callable[..., Any]) -> None:

@@ -12,11 +12,13 @@ from tensors import LOW, assert_exact, autocast, randn
 from torch import Tensor
 
 from elip_plugin.core.blocks import attention_row, look_ahead
+from elip_plugin.core.context import StageContext
 from elip_plugin.core.guide import guide_from_batch
 from elip_plugin.core.merge import keep_and_merge
-from elip_plugin.core.context import StageContext
+from elip_plugin.core.precision import uncached
 from elip_plugin.core.score import blend_class_token, query_token, score
 from elip_plugin.core.select import select
+from elip_plugin.core.stage import PlannedStage
 
 # Blend.
 
@@ -106,6 +108,32 @@ def test_attention_row_is_computed_in_float32_or_wider(
     assert error < (1e-14 if wide == torch.float64 else 1e-6)
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_row_has_the_bias_of_its_own_positions_or_of_a_query_without_one(asked: bool) -> None:
+    queries, keys = randn(2, 3, 7, 4), randn(2, 3, 7, 4, seed=1)
+    by_place, by_key = randn(1, 3, 7, 7, seed=2), randn(2, 1, 1, 7, seed=3)
+    given: list[Any] = []
+
+    def query_and_keys(query: Tensor, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor]:
+        given.append(positions)
+        return queries[:, :, :1], keys
+
+    block: Any = SimpleNamespace(
+        query_and_keys=query_and_keys,
+        elip_scale=None,
+        position_bias=lambda place: by_place + place,
+        key_bias=lambda place: by_key + place,
+    )
+    x, place = randn(2, 7, 5), randn(1, 1, 1, 7, seed=4)
+    row = attention_row(block, x, randn(2, 1, 5) if asked else None, place=place)
+    bias = (by_key if asked else by_place[:, :, :1]) + place
+    expected = (queries[:, :, :1] @ keys.transpose(2, 3) / 2 + bias).softmax(dim=-1)
+    assert_exact(row, expected.mean(dim=1)[:, 0])
+    plain = (queries[:, :, :1] @ keys.transpose(2, 3) / 2).softmax(dim=-1)
+    assert_exact(attention_row(block, x), plain.mean(dim=1)[:, 0])
+    assert given == [{"place": place}, {}]
+
+
 # Look ahead.
 
 
@@ -124,14 +152,14 @@ class FakeBlock:
     def __init__(self, index: int, calls: list[Call]) -> None:
         self.index, self.calls = index, calls
 
-    def __call__(self, tokens: Tensor, *, elip: Any = None, query: Tensor | None = None) -> Tensor:
+    def __call__(self, tokens: Tensor, *, run: Any = None, query: Tensor | None = None) -> Tensor:
         state = (
             torch.is_autocast_enabled("cpu"),
             torch.get_autocast_dtype("cpu"),
             torch.is_autocast_cache_enabled(),
         )
-        self.calls.append(Call(self.index, elip, tokens, query, torch.is_grad_enabled(), state))
-        if elip is not attention_row:
+        self.calls.append(Call(self.index, run, tokens, query, torch.is_grad_enabled(), state))
+        if run is not attention_row:
             return 2 * tokens
         return (tokens if query is None else tokens * query).sum(dim=-1)
 
@@ -141,16 +169,22 @@ def fake_blocks(count: int) -> tuple[list[FakeBlock], list[Call]]:
     return [FakeBlock(i, calls) for i in range(count)], calls
 
 
-@pytest.mark.parametrize("random_blocks", [True, False])
+def scores_of(x: Tensor, blocks: Any, prefix: int, *query: Any, **fields: Any) -> Tensor:
+    """Score by looking ahead through all of the blocks, as in a forward."""
+    context = StageContext(prefix, *query, **{"blocks": blocks, "cache": uncached(x), **fields})
+    return score(x, PlannedStage(0, len(blocks), 1, x.shape[1], 2), context)
+
+
+@pytest.mark.parametrize("by_parts", [True, False])
 @pytest.mark.parametrize("lookahead", [1, 2, 6])
 def test_blocks_are_looked_through_in_order_and_only_the_last_scores(
-    lookahead: int, random_blocks: bool
+    lookahead: int, by_parts: bool
 ) -> None:
     x, guide = randn(2, 9, 4), randn(2, 4, seed=1)
     blocks, calls = fake_blocks(lookahead)
-    score(x, blocks, StageContext(1, guide, 0.2), random_blocks=random_blocks)
+    scores_of(x, blocks, 1, guide, 0.2, ahead_by_parts=by_parts)
     assert [call.block for call in calls] == list(range(lookahead))
-    ahead = [look_ahead if random_blocks else None] * (lookahead - 1)
+    ahead = [look_ahead if by_parts else None] * (lookahead - 1)
     assert [call.mode for call in calls] == [*ahead, attention_row]
     y = torch.cat([blend_class_token(x[:, :1], guide, 0.2), x[:, 1:]], dim=1)
     for i, call in enumerate(calls):
@@ -162,17 +196,17 @@ def test_blocks_are_looked_through_in_order_and_only_the_last_scores(
 def test_the_guide_goes_into_the_class_token_only(weight: float) -> None:
     x, guide = randn(3, 7, 4), randn(3, 4, seed=1)
     blocks, calls = fake_blocks(1)
-    score(x, blocks, StageContext(1, guide, weight))
+    scores_of(x, blocks, 1, guide, weight)
     assert_exact(calls[0].tokens[:, 0], weight * guide + (1 - weight) * x[:, 0])
     assert torch.equal(calls[0].tokens[:, 1:], x[:, 1:])
-    score(x, blocks, StageContext(1, None, weight))
+    scores_of(x, blocks, 1, None, weight)
     assert torch.equal(calls[1].tokens, x)
 
 
 def test_without_a_class_query_the_mean_of_the_patches_asks_the_last_block() -> None:
     x, guide = randn(2, 9, 4), randn(2, 4, seed=1)
     blocks, calls = fake_blocks(3)
-    score(x, blocks, StageContext(2, guide, 0.2, class_query=False))
+    scores_of(x, blocks, 2, guide, 0.2, class_query=False)
     for i, call in enumerate(calls):
         assert torch.equal(call.tokens, 2**i * x)
     assert [call.query is None for call in calls] == [True, True, False]
@@ -185,7 +219,7 @@ def test_a_guide_of_the_whole_batch_is_weighed_by_each_images_own_query(class_qu
     x, texts = randn(2, 9, 4), randn(5, 4, seed=1)
     own = guide_from_batch(query_token(x, 1, class_query), texts)
     rows = [
-        score(x, fake_blocks(1)[0], StageContext(1, guide, 0.2, class_query, batch))
+        scores_of(x, fake_blocks(1)[0], 1, guide, 0.2, class_query, batch)
         for guide, batch in ((texts, True), (own, False))
     ]
     assert torch.equal(*rows) and not torch.allclose(own[0], own[1])
@@ -195,7 +229,7 @@ def test_a_guide_of_the_whole_batch_is_weighed_by_each_images_own_query(class_qu
 def test_scores_are_the_last_blocks_row_without_prefix_columns(prefix: int) -> None:
     x = randn(2, 9, 4)
     blocks, _ = fake_blocks(3)
-    scores = score(x, blocks, StageContext(prefix))
+    scores = scores_of(x, blocks, prefix)
     assert torch.equal(scores, 4 * x.sum(dim=-1)[:, prefix:])
 
 
@@ -206,7 +240,7 @@ def test_scoring_runs_without_gradient_and_leaves_its_inputs(
 ) -> None:
     x, guide = randn(2, 9, 4).requires_grad_(), randn(2, 4, seed=1).requires_grad_()
     blocks, calls = fake_blocks(3)
-    scores = score(x, blocks, StageContext(1, guide if with_guide else None, 0.2, class_query))
+    scores = scores_of(x, blocks, 1, guide if with_guide else None, 0.2, class_query)
     assert not scores.requires_grad
     assert not any(call.grad or call.tokens.requires_grad for call in calls)
     assert torch.is_grad_enabled()
@@ -216,29 +250,29 @@ def test_scoring_runs_without_gradient_and_leaves_its_inputs(
 def test_scoring_keeps_autocast_but_not_its_cache() -> None:
     blocks, calls = fake_blocks(3)
     with autocast(True):
-        score(randn(2, 9, 4), blocks, StageContext(1))
+        scores_of(randn(2, 9, 4), blocks, 1)
         assert torch.is_autocast_cache_enabled()
     assert {call.autocast for call in calls} == {(True, LOW, False)}
 
 
 def test_scoring_turns_no_autocast_on() -> None:
     blocks, calls = fake_blocks(2)
-    score(randn(2, 9, 4), blocks, StageContext(1))
+    scores_of(randn(2, 9, 4), blocks, 1)
     with autocast(True), torch.autocast("cpu", enabled=False):
-        score(randn(2, 9, 4), blocks, StageContext(1))
+        scores_of(randn(2, 9, 4), blocks, 1)
     assert not any(call.autocast[0] for call in calls)
 
 
-@pytest.mark.parametrize("random_blocks", [True, False])
-def test_scoring_under_autocast_leaves_the_blocks_trainable(random_blocks: bool) -> None:
+@pytest.mark.parametrize("by_parts", [True, False])
+def test_scoring_under_autocast_leaves_the_blocks_trainable(by_parts: bool) -> None:
     linear = torch.nn.Linear(4, 4)
 
-    def block(tokens: Tensor, *, elip: Any = None, query: Tensor | None = None) -> Tensor:
-        return linear(tokens).float().mean(dim=-1) if elip is attention_row else linear(tokens)
+    def block(tokens: Tensor, *, run: Any = None, query: Tensor | None = None) -> Tensor:
+        return linear(tokens).float().mean(dim=-1) if run is attention_row else linear(tokens)
 
     x = randn(2, 9, 4, dtype=torch.float32)
     with autocast(True):
-        score(x, [block, block], StageContext(1), random_blocks=random_blocks)
+        scores_of(x, [block, block], 1, ahead_by_parts=by_parts)
         linear(x).sum().backward()
     assert linear.weight.grad is not None
 
@@ -246,7 +280,7 @@ def test_scoring_under_autocast_leaves_the_blocks_trainable(random_blocks: bool)
 def test_no_gradient_flows_through_the_weights() -> None:
     x = randn(3, 17, 4).requires_grad_()
     blocks, _ = fake_blocks(2)
-    selection = select(score(x, blocks, StageContext(1)).abs(), 6)
+    selection = select(scores_of(x, blocks, 1).abs(), 6)
     assert selection.weights is not None and not selection.weights.requires_grad
     keep_and_merge(x, selection, 1)[:, -1].sum().backward()
     assert x.grad is not None
@@ -267,7 +301,7 @@ def test_a_stage_never_uses_values(
     x = torch.empty(2, prefix + 9, 4, device="meta", requires_grad=True)
     guide = torch.empty(2, 4, device="meta") if with_guide else None
     blocks, _ = fake_blocks(2)
-    selection = select(score(x, blocks, StageContext(prefix, guide, 0.2, class_query)), 4)
+    selection = select(scores_of(x, blocks, prefix, guide, 0.2, class_query), 4)
     if not merge:
         selection = selection._replace(weights=None)
     out = keep_and_merge(x, selection, prefix)

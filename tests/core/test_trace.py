@@ -15,6 +15,8 @@ from elip_plugin.core.merge import keep_and_merge
 from elip_plugin.core.select import select
 from elip_plugin.core.trace import MERGED, Trace
 from elip_plugin.errors import TraceError, UnsupportedModelError
+from elip_plugin.patching.calls import find
+from elip_plugin.patching.forward import Forward
 from elip_plugin.patching.install import find_pruner
 from elip_plugin.reducers.random import Random
 from elip_plugin.reducers.tome import match, merge_pairs
@@ -49,7 +51,8 @@ def test_two_stages_by_hand() -> None:
     back = trace.unmerge(z)
     assert torch.equal(back[0], z[0, [2, 3, 1, 3, 2]])
     assert torch.equal(trace.unmerge(z[:, 1:]), back)
-    stage(trace, x, [0.1, 0.5, 0.3, 0.4, 0.2], 3, block=1)  # the next forward
+    trace.begin()  # the next forward
+    stage(trace, x, [0.1, 0.5, 0.3, 0.4, 0.2], 3, block=1)
     assert [s.block for s in trace.stages] == [1]
 
 
@@ -99,7 +102,7 @@ def test_a_trace_changes_nothing_and_stays_inside(tiny_clip: Callable[..., Any])
             with handle.trace() as trace:
                 assert torch.equal(model.encode_image(images), plain)
                 copied = copy.deepcopy(model)
-            assert copied.visual.transformer.elip.settings.trace is None
+            assert find(find_pruner(copied), Forward) is None
             copied.encode_image(images)
             assert outer.stages == []
             model.encode_image(images)

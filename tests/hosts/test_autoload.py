@@ -35,7 +35,7 @@ def test_one_list_of_hosts() -> None:
     """The list in autoload, the start-up line, the entry points and the folders agree."""
     from elip_plugin.hosts import registry
     from elip_plugin.hosts.autoload import AT_IMPORT, HOSTS, STAND_IN
-    from elip_plugin.hosts.contracts import PackageHost
+    from elip_plugin.hosts.base import PackageHost
 
     line = (ROOT / "elip.pth").read_text()
     assert line.count("\n") == 1 and f"class {STAND_IN}:" in line

@@ -9,13 +9,12 @@ from entry_points import elip, installed_package
 from torch import Tensor, nn
 
 import elip_plugin
-from elip_plugin.core.blocks import PackedAttention
 from elip_plugin.errors import UnknownModelError, UnsupportedModelError
 from elip_plugin.hosts.base import Host
 from elip_plugin.hosts.registry import find_host
-from elip_plugin.patching.blocks import PrunableBlock, PrunableStack
-from elip_plugin.patching.description import Description, Tower, TowerShape
-from elip_plugin.patching.swap import Swap, swaps_for
+from elip_plugin.patching.blocks import PrunableBlock
+from elip_plugin.patching.description import Description, Tower
+from elip_plugin.patching.parts import Parts
 
 
 class ViT(nn.Module):  # somebody's library
@@ -32,26 +31,9 @@ class ViT(nn.Module):  # somebody's library
         return self.blocks(torch.cat([x.mean(1, True), x], 1))[:, 0]
 
 
-class PrunableLayer(PrunableBlock, nn.TransformerEncoderLayer):  # its host
-    replaces = nn.TransformerEncoderLayer
-
-    def packed_attention(self) -> PackedAttention:
-        attention = self.self_attn
-        return PackedAttention(self.norm1, attention.in_proj_weight, attention.in_proj_bias, 2)
-
-    def attention_output(self, mixed: Tensor) -> Any:
-        return self.self_attn.out_proj(mixed.transpose(1, 2).flatten(2))
-
-    def feed_forward(self, x: Tensor) -> Any:
-        return self._ff_block(self.norm2(x))
-
-
-class PrunableLayers(PrunableStack, nn.Sequential):
-    replaces = nn.Sequential
-
-    def forward(self, x: Tensor) -> Any:
-        pass_ = self.elip.current(self)
-        return super().forward(x) if pass_ is None else pass_.run_blocks(x, self)
+PARTS = Parts(  # its host
+    "norm1", "self_attn", norm_2="norm2", mlp=("linear1", "activation", "linear2")
+)
 
 
 class ToyHost(Host):
@@ -59,9 +41,7 @@ class ToyHost(Host):
     install = "pip install toyvit"
 
     def describe(self, module: Any) -> Description:
-        blocks = swaps_for(module.blocks, {nn.TransformerEncoderLayer: PrunableLayer})
-        stack = Swap(module.blocks, PrunableLayers)
-        return Description(module, Tower(TowerShape(64, 12, 32), stack, blocks))
+        return Description(module, Tower(module, "blocks", PARTS, num_patches=64, width=32))
 
     def text_guide(self, module: Any, features: Tensor) -> Tensor:
         return features.detach()
@@ -81,7 +61,7 @@ def test_it_is_short() -> None:
     lines = Path(__file__).read_text().splitlines()
     first = next(i for i, line in enumerate(lines) if line.endswith("# its host"))
     last = next(i for i, line in enumerate(lines) if line.endswith("# its last line"))
-    assert last - first < 60
+    assert last - first < 25
 
 
 @pytest.mark.parametrize("config", ["half", "fast"])
@@ -89,7 +69,7 @@ def test_apply_guide_and_remove(installed: Any, config: str) -> None:
     model, images = ViT(), torch.rand(2, 3, 64, 64)
     classes, unpruned = [type(module) for module in model.modules()], model(images)
     handle = elip_plugin.apply(model, config)
-    patched = [i for i, block in enumerate(model.blocks) if isinstance(block, PrunableLayer)]
+    patched = [i for i, block in enumerate(model.blocks) if isinstance(block, PrunableBlock)]
     assert patched == ([2, 4, 10] if config == "fast" else [*range(12)])  # and no other
     with handle.guide(torch.randn(2, 32)):
         assert not torch.equal(model(images), unpruned)

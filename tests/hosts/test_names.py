@@ -69,7 +69,7 @@ def test_look_up_and_create() -> None:
     model: Any = name.create(output_dict=True)
     handle = elip_plugin.find_handle(model)
     assert handle.config == elip_plugin.ElipConfig.preset("paper")
-    assert type(model).__name__ == "ElipCLIP"
+    assert type(model).__name__ == "CLIP" and type(model) is not open_clip.CLIP
 
 
 def test_the_plan_follows_the_forced_image_size() -> None:

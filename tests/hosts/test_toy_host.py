@@ -10,9 +10,8 @@ from torch import nn
 
 import elip_plugin
 from elip_plugin.hosts.base import Host, HostModel, ModelName
-from elip_plugin.patching.blocks import PrunableBlock, PrunableStack
-from elip_plugin.patching.description import Description, Tower, TowerShape
-from elip_plugin.patching.swap import Swap, swaps_for
+from elip_plugin.patching.blocks import PrunableBlock
+from elip_plugin.patching.description import Description, Tower
 
 
 class Clip(nn.Module):  # somebody's library
@@ -31,26 +30,20 @@ class Clip(nn.Module):  # somebody's library
 class PrunableLayer(PrunableBlock, nn.TransformerEncoderLayer):  # its host
     replaces = nn.TransformerEncoderLayer
 
-    def queries_keys_values(self, x: Any) -> Any:
+    def project(self, x: Any) -> Any:
         packed = self.self_attn.in_proj_weight, self.self_attn.in_proj_bias
         return F.linear(self.norm1(x), *packed).unsqueeze(1).chunk(3, -1)
 
-    def query_and_keys(self, query: Any, x: Any) -> Any:
-        return self.queries_keys_values(query)[0], self.queries_keys_values(x)[1]
+    def attend(self, x: Any, bias: Any = None, **positions: Any) -> Any:
+        q, k, v = self.project(x)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.self_attn.out_proj(mixed.squeeze(1)), k
 
-    def attention_output(self, mixed: Any) -> Any:
-        return self.self_attn.out_proj(mixed.squeeze(1))
+    def query_and_keys(self, query: Any, x: Any, **positions: Any) -> Any:
+        return self.project(query)[0], self.project(x)[1]
 
     def feed_forward(self, x: Any) -> Any:
         return self._ff_block(self.norm2(x))
-
-
-class PrunableLayers(PrunableStack, nn.Sequential):
-    replaces = nn.Sequential
-
-    def forward(self, x: Any) -> Any:
-        pass_ = self.elip.current(self)
-        return super().forward(x) if pass_ is None else pass_.run_blocks(x, self)
 
 
 class ToyModel(HostModel):
@@ -86,9 +79,8 @@ class ToyHost(Host):
         return self.names().get("elip-" + name.removeprefix("elip-"))
 
     def describe(self, module: Any) -> Description:
-        blocks = swaps_for(module.blocks, {nn.TransformerEncoderLayer: PrunableLayer})
-        stack = Swap(module.blocks, PrunableLayers)
-        return Description(module, Tower(TowerShape(64, 12, 32), stack, blocks))
+        parts = {nn.TransformerEncoderLayer: PrunableLayer}
+        return Description(module, Tower(module, "blocks", parts, num_patches=64, width=32))
 
     def text_guide(self, module: Any, features: Any) -> Any:
         return features @ module.head.weight

@@ -110,7 +110,7 @@ def test_two_wrappers(host: str, names: tuple[str, ...], applied: str) -> None:
             outer(*args, **options)
         assert lengths == list(found.plan.tokens)
     texts = torch.randn(2, features.shape[-1])
-    with elip_plugin.guide(outer, texts):
+    with elip_plugin.find_handle(outer).guide(texts):
         guided = image_features(outer(*args, **options))
     assert not torch.equal(guided, features)
     with found.disabled():

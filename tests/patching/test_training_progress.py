@@ -14,7 +14,7 @@ import pytest
 import torch
 from recorders import recorded_lengths
 
-from elip_plugin import ElipConfig, Stage, apply, find_handle, update_progress
+from elip_plugin import ElipConfig, Stage, apply, find_handle
 from elip_plugin.errors import ConfigError
 from elip_plugin.patching.progress import LEVELS, config_at, level_at, update_for
 
@@ -56,7 +56,7 @@ def train(model: Any, pairs: Pairs, steps: range) -> list[list[int]]:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     seen = []
     for step in steps:
-        update_progress(model, step, TOTAL)
+        find_handle(model).update_progress(step, TOTAL)
         seen.append(lengths_of(model, pairs))
         optimizer.step()
         optimizer.zero_grad()
@@ -84,10 +84,10 @@ def test_an_own_loop_passes_the_levels_and_resumes(
 
 def test_steps_of_a_training_are_below_2_to_the_63(tiny_clip: Callable[..., Any]) -> None:
     model = make(tiny_clip)
-    update_progress(model, 0, (1 << 63) - 1)
+    find_handle(model).update_progress(0, (1 << 63) - 1)
     for step, total in ((0, 1 << 63), (1 << 63, TOTAL)):
         with pytest.raises(ConfigError, match="training progress must be"):
-            update_progress(model, step, total)
+            find_handle(model).update_progress(step, total)
 
 
 def test_without_reports_it_warns_once_and_stays_at_the_first_step(
@@ -110,8 +110,8 @@ def test_evaluation_and_other_models_have_no_schedule(
     model = make(tiny_clip, {**SCHEDULE, "eval_mode": "image"})
     other = make(tiny_clip)
     for step in (0, 5, 9):
-        update_progress(model, step, TOTAL)
-        update_progress(other, 0, TOTAL)
+        find_handle(model).update_progress(step, TOTAL)
+        find_handle(other).update_progress(0, TOTAL)
         assert lengths_of(model, pairs) == (PLANNED if step == 5 else FULL)
         assert lengths_of(other, pairs) == FULL
         with recorded_lengths(blocks(model)) as lengths:
@@ -236,4 +236,4 @@ def test_progress_that_is_none_is_refused(
     step: int, total: int, tiny_clip: Callable[..., Any]
 ) -> None:
     with pytest.raises(ConfigError, match=rf"got {step} of {total}"):
-        update_progress(make(tiny_clip), step, total)
+        find_handle(make(tiny_clip)).update_progress(step, total)

@@ -13,7 +13,6 @@ from recorders import recorded_lengths
 from towers import KINDS, make_tower
 
 from elip_plugin import ElipConfig, apply, find_handle
-from elip_plugin.core.context import StageContext
 from elip_plugin.errors import ConfigError, PlanError, UnsupportedModelError
 from elip_plugin.patching.calls import thread
 from elip_plugin.reducers import PlannedStage, StageContext, cluster, find_reducer
@@ -28,7 +27,7 @@ def decide(patches: torch.Tensor, left: int, monkeypatch: Any, numbers: list[flo
     drawn = torch.tensor([numbers] * len(patches))
     monkeypatch.setattr(cluster, "draw", lambda batch, tokens, device: drawn)
     stage = PlannedStage(0, 1, left, 1 + count, 1 + left)
-    context = StageContext((), StageContext(1), True, False, None, patches=patches)
+    context = StageContext(1, patches=patches)
     x = torch.zeros(len(patches), 1 + count, 4)
     return find_reducer("cluster").decide(x, stage, context)
 
@@ -200,12 +199,12 @@ def test_faults_of_a_tower(tiny_clip: Any) -> None:
     with pytest.raises(PlanError, match="a token for each patch, but 32 of 8 x 8 are left"):
         dropping.encode_image(images)
 
-    model = tiny_clip()
+    model, other, conv = tiny_clip(), tiny_clip(), torch.nn.Conv2d
     apply(model, {"reducer": "cluster"})
+    model.visual.conv1 = conv(3, 32, 8, 8, bias=False)
     with pytest.raises(PlanError, match="did not pass the patch embedding"):
-        model.visual.transformer(torch.randn(2, 65, 32))
+        model.encode_image(images)
 
-    other, conv = tiny_clip(), torch.nn.Conv2d
     classes = [type(m) for m in other.modules()]
     for embedding, message in (
         (conv(3, 32, 16, 8, bias=False), "only patches side by side"),

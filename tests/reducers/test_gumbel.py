@@ -10,7 +10,6 @@ from towers import KINDS, make_tower
 
 from elip_plugin import apply
 from elip_plugin.core.blocks import attention_row
-from elip_plugin.core.context import StageContext
 from elip_plugin.reducers import PlannedStage, StageContext, find_reducer, gumbel
 
 SCORES = torch.tensor([[0.4, 0.1, 0.3, 0.2]])
@@ -19,13 +18,13 @@ SCORES = torch.tensor([[0.4, 0.1, 0.3, 0.2]])
 def decide(scores: torch.Tensor, keep: int, training: bool) -> Any:
     """Decide by scores that a fake block gives."""
 
-    def block(x: torch.Tensor, elip: Any, query: Any) -> torch.Tensor:
-        assert elip is attention_row
+    def block(x: torch.Tensor, run: Any, query: Any) -> torch.Tensor:
+        assert run is attention_row
         return torch.cat([torch.zeros(len(x), 1), scores], dim=1)
 
     count = scores.shape[1]
     stage = PlannedStage(0, 1, keep, 1 + count, 2 + keep)
-    context = StageContext((block,), StageContext(1), True, False, None, training)
+    context = StageContext(1, blocks=(block,), training=training)
     x = torch.zeros(len(scores), 1 + count, 3)
     return find_reducer("gumbel").decide(x, stage, context)
 

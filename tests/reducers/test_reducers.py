@@ -11,9 +11,8 @@ import torch
 from recorders import recorded_lengths
 
 from elip_plugin import ElipConfig, apply, plan
-from elip_plugin.core.blocks import attention_row
+from elip_plugin.core.blocks import attend, attention_row
 from elip_plugin.core.merge import keep_and_merge
-from elip_plugin.core.context import StageContext
 from elip_plugin.errors import ConfigError
 from elip_plugin.reducers import PlannedStage, StageContext, find_reducer, reducers
 from elip_plugin.reducers.tome import match, merge_inside, merge_pairs
@@ -29,7 +28,7 @@ def draw(*shape: int) -> torch.Tensor:
 def test_every_reducer_is_known_to_the_config() -> None:
     assert {*REDUCERS} <= {*reducers()}
     for name in reducers():
-        assert ElipConfig.from_mapping({"reducer": name}).reducer == name
+        assert ElipConfig.from_mapping({"reducer": name}).reducer == find_reducer(name)
 
 
 @pytest.mark.parametrize("reducer", REDUCERS)
@@ -80,12 +79,12 @@ def reduce(
 ) -> torch.Tensor:
     """Reduce by one stage that keeps and merges; a fake block gives the scores."""
 
-    def block(x: torch.Tensor, elip: Any, query: Any) -> torch.Tensor:
-        assert elip is attention_row and query is None
+    def block(x: torch.Tensor, run: Any, query: Any) -> torch.Tensor:
+        assert run is attention_row and query is None
         return torch.cat([torch.zeros(len(x), 1), scores], dim=1)
 
     stage = PlannedStage(0, 1, keep, x.shape[1], 1 + keep + 1)
-    context = StageContext((block,), StageContext(1), merge=True, random_blocks=False, trace=None)
+    context = StageContext(1, blocks=(block,))
     return keep_and_merge(x, find_reducer(reducer).decide(x, stage, context), 1)
 
 
@@ -140,10 +139,11 @@ def test_tome_attends_as_if_each_token_were_there_as_often_as_its_size() -> None
     whole = torch.nn.functional.scaled_dot_product_attention(
         q, k.repeat_interleave(repeats, 2), v.repeat_interleave(repeats, 2)
     )
-    block = SimpleNamespace(
+    block: Any = SimpleNamespace(
         elip_scale=None,
-        queries_keys_values=lambda x: (q, k, v),
-        attention_output=lambda mixed: mixed.transpose(1, 2).flatten(2),
+        project=lambda x: (q, k, v),
+        project_output=lambda joined: joined,
+        attend=lambda x, bias: attend(block, x, bias),
         feed_forward=torch.zeros_like,
         stochastic_depth=lambda added: added,
     )
@@ -178,7 +178,7 @@ def test_checkpointing_changes_nothing_for_tome(
 @pytest.mark.parametrize(
     ("mapping", "message"),
     [
-        ({"reducer": "flip"}, "reducer must be one of"),
+        ({"reducer": "flip"}, "reducer 'flip' is not known"),
         ({"reducer": "evit", "text_weight": 0.2}, "'evit' reads no text"),
         ({"reducer": "random", "preset": "paper"}, "does not look ahead: use preset 'fast'"),
     ],

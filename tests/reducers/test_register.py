@@ -22,7 +22,6 @@ def _nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(reducers, "_registered", {})
     yield
     reducers.reducers.cache_clear()
-    reducers.make_reducer.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["tomme", "", None, ["tome"]])
@@ -82,10 +81,12 @@ def test_it_prunes_by_its_option(tiny_clip: Any) -> None:
 def test_a_cell_that_runs_again_takes_its_place() -> None:
     first = define()
     config = elip_plugin.ElipConfig.from_mapping({"reducer": "longest"})
-    assert type(config.method) is first
+    assert type(config.reducer) is first
     second = define()
     assert second is not first
-    assert type(find_reducer("longest")) is type(config.method) is second
+    again = elip_plugin.ElipConfig.from_mapping({"reducer": "longest"})
+    assert type(find_reducer("longest")) is type(again.reducer) is second
+    assert type(config.reducer) is first  # a config that is there keeps what it was made of
 
 
 def test_refused() -> None:

@@ -15,8 +15,7 @@ from towers import KINDS, make_tower
 
 from elip_plugin import apply, find_handle, plan
 from elip_plugin.config import ElipConfig
-from elip_plugin.core.guide import TextGuide, guide_from_batch
-from elip_plugin.core.context import StageContext
+from elip_plugin.core.guide import TextGuide, check_guide, guide_from_batch
 from elip_plugin.core.score import text_similarity
 from elip_plugin.errors import ConfigError, GuideError, UnsupportedModelError
 from elip_plugin.patching.install import find_pruner
@@ -32,8 +31,7 @@ def test_scores_are_taught_in_training_by_a_loss_on_the_choice(
     weight: float, training: bool, teaches: bool
 ) -> None:
     stage, guide = PlannedStage(0, 1, 2, 6, 4), randn(2, 4, seed=1).requires_grad_()
-    query = StageContext(1, guide, 1.0)
-    context = StageContext((), query, True, False, None, training, norm=NORM)
+    context = StageContext(1, guide, 1.0, training=training, norm=NORM)
     made = replace(find_reducer("similarity"), choice_loss=weight)
     selection = made.decide(randn(2, 6, 4), stage, context)
     assert (selection.trainable_scores is not None) == teaches
@@ -62,18 +60,18 @@ def test_the_text_side_is_read_with_gradient_where_a_loss_teaches_the_choice(
 
 def test_options_are_taken_down_to_their_least_values() -> None:
     given = {"name": "similarity", "cross_attentions": 1, "choice_loss": 0.0}
-    assert ElipConfig.from_mapping({"reducer": given}).method.cross_attentions == 1
+    assert ElipConfig.from_mapping({"reducer": given}).reducer.cross_attentions == 1
     for name, low in (("cross_attentions", 0), ("choice_loss", -0.1)):
         with pytest.raises(ConfigError, match=f"{name} must be"):
             ElipConfig.from_mapping({"reducer": {"name": "similarity", name: low}})
 
 
 def test_several_guides_are_taken_for_an_image_and_not_for_a_batch_of_texts() -> None:
-    reducer, guides = find_reducer("similarity"), torch.zeros(2, 5, 8)
-    reducer.check_guide(guides, 2, 8)
-    for texts, width in ((None, 8), (3, 8), (2, 9)):
+    guides = torch.zeros(2, 5, 8)
+    check_guide(guides, 2, 8, several=True)
+    for texts, width, several in ((None, 8, True), (3, 8, True), (2, 9, True), (2, 8, False)):
         with pytest.raises(GuideError, match="the text guide has shape"):
-            reducer.check_guide(guides, texts, width)
+            check_guide(guides, texts, width, several=several)
 
 
 def test_scores_are_a_softmax_of_products_with_the_guide() -> None:
@@ -89,15 +87,6 @@ def test_scores_are_a_softmax_of_products_with_the_guide() -> None:
     NORM.double()
     assert low.dtype == torch.float32
     torch.testing.assert_close(low, given.float(), rtol=1e-4, atol=1e-5)
-
-
-def test_padding_gets_nothing_and_changes_nothing() -> None:
-    x, guide = randn(1, 5, 4), randn(1, 4, seed=1)
-    valid = torch.tensor([[True, True, False, True]])
-    padded = text_similarity(x, NORM, StageContext(1, guide, 1.0, valid=valid))
-    real = text_similarity(x[:, [0, 1, 2, 4]], NORM, StageContext(1, guide, 1.0))
-    assert padded[0, 2] == 0
-    torch.testing.assert_close(padded[:, [0, 1, 3]], real)
 
 
 def test_guides_that_are_0_count_for_nothing() -> None:
@@ -157,7 +146,7 @@ def test_every_host_keeps_what_its_readout_finds_most_similar(kind: str) -> None
     )
     model.train()
     lengths = recorded_lengths(tower.blocks(model), tower.dim)
-    with pruner.guided(guide), handle.trace() as trace, lengths as seen:
+    with pruner.asked(guide=guide), handle.trace() as trace, lengths as seen:
         tower.encode(model, images).sum().backward()
     hook.remove()
     assert seen == list(handle.plan.tokens)

@@ -11,9 +11,11 @@ from towers import make_tower
 
 from elip_plugin import ElipConfig, Stage, apply, plan
 from elip_plugin.errors import PlanError
+from elip_plugin.reducers import find_reducer
 from elip_plugin.reducers.tome import merge_inside
 
 RATE = 0.5
+TOME = find_reducer("tome")
 ALL: dict[str, Any] = {"sizes": torch.ones(64, 9), "remove": 0, "prefix": 1}
 """Options of the mode that merge nothing in 64 pictures of 9 tokens."""
 
@@ -64,7 +66,7 @@ def test_every_merge_of_a_plan_has_a_partner(prefix: int) -> None:
                 kept = keep if isinstance(keep, int) else int(keep * patches)
                 if kept < 1 or kept + 1 >= patches:
                     continue
-                config = ElipConfig((Stage(0, 1, keep),), text_weight=0.0, reducer="tome")
+                config = ElipConfig((Stage(0, 1, keep),), text_weight=0.0, reducer=TOME)
                 try:
                     made = plan(config, num_patches=patches, depth=depth, prefix=prefix)
                 except PlanError:
@@ -85,7 +87,7 @@ def test_below_half_each_block_keeps_the_same_share(depth: int, patches: int) ->
     before = even.tokens
     for keep in (0.48, 0.45, 0.42, 0.39, 0.36):
         stages = (Stage(0, 1, keep),)
-        config = ElipConfig(stages, text_weight=0.0, reducer="tome", merge=False)
+        config = ElipConfig(stages, text_weight=0.0, reducer=TOME, merge=False)
         made = plan(config, num_patches=patches, depth=depth)
         left = [tokens - 1 for tokens in made.tokens]
         assert sum(left) == pytest.approx(keep * patches * depth, abs=depth)
@@ -96,7 +98,7 @@ def test_below_half_each_block_keeps_the_same_share(depth: int, patches: int) ->
 
 
 def test_more_than_pairs_can_give_is_one_error() -> None:
-    config = ElipConfig((Stage(0, 1, 0.25),), text_weight=0.0, reducer="tome")
+    config = ElipConfig((Stage(0, 1, 0.25),), text_weight=0.0, reducer=TOME)
     with pytest.raises(PlanError, match=r"leaves 0\.33 or more, and the stages ask for 0\.27"):
         plan(config, num_patches=64, depth=6)
 

@@ -35,9 +35,7 @@ class Lowest(Reducer):
         return [] if self.sign in (-1, 1) else [f"sign must be -1 or 1, got {self.sign}"]
 
     def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
-        blocks = context.blocks[stage.block : stage.block + stage.lookahead]
-        scores = score(x, blocks, context.query, random_blocks=context.random_blocks)
-        return select(1 + self.sign * scores, stage.keep)
+        return select(1 + self.sign * score(x, stage, context), stage.keep)
 
 
 @pytest.fixture(autouse=True)
@@ -72,12 +70,12 @@ def test_it_prunes_is_traced_and_costs_what_is_counted(tiny_clip: Any) -> None:
 
 
 def test_its_option_is_checked_shown_and_used(tiny_clip: Any) -> None:
-    for given in ({"reducer": {"name": "lowest", "sign": 1}}, {"reducer": "lowest", "sign": 1}):
-        config = elip_plugin.ElipConfig.from_mapping({**CONFIG, **given})
-        assert config.method == Lowest(sign=1) and config.sign == 1
-        mapping = config.to_mapping()
-        assert mapping["reducer"] == {"name": "lowest", "sign": 1}
-        assert elip_plugin.ElipConfig.from_mapping(mapping) == config
+    given = {"name": "lowest", "sign": 1}
+    config = elip_plugin.ElipConfig.from_mapping({**CONFIG, "reducer": given})
+    assert config.reducer == Lowest(sign=1)
+    mapping = config.to_mapping()
+    assert mapping["reducer"] == given
+    assert elip_plugin.ElipConfig.from_mapping(mapping) == config
     for option, message in (
         ({"sign": 2}, "sign must be -1 or 1, got 2"),
         ({"sign": "up"}, "sign must be an integer, got 'up'"),
@@ -86,7 +84,9 @@ def test_its_option_is_checked_shown_and_used(tiny_clip: Any) -> None:
         with pytest.raises(ConfigError, match=message):
             elip_plugin.ElipConfig.from_mapping({**CONFIG, "reducer": {"name": "lowest", **option}})
     with pytest.raises(ConfigError, match=r"'elip' has no option 'sign'.* \['lowest'\] have it"):
-        elip_plugin.ElipConfig.from_mapping({"reducer": "elip", "sign": 1})
+        elip_plugin.ElipConfig.from_mapping({"reducer": {"name": "elip", "sign": 1}})
+    with pytest.raises(ConfigError, match="key 'sign' .* reducer: {name: lowest, sign: ...}"):
+        elip_plugin.ElipConfig.from_mapping({"reducer": "lowest", "sign": 1})
     images, kept = torch.randn(2, 3, 64, 64), []
     for sign in (-1, 1):
         model = tiny_clip().eval()

@@ -17,9 +17,10 @@ from elip_plugin.core.select import select
 from elip_plugin.core.trace import MERGED, Trace
 from elip_plugin.patching.install import find_pruner
 from elip_plugin.reducers import reducers
+from elip_plugin.reducers.pixels import PixelReducer
 
 DECIDING = [
-    n for n, reducer in reducers().items() if reducer.returns and reducer.guide_kind == "pooled"
+    n for n, reducer in reducers().items() if reducer.returns and not reducer.text_alone
 ]
 
 
@@ -28,7 +29,7 @@ def stage(block: int, until: int | None = None, keep: float = 0.5) -> dict[str, 
 
 
 def config_of(reducer: str, **fields: Any) -> dict[str, Any]:
-    first = 0 if hasattr(reducers()[reducer], "input_keep") else 2
+    first = 0 if isinstance(reducers()[reducer], PixelReducer) else 2
     return {"reducer": reducer, "stages": [stage(first, 9)], "eval_mode": "image", **fields}
 
 
@@ -111,11 +112,12 @@ def test_every_host(kind: str) -> None:
 def test_an_end_equals_the_blocks_by_hand(tiny_clip: Any) -> None:
     model = tiny_clip().eval()
     apply(model, config_of("evit"))
-    transformer = model.visual.transformer
-    x = torch.randn(2, 65, 32)
+    transformer, entered = model.visual.transformer, []
+    hook = transformer.register_forward_hook(lambda module, args, out: entered.extend((*args, out)))
     with torch.no_grad(), find_handle(model).trace() as trace:
-        out = transformer(x)
-        y = x
+        model.encode_image(torch.randn(2, 3, 64, 64))
+        hook.remove()
+        y, out = entered
         for block in transformer.resblocks[:2]:
             y = block(y)
         index = torch.cat([torch.zeros(2, 1).long(), 1 + trace.stages[0].kept], dim=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from elip_plugin.hosts.contracts import PackageHost
+from elip_plugin.hosts.base import PackageHost
 from elip_plugin.hosts.lavis.compat import fixes
 from elip_plugin.hosts.versions import installed_version
 

@@ -20,7 +20,9 @@ from torch import Tensor
 from elip_plugin.config import ElipConfig
 from elip_plugin.data.vocab import write_vocab
 from elip_plugin.errors import DataError, UnsupportedModelError
-from elip_plugin.hosts.base import HostModel, seeded
+from elip_plugin.hosts.base import HostModel
+from elip_plugin.hosts.building import seeded
+from elip_plugin.hosts.lavis import HOST
 from elip_plugin.hosts.lavis.build import from_config
 from elip_plugin.hosts.lavis.compat.offline import NumbersOnCpu, checkpoint_blocks
 from elip_plugin.hosts.lavis.guide import CaptionGuide, is_read_by_text
@@ -47,6 +49,7 @@ NO_EXPORT = (
 class LavisModel(HostModel):
     """A LAVIS model with its own preprocessing, tokenizer and losses."""
 
+    host = HOST
     processor: Any = None  # LAVIS' evaluation processor
 
     def preprocess(self, picture: Any) -> Tensor:

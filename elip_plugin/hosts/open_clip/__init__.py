@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from elip_plugin.hosts.contracts import PackageHost
+from elip_plugin.hosts.base import PackageHost
 
 
 class OpenClipHost(PackageHost):

@@ -18,11 +18,12 @@ from open_clip.model import get_model_preprocess_cfg
 from torch import Tensor
 
 from elip_plugin.config import DEFAULT_PRESET, ElipConfig
-from elip_plugin.hosts.base import HostModel, reading, seeded
-from elip_plugin.hosts.open_clip.export import CONFIG_KEY
+from elip_plugin.hosts.base import HostModel
+from elip_plugin.hosts.building import reading, seeded
+from elip_plugin.hosts.open_clip import HOST
 from elip_plugin.hosts.open_clip.grid import grid_of
 from elip_plugin.hosts.open_clip.models import describe
-from elip_plugin.hosts.open_clip.names import base_of
+from elip_plugin.hosts.open_clip.names import CONFIG_KEY, base_of
 from elip_plugin.patching.install import install
 from elip_plugin.patching.monkeypatch import silenced
 
@@ -34,6 +35,7 @@ VOCABULARY, CONTEXT = 49408, 77
 class OpenClipModel(HostModel):
     """An OpenCLIP model with its own preprocessing, tokenizer and loss."""
 
+    host = HOST
     transform: Any = None  # OpenCLIP's evaluation transform
     _tokenizer: Any = field(default=None, repr=False)
 

@@ -17,10 +17,15 @@ import open_clip
 from open_clip import factory, pretrained
 
 from elip_plugin.config import DEFAULT_PRESET, PRESETS, ElipConfig
-from elip_plugin.errors import DataError, ElipError, UnsupportedModelError
+from elip_plugin.errors import (
+    DataError,
+    ElipError,
+    UnknownModelError,
+    UnsupportedModelError,
+    nearest,
+)
 from elip_plugin.hosts.base import FROM_CONFIG, ModelName
-from elip_plugin.hosts.open_clip import export, models, schedulers
-from elip_plugin.hosts.open_clip.export import CONFIG_KEY
+from elip_plugin.hosts.open_clip import models, schedulers
 from elip_plugin.hosts.open_clip.support import SUPPORTED, why_not
 from elip_plugin.patching.install import install
 
@@ -29,6 +34,9 @@ PREFIXES = {
     "elip-": DEFAULT_PRESET,
 }
 """Presets by the prefix that asks for them; the one that others begin with comes last."""
+
+CONFIG_KEY = "elip"
+"""Top-level key of a model config that turns pruning on."""
 
 CONFIGS_VARIABLE = "ELIP_MODEL_CONFIGS"
 """Environment variable: a folder (or file) of model configs, seen by unmodified commands."""
@@ -112,7 +120,9 @@ def register() -> None:
     factory._rescan_model_configs = rescan_and_add
     look_up = _explained(factory.get_model_config)
     factory.get_model_config = open_clip.get_model_config = look_up
-    export.install()
+    # The package's attribute of that name is the function; the module is needed.
+    hub: Any = sys.modules["open_clip.push_to_hf_hub"]
+    hub.save_config_for_hf = as_base_config(hub.save_config_for_hf)
     factory._rescan_model_configs()
     scheduler = sys.modules.get("open_clip_train.scheduler")
     if scheduler is not None:  # imported before this package; else autoload hears of its import
@@ -126,12 +136,28 @@ def _explained(look_up: Callable[[str], Any]) -> Callable[[str], Any]:
     def get_model_config(model_name: str) -> Any:
         config, base = look_up(model_name), base_of(model_name)
         if config is None and base != model_name:
-            base_config = look_up(base)
-            if base_config is not None:
-                _refuse(model_name)
+            if look_up(base) is None:
+                raise UnknownModelError(
+                    f"model {model_name!r} is not known; {nearest(model_name, list_names())}"
+                )
+            _refuse(model_name)
         return config
 
     return get_model_config
+
+
+def as_base_config(save: Callable[..., None]) -> Callable[..., None]:
+    """Wrap OpenCLIP's `save_config_for_hf`, so that a pruned model is pushed as its base model.
+
+    The weights are the base model's already; OpenCLIP without this package would refuse the key.
+    """
+
+    @functools.wraps(save)
+    def save_config_for_hf(model: Any, config_path: Any, model_config: Any) -> None:
+        base = {k: v for k, v in (model_config or {}).items() if k != CONFIG_KEY}
+        save(model, config_path, base if model_config is not None else None)
+
+    return save_config_for_hf
 
 
 def _add_user_configs(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from elip_plugin.hosts.contracts import PackageHost
+from elip_plugin.hosts.base import PackageHost
 
 
 class TransformersHost(PackageHost):

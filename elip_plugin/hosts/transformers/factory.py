@@ -19,7 +19,7 @@ from transformers.image_utils import (
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import ConfigError, DataError
-from elip_plugin.hosts.base import reading, seeded
+from elip_plugin.hosts.building import reading, seeded
 from elip_plugin.hosts.transformers import blip
 from elip_plugin.hosts.transformers.host_models import NO_EXPORT, ReadModel, TransformersModel
 from elip_plugin.hosts.transformers.models import describe

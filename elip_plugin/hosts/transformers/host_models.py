@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from elip_plugin.errors import DataError, UnsupportedModelError
 from elip_plugin.hosts.base import HostModel
-from elip_plugin.hosts.transformers import blip
+from elip_plugin.hosts.transformers import HOST, blip
 from elip_plugin.hosts.transformers.guide import feature_of, text_features
 from elip_plugin.hosts.transformers.readers import Reader
 
@@ -57,6 +57,7 @@ class TransformersModel(HostModel):
             resized, and the middle of the longer one is taken.
     """
 
+    host = HOST
     folder: str = ""
     squares: bool = False
     _tokenizer: Any = None

@@ -195,14 +195,22 @@ def test_checkpointing_of_transformers(
     torch.testing.assert_close(gradients[1], gradients[0])
 
 
-def test_checkpointing_of_others_is_refused() -> None:
-    case, model, x = CASES["timm ViT"], make("timm ViT"), images()
-    handle = elip_plugin.apply(model, "half")
-    model.set_grad_checkpointing()
-    with pytest.raises(UnsupportedModelError, match="gradient checkpointing"):
-        case.encode(model, x)
-    with handle.disabled():
-        case.encode(model, x).sum().backward()
+@pytest.mark.parametrize("reducer", ["elip", "tome"])
+def test_checkpointing_of_timm(reducer: str) -> None:
+    """It takes the blocks from the list's children."""
+    case, x, gradients = CASES["timm ViT"], images(), []
+    for checkpointed in (False, True):
+        model = make("timm ViT")
+        model.set_grad_checkpointing(checkpointed)
+        handle = elip_plugin.apply(model, config_of(reducer))
+        guide = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(0))
+        with handle.guide(guide), recorded_lengths(model.blocks) as lengths:
+            out = case.encode(model, x)
+            assert lengths == list(handle.plan.tokens)
+            out.square().sum().backward()
+        assert len(lengths) > 12 or not checkpointed  # run again in the backward pass
+        gradients.append({n: p.grad for n, p in model.named_parameters()})
+    torch.testing.assert_close(gradients[1], gradients[0])
 
 
 @pytest.mark.parametrize("name", ["DINOv2", "DeiT"])

@@ -125,9 +125,9 @@ def test_its_tower_is_found_and_its_text_layers_are_not() -> None:
     model = make()
     before = state_of(model)
     tower = elip_plugin.describe(model).tower
-    assert tower.stack.module is model.vit_model.visual.blocks
+    assert tower.block_list is model.vit_model.visual.blocks
     assert tower.shape.num_patches == PATCHES and tower.shape.depth == 11
-    assert tower.patch_embed is model.vit_model.visual.patches
+    assert tower.module is model.vit_model.visual and tower.patch_embed == "patches"
     assert same(state_of(model), before)
 
 
@@ -152,7 +152,7 @@ def test_a_mask_of_patches_is_refused_while_pruning() -> None:
     model, (images, _) = make(), batch()
     handle = elip_plugin.apply(model, "half")
     mask = torch.zeros(2, PATCHES + 1, dtype=torch.bool)
-    with pytest.raises(UnsupportedModelError, match="given a tensor besides the tokens"):
+    with pytest.raises(UnsupportedModelError, match="given a mask, or another tensor"):
         model.vit_model(images, mask)
     with handle.disabled():
         assert model.vit_model(images, mask).shape == (2, PATCHES + 1, WIDTH)

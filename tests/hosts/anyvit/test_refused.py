@@ -14,13 +14,12 @@ from hosts.anyvit.test_found import same, state_of
 from torch import Tensor, nn
 
 import elip_plugin
-from elip_plugin.core.blocks import PackedAttention
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.patching.blocks import PrunableBlock
-from elip_plugin.patching.parts import Parts, parts_block
+from elip_plugin.patching.parts import Parts
 
 PARTS = Parts(
-    "before", ("three.weight", "three.bias"), 2, ("out",), "between", ("grow",)
+    "before", projections=("three",), heads=2, output=("out",), norm_2="between", mlp=("grow",)
 )  # of `Block`
 STAGES = [{"block": 1, "lookahead": 1, "keep": 0.5}]
 IMAGES = torch.randn(2, 3, odd_blocks.SIDE, odd_blocks.SIDE)
@@ -57,8 +56,7 @@ def test_a_block_of_other_parts(block: type[Block]) -> None:
 
 def test_the_usual_block_is_found() -> None:
     described = elip_plugin.describe(Vit())
-    found = described.tower.blocks[0].patched.elip_parts  # type: ignore[attr-defined]
-    assert found == PARTS
+    assert described.tower.parts == {Block: PARTS}
     elip_plugin.apply(described, "half")
 
 
@@ -70,7 +68,7 @@ DESCRIPTIONS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
     "the MLP scaled": (Block, {"mlp": ("grow", "end")}, "what the MLP adds|the MLP, or the norm"),
     "no projection": (Block, {"output": ()}, "what the attention adds"),
     "projected twice": (Block, {"output": ("out", "out")}, "what the attention adds"),
-    "no bias": (Block, {"projections": ("three.weight", "nothing")}, "the queries: "),
+    "no bias": (Block, {"projections": ("unbiased",)}, "the queries: "),
     "post-norm": (odd_blocks.PostNorm, {}, "the queries: .*norm before the attention"),
     "another scale": (odd_blocks.OtherScale, {}, r"the attention's scale: .* by 0\.176777"),
     "parallel": (odd_blocks.Parallel, {}, r"parallel blocks"),
@@ -85,8 +83,10 @@ def test_a_wrong_description(name: str) -> None:
     make, changes, message = DESCRIPTIONS[name]
     model = Vit(make)
     for block in model.stack:
-        block.end, block.nothing = nn.LayerNorm(odd_blocks.WIDTH), None  # type: ignore[assignment]
-        nn.init.uniform_(block.three.bias)  # type: ignore[union-attr, arg-type]
+        block.end, three = nn.LayerNorm(odd_blocks.WIDTH), block.three  # type: ignore[assignment]
+        block.unbiased = nn.Linear(odd_blocks.WIDTH, len(three.weight), bias=False)  # type: ignore
+        block.unbiased.weight = three.weight  # type: ignore
+        nn.init.uniform_(three.bias)  # type: ignore[union-attr, arg-type]
     before = state_of(model)
     with pytest.raises(UnsupportedModelError, match=message):
         elip_plugin.describe(model, block=replace(PARTS, **changes))
@@ -98,20 +98,26 @@ class NormsWhatIsAdded(PrunableBlock, odd_blocks.NormOfWhatIsAdded):
 
     replaces = odd_blocks.NormOfWhatIsAdded
 
-    def packed_attention(self) -> PackedAttention:
-        return PackedAttention(lambda x: x, self.three.weight, self.three.bias, odd_blocks.HEADS)
+    def attend(self, x: Tensor, bias: Tensor | None = None, **positions: Any) -> Any:
+        q, k, v = self.split(x)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.before(self.out(mixed.transpose(1, 2).flatten(2))), k
 
-    def attention_output(self, mixed: Tensor) -> Any:
-        return self.before(self.out(mixed.transpose(1, 2).flatten(2)))
+    def query_and_keys(self, query: Tensor, x: Tensor, **positions: Any) -> Any:
+        return self.split(query)[0], self.split(x)[1]
 
     def feed_forward(self, x: Tensor) -> Any:
         return self.between(self.grow(x))
 
 
-def test_a_description_by_hand() -> None:
+BY_PARTS = replace(PARTS, norm_1="", output=("out", "before"), norm_2="", mlp=("grow", "between"))
+
+
+@pytest.mark.parametrize("block", [NormsWhatIsAdded, BY_PARTS], ids=["class", "parts"])
+def test_a_description_by_hand(block: Any) -> None:
     model = Vit(odd_blocks.NormOfWhatIsAdded).train()
     before, unpruned = state_of(model), model(IMAGES)
-    described = elip_plugin.describe(model, block=NormsWhatIsAdded)
+    described = elip_plugin.describe(model, block=block)
     handle = elip_plugin.apply(described, {"stages": STAGES, "text_weight": 0})
     assert not torch.equal(model(IMAGES), unpruned)
     handle.remove()
@@ -123,11 +129,10 @@ def test_a_description_by_hand() -> None:
 def test_a_description_by_hand_is_checked_before_it_is_applied() -> None:
     model = Vit()
     described = elip_plugin.describe(model)
-    wrong = parts_block(Block, replace(PARTS, norm_2="before"))
-    swaps = tuple(replace(swap, patched=wrong) for swap in described.tower.blocks)
+    wrong = replace(described.tower, parts={Block: replace(PARTS, norm_2="before")})
     before = state_of(model)
     with pytest.raises(UnsupportedModelError, match=r"block 0 .*the MLP, or the norm before it"):
-        elip_plugin.apply(replace(described, tower=replace(described.tower, blocks=swaps)), "half")
+        elip_plugin.apply(replace(described, tower=wrong), "half")
     assert same(state_of(model), before)
 
 
@@ -181,7 +186,7 @@ class ColumnByColumn(Vit):
 
 class NotTheList(Vit):
     def run(self, x: Tensor) -> Any:
-        for block in self.stack.children():
+        for block in self.stack._modules.values():
             x = block(x)
         return x
 

@@ -19,6 +19,9 @@ import elip_plugin
 from elip_plugin import ElipConfig, Stage, apply, find_handle
 from elip_plugin.core.blocks import attention_row, look_ahead
 from elip_plugin.errors import ConfigError, GuideError, PlanError, UnsupportedModelError
+from elip_plugin.patching.calls import find
+from elip_plugin.patching.forward import Forward
+from elip_plugin.patching.install import find_pruner
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -118,7 +121,7 @@ def test_own_loop_with_guide_equals_forward(tiny_clip: Make, pairs: Pairs) -> No
     model = tiny_clip()
     handle = apply(model)
     assert handle.config == ElipConfig.preset("paper")
-    with elip_plugin.guide(model, 7 * model.encode_text(text)):  # the norm does not matter
+    with elip_plugin.find_handle(model).guide(7 * model.encode_text(text)):  # the norm does not matter
         features = model.encode_image(image, normalize=True)
     torch.testing.assert_close(features, model(image, text)["image_features"])
 
@@ -382,7 +385,7 @@ def test_a_copy_made_in_mid_forward_has_no_guide(tiny_clip: Make) -> None:
     handle = apply(model)
     with handle.guide(torch.randn(4, 32)):
         copied = copy.deepcopy(model)
-    assert copied.visual.transformer.elip.settings.guide is None
+    assert find(find_pruner(copied), Forward) is None
 
 
 def test_whole_model_saved_by_torch(tiny_clip: Make, pairs: Pairs) -> None:
@@ -418,7 +421,7 @@ def test_an_exception_in_mid_forward_leaves_nothing(
             model(*pairs)
         with pytest.raises(RuntimeError, match="out of memory"), handle.disabled():
             model(*pairs)
-    assert model.visual.transformer.elip.settings.guide is None
+    assert find(find_pruner(model), Forward) is None
     assert same(model(*pairs), expected)
 
 
@@ -433,7 +436,7 @@ def test_a_guide_of_the_wrong_shape(
     handle = apply(model)
     with pytest.raises(GuideError, match=message), handle.guide(torch.randn(rows, columns)):
         model.encode_image(pairs[0])
-    assert model.visual.transformer.elip.settings.guide is None
+    assert find(find_pruner(model), Forward) is None
 
 
 def test_a_bare_towers_guide_of_the_wrong_width(tiny_clip: Make, pairs: Pairs) -> None:
@@ -513,4 +516,4 @@ def test_compiles_to_one_graph_with_the_same_result(tiny_clip: Make, pairs: Pair
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*pairs), model(*pairs))
     compiled(*pairs)["image_features"].sum().backward()
-    assert find_handle(compiled).model.visual.transformer.elip.settings.guide is None
+    assert find(find_pruner(model), Forward) is None

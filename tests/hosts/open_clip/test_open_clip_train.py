@@ -85,14 +85,14 @@ def recorded() -> Iterator[dict[str, list[int]]]:
     """Lengths inside every block of every pruned tower: main blocks, and those looked through."""
     from open_clip.transformer import ResidualAttentionBlock
 
-    from elip_plugin.patching.blocks import PrunableStack
+    from elip_plugin.patching.runner import PrunedTower
 
     seen: dict[str, list[int]] = {"train": [], "eval": [], "ahead": []}
     pruned: set[int] = set()
 
     def record(module: Any, args: Any, kwargs: Any = None) -> None:
-        if isinstance(module, PrunableStack):
-            pruned.update(id(block) for block in module.resblocks)
+        if isinstance(module, PrunedTower):
+            pruned.update(id(block) for block in module.transformer.resblocks)
         elif isinstance(module, ResidualAttentionBlock) and id(module) in pruned:
             kind = "ahead" if is_scoring() else "train" if module.training else "eval"
             seen[kind].append(args[0].shape[1])

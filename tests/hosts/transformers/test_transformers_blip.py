@@ -373,7 +373,7 @@ def test_defaults() -> None:
             == read({"preset": "fast", "text_weight": 0.0})
         )
         assert default("blip") == default("clip") == read("paper")
-    assert find_reducer("similarity").guide_kind == "queries"
+    assert find_reducer("similarity").text_alone
 
 
 @pytest.mark.parametrize("family", UNGUIDED)

@@ -38,7 +38,7 @@ def config_of(case: str) -> dict[str, Any]:
     method = reducers()[case]
     preset = {} if hasattr(method, "input_keep") else {"preset": "fast"}
     how: dict[str, Any] = {"eval_mode": "text" if method.reads_text else "image"}
-    if method.reads_text and method.guide_kind != "queries":
+    if method.reads_text and not method.text_alone:
         how["text_weight"] = 0.9
     return {**preset, "reducer": case, **how}
 

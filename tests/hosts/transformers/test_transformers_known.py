@@ -130,7 +130,7 @@ def config_of(preset: str, reducer: str) -> dict[str, Any]:
     config: dict[str, Any] = {"reducer": reducer, "eval_mode": "image"}
     if preset:
         config["preset"] = preset
-    if reducers()[reducer].guide_kind == "queries":  # by the text alone
+    if reducers()[reducer].text_alone:
         return {**config, "eval_mode": "full"}
     return {**config, "text_weight": 0.5} if reducers()[reducer].reads_text else config
 

@@ -81,7 +81,7 @@ def test_a_local_folder_of_blip(family: str, tmp_path: Path) -> None:
     guided = family in READERS
     if guided:
         texts = elip_plugin.create(name).tokenize(["a cat", "two dogs"])
-        with made.model.elip.guided(made.guide(texts)):
+        with made.model.elip.asked(guide=made.guide(texts)):
             assert made.encode_image(images).shape[1] == handle.plan.tokens[-1]
         first, second = made.encode_text(texts)
         assert not torch.allclose(first, second)
@@ -120,7 +120,7 @@ def test_a_local_folder(family: str, tmp_path: Path) -> None:
     images, tokens = made.example_batch(2)
     features = made.encode_text(tokens)
     made.model.train()
-    with elip_plugin.guide(made.model, features):
+    with elip_plugin.find_handle(made.model).guide(features):
         assert made.encode_image(images).shape == features.shape
     made.loss(images, tokens).backward()
     picture = made.preprocess(Image.new("RGB", (90, 70), (255, 0, 0)))

@@ -163,7 +163,7 @@ def test_an_own_loop_with_accelerate() -> None:
     prepared.train()
     with recorded(model) as lengths:
         for i, batch in enumerate(loader):
-            elip_plugin.update_progress(prepared, i // 2, len(loader) // 2)
+            elip_plugin.find_handle(prepared).update_progress(i // 2, len(loader) // 2)
             with accelerator.accumulate(prepared):
                 accelerator.backward(prepared(**batch, return_loss=True).loss)
                 optimizer.step()

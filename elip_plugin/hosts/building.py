@@ -1,0 +1,59 @@
+"""What hosts build models by name with: equal random weights, and one error for a broken file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from elip_plugin.errors import DataError, ElipError
+from elip_plugin.patching.checkpoints import reason_of
+
+
+@contextmanager
+def seeded(device: str = "cpu", seed: int = 0) -> Iterator[None]:
+    """Draw equal random weights inside the context; afterwards the random state is as before.
+
+    Args:
+        device: Where weights are drawn; the generators of other devices are not touched.
+        seed: The seed.
+    """
+    place = torch.device(device)
+    if place.type in ("cpu", "meta"):
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # `torch.manual_seed` seeds GPUs, too
+            yield
+        return
+    module: Any = torch.get_device_module(place)
+    index = module.current_device() if place.index is None else place.index
+    with torch.random.fork_rng(devices=[index], device_type=place.type), module.device(index):
+        torch.default_generator.manual_seed(seed)
+        module.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def reading(checkpoint: str, name: str, build: Callable[[], object]) -> Iterator[None]:
+    """Report what fails inside the context as an unreadable checkpoint, if it is one.
+
+    Args:
+        checkpoint: What is read; "" for nothing.
+        name: The model's name.
+        build: Builds the model without it: what fails there, too, is not the checkpoint's fault.
+
+    Yields:
+        Nothing. DataError where only reading fails.
+    """
+    try:
+        yield
+    except (ElipError, MemoryError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:  # of as many kinds as there are kinds of broken files
+        if not checkpoint:
+            raise
+        build()
+        raise DataError(
+            f"checkpoint {checkpoint!r} of {name} cannot be read: {reason_of(error)}"
+        ) from error
