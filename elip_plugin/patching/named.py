@@ -16,8 +16,8 @@ class NamedAsReplaced(Patched):
     would find the replaced class by them, is told how the patched one is made.
     """
 
-    elip_made_from: ClassVar[tuple[Any, ...]]
-    """What `patched_class` was given."""
+    elip_made_from: ClassVar[tuple[Any, ...]] = ()
+    """What `patched_class` was given; () for a class that is written out, which has a name."""
 
     @classmethod
     def body_for(cls, replaces: Any, *data: Any) -> dict[str, Any]:
@@ -27,7 +27,7 @@ class NamedAsReplaced(Patched):
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle or copy by the replaced class."""
         reduced: Any = super().__reduce_ex__(protocol)
-        return (_new, self.elip_made_from, *reduced[2:])
+        return (_new, self.elip_made_from, *reduced[2:]) if self.elip_made_from else reduced
 
 
 def _new(*made_from: Any) -> Any:

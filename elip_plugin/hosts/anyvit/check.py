@@ -35,6 +35,7 @@ from elip_plugin.hosts.anyvit.copies import (
 from elip_plugin.hosts.anyvit.reading import dependence
 from elip_plugin.patching.description import Description, Tower
 from elip_plugin.patching.install import block_swaps
+from elip_plugin.patching.parts import PartsBlock
 from elip_plugin.patching.runner import Calling
 from elip_plugin.patching.wrappers import innermost
 
@@ -109,23 +110,27 @@ def _compare(block: Any, tower: Tower, x: Tensor, calling: Calling) -> float:
             swap.apply()
         try:
             rebuilt = look_ahead(block, x)
-            q, k, _ = block.in_attention(_projections, x)[0]
+            made = block.attend(x)[1]
             query, keys = block.query_and_keys(x[:, :1], x)
+            q = block.in_attention(_projections, x)[0][0] if isinstance(block, PartsBlock) else None
         except Exception as error:
             raise UnsupportedModelError(
                 f"its description does not run ({type(error).__name__}: {error})"
             ) from error
         if not close(rebuilt, out):
             _refuse(block, events, x, functools.partial(dependence, block, x, out, calling))
-        if not (close(query, q[:, :, :1]) and close(keys, k)):
+        if not (close(keys, made) and (q is None or close(query, q[:, :, :1]))):
             raise UnsupportedModelError(
-                "query_and_keys of its description gives other queries and keys than project does"
+                "query_and_keys of its description gives other queries or keys than its attention "
+                "has"
             )
         return difference(rebuilt, out)
 
 
 def _refuse(block: Any, events: Sequence[Event], x: Tensor, depends: Callable[[], str]) -> NoReturn:
     """Refuse a block whose description differs from it, with the part that does."""
+    if not isinstance(block, PartsBlock):
+        raise UnsupportedModelError("its parts make other tokens than its own forward")
     q, k, v = block.in_attention(_projections, x)[0]
     mixed = F.scaled_dot_product_attention(q, k, v, scale=block.elip_scale)
     added, joined = block.attend(x)[0], mixed.transpose(1, 2).flatten(2)
