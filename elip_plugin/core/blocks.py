@@ -25,10 +25,10 @@ class AttentionParts(Protocol):
     elip_scale: float | None
     """Factor on the attention's logits; (A / H) ** -0.5 if None."""
 
-    def project(self, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def elip_project(self, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Project normalized tokens [B, T, D] to queries, keys, values: [B, H, T, A / H] each."""
 
-    def project_query_and_keys(
+    def elip_project_query_and_keys(
         self, query: Tensor, x: Tensor, **positions: Any
     ) -> tuple[Tensor, Tensor]:
         """Project a normalized token [B, 1, D] and normalized tokens: [B, H, 1 or T, A / H].
@@ -36,7 +36,7 @@ class AttentionParts(Protocol):
         The token is one of the prefix, or has no position.
         """
 
-    def project_output(self, joined: Tensor) -> Tensor:
+    def elip_project_output(self, joined: Tensor) -> Tensor:
         """Project the attention's result, heads joined [B, T, A]."""
 
 
@@ -45,7 +45,7 @@ class BlockParts(Protocol):
 
     elip_scale: float | None
 
-    def attend(
+    def elip_attend(
         self, x: Tensor, bias: Tensor | None = None, **positions: Any
     ) -> tuple[Tensor, Tensor]:
         """Compute what the attention adds to tokens [B, T, D], and its keys [B, H, T, A / H].
@@ -53,19 +53,21 @@ class BlockParts(Protocol):
         `bias` is added to the logits, [B or 1, 1 or H, 1 or T, T].
         """
 
-    def query_and_keys(self, query: Tensor, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor]:
+    def elip_query_and_keys(
+        self, query: Tensor, x: Tensor, **positions: Any
+    ) -> tuple[Tensor, Tensor]:
         """Normalize and project a token [B, 1, D] and the tokens; see `AttentionParts`."""
 
-    def position_bias(self, **positions: Any) -> Tensor | None:
+    def elip_position_bias(self, **positions: Any) -> Tensor | None:
         """Compute what is added to the attention's logits, [B or 1, H, T, T]; None for nothing."""
 
-    def key_bias(self, **positions: Any) -> Tensor | None:
+    def elip_key_bias(self, **positions: Any) -> Tensor | None:
         """Compute what is added for a query without a position, [B, 1, 1, T]; None for nothing."""
 
-    def feed_forward(self, x: Tensor) -> Tensor:
+    def elip_feed_forward(self, x: Tensor) -> Tensor:
         """Compute what the MLP adds to the tokens [B, T, D], without dropout."""
 
-    def stochastic_depth(self, added: Tensor) -> Tensor:
+    def elip_stochastic_depth(self, added: Tensor) -> Tensor:
         """Apply the block's stochastic depth, if it has any, to what is added [B, T, D]."""
 
 
@@ -74,19 +76,19 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """Compute an attention's output for normalized tokens [B, T, D], and its keys.
 
-    Runs inside of the attention's own call; see `BlockParts.attend`.
+    Runs inside of the attention's own call; see `BlockParts.elip_attend`.
     """
-    q, k, v = attention.project(x, **positions)
+    q, k, v = attention.elip_project(x, **positions)
     bias = None if bias is None else bias.to(q.dtype)
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=attention.elip_scale)
-    return attention.project_output(mixed.transpose(1, 2).flatten(2)), k
+    return attention.elip_project_output(mixed.transpose(1, 2).flatten(2)), k
 
 
 def look_ahead(block: BlockParts, x: Tensor, **positions: Any) -> Tensor:
     """Run a block on tokens [B, T, D] without dropout or stochastic depth."""
-    bias = block.position_bias(**positions) if positions else None
-    x = x + block.attend(x, bias, **positions)[0]
-    return x + block.feed_forward(x)
+    bias = block.elip_position_bias(**positions) if positions else None
+    x = x + block.elip_attend(x, bias, **positions)[0]
+    return x + block.elip_feed_forward(x)
 
 
 def attention_row(
@@ -98,14 +100,14 @@ def attention_row(
 
     Returns attention over the tokens [B, T], float32 or wider; rows sum to 1.
     """
-    q, keys = block.query_and_keys(x[:, :1] if query is None else query, x, **positions)
+    q, keys = block.elip_query_and_keys(x[:, :1] if query is None else query, x, **positions)
     scale = block.elip_scale
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if q.dtype != keys.dtype or q.dtype.itemsize < 4:
         q, keys = wide(q), wide(keys)
     logits = (q * keys).sum(dim=-1) * scale
     if positions:
-        bias = (block.position_bias if query is None else block.key_bias)(**positions)
+        bias = (block.elip_position_bias if query is None else block.elip_key_bias)(**positions)
         logits = logits if bias is None else logits + bias[:, :, 0]
     return logits.softmax(dim=-1).mean(dim=1)
 
@@ -121,7 +123,7 @@ def key_uniqueness(
     wider. It is 1 for a token that resembles no other, 1 / n for each of n equal tokens, and 0 for
     the prefix.
     """
-    keys = wide(block.query_and_keys(x[:, :1], x, **positions)[1]).mean(dim=1)[:, prefix:]
+    keys = wide(block.elip_query_and_keys(x[:, :1], x, **positions)[1]).mean(dim=1)[:, prefix:]
     keys = F.normalize(keys - keys.mean(dim=1, keepdim=True), dim=2)
     with exact(keys):
         similar = (keys @ keys.transpose(1, 2)).clamp_min(0).sum(dim=2)

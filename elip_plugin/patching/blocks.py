@@ -27,15 +27,15 @@ class PrunableBlock(NamedAsReplaced):
             return run(self, x, **options)
         return super().forward(x, *args, **options)  # type: ignore[misc]
 
-    def position_bias(self, **positions: Any) -> Tensor | None:
+    def elip_position_bias(self, **positions: Any) -> Tensor | None:
         """Return what is added to the attention's logits by the positions; by default nothing."""
         return None
 
-    def key_bias(self, **positions: Any) -> Tensor | None:
+    def elip_key_bias(self, **positions: Any) -> Tensor | None:
         """Return what is added for a query without a position; by default nothing."""
         return None
 
-    def stochastic_depth(self, added: Tensor) -> Tensor:
+    def elip_stochastic_depth(self, added: Tensor) -> Tensor:
         """Return what is added to the tokens [B, T, D]; a host with stochastic depth applies it."""
         return added
 
@@ -57,18 +57,18 @@ class PrunableAttention(NamedAsReplaced):
             return run(self, query, **options)
         return super().forward(query, *args, **options)  # type: ignore[misc]
 
-    def project(self, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def elip_project(self, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Project tokens; see `AttentionParts`."""
         packed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         packed = packed.view(*x.shape[:2], 3, self.num_heads, -1)
         q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v
 
-    def project_query_and_keys(self, x: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+    def elip_project_query_and_keys(self, x: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
         """Project a normalized query token and normalized tokens; a mode."""
         return sliced(token, x, self.in_proj_weight, self.in_proj_bias, self.num_heads)
 
-    def project_output(self, joined: Tensor) -> Tensor:
+    def elip_project_output(self, joined: Tensor) -> Tensor:
         """Project the attention's result, by the weight that torch reads; see `AttentionParts`."""
         weight = weight_read(self.out_proj, "out_proj", "torch's MultiheadAttention")
         return F.linear(joined, weight, self.out_proj.bias)

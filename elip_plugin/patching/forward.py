@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
@@ -81,15 +81,18 @@ class Forward:
         with opened(self.pruner, replace(self, model_guide=guide)):
             yield
 
-    def part(self, rows: Tensor) -> Forward:
-        """Return the forward of some images of the batch, by their indices."""
-        part = replace(self, context=None, skip_idle=True)
-        if self.pruner.config.guide_source == "caption":
-            for name in ("guide", "model_guide"):
-                guide = getattr(self, name)
-                if isinstance(guide, Tensor):
-                    setattr(part, name, guide[rows])
-        return part
+    def parts(self, groups: Sequence[Tensor]) -> Iterator[Forward]:
+        """Yield a forward for each group of the batch's images, by their indices."""
+        guided = self.text_weight > 0 and self.pruner.config.guide_source == "caption"
+        guide: Any = self.model_guide if self.guide is None else self.guide
+        if guided and isinstance(guide, Tensor):
+            images, width = sum(map(len, groups)), self.pruner.shape.width
+            check_guide(guide, images, width, several=self.pruner.reducer.text_alone)
+        for rows in groups:
+            part = replace(self, context=None, skip_idle=True)
+            if guided and isinstance(guide, Tensor):
+                part.guide = guide[rows]
+            yield part
 
     def begin(self, x: Tensor, positions: PositionOptions | None = None) -> StageContext:
         """Resolve what the stages of this forward need.

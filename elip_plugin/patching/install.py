@@ -50,8 +50,11 @@ def install(description: Description, config: ElipConfig) -> Pruner:
     progress = TrainingProgress(config, description.tower.module)
     pruners = [Pruner(config, tower.shape, progress, tower.norm) for tower in towers]
     made = [swaps_of(tower, pruner) for tower, pruner in zip(towers, pruners, strict=True)]
+    # What a tower's own `others` do is done by their class, whatever their objects have.
+    apart = {id(swap.module) for tower in towers for swap in tower.others}
     for swap in (*(swap for swaps in made for swap in swaps), *description.others):
-        refuse_replaced_forward(swap.module)
+        if id(swap.module) not in apart:
+            refuse_replaced_forward(swap.module)
     for swaps, pruner in zip(made, pruners, strict=True):
         for swap in swaps:
             swap.apply(elip=pruner)

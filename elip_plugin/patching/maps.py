@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from elip_plugin.core.precision import exact
 from elip_plugin.patching.blocks import is_plain
+from elip_plugin.patching.wrappers import in_effect
 
 
 def linear_map(layer: Any) -> Tensor:
@@ -18,6 +19,7 @@ def linear_map(layer: Any) -> Tensor:
     A plain layer has it. Of any other (adapters, quantized weights, hooks) it is what the layer
     makes of each unit vector, less what it makes of zero.
     """
+    layer = in_effect(layer)
     if is_plain(layer):
         weight: Tensor = layer.weight
         return weight
@@ -34,6 +36,7 @@ def pooling_maps(attention: Any) -> list[Tensor]:
     They are its output's projection and that of its values: over a single token, attention is
     linear. Where something is wrapped around the attention, it is one map, found by such calls.
     """
+    attention = in_effect(attention)
     if type(attention) is nn.MultiheadAttention:
         value = attention.v_proj_weight  # None where all widths agree and the three are packed
         packed = attention.in_proj_weight

@@ -80,70 +80,76 @@ class PartsBlock(PrunableBlock):
         """Return where the parts are."""
         return {"elip_parts": data[0]}
 
-    def normalize(self, x: Tensor) -> Tensor:
+    def elip_normalize(self, x: Tensor) -> Tensor:
         """Normalize tokens before the attention."""
         path = self.elip_parts.norm_1
         return attrgetter(path)(self)(x) if path else x
 
-    def attend(
+    def elip_attend(
         self, x: Tensor, bias: Tensor | None = None, **positions: Any
     ) -> tuple[Tensor, Tensor]:
         """Compute what the attention adds, and its keys; see `BlockParts`."""
-        made, keys = self.in_attention(modes.attend, x, bias=bias, **positions)
+        made, keys = self.elip_in_attention(modes.attend, x, bias=bias, **positions)
         return through(self, self.elip_parts.output, made), keys
 
-    def query_and_keys(self, query: Tensor, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor]:
+    def elip_query_and_keys(
+        self, query: Tensor, x: Tensor, **positions: Any
+    ) -> tuple[Tensor, Tensor]:
         """Normalize and project a query token and the tokens; see `BlockParts`."""
-        return self.project_query_and_keys(self.normalize(query), self.normalize(x), **positions)
+        return self.elip_project_query_and_keys(
+            self.elip_normalize(query), self.elip_normalize(x), **positions
+        )
 
-    def in_attention(self, run: Callable[..., Any], x: Tensor, **options: Any) -> Any:
+    def elip_in_attention(self, run: Callable[..., Any], x: Tensor, **options: Any) -> Any:
         """Run a function of `AttentionParts` and normalized tokens, inside the attention's call.
 
         It returns two tensors, of which the second may be None.
         """
-        return run(self, self.normalize(x), **options)
+        return run(self, self.elip_normalize(x), **options)
 
-    def project(self, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def elip_project(self, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Project normalized tokens; see `AttentionParts`."""
-        q, k, v = self.project_heads(x)
-        return self.place(q, **positions), self.place(k, **positions), v
+        q, k, v = self.elip_project_heads(x)
+        return self.elip_place(q, **positions), self.elip_place(k, **positions), v
 
-    def project_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def elip_project_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project normalized tokens, without their positions: three times [B, H, T, A / H]."""
         raise NotImplementedError(f"{type(self).__name__} does not project")
 
-    def project_query_and_keys(
+    def elip_project_query_and_keys(
         self, query: Tensor, x: Tensor, **positions: Any
     ) -> tuple[Tensor, Tensor]:
         """Project a normalized query token and normalized tokens; see `AttentionParts`."""
-        return self.project_heads(query)[0], self.place(self.project_heads(x)[1], **positions)
+        return self.elip_project_heads(query)[0], self.elip_place(
+            self.elip_project_heads(x)[1], **positions
+        )
 
-    def place(self, y: Tensor, **positions: Any) -> Tensor:
+    def elip_place(self, y: Tensor, **positions: Any) -> Tensor:
         """Turn queries or keys [B, H, T, A / H] to their positions; by default they have none."""
         return y
 
-    def project_output(self, joined: Tensor) -> Tensor:
+    def elip_project_output(self, joined: Tensor) -> Tensor:
         """Return the attention's result, whose projection is the first of `Parts.output`."""
         return joined
 
-    def feed_forward(self, x: Tensor) -> Tensor:
+    def elip_feed_forward(self, x: Tensor) -> Tensor:
         """Run the MLP; see `BlockParts`."""
         parts = self.elip_parts
         x = attrgetter(parts.norm_2)(self)(x) if parts.norm_2 else x
         return through(self, parts.mlp, x)
 
-    def stochastic_depth(self, added: Tensor) -> Tensor:
+    def elip_stochastic_depth(self, added: Tensor) -> Tensor:
         """Apply stochastic depth; see `BlockParts`."""
         path = self.elip_parts.stochastic_depth
         return attrgetter(path)(self)(added) if path else added
 
-    def number_of_heads(self) -> int:
+    def elip_number_of_heads(self) -> int:
         """Return the number of heads H."""
         heads = self.elip_parts.heads
         number: int = heads if isinstance(heads, int) else attrgetter(heads)(self)
         return number
 
-    def norm_heads(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    def elip_norm_heads(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Normalize each head's queries and keys, where the block does."""
         parts = self.elip_parts
         q = attrgetter(parts.query_norm)(self)(q) if parts.query_norm else q
@@ -153,71 +159,65 @@ class PartsBlock(PrunableBlock):
 class PackedBlock(PartsBlock):
     """A block whose queries, keys and values come from one module."""
 
-    def project_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def elip_project_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project normalized tokens; see `PartsBlock`."""
         packed: Tensor = attrgetter(self.elip_parts.projections[0])(self)(x)
-        packed = packed.view(*x.shape[:2], 3, self.number_of_heads(), -1)
+        packed = packed.view(*x.shape[:2], 3, self.elip_number_of_heads(), -1)
         q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
-        return *self.norm_heads(q, k), v
+        return *self.elip_norm_heads(q, k), v
 
-    def project_query_and_keys(
+    def elip_project_query_and_keys(
         self, query: Tensor, x: Tensor, **positions: Any
     ) -> tuple[Tensor, Tensor]:
         """Project by rows of the weight, where nothing else projects; see `PartsBlock`."""
         parts = self.elip_parts
         layer = attrgetter(parts.projections[0])(self)
         if not is_plain(layer):
-            return super().project_query_and_keys(query, x, **positions)
-        q, k = sliced(query, x, layer.weight, layer.bias, self.number_of_heads())
+            return super().elip_project_query_and_keys(query, x, **positions)
+        q, k = sliced(query, x, layer.weight, layer.bias, self.elip_number_of_heads())
         if parts.query_norm or parts.key_norm:
-            q, k = self.norm_heads(q, k)
-        return q, self.place(k, **positions) if positions else k
+            q, k = self.elip_norm_heads(q, k)
+        return q, self.elip_place(k, **positions) if positions else k
 
 
 class SeparateBlock(PartsBlock):
     """A block with a projection each for queries, keys and values."""
 
-    def project_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def elip_project_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project normalized tokens; see `PartsBlock`."""
-        q, k, v = (self._project(which, x) for which in range(3))
-        return *self.norm_heads(q, k), v
+        q, k, v = (self.elip_project_by(which, x) for which in range(3))
+        return *self.elip_norm_heads(q, k), v
 
-    def project_query_and_keys(
+    def elip_project_query_and_keys(
         self, query: Tensor, x: Tensor, **positions: Any
     ) -> tuple[Tensor, Tensor]:
         """Project by two of the modules; see `PartsBlock`."""
-        q, k = self.norm_heads(self._project(0, query), self._project(1, x))
-        return q, self.place(k, **positions)
+        q, k = self.elip_norm_heads(self.elip_project_by(0, query), self.elip_project_by(1, x))
+        return q, self.elip_place(k, **positions)
 
-    def _project(self, which: int, x: Tensor) -> Tensor:
+    def elip_project_by(self, which: int, x: Tensor) -> Tensor:
+        """Project normalized tokens by one of the modules."""
         projected: Tensor = attrgetter(self.elip_parts.projections[which])(self)(x)
-        return projected.view(*x.shape[:2], self.number_of_heads(), -1).transpose(1, 2)
+        return projected.view(*x.shape[:2], self.elip_number_of_heads(), -1).transpose(1, 2)
 
 
 class MultiheadBlock(PartsBlock):
     """A block with an `nn.MultiheadAttention`, whose modes run inside of the attention's call."""
 
-    elip_reads: ClassVar[Any]
-    """Returns the norm before the attention, and the attention."""
-
-    @classmethod
-    def body_for(cls, replaces: Any, *data: Any) -> dict[str, Any]:
-        """Return where the parts are."""
-        reads = attrgetter(data[0].norm_1, data[0].attention)
-        return {**super().body_for(replaces, *data), "elip_reads": reads}
-
-    def query_and_keys(self, query: Tensor, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor]:
+    def elip_query_and_keys(
+        self, query: Tensor, x: Tensor, **positions: Any
+    ) -> tuple[Tensor, Tensor]:
         """Normalize and project a query token and the tokens; see `BlockParts`."""
-        norm, attention = self.elip_reads(self)
+        norm, attention = attrgetter(self.elip_parts.norm_1, self.elip_parts.attention)(self)
         if not isinstance(attention, PrunableAttention):
             refuse_exchanged(attention, self.elip_parts.attention)
-        project = PrunableAttention.project_query_and_keys
+        project = PrunableAttention.elip_project_query_and_keys
         q, k = attention(norm(x), run=project, token=norm(query))
         return q, k
 
-    def in_attention(self, run: Callable[..., Any], x: Tensor, **options: Any) -> Any:
+    def elip_in_attention(self, run: Callable[..., Any], x: Tensor, **options: Any) -> Any:
         """Run a function inside the attention's own call; see `PartsBlock`."""
-        norm, attention = self.elip_reads(self)
+        norm, attention = attrgetter(self.elip_parts.norm_1, self.elip_parts.attention)(self)
         if not isinstance(attention, PrunableAttention):
             refuse_exchanged(attention, self.elip_parts.attention)
         return attention(norm(x), run=run, **options)

@@ -135,45 +135,32 @@ class BlockList(NamedAsReplaced):
             return found
         blocks: list[Any] = list(self._modules.values())
         for i in self.elip_steps:
-            blocks[i] = Step(self.elip_step, blocks[i], i, entry[1], [])
+            blocks[i] = Step(self.elip_step, blocks[i], i, entry[1])
         return iter(blocks)
 
     def __getitem__(self, index: Any) -> Any:
         """Return blocks, or steps of a pruned forward."""
         if isinstance(index, slice):
             found = list(self)[index]
-            return found if any(type(each) is Step for each in found) else super()[index]  # type: ignore[index]
+            return found if any(type(each) is Step for each in found) else self._slice(index)
         return list(self)[index]
+
+    def _slice(self, index: slice) -> Any:
+        host: Any = super()
+        return host.__getitem__(index)
 
     def children(self) -> Iterator[Any]:
         """Iterate as over the list; timm checkpoints what this gives."""
         return iter(self)
 
-    def elip_begin(self, forward: Forward, x: Tensor, args: Any, options: Any) -> StageContext:
-        """Begin a forward at the first block that the reducer runs."""
-        calling, place = self.elip_calling, {}
-        for name in calling.positions:
-            if name in options:
-                place[name] = options.pop(name)
-        tensors = list(filter(torch.is_tensor, (*args, *options.values())))
-        if tensors or options.get("is_causal"):
-            raise UnsupportedModelError(
-                f"the blocks are given a mask, or another tensor besides the tokens, of shapes "
-                f"{[tuple(each.shape) for each in tensors]}, which would have to follow the tokens "
-                "that are left: leave it out, or run this forward inside `handle.disabled()`"
-            )
-        positions = None
+    def elip_begin(self, forward: Forward, x: Tensor, place: Mapping[str, Any]) -> StageContext:
+        """Begin a forward at the first block that the reducer runs, with its positions."""
+        positions, calling = None, self.elip_calling
         if calling.positions_for is not None:
             positions = calling.positions_for(place, forward.pruner.shape.prefix)
         context = forward.begin(x, positions)
         context.ahead_by_parts = self.elip_ahead_by_parts
         context.state = TokenState(place=place)
-        blocks = tuple(self._modules.values())
-        if calling == PLAIN and not any(args) and not any(options.values()):
-            context.blocks = blocks
-        else:
-            call = BlockCall(calling, args, options)
-            context.blocks = [functools.partial(call, context, block) for block in blocks]
         return context
 
     def elip_step(
@@ -191,16 +178,23 @@ class BlockList(NamedAsReplaced):
         `before` holds what was known of them when this ran first: where the tower checkpoints its
         blocks, it runs again in the backward pass.
         """
-        calling = self.elip_calling
+        calling, context = self.elip_calling, forward.context
+        place = {name: options.pop(name) for name in calling.positions if name in options}
+        refuse_masks(args, options)
         x = x.transpose(0, 1) if calling.sequence_first else x
-        context = forward.context
         if context is None:
-            context = self.elip_begin(forward, x, args, options)
+            context = self.elip_begin(forward, x, place)
         if before:
             context = copy.copy(context)
             context.state, context.trace = before[0], None
         else:
             before.append(context.state)
+        blocks = tuple(self._modules.values())
+        if calling == PLAIN and not any(args) and not any(options.values()):
+            context.blocks = blocks
+        else:
+            call = BlockCall(calling, args, options)
+            context.blocks = [functools.partial(call, context, each) for each in blocks]
         x = forward.pruner.reducer.run_block(i, x, forward.stages, context)
         x = x.transpose(0, 1) if calling.sequence_first else x
         return (x,) if calling.as_tuple else x
@@ -209,12 +203,20 @@ class BlockList(NamedAsReplaced):
 PLAIN = Calling()
 
 
-class Step(functools.partial[Any]):
+class Step:
     """What a pruned forward finds in the place of a block, with the block's attributes."""
+
+    def __init__(self, run: Any, block: Any, i: int, forward: Forward) -> None:
+        self.run, self.block, self.i, self.forward = run, block, i, forward
+        self.before: list[TokenState] = []
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Run `BlockList.elip_step`."""
+        return self.run(self.block, self.i, self.forward, self.before, *args, **options)
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the block; torch's own encoder reads some."""
-        return getattr(self.args[0], name)
+        return getattr(self.block, name)
 
 
 class BlockCall:
@@ -260,6 +262,17 @@ def _run_detached(block: Any, x: Tensor, *, mode: Any, **options: Any) -> Any:
 
 def _detached(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
+
+
+def refuse_masks(args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+    """Refuse blocks that are given a mask, or another tensor besides the tokens."""
+    tensors = list(filter(torch.is_tensor, (*args, *options.values())))
+    if tensors or options.get("is_causal"):
+        raise UnsupportedModelError(
+            f"the blocks are given a mask, or another tensor besides the tokens, of shapes "
+            f"{[tuple(each.shape) for each in tensors]}, which would have to follow the tokens "
+            "that are left: leave it out, or run this forward inside `handle.disabled()`"
+        )
 
 
 def refuse_recording(config: Any, options: Mapping[str, Any]) -> None:

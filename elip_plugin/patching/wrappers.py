@@ -56,6 +56,13 @@ def is_adapter(module: nn.Module) -> bool:
     return any(cls.__name__ == "BaseTunerLayer" for cls in type(module).__mro__)
 
 
+def in_effect(layer: Any) -> Any:
+    """Return what a layer computes: itself, or what is merged or stands alone within adapters."""
+    while is_adapter(layer) and layer.merged != layer.disable_adapters:
+        layer = layer.base_layer
+    return layer
+
+
 def innermost(module: Any) -> Any:
     """Return what adapters are wrapped around, or the module itself."""
     while hasattr(module, "base_layer"):

@@ -132,18 +132,18 @@ def merge_inside(
     Returns tokens [B, T - r, D] and their sizes [B, T - r]; with r > 0 also the tensors of `Pairs`.
     """
     bias = None if sizes is None else sizes.log()[:, None, None]
-    shift = block.position_bias(**positions) if positions else None
+    shift = block.elip_position_bias(**positions) if positions else None
     if shift is not None:
         bias = shift if bias is None else bias + shift
-    added, keys = block.attend(x, bias, **positions)
-    x = x + block.stochastic_depth(added)
+    added, keys = block.elip_attend(x, bias, **positions)
+    x = x + block.elip_stochastic_depth(added)
     merged: tuple[Tensor, ...] = ()
     if remove:
         pairs = match(wide(keys).mean(dim=1), remove, prefix)
         sizes = torch.ones_like(wide(x[..., 0])) if sizes is None else sizes
         x, sizes = merge_pairs(x, sizes, pairs, prefix)
         merged = (pairs.gone, pairs.stay, pairs.into)
-    x = x + block.stochastic_depth(block.feed_forward(x))
+    x = x + block.elip_stochastic_depth(block.elip_feed_forward(x))
     return (x, sizes, *merged)
 
 

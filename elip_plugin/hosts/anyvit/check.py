@@ -110,9 +110,13 @@ def _compare(block: Any, tower: Tower, x: Tensor, calling: Calling) -> float:
             swap.apply()
         try:
             rebuilt = look_ahead(block, x)
-            made = block.attend(x)[1]
-            query, keys = block.query_and_keys(x[:, :1], x)
-            q = block.in_attention(_projections, x)[0][0] if isinstance(block, PartsBlock) else None
+            made = block.elip_attend(x)[1]
+            query, keys = block.elip_query_and_keys(x[:, :1], x)
+            q = (
+                block.elip_in_attention(_projections, x)[0][0]
+                if isinstance(block, PartsBlock)
+                else None
+            )
         except Exception as error:
             raise UnsupportedModelError(
                 f"its description does not run ({type(error).__name__}: {error})"
@@ -121,8 +125,8 @@ def _compare(block: Any, tower: Tower, x: Tensor, calling: Calling) -> float:
             _refuse(block, events, x, functools.partial(dependence, block, x, out, calling))
         if not (close(keys, made) and (q is None or close(query, q[:, :, :1]))):
             raise UnsupportedModelError(
-                "query_and_keys of its description gives other queries or keys than its attention "
-                "has"
+                "elip_query_and_keys of its description gives other queries or keys than its "
+                "attention has"
             )
         return difference(rebuilt, out)
 
@@ -131,12 +135,12 @@ def _refuse(block: Any, events: Sequence[Event], x: Tensor, depends: Callable[[]
     """Refuse a block whose description differs from it, with the part that does."""
     if not isinstance(block, PartsBlock):
         raise UnsupportedModelError("its parts make other tokens than its own forward")
-    q, k, v = block.in_attention(_projections, x)[0]
+    q, k, v = block.elip_in_attention(_projections, x)[0]
     mixed = F.scaled_dot_product_attention(q, k, v, scale=block.elip_scale)
-    added, joined = block.attend(x)[0], mixed.transpose(1, 2).flatten(2)
+    added, joined = block.elip_attend(x)[0], mixed.transpose(1, 2).flatten(2)
     inputs, outputs = [event.input for event in events], [event.output for event in events]
     if close_to_any(x + added, inputs):
-        if close_to_any(block.feed_forward(x + added), outputs):
+        if close_to_any(block.elip_feed_forward(x + added), outputs):
             raise UnsupportedModelError(
                 "what the MLP adds: its result is as described, and the tokens after it are not (a "
                 "gate, a scale or a norm after it)"
@@ -166,7 +170,7 @@ def _refuse(block: Any, events: Sequence[Event], x: Tensor, depends: Callable[[]
 
 
 def _projections(attention: Any, x: Tensor) -> tuple[Tensor, None]:
-    return torch.stack(attention.project(x)), None
+    return torch.stack(attention.elip_project(x)), None
 
 
 def _projected(event: Event) -> Sequence[Tensor]:

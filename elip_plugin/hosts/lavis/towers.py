@@ -49,8 +49,9 @@ class FusedBlock(PackedBlock):
         if run is not None:
             return run(self, x, **options)
         opened = thread.innermost
-        if opened is not None and opened[0] is self.elip and opened[1].level and not any(args):
-            args = (FUSED,)
+        if opened is not None and opened[0] is self.elip and opened[1].level:
+            # What is looked through has no gradient to keep.
+            args = args if any(args) and torch.is_grad_enabled() else (FUSED,)
         return Block.forward(self, x, *args, **options)
 
 
@@ -86,22 +87,22 @@ CLIP_PARTS = Parts("ln_1", "attn", norm_2="ln_2", mlp=("mlp",))
 class EvaBlock(PackedBlock):
     """LAVIS' EVA block, whose keys have no bias."""
 
-    def project_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def elip_project_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project normalized tokens; see `PartsBlock`."""
         if self.attn.q_bias is None:
-            return super().project_heads(x)
-        packed = F.linear(x, *self.weight_and_bias())
+            return super().elip_project_heads(x)
+        packed = F.linear(x, *self.elip_weight_and_bias())
         packed = packed.view(*x.shape[:2], 3, self.attn.num_heads, -1).permute(2, 0, 3, 1, 4)
         q, k, v = packed.unbind(0)
         return q, k, v
 
-    def project_query_and_keys(
+    def elip_project_query_and_keys(
         self, query: Tensor, x: Tensor, **positions: Any
     ) -> tuple[Tensor, Tensor]:
         """Project by rows of the weight; see `PartsBlock`."""
-        return sliced(query, x, *self.weight_and_bias(), self.attn.num_heads)
+        return sliced(query, x, *self.elip_weight_and_bias(), self.attn.num_heads)
 
-    def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
+    def elip_weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
         """Return the packed weight and bias that LAVIS reads."""
         attn = self.attn
         weight = weight_read(attn.qkv, "attn.qkv", "LAVIS' EVA attention")

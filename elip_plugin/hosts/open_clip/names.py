@@ -60,6 +60,8 @@ def find(name: str) -> ModelName | None:
     """Find a model by name or base; refuse one that cannot be pruned with the reason."""
     try:
         config = open_clip.get_model_config(name)
+    except UnknownModelError:
+        return None
     except ElipError:
         raise
     except Exception as error:  # whatever a download raises

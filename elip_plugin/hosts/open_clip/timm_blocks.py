@@ -18,7 +18,6 @@ from timm.models.eva import EvaAttention, EvaBlockPostNorm
 from timm.models.vision_transformer import Attention
 from torch import Tensor
 
-from elip_plugin.core import blocks as modes
 from elip_plugin.core.positions import PositionOptions
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.patching.blocks import sliced, weight_read
@@ -61,7 +60,7 @@ def refuse_other_attention(block: Any) -> None:
 class RotaryBlock(PartsBlock):
     """A block whose queries and keys are rotated by their positions."""
 
-    def place(self, y: Tensor, rope: Tensor | None = None, **positions: Any) -> Tensor:
+    def elip_place(self, y: Tensor, rope: Tensor | None = None, **positions: Any) -> Tensor:
         """Rotate queries or keys, the prefix left out; see `PartsBlock`."""
         if rope is None:
             return y
@@ -70,9 +69,9 @@ class RotaryBlock(PartsBlock):
         rotated = apply_rot_embed_cat(y[:, :, prefix:], rope, **half)
         return torch.cat([y[:, :, :prefix], rotated], dim=2)
 
-    def project(self, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def elip_project(self, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Project normalized tokens, of one type; see `AttentionParts`."""
-        q, k, v = super().project(x, **positions)
+        q, k, v = super().elip_project(x, **positions)
         return q.type_as(v), k.type_as(v), v
 
 
@@ -83,26 +82,28 @@ class SeparateEvaBlock(RotaryBlock, SeparateBlock):
 class PackedEvaBlock(RotaryBlock, PackedBlock):
     """timm's EVA block with one projection, which may read its weight beside biases of its own."""
 
-    def project_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def elip_project_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project normalized tokens; see `PartsBlock`."""
         attn = self.attn
         if getattr(attn, "q_bias", None) is None:
-            return super().project_heads(x)
-        packed = F.linear(x, *self.weight_and_bias())
+            return super().elip_project_heads(x)
+        packed = F.linear(x, *self.elip_weight_and_bias())
         packed = packed.view(*x.shape[:2], 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
         q, k, v = packed.unbind(0)
-        return *self.norm_heads(q, k), v
+        return *self.elip_norm_heads(q, k), v
 
-    def project_query_and_keys(
+    def elip_project_query_and_keys(
         self, query: Tensor, x: Tensor, **positions: Any
     ) -> tuple[Tensor, Tensor]:
         """Project by rows of the weight; see `PartsBlock`."""
         if getattr(self.attn, "q_bias", None) is None:
-            return super().project_query_and_keys(query, x, **positions)
-        q, k = self.norm_heads(*sliced(query, x, *self.weight_and_bias(), self.attn.num_heads))
-        return q, self.place(k, **positions)
+            return super().elip_project_query_and_keys(query, x, **positions)
+        q, k = self.elip_norm_heads(
+            *sliced(query, x, *self.elip_weight_and_bias(), self.attn.num_heads)
+        )
+        return q, self.elip_place(k, **positions)
 
-    def weight_and_bias(self) -> tuple[Tensor, Tensor]:
+    def elip_weight_and_bias(self) -> tuple[Tensor, Tensor]:
         """Return the packed weight and bias that timm reads."""
         attn = self.attn
         bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
@@ -165,11 +166,11 @@ class RelativeBlock(PackedBlock):
             return run(self, x, places=places, **options)
         if places is None:
             return super().forward(x, *args, **options)
-        added, _ = modes.attend(self, self.normalize(x), self.position_bias(places=places))
+        added, _ = self.elip_attend(x, self.elip_position_bias(places=places))
         x = x + self.drop_path1(added)
-        return x + self.drop_path2(self.feed_forward(x))
+        return x + self.drop_path2(self.elip_feed_forward(x))
 
-    def position_bias(self, **positions: Any) -> Tensor | None:
+    def elip_position_bias(self, **positions: Any) -> Tensor | None:
         """Compute the bias of the attention's logits; see `BlockParts`."""
         own, places = self.attn.rel_pos, positions.get("places")
         if own is None:

@@ -89,11 +89,13 @@ class NaFlexTower(PrunedTower):
                 "images [B, 3, height, width]"
             )
         valid, prefix = valid.bool(), self.elip.shape.prefix
-        counts, made = valid.sum(dim=1), []
-        for count in counts.unique().tolist():
-            rows = (counts == count).nonzero().squeeze(1)
+        counts = valid.sum(dim=1)
+        numbers = counts.unique().tolist()
+        groups = [(counts == number).nonzero().squeeze(1) for number in numbers]
+        made = []
+        for rows, count, part in zip(groups, numbers, forward.parts(groups), strict=True):
             own = [x[rows][valid[rows]].unflatten(0, (len(rows), count)) for x in (patches, places)]
-            made.append((rows, self._run_group(host, forward.part(rows), count, own)))
+            made.append((rows, self._run_group(host, part, count, own)))
         forward.level = 0.0  # its groups have done what there was to do
         longest = max(x.shape[1] for _, x in made)
         order = torch.cat([rows for rows, _ in made]).argsort()

@@ -47,27 +47,27 @@ class CustomBlock(PartsBlock):
             )
         return self.attn
 
-    def project_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def elip_project_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project normalized tokens; see `PartsBlock`."""
         attn = self.attention()
         packed = F.linear(x, attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=-1)
         q, k, v = (y.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for y in packed)
-        return *self.norm_heads(q, k), v
+        return *self.elip_norm_heads(q, k), v
 
-    def project_query_and_keys(
+    def elip_project_query_and_keys(
         self, query: Tensor, x: Tensor, **positions: Any
     ) -> tuple[Tensor, Tensor]:
         """Project by rows of the weight; see `PartsBlock`."""
         attn = self.attention()
         q, k = sliced(query, x, attn.in_proj_weight, attn.in_proj_bias, attn.num_heads)
-        return self.norm_heads(q, k)
+        return self.elip_norm_heads(q, k)
 
-    def project_output(self, joined: Tensor) -> Tensor:
+    def elip_project_output(self, joined: Tensor) -> Tensor:
         """Scale the heads and project; see `AttentionParts`."""
         scale = self.attn.head_scale  # [H, 1, 1]
         if scale is not None:
             joined = joined * scale.flatten().repeat_interleave(joined.shape[-1] // len(scale))
-        return super().project_output(joined)
+        return super().elip_project_output(joined)
 
 
 BLOCKS = {

@@ -95,7 +95,8 @@ def _describe_tower(module: Any) -> Tower:
         tower = tower.vision_model
     if towers.find_layers(tower):
         return towers.describe(tower)
-    known = [prefix for prefix, *_ in towers.FAMILIES.values()]
+    families = towers.FAMILIES.items()
+    known = [prefix for family, (prefix, *_) in families if family in towers.KNOWN]
     raise UnknownTowerError(
         f"the vision tower {type(tower).__name__} of {type(module).__name__} cannot be pruned; "
         f"those of {known} can (SigLIP 2 at a fixed size is SigLIP's; NaFlex, whose tokens "

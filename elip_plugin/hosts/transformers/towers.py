@@ -66,11 +66,12 @@ def find_class(family: str, name: str) -> Any:
     return getattr(module, name, None)
 
 
-LAYERS = {
-    cls: parts
+KNOWN = {
+    family: (cls, parts)
     for family, (_, name, parts) in FAMILIES.items()
     if (cls := find_class(family, name)) is not None  # else this version has renamed it
 }
+LAYERS = dict(KNOWN.values())
 TOWERS = {
     find_class(family, prefix + kind)
     for family, (prefix, *_) in FAMILIES.items()
