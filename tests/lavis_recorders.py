@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
-from conftest import recorded_lengths
+from recorders import recorded_choices, recorded_lengths
 from torch import Tensor
 
 from elip_plugin.hosts.lavis.text import CachingTokenizer
 from elip_plugin.patching.calls import thread
-from elip_plugin.reducers import elip
-from elip_plugin.reducers.tome import merge_inside
 
 
 def tensors(value: Any, name: str = "") -> dict[str, Any]:
@@ -53,36 +50,20 @@ def seen(model: Any, suffix: str = "") -> Iterator[list[int]]:
     """Record how many tokens enter each block, but not in calls that only look ahead."""
     vision = tower(model, suffix)
     if hasattr(vision, "blocks"):
-        with recorded_lengths(vision.blocks) as lengths:
-            yield lengths
-        return
-    lengths = []
-
-    def record(module: Any, args: Any, options: Any) -> None:
-        if options.get("elip") in (None, merge_inside):
-            # By itself a block takes tokens [T, B, D], in a mode [B, T, D].
-            lengths.append(args[0].shape["elip" in options])
-
-    with ExitStack() as stack:
-        for block in vision.transformer.resblocks:
-            hook = block.register_forward_pre_hook(record, with_kwargs=True)
-            stack.callback(hook.remove)
+        recorded = recorded_lengths(vision.blocks)
+    else:  # CLIP's, sequence first
+        recorded = recorded_lengths(vision.transformer.resblocks, dim=0)
+    with recorded as lengths:
         yield lengths
 
 
 @contextmanager
 def choices() -> Iterator[list[Tensor]]:
-    """Record which tokens each stage keeps."""
+    """Record which tokens each stage keeps; listed when the context ends."""
     kept: list[Tensor] = []
-    select = elip.select
-
-    def recorded(*args: Any) -> Any:
-        selection = select(*args)
-        kept.append(selection.kept)
-        return selection
-
-    with mock.patch.object(elip, "select", recorded):
+    with recorded_choices() as made:
         yield kept
+    kept.extend(selection.kept for selection in made)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 
@@ -11,13 +10,12 @@ from elip_plugin import ElipConfig, Stage, plan
 from elip_plugin.errors import ConfigError
 from elip_plugin.patching.progress import config_at
 
-SIMILARITY: dict[str, Any] = {"reducer": "similarity", "preset": "fast"}
-
 
 @pytest.mark.parametrize("weight", [math.inf, math.nan])
 def test_a_choice_loss_that_is_no_finite_number_is_refused(weight: float) -> None:
+    reducer = {"name": "similarity", "choice_loss": weight}
     with pytest.raises(ConfigError, match=f"choice_loss must be .*, got {weight}"):
-        ElipConfig.from_mapping({**SIMILARITY, "choice_loss": weight})
+        ElipConfig.from_mapping({"preset": "fast", "reducer": reducer})
 
 
 def test_a_presets_zero_text_weight_is_not_that_of_another_reducer() -> None:

@@ -34,7 +34,7 @@ MUTATED = ("core", "reducers", "patching", "config", "planning.py")
 """What is mutated: places below the package."""
 
 METHOD = ("tests/core", "tests/test_golden.py", "tests/reducers", "tests/faults/test_numerics.py")
-CONFIG = ("tests/test_config.py", "tests/test_config_bugs.py", "tests/test_old_names.py")
+CONFIG = ("tests/test_config.py", "tests/test_config_bugs.py")
 PLAN = ("tests/test_plan.py", "tests/faults/test_configs.py")
 MODEL = (
     "tests/patching",
@@ -43,8 +43,8 @@ MODEL = (
     "tests/hosts/test_toy_host.py",
     "tests/hosts/test_describe_only_host.py",
 )
-PADDED = ("tests/hosts/open_clip/test_naflex.py",)
-PLACED = (*PADDED, "tests/hosts/open_clip/test_rotary.py")
+GROUPED = ("tests/hosts/open_clip/test_naflex.py",)
+PLACED = (*GROUPED, "tests/hosts/open_clip/test_rotary.py")
 WHOLE = ("tests/hosts/open_clip/test_open_clip.py", "tests/test_threads.py")
 TESTS = {
     "config": (*CONFIG, *PLAN, "tests/reducers"),
@@ -55,9 +55,8 @@ TESTS = {
         *("tests/reducers", "tests/hosts/transformers/test_transformers_blip.py"),
         *CONFIG,
     ),
-    "patching": (*MODEL, *PADDED, *WHOLE),
+    "patching": (*MODEL, *GROUPED, *WHOLE),
     "patching/blocks.py": (*MODEL, *WHOLE, "tests/hosts/transformers/test_transformers.py"),
-    "patching/padding.py": PADDED,
 }
 """Tests of a place or a file, the nearest first; a mutant ends at the first that fails."""
 

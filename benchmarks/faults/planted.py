@@ -37,7 +37,7 @@ class Fault:
 FAULTS = (
     Fault(
         "what a forward has opened stays open after an exception (kvpress 221, 227, 244)",
-        "patching/blocks.py",
+        "patching/runner.py",
         "        finally:\n            thread.innermost = before",
         "        finally:\n            pass",
         EXCEPTIONS,
@@ -61,11 +61,11 @@ FAULTS = (
         "patching/forward.py",
         "    found: list[Tensor] = []\n\n    def read(y: Tensor)",
         "    found = _once.__dict__.setdefault('found', [])\n\n    def read(y: Tensor)",
-        (*THREADS, "tests/hosts/transformers/test_transformers_blip.py"),
+        ("tests/patching", *THREADS),
     ),
     Fault(
         "a weight cast under no_grad stays in the cache of autocast (pytorch 112583)",
-        "core/score.py",
+        "core/precision.py",
         "cache_enabled=False",
         "cache_enabled=True",
         LAWS,
@@ -73,8 +73,8 @@ FAULTS = (
     Fault(
         "logits in half precision overflow",
         "core/blocks.py",
-        "wide = torch.promote_types(q.dtype, torch.float32)",
-        "wide = q.dtype",
+        "if q.dtype != keys.dtype or q.dtype.itemsize < 4:",
+        "if q.dtype != keys.dtype:",
         LAWS,
     ),
     Fault(
@@ -87,8 +87,8 @@ FAULTS = (
     Fault(
         "a mean over the batch in place of the tokens: pictures change each other",
         "core/blocks.py",
-        "return x.mean(dim=1, keepdim=True)",
-        "return x.mean(dim=(0, 1), keepdim=True).expand(x.shape[0], -1, -1)",
+        "F.normalize(keys - keys.mean(dim=1, keepdim=True), dim=2)",
+        "F.normalize(keys - keys.mean(dim=(0, 1), keepdim=True), dim=2)",
         NUMERICS,
     ),
     Fault(
@@ -115,14 +115,14 @@ FAULTS = (
     Fault(
         "a gradient through the choice",
         "core/score.py",
-        "with torch.no_grad(), _uncached_autocast(device) if autocast else nullcontext():",
-        "with nullcontext(), _uncached_autocast(device) if autocast else nullcontext():",
+        "    with torch.no_grad(), context.cache:\n        y, token = x.detach(), None",
+        "    with context.cache:\n        y, token = x, None",
         LAWS,
     ),
     Fault(
         "looking ahead draws dropout, so that a step is not what it was without",
         "core/score.py",
-        "y = block(y, elip=look_ahead) if random_blocks else block(y)",
+        "y = block(y, run=look_ahead) if context.ahead_by_parts else block(y)",
         "y = block(y)",
         ("tests/core", "tests/hosts/open_clip/test_open_clip.py", *THREADS),
     ),
@@ -143,8 +143,8 @@ FAULTS = (
     Fault(
         "evaluation prunes (the flag of training is not asked)",
         "patching/pruner.py",
-        "training = module.training if training is None else training\n        level",
-        "training = True\n        level",
+        "training = module.training if training is None else training\n",
+        "training = True\n",
         ("tests/patching", "tests/hosts/open_clip/test_open_clip.py"),
     ),
     Fault(
@@ -162,10 +162,10 @@ FAULTS = (
         (*LAWS, "tests/hosts/open_clip/test_naflex.py", "tests/hosts/open_clip/test_rotary.py"),
     ),
     Fault(
-        "padding is attended to",
-        "core/positions.py",
-        "masked_fill_(~real, torch.finfo(dtype).min)",
-        "masked_fill_(~real, 0.0)",
+        "the images of a batch with other numbers of patches get each other's text",
+        "patching/forward.py",
+        "part.guide = guide[rows]",
+        "part.guide = guide[: len(rows)]",
         ("tests/hosts/open_clip/test_naflex.py",),
     ),
     Fault(
@@ -178,15 +178,15 @@ FAULTS = (
     Fault(
         "YAML that makes objects (yaml.load)",
         "config/file.py",
-        'yaml.SafeLoader("").construct_document(node)',
-        'yaml.UnsafeLoader("").construct_document(node)',
+        "yaml.safe_load(text)",
+        "yaml.unsafe_load(text)",
         CONFIGS,
     ),
     Fault(
         "aliases of YAML explode (a billion laughs)",
-        "config/file.py",
-        "if _count_values(node, {}) > MOST_VALUES:",
-        "if False:",
+        "errors.py",
+        "return _short.repr(value)",
+        "return repr(value)",
         CONFIGS,
     ),
     Fault(

@@ -190,7 +190,8 @@ class BlockList(NamedAsReplaced):
         else:
             before.append(context.state)
         blocks = tuple(self._modules.values())
-        if calling == PLAIN and not any(args) and not any(options.values()):
+        checkpoints = getattr(block, "gradient_checkpointing", False)
+        if calling == PLAIN and not (checkpoints or any(args) or any(options.values())):
             context.blocks = blocks
         else:
             call = BlockCall(calling, args, options)

@@ -74,11 +74,11 @@ def slow_row(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
 def block_of(queries: Tensor, keys: Tensor, scale: float | None) -> Any:
     """A block whose queries and keys [B, H, T, d] are given; it expects tokens [B, T, H * d]."""
 
-    def query_and_keys(query: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def elip_query_and_keys(query: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         assert torch.equal(query, x[:, :1])
         return queries[:, :, :1], keys
 
-    return SimpleNamespace(query_and_keys=query_and_keys, elip_scale=scale)
+    return SimpleNamespace(elip_query_and_keys=elip_query_and_keys, elip_scale=scale)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 2, 3), (2, 3, 7, 4), (3, 4, 20, 8)])
@@ -114,15 +114,15 @@ def test_a_row_has_the_bias_of_its_own_positions_or_of_a_query_without_one(asked
     by_place, by_key = randn(1, 3, 7, 7, seed=2), randn(2, 1, 1, 7, seed=3)
     given: list[Any] = []
 
-    def query_and_keys(query: Tensor, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor]:
+    def elip_query_and_keys(query: Tensor, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor]:
         given.append(positions)
         return queries[:, :, :1], keys
 
     block: Any = SimpleNamespace(
-        query_and_keys=query_and_keys,
+        elip_query_and_keys=elip_query_and_keys,
         elip_scale=None,
-        position_bias=lambda place: by_place + place,
-        key_bias=lambda place: by_key + place,
+        elip_position_bias=lambda place: by_place + place,
+        elip_key_bias=lambda place: by_key + place,
     )
     x, place = randn(2, 7, 5), randn(1, 1, 1, 7, seed=4)
     row = attention_row(block, x, randn(2, 1, 5) if asked else None, place=place)
@@ -311,5 +311,5 @@ def test_a_stage_never_uses_values(
 
 def test_attention_row_never_uses_values() -> None:
     query, keys = torch.empty(2, 3, 1, 4, device="meta"), torch.empty(2, 3, 9, 4, device="meta")
-    block = SimpleNamespace(query_and_keys=lambda *_: (query, keys), elip_scale=0.5)
+    block = SimpleNamespace(elip_query_and_keys=lambda *_: (query, keys), elip_scale=0.5)
     assert attention_row(block, torch.empty(2, 9, 12, device="meta")).shape == (2, 9)

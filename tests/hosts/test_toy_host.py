@@ -30,19 +30,19 @@ class Clip(nn.Module):  # somebody's library
 class PrunableLayer(PrunableBlock, nn.TransformerEncoderLayer):  # its host
     replaces = nn.TransformerEncoderLayer
 
-    def project(self, x: Any) -> Any:
+    def elip_project(self, x: Any) -> Any:
         packed = self.self_attn.in_proj_weight, self.self_attn.in_proj_bias
         return F.linear(self.norm1(x), *packed).unsqueeze(1).chunk(3, -1)
 
-    def attend(self, x: Any, bias: Any = None, **positions: Any) -> Any:
-        q, k, v = self.project(x)
+    def elip_attend(self, x: Any, bias: Any = None, **positions: Any) -> Any:
+        q, k, v = self.elip_project(x)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.self_attn.out_proj(mixed.squeeze(1)), k
 
-    def query_and_keys(self, query: Any, x: Any, **positions: Any) -> Any:
-        return self.project(query)[0], self.project(x)[1]
+    def elip_query_and_keys(self, query: Any, x: Any, **positions: Any) -> Any:
+        return self.elip_project(query)[0], self.elip_project(x)[1]
 
-    def feed_forward(self, x: Any) -> Any:
+    def elip_feed_forward(self, x: Any) -> Any:
         return self._ff_block(self.norm2(x))
 
 
@@ -91,7 +91,7 @@ class ToyHost(Host):
         return ToyModel("toy", model, (8, 8), (0.0,) * 3, (1.0,) * 3)
 
 
-HOST = ToyHost()
+HOST = ToyModel.host = ToyHost()
 
 
 def test_a_host_of_another_package(tmp_path: Any) -> None:

@@ -169,34 +169,6 @@ def test_a_schedule_counts_what_patch_dropout_leaves(
     assert train(model, pairs, range(0, 6, 5)) == [[33] * 12, half]
 
 
-@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD])
-def test_total_steps_still_counts_the_optimizers_steps(
-    optimizer: Any, tiny_clip: Callable[..., Any], pairs: Pairs
-) -> None:
-    """As before, for configs that have it: three forwards per step here, and a resume."""
-    with pytest.warns(DeprecationWarning, match="'total_steps' is not needed"):
-        config = ElipConfig.from_mapping(
-            {"preset": "fast", "final_unpruned": 0.5, "total_steps": 4}
-        )
-    model = make(tiny_clip, config)
-    made = optimizer(model.parameters(), lr=1e-4)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for step in range(4):
-            for _ in range(3):
-                assert lengths_of(model, pairs) == (PLANNED if step < 2 else FULL)
-            made.step()
-    if optimizer is torch.optim.SGD:
-        return  # it has no count to resume
-    state = copy.deepcopy(made.state_dict())
-    resumed = make(tiny_clip, config)
-    again = optimizer(resumed.parameters(), lr=1e-4)
-    again.load_state_dict(state)
-    lengths_of(resumed, pairs)
-    again.step()
-    assert lengths_of(resumed, pairs) == FULL
-
-
 def test_lavis_momentum_encoders_follow_the_models_progress() -> None:
     pytest.importorskip("lavis")
     import lavis_family as family
@@ -220,12 +192,8 @@ def test_lavis_momentum_encoders_follow_the_models_progress() -> None:
     [
         ({"warmup": 1.5}, "warmup must be a share"),
         ({"warmup": 0.6, "final_unpruned": 0.5}, "must not exceed 1 together"),
-        pytest.param(
-            {"total_steps": 0}, "total_steps must be",
-            marks=pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-        ),
     ],
-)  # fmt: skip
+)
 def test_faults(mapping: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ElipConfig.from_mapping(mapping)

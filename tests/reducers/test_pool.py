@@ -117,6 +117,16 @@ def test_an_odd_grid_is_halved(tiny_clip: Any) -> None:
     assert small[..., :8, :].mean() < 0.05 and small[..., 12:, :].mean() > 0.95
 
 
+@pytest.mark.parametrize("side", [6, 7])
+def test_a_checkerboard_of_single_pixels_becomes_gray(side: int) -> None:
+    """As where the grid is even; of an odd one, taking some pixels would leave a pattern."""
+    y = torch.arange(8 * side)
+    board = ((y[:, None] + y) % 2).float().expand(1, 3, -1, -1)
+    small = shrink(board, 2, (side, side), (8, 8))
+    assert small.shape[2:] == (8 * ((side + 1) // 2),) * 2
+    assert (small - 0.5).abs().max() < 0.02
+
+
 def test_faults_of_a_grid(tiny_clip: Any) -> None:
     with pytest.raises(PlanError, match="which 51 patches do not fill"):
         plan(ElipConfig.from_mapping({"reducer": "pool"}), num_patches=51, depth=12)

@@ -141,11 +141,11 @@ def test_tome_attends_as_if_each_token_were_there_as_often_as_its_size() -> None
     )
     block: Any = SimpleNamespace(
         elip_scale=None,
-        project=lambda x: (q, k, v),
-        project_output=lambda joined: joined,
-        attend=lambda x, bias: attend(block, x, bias),
-        feed_forward=torch.zeros_like,
-        stochastic_depth=lambda added: added,
+        elip_project=lambda x: (q, k, v),
+        elip_project_output=lambda joined: joined,
+        elip_attend=lambda x, bias: attend(block, x, bias),
+        elip_feed_forward=torch.zeros_like,
+        elip_stochastic_depth=lambda added: added,
     )
     x = torch.zeros(1, 3, 8, dtype=torch.float64)
     mixed, counts = merge_inside(block, x, sizes, remove=0, prefix=1)

@@ -85,7 +85,7 @@ def test_its_option_is_checked_shown_and_used(tiny_clip: Any) -> None:
             elip_plugin.ElipConfig.from_mapping({**CONFIG, "reducer": {"name": "lowest", **option}})
     with pytest.raises(ConfigError, match=r"'elip' has no option 'sign'.* \['lowest'\] have it"):
         elip_plugin.ElipConfig.from_mapping({"reducer": {"name": "elip", "sign": 1}})
-    with pytest.raises(ConfigError, match="key 'sign' .* reducer: {name: lowest, sign: ...}"):
+    with pytest.raises(ConfigError, match=r"key 'sign' .* reducer: \{name: lowest, sign"):
         elip_plugin.ElipConfig.from_mapping({"reducer": "lowest", "sign": 1})
     images, kept = torch.randn(2, 3, 64, 64), []
     for sign in (-1, 1):

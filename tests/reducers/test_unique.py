@@ -26,7 +26,7 @@ class Keys:
     def __init__(self, keys: torch.Tensor) -> None:
         self.keys = keys
 
-    def query_and_keys(self, query: Any, x: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def elip_query_and_keys(self, query: Any, x: Any) -> tuple[torch.Tensor, torch.Tensor]:
         apart = torch.ones_like(self.keys)
         return query, torch.stack([self.keys - apart, self.keys + apart], dim=1)
 

@@ -19,9 +19,7 @@ from elip_plugin.patching.install import find_pruner
 from elip_plugin.reducers import reducers
 from elip_plugin.reducers.pixels import PixelReducer
 
-DECIDING = [
-    n for n, reducer in reducers().items() if reducer.returns and not reducer.text_alone
-]
+DECIDING = [n for n, reducer in reducers().items() if reducer.returns and not reducer.text_alone]
 
 
 def stage(block: int, until: int | None = None, keep: float = 0.5) -> dict[str, Any]:

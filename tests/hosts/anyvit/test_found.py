@@ -25,7 +25,7 @@ NEW = {"preset": "fast", "text_weight": 0.5}
 
 
 def config_of(reducer: str) -> dict[str, Any]:
-    preset = {} if hasattr(reducers()[reducer], "input_keep") else {"preset": "fast"}
+    preset = {} if "stages" in reducers()[reducer].plan else {"preset": "fast"}
     return {**preset, "reducer": reducer}
 
 

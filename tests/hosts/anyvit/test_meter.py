@@ -127,7 +127,7 @@ def test_its_tower_is_found_and_its_text_layers_are_not() -> None:
     tower = elip_plugin.describe(model).tower
     assert tower.block_list is model.vit_model.visual.blocks
     assert tower.shape.num_patches == PATCHES and tower.shape.depth == 11
-    assert tower.module is model.vit_model.visual and tower.patch_embed == "patches"
+    assert tower.module.get_submodule(tower.patch_embed) is model.vit_model.visual.patches
     assert same(state_of(model), before)
 
 
@@ -135,7 +135,7 @@ def test_its_tower_is_found_and_its_text_layers_are_not() -> None:
 def test_a_training_step_guided_by_its_text(reducer: str) -> None:
     model, (images, text) = make(), batch()
     unpruned = model(images, text)
-    preset = {} if hasattr(reducers()[reducer], "input_keep") else {"preset": "fast"}
+    preset = {} if "stages" in reducers()[reducer].plan else {"preset": "fast"}
     handle = elip_plugin.apply(model, {**preset, "reducer": reducer})
     blocks = model.vit_model.visual.blocks
     with recorded_lengths(blocks, dim=0) as lengths, handle.guide(guide_of(model, text)):

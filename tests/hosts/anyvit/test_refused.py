@@ -98,15 +98,15 @@ class NormsWhatIsAdded(PrunableBlock, odd_blocks.NormOfWhatIsAdded):
 
     replaces = odd_blocks.NormOfWhatIsAdded
 
-    def attend(self, x: Tensor, bias: Tensor | None = None, **positions: Any) -> Any:
+    def elip_attend(self, x: Tensor, bias: Tensor | None = None, **positions: Any) -> Any:
         q, k, v = self.split(x)
         mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.before(self.out(mixed.transpose(1, 2).flatten(2))), k
 
-    def query_and_keys(self, query: Tensor, x: Tensor, **positions: Any) -> Any:
+    def elip_query_and_keys(self, query: Tensor, x: Tensor, **positions: Any) -> Any:
         return self.split(query)[0], self.split(x)[1]
 
-    def feed_forward(self, x: Tensor) -> Any:
+    def elip_feed_forward(self, x: Tensor) -> Any:
         return self.between(self.grow(x))
 
 

@@ -118,11 +118,11 @@ def test_the_caption_chooses_and_can_be_given_by_hand(
         pass
 
 
-@pytest.mark.parametrize("reducer", [n for n, r in reducers().items() if r.guide_kind == "pooled"])
+@pytest.mark.parametrize("reducer", [n for n, r in reducers().items() if not r.text_alone])
 def test_every_reducer_by_the_image_alone(
     tmp_path: Path, samples: dict[str, Any], reducer: str
 ) -> None:
-    preset = {} if hasattr(reducers()[reducer], "input_keep") else {"preset": "fast"}
+    preset = {} if "patch_embed" in reducers()[reducer].needs else {"preset": "fast"}
     model = make(tmp_path, elip={**preset, "reducer": reducer, "text_weight": 0.0})
     lengths, out = lengths_of(model, samples)
     assert lengths == list(elip_plugin.find_handle(model).plan.tokens) and out.loss.isfinite()
@@ -289,7 +289,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="dropout"):
         model = make(tmp_path)
         elip_plugin.find_handle(model).remove()
-        model.visual_encoder.pos_drop.p = 0.1
+        model.visual_encoder.blocks[5].attn.proj_drop.p = 0.1
         elip_plugin.apply(model, "fast")
     with pytest.raises(ConfigError, match=r"bert: \['hiden_size'\] not known"):
         make(tmp_path, bert={**SIZES["bert"], "hiden_size": 16})

@@ -49,9 +49,9 @@ def test_in_evaluation_the_choice_teaches_nothing(arch: str) -> None:
     """Gradients of an evaluation, as a saliency map takes them, are the task's alone."""
     found = []
     for weight in (0.0, 2.0):
-        model = family.pruned(
-            arch, elip={**SIMILARITY, "eval_mode": "text", "choice_loss": weight}
-        ).eval()
+        reducer = {"name": "similarity", "choice_loss": weight}
+        elip = {**SIMILARITY, "reducer": reducer, "eval_mode": "text"}
+        model = family.pruned(arch, elip=elip).eval()
         handle = find_handle(model)
         with handle.trace() as trace:
             loss = model(family.samples())["loss"]

@@ -236,7 +236,7 @@ def test_a_checkpointed_momentum_encoder_runs_its_own_weights(arch: str, config:
         with torch.no_grad():
             if config is None:
                 return vision(image)
-            with find_pruner(vision).guided(guide):
+            with find_pruner(vision).asked(guide=guide):
                 return vision(image)
 
     before = encoded()

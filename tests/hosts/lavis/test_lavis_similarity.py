@@ -14,14 +14,20 @@ import lavis_family as family
 import lavis_recorders as recorders
 
 import elip_plugin
-from elip_plugin.core.guide import TextQueries
 from elip_plugin.core.context import StageContext
+from elip_plugin.core.guide import TextQueries
 from elip_plugin.core.score import text_similarity
 from elip_plugin.errors import ConfigError
 from elip_plugin.hosts.lavis.guide import CaptionGuide
 from elip_plugin.patching.install import find_pruner
 
 ELIP = {"reducer": "similarity", "preset": "fast"}
+
+
+def similarity(**options: Any) -> dict[str, Any]:
+    return {"reducer": {"name": "similarity", **options}, "preset": "fast"}
+
+
 READ = [arch for arch in family.ARCHS if not arch.startswith("clip") and arch != "blip_caption"]
 
 
@@ -53,13 +59,13 @@ def attention_maps(model: Any, given: dict[str, Any], mask: Tensor) -> list[Tens
 def reading_guide(model: Any, texts: Any, suffix: str = "") -> Any:
     """How a model's text encoder reads texts."""
     guide = CaptionGuide(model, model.tokenizer, texts, suffix)
-    return guide.queries(model.elip.config.cross_attentions, gradient=False)
+    return guide.queries(model.elip.reducer.cross_attentions, gradient=False)
 
 
 @pytest.mark.parametrize("count", [1, 2, 9])
 @pytest.mark.parametrize("arch", ["blip_vqa", "albef_vqa"])
 def test_the_scores_are_the_attention_of_the_first_cross_attentions(arch: str, count: int) -> None:
-    model = family.pruned(arch, elip={**ELIP, "cross_attentions": count}).eval()
+    model = family.pruned(arch, elip=similarity(cross_attentions=count)).eval()
     texts, given = ["a dog", "a red cat on the mat", "two", "yes"], family.samples()
     with torch.no_grad(), elip_plugin.find_handle(model).disabled():
         tokens = model.visual_encoder.forward_features(given["image"])
@@ -70,8 +76,8 @@ def test_the_scores_are_the_attention_of_the_first_cross_attentions(arch: str, c
     assert first.shape == (4, mask.shape[1] * 2, 32) and not first.requires_grad
     assert (further is None) == (len(theirs) == 1)
     # The keys' bias adds the same to each token.
-    query = StageContext(1, first, 1.0, further=further)
-    ours = text_similarity(tokens, torch.nn.Identity(), query)
+    context = StageContext(1, first, 1.0, further=further)
+    ours = text_similarity(tokens, torch.nn.Identity(), context)
     torch.testing.assert_close(ours, sum(theirs) / len(theirs), rtol=1e-4, atol=1e-6)
     assert ours.std(1).min() > 1e-4
 
@@ -121,7 +127,7 @@ def test_questions_choose_at_test_time_too(arch: str) -> None:
         model.forward_encoder(dict(given))
     own = trace.stages[-1].kept
     guide = reading_guide(model, given["text_input"])
-    with handle.trace() as trace, torch.no_grad(), model.elip.guided(guide):
+    with handle.trace() as trace, torch.no_grad(), model.elip.asked(guide=guide):
         model.visual_encoder.forward_features(given["image"])
     assert torch.equal(own, trace.stages[-1].kept)
 
@@ -139,7 +145,7 @@ def test_the_text_encoder_reads_once_per_forward() -> None:
         return further(y)
 
     for _ in range(2):
-        with model.elip.guided(TextQueries(first, counted)):
+        with model.elip.asked(guide=TextQueries(first, counted)):
             model.visual_encoder.forward_features(given["image"])
     assert shapes == [(4, 17, 32)] * 2
 
@@ -160,7 +166,7 @@ def test_a_pruned_momentum_encoder_is_guided_by_its_own_text_encoder() -> None:
         reading = reading_guide(model, given["text_input"], suffix)
         with (
             elip_plugin.Handle(momentum).trace() as trace,
-            find_pruner(momentum).guided(reading),
+            find_pruner(momentum).asked(guide=reading),
             torch.no_grad(),
         ):
             momentum(given["image"])
@@ -174,7 +180,7 @@ def test_a_pruned_momentum_encoder_is_guided_by_its_own_text_encoder() -> None:
 def test_the_loss_on_the_choice_teaches_the_text_side_and_changes_no_forward(arch: str) -> None:
     losses, gradients = [], []
     for weight in (0.0, 2.0):
-        model = family.pruned(arch, elip={**ELIP, "choice_loss": weight})
+        model = family.pruned(arch, elip=similarity(choice_loss=weight))
         out, found = family.step(arch, model)
         losses.append(out)
         gradients.append(found)
@@ -199,13 +205,13 @@ def test_the_loss_on_the_choice_teaches_the_text_side_and_changes_no_forward(arc
     [
         (
             "clip",
-            {**ELIP, "choice_loss": 1.0},
+            similarity(choice_loss=1.0),
             "choice_loss is for models whose text encoder reads",
         ),
-        ("blip_vqa", {"choice_loss": 1.0}, "has no option .choice_loss"),
-        ("blip_vqa", {"cross_attentions": 3}, "has no option .cross_attentions"),
-        ("blip_vqa", {**ELIP, "choice_loss": -1.0}, "choice_loss must be a number from 0 up"),
-        ("blip_vqa", {**ELIP, "cross_attentions": 0}, "cross_attentions must be an integer from 1"),
+        ("blip_vqa", {"reducer": {"name": "elip", "choice_loss": 1.0}}, "has no option .choice_l"),
+        ("blip_vqa", {"cross_attentions": 3}, "is an option of a reducer"),
+        ("blip_vqa", similarity(choice_loss=-1.0), "choice_loss must be a number from 0 up"),
+        ("blip_vqa", similarity(cross_attentions=0), "cross_attentions must be an integer from 1"),
     ],
 )
 def test_where_nothing_would_learn_it_is_refused(arch: str, elip: Any, message: str) -> None:

@@ -17,6 +17,7 @@ from elip_plugin.errors import GuideError, UnsupportedModelError
 from elip_plugin.patching.install import find_pruner
 
 vit = pytest.importorskip("lavis.models.vit")
+eva_vit = pytest.importorskip("lavis.models.eva_vit")
 
 
 PLANNED = [17] * 2 + [16] * 2 + [12] * 6 + [8] * 2
@@ -75,23 +76,28 @@ def test_disabled_evaluated_and_removed_equal_the_base_bitwise(
 
 
 def test_only_blocks_that_are_called_in_a_mode_are_patched() -> None:
+    """But for those of ALBEF and BLIP, whose attention is fused in pruned forwards."""
     for options, reducer, patched in (
         ({}, "elip", [3, 9, 11]),
         ({}, "evit", [2, 4, 10]),
         ({}, "random", []),
         ({}, "tome", [*range(12)]),
-        ({"drop_path_rate": 0.1}, "elip", [*range(12)]),
+        ({"drop_path_rate": 0.1}, "elip", [*range(2, 12)]),
     ):
-        tower = make_tower(**options)
-        apply(tower, {"reducer": reducer})
-        found = [i for i, block in enumerate(tower.blocks) if type(block) is not vit.Block]
-        assert found == patched, (options, reducer)
+        for tower, expected in (
+            (eva_vit.VisionTransformer(img_size=64, embed_dim=32, num_heads=4, **options), patched),
+            (make_tower(**options), [*range(12)]),
+        ):
+            blocks, block = tower.blocks, type(tower.blocks[0])
+            apply(tower, {"reducer": reducer})
+            found = [i for i in range(12) if type(blocks[i]) is not block]
+            assert found == expected, (options, reducer)
 
 
-def test_looking_ahead_is_deterministic_and_equals_the_block_without_dropout(
+def test_looking_ahead_is_deterministic_and_equals_the_block_in_evaluation(
     image: Tensor, guide: Tensor
 ) -> None:
-    tower = make_tower(drop_rate=0.3, attn_drop_rate=0.3, drop_path_rate=0.5)
+    tower = make_tower(drop_path_rate=0.5)
     handle = apply(tower)
     block = tower.blocks[11]
     x = torch.randn(3, 17, 32)
@@ -104,10 +110,17 @@ def test_looking_ahead_is_deterministic_and_equals_the_block_without_dropout(
     kept = []
     for _ in range(2):
         with handle.guide(guide), torch.no_grad(), handle.trace() as trace:
-            tower.patch_embed.eval(), tower.pos_drop.eval()
             tower(image)
         kept.append(trace.stages[0].kept)
     assert torch.equal(*kept)
+
+
+@pytest.mark.parametrize("dropout", ["drop_rate", "attn_drop_rate"])
+def test_dropout_in_blocks_is_refused(dropout: str) -> None:
+    tower = make_tower(**{dropout: 0.3})
+    with pytest.raises(UnsupportedModelError, match="with dropout"):
+        apply(tower)
+    assert type(tower) is vit.VisionTransformerEncoder and type(tower.blocks[0]) is vit.Block
 
 
 def test_the_attention_row_is_that_of_the_whole_block() -> None:
@@ -120,13 +133,20 @@ def test_the_attention_row_is_that_of_the_whole_block() -> None:
     torch.testing.assert_close(block(x, run=attention_row), whole, rtol=0, atol=1e-12)
 
 
-def test_an_attention_map_is_kept_where_lavis_wants_it(image: Tensor, guide: Tensor) -> None:
+@pytest.mark.parametrize("wanted", [1, 2, 4, 9, 10, 11])
+def test_an_attention_map_is_kept_where_lavis_wants_it(
+    wanted: int, image: Tensor, guide: Tensor
+) -> None:
+    """Before blocks 2, 4 and 10 tokens are pruned; 9 and 11 are looked through last."""
     tower = make_tower()
     with apply(tower).guide(guide):
         expected = tower(image)
-        assert tower.blocks[9].attn.attention_map is None
-        torch.testing.assert_close(tower(image, register_blk=9), expected)
-    assert tower.blocks[9].attn.get_attention_map().shape == (3, 4, 12, 12)
+        assert all(block.attn.attention_map is None for block in tower.blocks)
+        torch.testing.assert_close(tower(image, register_blk=wanted), expected)
+    kept = [i for i, block in enumerate(tower.blocks) if block.attn.attention_map is not None]
+    assert kept == [wanted]
+    size = PLANNED[wanted]
+    assert tower.blocks[wanted].attn.get_attention_map().shape == (3, 4, size, size)
 
 
 @pytest.mark.parametrize("reducer", ["elip", "tome"])
@@ -174,5 +194,5 @@ def test_bad_input(image: Tensor) -> None:
     handle = apply(tower)
     with pytest.raises(GuideError, match=r"\(3, 31\).*\(3, 32\)"), handle.guide(torch.ones(3, 31)):
         tower(image)
-    with pytest.raises(UnsupportedModelError, match="pass the model's visual_encoder"):
+    with pytest.raises(UnsupportedModelError, match="of a model pass visual_encoder"):
         apply(vit.Block(32, 4))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import elip_plugin
 from elip_plugin.core.select import Selection
-from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.errors import GuideError, UnsupportedModelError
 from elip_plugin.patching.install import find_pruner
 from elip_plugin.reducers import find_reducer, reducers
 
@@ -39,7 +39,7 @@ GRIDS = ((6, 5), (3, 8), (4, 4), (2, 9))  # rows and columns
 COUNTS = (30, 24, 16, 18)  # of patches; images of the smallest number come first
 SIDE = 8  # pixels of a patch
 TEXT = 12
-REDUCERS = [name for name, reducer in reducers().items() if not hasattr(reducer, "input_keep")]
+REDUCERS = [name for name, reducer in reducers().items() if "patch_embed" not in reducer.needs]
 
 
 def make(kind: str, elip: Any = None, **timm: Any) -> Any:
@@ -302,6 +302,10 @@ def test_images_of_a_few_patches_keep_all() -> None:
         with elip_plugin.find_handle(model).disabled():
             close(both[1:], model.encode_image(images[1]))
         close(both[:1], model.encode_image(images[0]))
+    dropping = make("siglip", config_of("elip"), patch_drop_rate=0.5).double()
+    with recorded_lengths(dropping.visual.trunk.blocks) as lengths:
+        dropping.encode_image(padded([torch.randn(1, 3, 2 * SIDE, 2 * SIDE, dtype=torch.float64)]))
+    assert lengths == [2] * 6
 
 
 def test_what_is_refused() -> None:
@@ -313,6 +317,13 @@ def test_what_is_refused() -> None:
         assert trace.sources.shape[2] == 36
         with pytest.raises(UnsupportedModelError, match="different numbers of patches cannot be"):
             model.eval().encode_image(batch)
+    guided = make("siglip", config_of("elip", text_weight=0.5, eval_mode="full"))
+    for rows in (3, 5):
+        with (
+            pytest.raises(GuideError, match=rf"\({rows}, 32\).*\(4, 32\)"),
+            elip_plugin.find_handle(guided).guide(torch.randn(rows, 32)),
+        ):
+            guided.encode_image(batch)
     for preset in ({"preset": "lowres"}, {"reducer": "cluster"}):
         with pytest.raises(UnsupportedModelError, match="use another reducer"):
             make("siglip", preset)

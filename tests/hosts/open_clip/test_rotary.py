@@ -212,7 +212,8 @@ def test_what_comes_back_comes_back_to_its_position(
 
 def entering(model: Any, images: torch.Tensor, kept: torch.Tensor) -> tuple[torch.Tensor, Any]:
     """Tokens at some positions, and what blocks are called with there."""
-    trunk, prefix, blocks = model.visual.trunk, model.visual.trunk.num_prefix_tokens, stack_of(model)
+    trunk, blocks = model.visual.trunk, stack_of(model)
+    prefix = trunk.num_prefix_tokens
     given: list[Any] = []
     hook = blocks[0].register_forward_pre_hook(
         lambda block, args, options: given.append((*args, options)), with_kwargs=True

@@ -46,7 +46,7 @@ CASES = [
 
 
 def config_of(reducer: str, family: str = "", **fields: Any) -> dict[str, Any]:
-    preset = {} if hasattr(reducers()[reducer], "input_keep") else {"preset": "fast"}
+    preset = {} if "stages" in reducers()[reducer].plan else {"preset": "fast"}
     if family in UNGUIDED and reducers()[reducer].reads_text:
         fields = {"text_weight": 0.0, **fields}
     return {**preset, "reducer": reducer, **fields}

@@ -175,7 +175,8 @@ def test_similarity_is_the_attention_of_the_first_cross_attentions(family: str, 
     reader = model.elip_reader(batch)
     first, further = reader.queries(count, gradient=False)
     assert not first.requires_grad and (further is None) == (count == 1)
-    ours = text_similarity(tokens, torch.nn.Identity(), StageContext(1, first, 1.0, further=further))
+    context = StageContext(1, first, 1.0, further=further)
+    ours = text_similarity(tokens, torch.nn.Identity(), context)
     expected = (sum(maps) / len(maps)).to(ours.dtype)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
     assert ours.std(1).min() > 1e-4

@@ -36,7 +36,7 @@ def config_of(case: str) -> dict[str, Any]:
     if case == "paper":
         return {"preset": case, "eval_mode": "text"}
     method = reducers()[case]
-    preset = {} if hasattr(method, "input_keep") else {"preset": "fast"}
+    preset = {} if "stages" in method.plan else {"preset": "fast"}
     how: dict[str, Any] = {"eval_mode": "text" if method.reads_text else "image"}
     if method.reads_text and not method.text_alone:
         how["text_weight"] = 0.9

@@ -24,7 +24,7 @@ def cases() -> Iterator[tuple[str, str]]:
     """Every reducer, with every preset that it can follow; "" is its own stages."""
     yield "", ""
     for name, reducer in reducers().items():
-        if hasattr(reducer, "input_keep"):
+        if "stages" in reducer.plan:
             yield "", name
             continue
         for preset, config in PRESETS.items():
