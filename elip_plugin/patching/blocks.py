@@ -105,7 +105,10 @@ def sliced(
 ) -> tuple[Tensor, Tensor]:
     """Project a query and keys by their rows of a packed weight [3 A, D]."""
     a = weight.shape[0] // 3
-    query_bias, key_bias = (None, None) if bias is None else (bias[:a], bias[a : 2 * a])
-    q, k = F.linear(query, weight[:a], query_bias), F.linear(x, weight[a : 2 * a], key_bias)
+    if type(weight) in (Tensor, nn.Parameter):
+        query_bias, key_bias = (None, None) if bias is None else (bias[:a], bias[a : 2 * a])
+        q, k = F.linear(query, weight[:a], query_bias), F.linear(x, weight[a : 2 * a], key_bias)
+    else:  # a quantized one, which may have no rows
+        q, k = F.linear(query, weight, bias)[..., :a], F.linear(x, weight, bias)[..., a : 2 * a]
     q = q.view(*q.shape[:2], heads, -1).transpose(1, 2)
     return q, k.view(*k.shape[:2], heads, -1).transpose(1, 2)

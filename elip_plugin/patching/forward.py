@@ -16,6 +16,7 @@ from elip_plugin.core.positions import PositionOptions
 from elip_plugin.core.precision import uncached
 from elip_plugin.core.stage import PlannedStage
 from elip_plugin.core.trace import Trace
+from elip_plugin.errors import PlanError
 from elip_plugin.patching.calls import opened
 
 if TYPE_CHECKING:
@@ -112,10 +113,14 @@ class Forward:
         shape, config, reducer = pruner.shape, pruner.config, pruner.reducer
         assert level is not None
         if level == 1 and x.shape[1] == pruner.num_tokens and not self.skip_idle:
-            plan = pruner.plan
+            self.stages = pruner.plan.by_block
         else:
-            plan = pruner.plan_for(x.shape[1] - shape.prefix, level, self.skip_idle)
-        self.stages = plan.by_block
+            try:
+                plan = pruner.plan_for(x.shape[1] - shape.prefix, level, self.skip_idle)
+                self.stages = plan.by_block
+            except PlanError:
+                if not self.skip_idle:
+                    raise  # else some images of the batch are of a few patches, which stay
         guide: Any = None
         further, from_batch = None, config.guide_source == "batch"
         if self.text_weight > 0:

@@ -208,16 +208,20 @@ class Step:
     """What a pruned forward finds in the place of a block, with the block's attributes."""
 
     def __init__(self, run: Any, block: Any, i: int, forward: Forward) -> None:
-        self.run, self.block, self.i, self.forward = run, block, i, forward
-        self.before: list[TokenState] = []
+        # The block's own attributes are those of any other name.
+        self.elip_run, self.elip_block, self.elip_given = (
+            run,
+            block,
+            (i, forward, list[TokenState]()),
+        )
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Run `BlockList.elip_step`."""
-        return self.run(self.block, self.i, self.forward, self.before, *args, **options)
+        return self.elip_run(self.elip_block, *self.elip_given, *args, **options)
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the block; torch's own encoder reads some."""
-        return getattr(self.block, name)
+        return getattr(self.elip_block, name)
 
 
 class BlockCall:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.anyvit.check import check
+from elip_plugin.hosts.anyvit.consumer import check_consumer
 from elip_plugin.hosts.anyvit.copies import returns_tuple, without_traces
 from elip_plugin.hosts.anyvit.entry import enter
 from elip_plugin.hosts.anyvit.finder import find_tower, sides_of
@@ -51,6 +53,7 @@ def describe(
         TowerShape(num_patches=16, depth=12, width=32, prefix=1, class_query=True, frozen=False)
     """
     model = unwrap(model)
+    refuse_quantized(model)
     sides = sides_of(model)
     if image_size is not None:
         sides = [(image_size, image_size) if isinstance(image_size, int) else image_size]
@@ -80,4 +83,17 @@ def describe(
         calling=calling,
     )
     check(described)
+    height, width = trial.images.shape[2:]
+    check_consumer(model, described, place, (height, width))
     return Description(model, described)
+
+
+def refuse_quantized(model: nn.Module) -> None:
+    """Refuse weights that cannot be drawn anew, and compared in float64."""
+    for path, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if callable(weight) or type(getattr(weight, "data", Tensor())) is not Tensor:
+            raise UnsupportedModelError(
+                f"{path!r} is quantized, and blocks are checked by their numbers: call "
+                "elip_plugin.apply(model) first, and quantize the model then"
+            )

@@ -29,7 +29,7 @@ def _timm_maps(visual: Any) -> list[Tensor]:
     maps = []
     heads = [module for module in visual.head if not isinstance(module, nn.Dropout)]
     for module in [*reversed(heads), visual.trunk.head]:
-        if isinstance(innermost(module), nn.Linear):
+        if hasattr(innermost(module), "in_features"):  # quantized, it is no nn.Linear
             maps.append(linear_map(module))
         elif not isinstance(module, nn.Identity):
             raise UnsupportedModelError(
@@ -39,7 +39,7 @@ def _timm_maps(visual: Any) -> list[Tensor]:
             )
     pool = getattr(visual.trunk, "attn_pool", None)
     if pool is not None:
-        maps += [linear_map(pool.proj)] if isinstance(innermost(pool.proj), nn.Linear) else []
+        maps += [linear_map(pool.proj)] if hasattr(innermost(pool.proj), "in_features") else []
         maps.append(linear_map(pool.kv).chunk(2)[1])
     return maps
 

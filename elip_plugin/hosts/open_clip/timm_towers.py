@@ -20,7 +20,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from timm.models.vision_transformer_relpos import RelPosBlock, VisionTransformerRelPos
 from torch import Tensor, nn
 
-from elip_plugin.errors import PlanError, UnsupportedModelError
+from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.open_clip.grid import grid_of
 from elip_plugin.hosts.open_clip.timm_blocks import (
     RelativeBlock,
@@ -95,7 +95,7 @@ class NaFlexTower(PrunedTower):
         made = []
         for rows, count, part in zip(groups, numbers, forward.parts(groups), strict=True):
             own = [x[rows][valid[rows]].unflatten(0, (len(rows), count)) for x in (patches, places)]
-            made.append((rows, self._run_group(host, part, count, own)))
+            made.append((rows, self._run_group(host, part, own)))
         forward.level = 0.0  # its groups have done what there was to do
         longest = max(x.shape[1] for _, x in made)
         order = torch.cat([rows for rows, _ in made]).argsort()
@@ -107,12 +107,8 @@ class NaFlexTower(PrunedTower):
             "patch_valid": torch.cat(real).to(valid.device)[order],
         }
 
-    def _run_group(self, host: Any, group: Forward, count: int, own: list[Tensor]) -> Tensor:
-        """Run the blocks on images of equal numbers of patches; those of a few keep all."""
-        try:
-            self.elip.plan_for(count, group.level or 0.0, skip_idle=True)
-        except PlanError:
-            group.level = 0.0
+    def _run_group(self, host: Any, group: Forward, own: list[Tensor]) -> Tensor:
+        """Run the blocks on images of equal numbers of patches."""
         before = thread.innermost
         thread.innermost = (self.elip, group, before)
         try:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from elip_plugin.core.guide import project_to_vision_width
-from elip_plugin.errors import UnknownTowerError, UnsupportedModelError
+from elip_plugin.errors import UnknownTowerError
 from elip_plugin.hosts.transformers import blip, guide, towers
 from elip_plugin.hosts.transformers.guide import linear_maps, text_features
 from elip_plugin.hosts.transformers.saving import ModelSwap, PrunedModel
@@ -111,7 +111,7 @@ def describe(module: Any) -> Description:
     if type(module) in towers.TOWERS:
         return Description(module, tower)
     if type(module) not in MODELS and isinstance(module, PreTrainedModel):
-        raise UnsupportedModelError(
+        raise UnknownTowerError(
             f"{type(module).__name__} has no text that could guide its tower: prune its "
             "vision_model, or one of "
             f"{sorted(cls.__name__ for cls in MODELS)}"
