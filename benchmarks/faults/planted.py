@@ -166,7 +166,7 @@ FAULTS = (
         "patching/forward.py",
         "part.guide = guide[rows]",
         "part.guide = guide[: len(rows)]",
-        ("tests/hosts/open_clip/test_naflex.py",),
+        ("tests/patching", "tests/hosts/open_clip/test_naflex.py"),
     ),
     Fault(
         "a checkpoint executes what it holds (torch.load before 2.6)",

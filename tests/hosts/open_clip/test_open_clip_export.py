@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
 import os
 import subprocess
@@ -46,31 +44,6 @@ def test_a_saved_model_loads_without_this_package(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", LOAD, str(tmp_path)], check=True, env=env)
     expected = model.encode_image(torch.ones(1, 3, 64, 64))
     assert torch.equal(torch.load(tmp_path / "features.pt"), expected)
-
-
-def test_a_pushed_models_card_says_how_it_was_trained() -> None:
-    from elip_plugin.hosts.open_clip.export import with_card
-
-    assert open_clip.push_to_hf_hub is hub.push_to_hf_hub
-    host_push: Any = hub.push_to_hf_hub.__wrapped__  # the host's own, which needs the network
-    cards: list[Any] = []
-
-    @functools.wraps(host_push)
-    def push(*args: Any, **kw: Any) -> None:
-        cards.append(inspect.signature(host_push).bind(*args, **kw).arguments["model_card"])
-
-    given = {"details": {"Dataset": "OpenMoji"}}
-    for name in ("elip-ViT-tiny", "ViT-tiny"):
-        model, config = open_clip.create_model(name), open_clip.get_model_config(name)
-        with_card(push)(model, None, config, "me/it", model_card=given)
-    with_card(push)(open_clip.create_model("elip-ViT-tiny"), None, None, "me/it")
-    assert given == {"details": {"Dataset": "OpenMoji"}}
-    pruned, base, without = cards
-    line = pruned["details"]["Vision tokens"]
-    assert "pruned while training by ELIP" in line and "65 tokens -> 59 at block 2" in line
-    assert line in hub.generate_readme(dict(pruned), "it")
-    assert pruned["details"]["Dataset"] == "OpenMoji" and base == given
-    assert without == {"details": {"Vision tokens": line}}
 
 
 def test_a_local_folder_with_the_key_is_built_pruned(tmp_path: Path) -> None:
