@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import reprlib
-import sys
-import warnings
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
@@ -55,14 +53,6 @@ class TraceError(ElipError, ValueError):
 
 class DataError(ElipError, ValueError):
     """A data set that cannot be written or read as asked."""
-
-
-class ElipDeprecationWarning(DeprecationWarning):
-    """A name of an earlier version, which is still read; the message has the new name."""
-
-
-if not sys.warnoptions:  # Python hides deprecations where a library reads a user's YAML
-    warnings.filterwarnings("default", category=ElipDeprecationWarning)
 
 
 MOST_FAULTS = 20

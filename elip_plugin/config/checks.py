@@ -24,14 +24,14 @@ def find_faults(config: Any) -> list[str]:
     """Return what is wrong with a configuration.
 
     Args:
-        config: An `ElipConfig`, or an object with its fields, which may hold anything. A reducer
-            of None, and a stage that is `INCOMPLETE`, have been found fault with already.
+        config: An `ElipConfig`, or an object with its fields, which may hold anything. What is
+            `INCOMPLETE` has been found fault with already.
 
     Returns:
         A sentence for each fault; none for a configuration that can be used.
     """
     faults = []
-    whole = config.reducer is not None
+    whole = config.reducer is not INCOMPLETE
     if isinstance(config.stages, tuple):
         for i, stage in enumerate(config.stages):
             faults += [f"stage {i}: {fault}" for fault in _stage_faults(stage)]

@@ -15,7 +15,7 @@ from elip_plugin.config.mapping import (
     unknown_keys,
     write_reducer,
 )
-from elip_plugin.config.stage import Stage
+from elip_plugin.config.stage import INCOMPLETE, Stage
 from elip_plugin.errors import ConfigError, join_faults, nearest, shown
 from elip_plugin.reducers import Reducer, find_reducer, reducers
 
@@ -140,14 +140,14 @@ class ElipConfig:
         if "preset" in values and "stages" in values:
             faults.append("give either 'preset' or 'stages', not both")
         preset = values.get("preset")
-        if preset is not None and not _is_preset(preset):
+        if "preset" in values and not _is_preset(preset):
             faults.append(f"preset {shown(preset)} is not known; {nearest(preset, PRESETS)}")
             preset = DEFAULT_PRESET
         known = {key: values[key] for key in names(cls) if key in values}
         if "reducer" in known:
             base = None if preset is None else PRESETS[preset].reducer
             reducer = known["reducer"] = read_reducer(known["reducer"], base, faults)
-            if reducer is not None:
+            if reducer is not INCOMPLETE:
                 known.setdefault("text_weight", reducer.text_weight)
                 if preset is None and "stages" not in known:
                     preset = reducer.plan.get("preset")

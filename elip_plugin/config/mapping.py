@@ -82,7 +82,7 @@ def read_reducer(given: Any, base: Reducer | None, faults: list[str]) -> Any:
         faults: What is wrong with it is added here.
 
     Returns:
-        The reducer; None if there is none of that name.
+        The reducer; `INCOMPLETE` if there is none of that name.
     """
     if isinstance(given, Reducer):
         return given
@@ -91,7 +91,7 @@ def read_reducer(given: Any, base: Reducer | None, faults: list[str]) -> Any:
         reducer = find_reducer(options.pop("name", None))
     except ConfigError as error:
         faults.append(str(error))
-        return None
+        return INCOMPLETE
     if base is not None and base.name == reducer.name:
         reducer = base
     known = names(reducer)

@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 INCOMPLETE: Any = object()
-"""Holds the place of a stage whose fault is named already."""
+"""Holds the place of a stage or reducer whose fault is named already."""
 
 
 @dataclass(frozen=True)

@@ -59,10 +59,7 @@ class PrunableAttention(NamedAsReplaced):
 
     def elip_project(self, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Project tokens; see `AttentionParts`."""
-        packed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        packed = packed.view(*x.shape[:2], 3, self.num_heads, -1)
-        q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
-        return q, k, v
+        return unpacked(F.linear(x, self.in_proj_weight, self.in_proj_bias), self.num_heads)
 
     def elip_project_query_and_keys(self, x: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
         """Project a normalized query token and normalized tokens; a mode."""
@@ -74,10 +71,14 @@ class PrunableAttention(NamedAsReplaced):
         return F.linear(joined, weight, self.out_proj.bias)
 
 
+PLAIN = (nn.Parameter, Tensor)
+"""Types of weights that are nothing but numbers; those of replicas are no parameters."""
+
+
 def is_plain(layer: Any) -> bool:
     """Tell whether a layer is its weight and bias and nothing else, so that rows may be taken."""
     hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
-    return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and not hooked
+    return type(layer) is nn.Linear and type(layer.weight) in PLAIN and not hooked
 
 
 def weight_read(layer: Any, name: str, reader: str) -> Tensor:
@@ -100,15 +101,22 @@ def weight_read(layer: Any, name: str, reader: str) -> Tensor:
     return weight
 
 
+def unpacked(packed: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Split what a packed projection made [B, T, 3 A] into three times [B, H, T, A / H]."""
+    packed = packed.view(*packed.shape[:2], 3, heads, packed.shape[2] // (3 * heads))
+    q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
+    return q, k, v
+
+
 def sliced(
     query: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, heads: int
 ) -> tuple[Tensor, Tensor]:
     """Project a query and keys by their rows of a packed weight [3 A, D]."""
     a = weight.shape[0] // 3
-    if type(weight) in (Tensor, nn.Parameter):
+    if type(weight) in PLAIN:
         query_bias, key_bias = (None, None) if bias is None else (bias[:a], bias[a : 2 * a])
         q, k = F.linear(query, weight[:a], query_bias), F.linear(x, weight[a : 2 * a], key_bias)
     else:  # a quantized one, which may have no rows
         q, k = F.linear(query, weight, bias)[..., :a], F.linear(x, weight, bias)[..., a : 2 * a]
-    q = q.view(*q.shape[:2], heads, -1).transpose(1, 2)
-    return q, k.view(*k.shape[:2], heads, -1).transpose(1, 2)
+    q = q.view(*q.shape[:2], heads, a // heads).transpose(1, 2)
+    return q, k.view(*k.shape[:2], heads, a // heads).transpose(1, 2)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from elip_plugin.core import blocks as modes
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.patching.blocks import PrunableAttention, PrunableBlock, is_plain, sliced
+from elip_plugin.patching.blocks import PrunableAttention, PrunableBlock, is_plain, sliced, unpacked
 from elip_plugin.patching.named import patched_class
 from elip_plugin.patching.wrappers import innermost
 
@@ -162,8 +162,7 @@ class PackedBlock(PartsBlock):
     def elip_project_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project normalized tokens; see `PartsBlock`."""
         packed: Tensor = attrgetter(self.elip_parts.projections[0])(self)(x)
-        packed = packed.view(*x.shape[:2], 3, self.elip_number_of_heads(), -1)
-        q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = unpacked(packed, self.elip_number_of_heads())
         return *self.elip_norm_heads(q, k), v
 
     def elip_project_query_and_keys(
@@ -198,7 +197,8 @@ class SeparateBlock(PartsBlock):
     def elip_project_by(self, which: int, x: Tensor) -> Tensor:
         """Project normalized tokens by one of the modules."""
         projected: Tensor = attrgetter(self.elip_parts.projections[which])(self)(x)
-        return projected.view(*x.shape[:2], self.elip_number_of_heads(), -1).transpose(1, 2)
+        heads = self.elip_number_of_heads()
+        return projected.view(*x.shape[:2], heads, projected.shape[2] // heads).transpose(1, 2)
 
 
 class MultiheadBlock(PartsBlock):

@@ -12,7 +12,7 @@ from lavis.models.vit import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.patching.blocks import sliced, weight_read
+from elip_plugin.patching.blocks import sliced, unpacked, weight_read
 from elip_plugin.patching.calls import thread
 from elip_plugin.patching.description import Tower
 from elip_plugin.patching.named import NamedAsReplaced, patched_class
@@ -35,7 +35,7 @@ class FusedAttention(NamedAsReplaced):
         # By class: what `vit_grad_ckpt` wraps around this function stays when pruning is removed.
         if register_hook != FUSED and (register_hook or not hasattr(self, "elip_always")):
             return Attention.forward(self, x, register_hook)
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = unpacked(self.qkv(x), self.num_heads)
         dropout = self.attn_drop.p if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.scale)
         return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
@@ -91,10 +91,7 @@ class EvaBlock(PackedBlock):
         """Project normalized tokens; see `PartsBlock`."""
         if self.attn.q_bias is None:
             return super().elip_project_heads(x)
-        packed = F.linear(x, *self.elip_weight_and_bias())
-        packed = packed.view(*x.shape[:2], 3, self.attn.num_heads, -1).permute(2, 0, 3, 1, 4)
-        q, k, v = packed.unbind(0)
-        return q, k, v
+        return unpacked(F.linear(x, *self.elip_weight_and_bias()), self.attn.num_heads)
 
     def elip_project_query_and_keys(
         self, query: Tensor, x: Tensor, **positions: Any

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from elip_plugin.core.positions import PositionOptions
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.patching.blocks import sliced, weight_read
+from elip_plugin.patching.blocks import sliced, unpacked, weight_read
 from elip_plugin.patching.named import patched_class
 from elip_plugin.patching.parts import PackedBlock, Parts, PartsBlock, SeparateBlock
 
@@ -87,9 +87,7 @@ class PackedEvaBlock(RotaryBlock, PackedBlock):
         attn = self.attn
         if getattr(attn, "q_bias", None) is None:
             return super().elip_project_heads(x)
-        packed = F.linear(x, *self.elip_weight_and_bias())
-        packed = packed.view(*x.shape[:2], 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
-        q, k, v = packed.unbind(0)
+        q, k, v = unpacked(F.linear(x, *self.elip_weight_and_bias()), attn.num_heads)
         return *self.elip_norm_heads(q, k), v
 
     def elip_project_query_and_keys(

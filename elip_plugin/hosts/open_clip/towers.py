@@ -14,7 +14,7 @@ from open_clip.transformer import (
 from torch import Tensor
 
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.patching.blocks import sliced
+from elip_plugin.patching.blocks import sliced, unpacked
 from elip_plugin.patching.description import Tower
 from elip_plugin.patching.named import patched_class
 from elip_plugin.patching.parts import Parts, PartsBlock
@@ -38,7 +38,7 @@ CUSTOM_PARTS = Parts(
 class CustomBlock(PartsBlock):
     """OpenCLIP's custom block: raw weights, normalized queries and keys, scaled heads."""
 
-    def attention(self) -> Any:
+    def elip_attention(self) -> Any:
         """Return the attention; refuse one whose weights are not its own."""
         if not isinstance(self.attn, Attention):
             raise UnsupportedModelError(
@@ -49,16 +49,15 @@ class CustomBlock(PartsBlock):
 
     def elip_project_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project normalized tokens; see `PartsBlock`."""
-        attn = self.attention()
-        packed = F.linear(x, attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=-1)
-        q, k, v = (y.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for y in packed)
+        attn = self.elip_attention()
+        q, k, v = unpacked(F.linear(x, attn.in_proj_weight, attn.in_proj_bias), attn.num_heads)
         return *self.elip_norm_heads(q, k), v
 
     def elip_project_query_and_keys(
         self, query: Tensor, x: Tensor, **positions: Any
     ) -> tuple[Tensor, Tensor]:
         """Project by rows of the weight; see `PartsBlock`."""
-        attn = self.attention()
+        attn = self.elip_attention()
         q, k = sliced(query, x, attn.in_proj_weight, attn.in_proj_bias, attn.num_heads)
         return self.elip_norm_heads(q, k)
 

@@ -22,17 +22,16 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from omegaconf import OmegaConf
 import lavis
 from lavis.common.registry import registry
+from recorders import recorded_choices
 from elip_plugin import find_handle
-from elip_plugin.reducers import elip
 
 folder = Path(sys.argv[1])
 sharp = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 # Double precision: products round differently for other batch sizes, which could turn a near tie.
 images = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(1)).double()
 captions = [f"a {w} thing on the {w} table" for w in runs.WORDS]
-kept = []
-choose = elip.select
-elip.select = lambda *given: kept.append(choose(*given)) or kept[-1]
+recording = recorded_choices()
+kept = recording.__enter__()
 
 def model(arch):
     section = runs.model_section(arch, folder)
