@@ -23,9 +23,10 @@ class ElipPatchEmbedding(Patched, nn.Conv2d):
         forward = self.elip.current()
         if forward is None or not forward.level:
             return super().forward(input)
-        reducer, host = forward.pruner.reducer, super().forward
-        embedded, forward.patches = reducer.embed(host, input, self.kernel_size)
-        return embedded
+        reducer, host = self.elip.reducer, super().forward
+        made: tuple[Tensor, Tensor | None] = reducer.embed(host, input, self.kernel_size)
+        forward.patches = made[1]
+        return made[0]
 
 
 def swap_patch_embedding(embedding: nn.Module | None, reducer: str) -> Swap:

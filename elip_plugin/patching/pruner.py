@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from elip_plugin.config import ElipConfig
+from elip_plugin.core.context import StageContext
+from elip_plugin.core.guide import Guide, TextQueries, check_guide
+from elip_plugin.core.positions import PositionOptions
+from elip_plugin.core.precision import uncached
 from elip_plugin.core.trace import Trace
 from elip_plugin.errors import PlanError, UnsupportedModelError
 from elip_plugin.patching.calls import find, opened, thread
@@ -78,7 +83,7 @@ class Pruner:
         forward = find(self, Forward)
         if forward is None and module is not None:
             forward = module.__dict__.get(INHERITED)
-        forward = Forward(self) if forward is None else replace(forward, level=None, tower=None)
+        forward = Forward() if forward is None else replace(forward, level=None, tower=None)
         with opened(self, replace(forward, **asked)):
             yield
 
@@ -111,7 +116,7 @@ class Pruner:
             asked: Forward = entry[1] if outer is None else entry[1].inside(outer)
             forward = replace(asked, model_guide=None, tower=None, context=None)
         else:
-            forward = Forward(self) if outer is None else replace(outer)
+            forward = Forward() if outer is None else replace(outer)
         training = module.training if training is None else training
         forward.training = training or forward.as_training
         level, weight = 0.0, 0.0
@@ -134,6 +139,84 @@ class Pruner:
         """Return the forward of the tower in progress, for a part of it, if there is one."""
         forward = find(self, Forward)
         return None if forward is None or forward.tower is None else forward
+
+    @contextmanager
+    def guided(self, forward: Forward, guide: Guide) -> Iterator[None]:
+        """Guide the tower's forwards inside the context, as a model's forward does."""
+        with opened(self, replace(forward, model_guide=guide)):
+            yield
+
+    def parts(self, forward: Forward, groups: Sequence[Tensor]) -> Iterator[Forward]:
+        """Yield a forward for each group of the batch's images, by their indices."""
+        guided = forward.text_weight > 0 and self.config.guide_source == "caption"
+        guide: Any = forward.model_guide if forward.guide is None else forward.guide
+        if guided and isinstance(guide, Tensor):
+            images, width = sum(map(len, groups)), self.shape.width
+            check_guide(guide, images, width, several=self.reducer.text_alone)
+        for rows in groups:
+            part = replace(forward, context=None, skip_idle=True)
+            if guided and isinstance(guide, Tensor):
+                part.guide = guide[rows]
+            yield part
+
+    def begin(
+        self, forward: Forward, x: Tensor, positions: PositionOptions | None = None
+    ) -> StageContext:
+        """Resolve what the stages of this forward need.
+
+        Args:
+            forward: The forward.
+            x: Tokens [B, P + N, D] that enter the first block.
+            positions: What blocks are called with for positions, if they read them.
+
+        Returns:
+            The context.
+
+        Raises:
+            GuideError: If the guide is not [B, D], or not [M, D] for `guide_source: batch`.
+            PlanError: If the plan cannot hold for N patches.
+        """
+        level, shape, config, reducer = forward.level, self.shape, self.config, self.reducer
+        assert level is not None
+        if level == 1 and x.shape[1] == self.num_tokens and not forward.skip_idle:
+            forward.stages = self.plan.by_block
+        else:
+            try:
+                plan = self.plan_for(x.shape[1] - shape.prefix, level, forward.skip_idle)
+                forward.stages = plan.by_block
+            except PlanError:
+                if not forward.skip_idle:
+                    raise  # else some images of the batch are of a few patches, which stay
+        guide: Any = None
+        further, from_batch = None, config.guide_source == "batch"
+        if forward.text_weight > 0:
+            guide = forward.model_guide if forward.guide is None else forward.guide
+            if not isinstance(guide, Tensor):
+                guide = reducer.read_guide(guide, training=forward.training)
+            if isinstance(guide, TextQueries):
+                guide, further = guide.first, guide.further and _once(guide.further)
+            if guide.shape != (x.shape[0], shape.width):  # most are
+                texts = None if from_batch else x.shape[0]
+                check_guide(guide, texts, shape.width, several=reducer.text_alone)
+        if forward.trace is not None:
+            forward.trace.begin()
+        norm = self.norm_name
+        forward.context = StageContext(
+            shape.prefix,
+            guide,
+            forward.text_weight,
+            shape.class_query,
+            from_batch,
+            further,
+            merge=config.merge,
+            training=forward.training,
+            trace=forward.trace,
+            norm=attrgetter(norm)(forward.tower) if norm else None,
+            patches=forward.patches,
+            positions=positions,
+            cache=uncached(x),
+        )
+        return forward.context
 
     # Plans.
 
@@ -201,3 +284,15 @@ class Pruner:
                 "`with elip_plugin.find_handle(model).guide(text_features):`",
                 stacklevel=2,
             )
+
+
+def _once(further: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Let the text side read the tokens of a forward's first stage only, which is what costs."""
+    found: list[Tensor] = []
+
+    def read(y: Tensor) -> Tensor:
+        if not found:
+            found.append(further(y))
+        return found[0]
+
+    return read

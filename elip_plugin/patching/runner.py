@@ -157,8 +157,8 @@ class BlockList(NamedAsReplaced):
         """Begin a forward at the first block that the reducer runs, with its positions."""
         positions, calling = None, self.elip_calling
         if calling.positions_for is not None:
-            positions = calling.positions_for(place, forward.pruner.shape.prefix)
-        context = forward.begin(x, positions)
+            positions = calling.positions_for(place, self.elip.shape.prefix)
+        context: StageContext = self.elip.begin(forward, x, positions)
         context.ahead_by_parts = self.elip_ahead_by_parts
         context.state = TokenState(place=place)
         return context
@@ -196,7 +196,7 @@ class BlockList(NamedAsReplaced):
         else:
             call = BlockCall(calling, args, options)
             context.blocks = [functools.partial(call, context, each) for each in blocks]
-        x = forward.pruner.reducer.run_block(i, x, forward.stages, context)
+        x = self.elip.reducer.run_block(i, x, forward.stages, context)
         x = x.transpose(0, 1) if calling.sequence_first else x
         return (x,) if calling.as_tuple else x
 

@@ -14,9 +14,6 @@ from torch import nn
 
 from elip_plugin.errors import UnsupportedModelError
 
-if TYPE_CHECKING:
-    from elip_plugin.patching.pruner import Pruner
-
 ATTRIBUTE = "elip"
 """Name of the instance attribute that holds the pruner; others begin with it and `_`. They are
 removed on undo."""
@@ -29,7 +26,7 @@ class Patched:
     """The host's class that the patched module had before."""
 
     if TYPE_CHECKING:
-        elip: Pruner
+        elip: Any  # the pruner
 
         def __getattr__(self, name: str) -> Any: ...  # what the host's class has
 

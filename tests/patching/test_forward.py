@@ -71,12 +71,12 @@ def test_parts_of_a_batch_are_guided_by_their_own_texts(given: str, source: str)
     fields = {"preset": "fast", "text_weight": 0.5, "guide_source": source}
     pruner = pruner_of(nn.Linear(2, 2), **fields)
     guide, groups = torch.randn(5, 32), [torch.tensor([3, 0]), torch.tensor([1, 2, 4])]
-    forward = Forward(pruner, level=1.0, text_weight=0.5, **{given: guide})
-    parts = list(forward.parts(groups))
+    forward = Forward(level=1.0, text_weight=0.5, **{given: guide})
+    parts = list(pruner.parts(forward, groups))
     for part, rows in zip(parts, groups, strict=True):
         used = part.model_guide if part.guide is None else part.guide
         assert torch.equal(used, guide[rows] if source == "caption" else guide)
         assert part.skip_idle and part.context is None
     if source == "caption":  # by the whole batch, before any part runs
         with pytest.raises(GuideError, match=r"shape \(5, 32\), .* need \(4, 32\)"):
-            next(forward.parts([torch.tensor([3, 0]), torch.tensor([1, 2])]))
+            next(pruner.parts(forward, [torch.tensor([3, 0]), torch.tensor([1, 2])]))

@@ -21,12 +21,12 @@ from elip_plugin.patching.maps import linear_map
 @contextmanager
 def guided_by_text(model: Any, samples: Mapping[str, Any]) -> Iterator[None]:
     """Guide a model's towers by the samples' text, where pruning wants it."""
-    captions, forwards = samples.get("text_input"), {"": model.elip}
+    captions, pruners = samples.get("text_input"), {"": model.elip}
     # A momentum encoder is guided by its own text encoder, if it is pruned at all.
     momentum = vars(getattr(model, "visual_encoder_m", model)).get("elip")
     if momentum is not None and momentum is not model.elip:
-        forwards["_m"] = momentum
-    forwards = {name: each.decide(model, model.elip_training) for name, each in forwards.items()}
+        pruners["_m"] = momentum
+    forwards = {name: each.decide(model, model.elip_training) for name, each in pruners.items()}
     forwards = {name: each for name, each in forwards.items() if each.needs_guide}
     if captions is None or not forwards:
         yield
@@ -41,7 +41,7 @@ def guided_by_text(model: Any, samples: Mapping[str, Any]) -> Iterator[None]:
             if model.own_text_pass:
                 stack.enter_context(opened(model.elip_encoder(suffix), done))
             guide = CaptionGuide(model, tokenizer, captions, suffix, done)
-            stack.enter_context(forward.guided(guide))
+            stack.enter_context(pruners[suffix].guided(forward, guide))
         yield
 
 

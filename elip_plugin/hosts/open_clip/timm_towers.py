@@ -93,7 +93,9 @@ class NaFlexTower(PrunedTower):
         numbers = counts.unique().tolist()
         groups = [(counts == number).nonzero().squeeze(1) for number in numbers]
         made = []
-        for rows, count, part in zip(groups, numbers, forward.parts(groups), strict=True):
+        for rows, count, part in zip(
+            groups, numbers, self.elip.parts(forward, groups), strict=True
+        ):
             own = [x[rows][valid[rows]].unflatten(0, (len(rows), count)) for x in (patches, places)]
             made.append((rows, self._run_group(host, part, own)))
         forward.level = 0.0  # its groups have done what there was to do

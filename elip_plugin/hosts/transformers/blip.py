@@ -86,7 +86,7 @@ class PrunedBlip(PrunedModel):
         reader = self.elip_reader(given)
         if reader is None:  # the tower keeps all tokens, and warns
             return host()
-        with forward.guided(reader):
+        with self.elip.guided(forward, reader):
             return host()
 
     def elip_reader(self, given: dict[str, Any]) -> Reader | None:

@@ -206,12 +206,13 @@ def test_the_methods_to_compare_with_work_on_every_tower(kind: str, reducer: str
     torch.manual_seed(5)
     assert torch.equal(features(model, image, text.flip(0)), pruned)
     plain = gradients(model, (image, text), False)
-    torch.testing.assert_close(gradients(model, (image, text), True), plain)
+    if kind != "custom blocks":  # which OpenCLIP cannot checkpoint, pruned or not
+        torch.testing.assert_close(gradients(model, (image, text), True), plain)
     with recorded_lengths(stack_of(model)) as lengths, torch.no_grad():
         model.eval().encode_image(image)
     assert lengths == list(handle.plan.tokens)
     full = features(base, image, text)
-    with handle.disabled():  # checkpointing, which the host's own custom blocks refuse
+    with handle.disabled():  # checkpointing, but for custom blocks
         torch.testing.assert_close(features(model.train(), image, text), full)
     model.visual.set_grad_checkpointing(False)
     with handle.disabled():

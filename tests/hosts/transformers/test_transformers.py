@@ -369,14 +369,23 @@ def test_interpolated_positions_get_their_own_plan(family: str) -> None:
     assert lengths[0] == 145 and lengths[-1] < 145 < 2 * handle.plan.tokens[0] + 16
 
 
+def test_a_classifier_is_pruned_as_any_vit() -> None:
+    model = hf.CLIPForImageClassification(hf.CLIPConfig(vision_config=VISION)).train()
+    images = inputs()["pixel_values"]
+    before = model(images).logits
+    handle = elip_plugin.apply(model, "half")
+    with recorded_lengths(layers_of(model)) as lengths:
+        assert not torch.equal(model(images).logits, before)
+    assert lengths == list(handle.plan.tokens)
+    handle.remove()
+    assert torch.equal(model(images).logits, before)
+
+
 def test_refusals() -> None:
     with pytest.raises(ConfigError, match="leaks the answer"):
         elip_plugin.apply(make("clip"), {"preset": "fast", "eval_mode": "text"})
     with pytest.raises(UnsupportedModelError, match=r"dropout .*attn\.dropout.: 0\.1"):
         elip_plugin.apply(make("clip", attention_dropout=0.1))
-    classifier = hf.CLIPForImageClassification(hf.CLIPConfig(vision_config=VISION))
-    with pytest.raises(UnsupportedModelError, match="has no text"):
-        elip_plugin.apply(classifier)
     naflex = hf.Siglip2Model(hf.Siglip2Config(
         text_config={"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 1,
                      "vocab_size": 10},
