@@ -41,7 +41,8 @@ def pooling_maps(attention: Any) -> list[Tensor]:
         value = attention.v_proj_weight  # None where all widths agree and the three are packed
         packed = attention.in_proj_weight
         return [attention.out_proj.weight, packed.chunk(3)[2] if value is None else value]
-    attention, zero = _without_dropout(attention), _zero_for(attention)
+    # A copy: peft changes the weights of an attention, and changes them back, at each call.
+    attention, zero = copy.deepcopy(attention).eval(), _zero_for(attention)
     width, place = attention.vdim, 1 if attention.batch_first else 0
     tokens = torch.eye(width, dtype=zero.dtype, device=zero.device).unsqueeze(place)
     query = zero.new_zeros(width, attention.embed_dim).unsqueeze(place)

@@ -30,6 +30,9 @@ from elip_plugin.patching.swap import ATTRIBUTE
 RECORDED = ("output_attentions", "output_hidden_states")
 """Options of transformers' towers that a pruned forward does not have."""
 
+MASKED = "bool_masked_pos"
+"""The option that names the patches which somebody wants to read at their places afterwards."""
+
 
 @dataclass(frozen=True)
 class Calling:
@@ -290,6 +293,11 @@ def refuse_recording(config: Any, options: Mapping[str, Any]) -> None:
                 "tokens and are also run to look ahead: run it inside `handle.disabled()`, or "
                 "record what was kept by `handle.trace()`"
             )
+    if options.get(MASKED) is not None:
+        raise UnsupportedModelError(
+            f"{MASKED} is given to a pruned forward, of which not all masked patches come out: run "
+            "it inside `handle.disabled()`"
+        )
 
 
 def in_checkpoint() -> bool:
