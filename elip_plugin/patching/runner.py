@@ -13,7 +13,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,13 @@ class PrunedTower(NamedAsReplaced):
     def body_for(cls, replaces: Any, *data: Any) -> dict[str, Any]:
         """Return the methods that are one forward."""
         return {name: entry_of(getattr(replaces, name)) for name in data if hasattr(replaces, name)}
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Refuse TorchScript, which would drop the pruning."""
+        raise UnsupportedModelError(
+            "TorchScript cannot hold a pruned tower: train without --torchscript (--torchcompile "
+            "works), or call find_handle(model).remove() to script the unpruned base model"
+        )
 
 
 def entry_of(host: Callable[..., Any]) -> Callable[..., Any]:

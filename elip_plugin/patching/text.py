@@ -57,12 +57,13 @@ class TextFirst(NamedAsReplaced):
     """
 
     elip_encoder: ClassVar[str] = ""
-    """Path of what encodes texts, an `EncodesOnce`; "" for the model itself."""
+    """Path of what encodes texts, an `EncodesOnce`; "" for methods of the model itself."""
 
     @classmethod
     def body_for(cls, replaces: Any, *data: Any) -> dict[str, Any]:
-        """Return the forward."""
-        return {"forward": _text_first(replaces.forward)}
+        """Return the forward, and the methods that encode texts."""
+        methods = {name: _once(getattr(replaces, name)) for name in data}
+        return {"forward": _text_first(replaces.forward), **methods}
 
     def elip_guide(self, given: Mapping[str, Any]) -> Tensor | None:
         """Encode the text among the arguments, and return the guide [B, D] that it makes.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import open_clip
 from open_clip.timm_model import TimmModel
@@ -18,7 +18,7 @@ from elip_plugin.hosts.open_clip.support import SUPPORTED
 from elip_plugin.patching.description import Description, Tower
 from elip_plugin.patching.named import patched_class
 from elip_plugin.patching.swap import swap_for
-from elip_plugin.patching.text import EncodesOnce, TextFirst
+from elip_plugin.patching.text import TextFirst
 
 LEAK = (
     "an image pruned by its own caption leaks the answer into retrieval and zero-shot scores; use "
@@ -26,13 +26,8 @@ LEAK = (
 )
 
 
-class ContrastiveModel(TextFirst, EncodesOnce):
+class ContrastiveModel(TextFirst):
     """A model of OpenCLIP that encodes texts itself."""
-
-    @classmethod
-    def body_for(cls, replaces: Any, *data: Any) -> dict[str, Any]:
-        """Return the forward, and the method by which it encodes texts."""
-        return {**TextFirst.body_for(replaces), **EncodesOnce.body_for(replaces, *data)}
 
     def elip_guide(self, given: Mapping[str, Any]) -> Tensor | None:
         """Encode the text as the forward does; see `TextFirst`."""
@@ -46,14 +41,6 @@ class ContrastiveModel(TextFirst, EncodesOnce):
         else:
             features = model.encode_text(text, normalize=True)
         return project_to_vision_width(features, linear_maps(model.visual))
-
-    def __prepare_scriptable__(self) -> NoReturn:
-        """Refuse TorchScript, which would drop the pruning."""
-        raise UnsupportedModelError(
-            "TorchScript cannot hold an ELIP model: train without --torchscript "
-            "(--torchcompile works), or call find_handle(model).remove() to script the "
-            "unpruned base model"
-        )
 
 
 MODELS: dict[type, type[nn.Module]] = {
