@@ -68,6 +68,11 @@ class PrunedTower(NamedAsReplaced):
         """Return the methods that are one forward."""
         return {name: entry_of(getattr(replaces, name)) for name in data if hasattr(replaces, name)}
 
+    def extra_repr(self) -> str:
+        """Show the plan where the model is printed."""
+        host: Any = super()
+        return ", ".join(filter(None, (host.extra_repr(), f"elip: {self.elip.plan.summary()}")))
+
     def __prepare_scriptable__(self) -> NoReturn:
         """Refuse TorchScript, which would drop the pruning."""
         raise UnsupportedModelError(
@@ -128,11 +133,6 @@ class BlockList(NamedAsReplaced):
     elip_ahead_by_parts: bool
     """Whether looking ahead may not call a block by itself."""
 
-    def extra_repr(self) -> str:
-        """Show the plan where the model is printed."""
-        pruner = vars(self).get(ATTRIBUTE)
-        return "" if pruner is None else f"elip: {pruner.plan.summary()}"
-
     def __iter__(self) -> Iterator[Any]:
         """Iterate over the blocks, some of them steps in a pruned forward."""
         pruner = vars(self).get(ATTRIBUTE)  # a slice of the list has none
@@ -145,15 +145,16 @@ class BlockList(NamedAsReplaced):
             return found
         blocks: list[Any] = list(self._modules.values())
         for i in self.elip_steps:
-            blocks[i] = Step(self.elip_step, blocks[i], i, entry[1])
+            blocks[i] = functools.partial(self.elip_step, blocks[i], i, entry[1], [])
         return iter(blocks)
 
     def __getitem__(self, index: Any) -> Any:
         """Return blocks, or steps of a pruned forward."""
+        found: Any = list(self)[index]
         if isinstance(index, slice):
-            found = list(self)[index]
-            return found if any(type(each) is Step for each in found) else self._slice(index)
-        return list(self)[index]
+            pruned = any(isinstance(each, functools.partial) for each in found)
+            return found if pruned else self._slice(index)
+        return Step(found) if isinstance(found, functools.partial) else found
 
     def _slice(self, index: slice) -> Any:
         host: Any = super()
@@ -189,8 +190,13 @@ class BlockList(NamedAsReplaced):
         blocks, it runs again in the backward pass.
         """
         calling, context = self.elip_calling, forward.context
-        place = {name: options.pop(name) for name in calling.positions if name in options}
-        refuse_masks(args, options)
+        place = {}
+        for name in calling.positions:
+            if name in options:
+                place[name] = options.pop(name)
+        given = [*args, *options.values()]
+        if given.count(None) < len(given):  # a call less for most
+            refuse_masks(args, options)
         x = x.transpose(0, 1) if calling.sequence_first else x
         if context is None:
             context = self.elip_begin(forward, x, place)
@@ -215,23 +221,18 @@ PLAIN = Calling()
 
 
 class Step:
-    """What a pruned forward finds in the place of a block, with the block's attributes."""
+    """A step that has the attributes of its block, of which torch's own encoder reads some."""
 
-    def __init__(self, run: Any, block: Any, i: int, forward: Forward) -> None:
-        # The block's own attributes are those of any other name.
-        self.elip_run, self.elip_block, self.elip_given = (
-            run,
-            block,
-            (i, forward, list[TokenState]()),
-        )
+    def __init__(self, step: functools.partial[Any]) -> None:
+        self.elip_step = step
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Run `BlockList.elip_step`."""
-        return self.elip_run(self.elip_block, *self.elip_given, *args, **options)
+        return self.elip_step(*args, **options)
 
     def __getattr__(self, name: str) -> Any:
-        """Return an attribute of the block; torch's own encoder reads some."""
-        return getattr(self.elip_block, name)
+        """Return an attribute of the block."""
+        return getattr(self.elip_step.args[0], name)
 
 
 class BlockCall:

@@ -35,7 +35,7 @@ class FusedAttention(NamedAsReplaced):
         # By class: what `vit_grad_ckpt` wraps around this function stays when pruning is removed.
         if register_hook != FUSED and (register_hook or not hasattr(self, "elip_always")):
             return Attention.forward(self, x, register_hook)
-        q, k, v = unpacked(self.qkv(x), self.num_heads)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         dropout = self.attn_drop.p if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.scale)
         return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))

@@ -115,6 +115,15 @@ def test_looking_ahead_is_deterministic_and_equals_the_block_in_evaluation(
     assert torch.equal(*kept)
 
 
+def test_the_plan_is_shown_where_the_tower_is_printed() -> None:
+    tower = make_tower()
+    unpruned = repr(tower)
+    handle = apply(tower)
+    assert f"elip: {handle.plan.summary()}" in repr(tower)
+    handle.remove()
+    assert repr(tower) == unpruned
+
+
 @pytest.mark.parametrize("dropout", ["drop_rate", "attn_drop_rate"])
 def test_dropout_in_blocks_is_refused(dropout: str) -> None:
     tower = make_tower(**{dropout: 0.3})
