@@ -38,7 +38,7 @@ def main() -> None:
         small = {
             "load_finetuned": False,
             "pretrained": None,
-            "init": {"vision": "random", "text": "random"},
+            "init": "random",
             "tokenizer": str(vocab),
             "vit": {"width": 64, "depth": 12, "heads": 2, "patch_size": 8},
             "image_size": 64,

@@ -29,6 +29,7 @@ from torch import Tensor
 from elip_plugin.hosts.lavis import models
 from elip_plugin.hosts.lavis.compat.offline import construction
 from elip_plugin.hosts.lavis.compat.settings import BERT_FAMILY, CLIP_FAMILY, read_settings
+from elip_plugin.hosts.versions import installed_version
 from elip_plugin.patching.swap import Patched
 
 gc.freeze()  # what was imported is never garbage, and looking through it takes a third of the time
@@ -99,6 +100,9 @@ LAVIS_LACKS: dict[str, dict[str, Any]] = {
 }
 """What LAVIS' own models need to train at all; ours do not."""
 
+WRITES = installed_version("transformers") < (4, 27)
+"""Whether LAVIS can write captions and answers here."""
+
 EXTRACTORS = ["albef_feature_extractor", "blip_feature_extractor"]
 """Archs whose only method takes no gradient."""
 
@@ -135,7 +139,7 @@ def section(arch: str, **changes: Any) -> Any:
         keys = {
             **OmegaConf.to_container(OmegaConf.load(default).model),
             "tokenizer": vocabulary(),
-            "init": {"vision": "random", "text": "random"},
+            "init": "random",
             "vit": VIT,
             "bert": {**bert_sizes(arch), **STILL},
             "image_size": 64,
@@ -245,11 +249,11 @@ def evaluate(arch: str, model: Any, given: dict[str, Any] | None = None) -> dict
     with torch.no_grad(), quiet():
         if hasattr(model, "predict_answers"):
             made["rank"] = model.predict_answers(dict(given), answer_list=ANSWERS)
-        if arch == "blip_vqa":
+        if arch == "blip_vqa" and WRITES:
             made["generate"] = model.predict_answers(dict(given), inference_method="generate")
         if arch.endswith(("_nlvr", "_classification")):
             made["predict"] = model.predict(dict(given))
-        if arch == "blip_caption":
+        if arch == "blip_caption" and WRITES:
             made["beams"] = model.generate(dict(given), max_length=12, min_length=5)
             made["nucleus"] = model.generate(
                 dict(given), use_nucleus_sampling=True, max_length=12, min_length=5, num_captions=2

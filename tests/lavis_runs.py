@@ -43,7 +43,7 @@ def model_section(arch: str, data: Path, **more: Any) -> dict[str, Any]:
         "model_type": "base",
         "image_size": 64,
         "tokenizer": str(data / "vocab.txt"),
-        "init": {"vision": "random", "text": "random"},
+        "init": "random",
         "vit": {"width": 32, "depth": 12, "heads": 2, "patch_size": 16},
         "bert": {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64},
         "queue_size": 32,

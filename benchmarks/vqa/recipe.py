@@ -141,7 +141,7 @@ class VqaRecipe:
             "image_size": self.size,
             "med_config_path": f"configs/models/med_config{'_albef' if albef else ''}.json",
             "tokenizer": str(vocabulary),
-            "init": {"vision": "random", "text": "random"},
+            "init": "random",
             "vit": {
                 "width": self.width,
                 "depth": self.depth,

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from elip_plugin.api import apply, find_handle
-from elip_plugin.check.items import Item
+from elip_plugin.check.items import Item, strict_decoding
 from elip_plugin.check.store import Rows, Store
 from elip_plugin.config import ElipConfig
-from elip_plugin.data.pairs import strict_decoding
 from elip_plugin.errors import DataError, UnsupportedModelError
 from elip_plugin.export.manifest import hash_weights
 from elip_plugin.hosts.base import HostModel

@@ -6,6 +6,7 @@ import hashlib
 import io
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,19 @@ class Item:
                 return image.convert("RGB")
         except UnidentifiedImageError:  # whose words are about the bytes in memory
             raise DataError("it is no picture of a kind that Pillow reads") from None
+
+
+@contextmanager
+def strict_decoding() -> Iterator[None]:
+    """Make Pillow refuse broken images, which LAVIS has it fill with grey without a word."""
+    from PIL import ImageFile
+
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def find_items(paths: Sequence[Path]) -> list[Item]:

@@ -64,9 +64,9 @@ def vocab(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
     """Write a WordPiece vocabulary of captions, which BERT's tokenizer reads."""
-    from elip_plugin.data.pairs import captions_in
     from elip_plugin.data.vocab import write_vocab
     from elip_plugin.errors import DataError
+    from elip_plugin.hosts.lavis.compat.pairs import captions_in
 
     if out.exists() and not overwrite:
         raise DataError(f"{out} exists: name another file or pass --overwrite.")

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from elip_plugin.data.pairs import some
-from elip_plugin.errors import DataError
+from elip_plugin.errors import DataError, some
 from elip_plugin.files import UNFINISHED, replacing
 
 MANIFEST = "openmoji.json"

@@ -175,7 +175,7 @@ def _offline(section: Any, patched: Any, kind: str, folder: str) -> Any:
             sizes.vision_cfg.image_size = section.image_size
         return OmegaConf.merge(section, {"clip": sizes, "pretrained": None})
     ours: dict[str, Any] = {
-        "init": {"vision": "random", "text": "random"},
+        "init": "random",
         "load_finetuned": False,
         "pretrained": None,
     }

@@ -50,7 +50,7 @@ def make(tmp_path: Path, arch: str = "blip2", elip: Any = "fast", **more: Any) -
     section = {
         "arch": f"elip_{arch}", "image_size": SIDE, "num_query_token": 4, "vit_precision": "fp32",
         "load_finetuned": False, "pretrained": None, "tokenizer": str(vocabulary),
-        "init": {"vision": "random", "text": "random"}, "elip": elip, **{**SIZES, **more},
+        "init": "random", "elip": elip, **{**SIZES, **more},
     }  # fmt: skip
     torch.manual_seed(0)
     model = ARCHS[arch].from_config(section).train()

@@ -1,7 +1,8 @@
-"""Builders of local data sets: `elip_pairs` and `elip_retrieval`.
+"""`elip_pairs` and `elip_retrieval`: LAVIS' data sets of pairs, over lists of your own.
 
-Both read JSON lists of `{"image": path, "caption": text}`. The config has LAVIS' shape, but nothing
-is downloaded, relative paths start at the working directory, and all faults are named at the start.
+LAVIS' builders of such data sets download COCO and the like. These read JSON lists of
+`{"image": path, "caption": text}`; the config has LAVIS' shape, relative paths start at the working
+directory, and all faults are named at the start.
 """
 
 from __future__ import annotations
@@ -14,20 +15,11 @@ from lavis.datasets.builders.base_dataset_builder import BaseDatasetBuilder
 from lavis.datasets.datasets.image_text_pair_datasets import ImageTextPairDataset
 from lavis.datasets.datasets.retrieval_datasets import RetrievalDataset, RetrievalEvalDataset
 
-from elip_plugin.data.pairs import decode_fault, list_faults, read_list, strict_decoding
 from elip_plugin.errors import DataError, join_faults
+from elip_plugin.hosts.lavis.compat.pairs import list_faults, read_list
 from elip_plugin.hosts.lavis.compat.paths import configs_root
-from elip_plugin.hosts.lavis.compat.section import read_section
 
-
-class UndecodableError(DataError):
-    """An image that cannot be decoded.
-
-    A data loader's worker sends the message at the end of a traceback, which is cut off here.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message.rpartition(f"{UndecodableError.__name__}: ")[2].strip())
+SPLITS = ("train", "val", "test")
 
 
 class _Local:
@@ -51,21 +43,6 @@ class _Local:
 
     def _entry(self, row: dict[str, Any]) -> dict[str, Any]:
         return row
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        with strict_decoding():
-            try:
-                return super().__getitem__(index)  # type: ignore[misc]
-            except Exception as error:
-                path = self.annotation[index]["image"]
-                fault = decode_fault(path)
-                if fault is None:  # not the image's, or passing: the error speaks for itself
-                    raise
-                fault, lists = " ".join(fault.split()), " or ".join(map(str, self.elip_lists))
-                raise UndecodableError(
-                    f"{path} cannot be decoded ({fault}): replace the file, or take its entry out "
-                    f"of {lists}; check_images: full finds all such files before training"
-                ) from error
 
 
 class PairsDataset(_Local, ImageTextPairDataset):
@@ -93,33 +70,53 @@ class _LocalBuilder(BaseDatasetBuilder):
     elip_name: str
 
     def _download_data(self) -> None:
-        """Check config, lists and images; LAVIS downloads here, in the main process only."""
-        section = read_section(self.config)
-        faults = list(section.faults)
-        for split, paths in section.lists.items():
-            for path in paths:
-                root = section.images or path.parent
-                faults += list_faults(
-                    path, root, several=split != "train", images=section.check_images
-                )
+        """Check the lists and that images are there; LAVIS downloads here, in one process."""
+        root, lists = self.places()
+        faults = [
+            fault
+            for split, paths in lists.items()
+            for path in paths
+            for fault in list_faults(path, root or path.parent, several=split != "train")
+        ]
+        if not lists:
+            faults = [
+                "no annotation file is given: set build_info.annotations.train.storage to a JSON "
+                "list"
+            ]
         if faults:
             raise DataError(join_faults(f"datasets.{self.elip_name}", faults))
 
     def build(self) -> dict[str, Any]:
         """Build the data set of each split."""
         self.build_processors()
-        section = read_section(self.config)
+        root, lists = self.places()
         datasets = {}
-        for split, paths in section.lists.items():
+        for split, paths in lists.items():
             kind = "train" if split == "train" else "eval"
             made_by = self.train_dataset_cls if split == "train" else self.eval_dataset_cls
             datasets[split] = made_by(
                 vis_processor=self.vis_processors[kind],
                 text_processor=self.text_processors[kind],
-                vis_root=section.images,
+                vis_root=root,
                 ann_paths=paths,
             )
         return datasets
+
+    def places(self) -> tuple[Path | None, dict[str, list[Path]]]:
+        """Return the folder of the images, None for that of each list, and the splits' lists."""
+        info = self.config.get("build_info") or {}
+        folder = (info.get("images") or {}).get("storage")
+        lists = {}
+        for split, entry in (info.get("annotations") or {}).items():
+            storage = (entry or {}).get("storage")
+            if split not in SPLITS or not storage:
+                raise DataError(
+                    f"datasets.{self.elip_name}: build_info.annotations.{split} must be "
+                    f"{{storage: FILE or list of files}}, of splits {list(SPLITS)}, got {entry!r}"
+                )
+            files = [storage] if isinstance(storage, str) else storage
+            lists[split] = [Path(file).expanduser().absolute() for file in files]
+        return Path(folder).expanduser().absolute() if folder else None, lists
 
 
 class PairsBuilder(_LocalBuilder):

@@ -2,8 +2,7 @@
 
 LAVIS is unmaintained. Its last release pins timm 0.4.12, transformers below 4.27 and numpy 1, but
 works beside timm 1, transformers 4.40 to 4.57 and numpy 2 with equal losses. `FIXES` lists what is
-repaired, when, and why. This module imports no host library, and no fix changes a file;
-`patches/lavis-1.0.2` has the same repairs for other people's checkouts.
+repaired, when, and why. This module imports no host library, and no fix changes a file.
 
 Importing LAVIS changes nothing that works: what it lacks beside newer libraries is put back, and
 what is broken there is replaced. All other fixes are for people who use this package: they begin
@@ -89,7 +88,7 @@ FIXES = (
     Fix(
         "register",
         "lavis.models.med:BertLMPredictionHead._tie_weights",
-        f"{OURS}.generation:tie_weights",
+        f"{OURS}.language:tie_weights",
         "published weights: a language head's bias has two names; transformers 4.40 and later ties "
         "them again only where a module has this method, and without it the bias stays zero",
         needed=_since(4, 40),
@@ -97,9 +96,9 @@ FIXES = (
     Fix(
         "register",
         "lavis.models.med:BertLMHeadModel.generate",
-        f"{OURS}.generation:generate",
-        "captions and answers: transformers 4.27 and later repeats the image tokens once more, has "
-        "another beam search, and from 4.50 on models do not inherit generate",
+        f"{OURS}.language:generate",
+        "captions and answers: transformers 4.27 and later repeats the image tokens once more, and "
+        "from 4.50 on models do not inherit generate; one error says so",
         needed=_since(4, 27),
     ),
     Fix(

@@ -1,4 +1,4 @@
-"""Local files or random weights in place of what LAVIS fetches while it builds a model.
+"""Random weights and local files in place of what LAVIS fetches while it builds a model.
 
 LAVIS hard-codes the names of what it fetches. While one of our models is built, and only then,
 these lookups go through `_Sources`; an error names what is neither given nor available.
@@ -23,23 +23,19 @@ from lavis.models.blip2_models import Qformer, blip2
 from lavis.models.clip_models import model as clip_model
 from lavis.models.eva_vit import VisionTransformer as EvaTower
 from lavis.models.eva_vit import convert_weights_to_fp16
-from lavis.models.vit import VisionTransformerEncoder, interpolate_pos_embed
+from lavis.models.vit import VisionTransformerEncoder
 from omegaconf import DictConfig, OmegaConf
 from torch.overrides import TorchFunctionMode
 from transformers import BertConfig, BertTokenizer
 
-from elip_plugin.errors import ConfigError, DataError
-from elip_plugin.hosts.lavis.compat.settings import RANDOM, Settings
+from elip_plugin.errors import ConfigError
+from elip_plugin.hosts.lavis.compat.settings import Settings
 from elip_plugin.patching.checkpoints import load_checkpoint
 from elip_plugin.patching.monkeypatch import replaced
 
 log = logging.getLogger("elip_plugin")
 
 
-SIZES_WITHOUT_WEIGHTS = (
-    "vit gives the tower its own sizes, for which there are no weights to fetch: set init: "
-    "{vision: random}, or to a local checkpoint of these sizes"
-)
 VIT_G = {"embed_dim": 1408, "depth": 39, "num_heads": 16, "mlp_ratio": 4.3637, "patch_size": 14}
 """The sizes of BLIP-2's vision tower."""
 
@@ -106,13 +102,6 @@ def construction(settings: Settings, base: Any) -> Iterator[None]:
                 f"a part of {base.__name__} could not be fetched ({_first_line(error)}); name a "
                 "local folder by opt_model, t5_model or llm_model"
             ) from error
-    given = [part for part, value in settings.init.items() if value != RANDOM]
-    unused = [part for part in given if part not in sources.used]
-    if unused:
-        raise ConfigError(
-            f"init: {unused} given, but {base.__name__} takes these weights from 'pretrained' or "
-            "'finetuned' only; set those to a local checkpoint"
-        )
 
 
 def _in_this_thread(owner: Any, name: str, ours: Callable[..., Any]) -> Any:
@@ -133,7 +122,6 @@ class _Sources:
 
     def __init__(self, settings: Settings, base: Any) -> None:
         self.settings, self.base = settings, base
-        self.used: set[str] = set()
 
     def lookups(self) -> Iterator[tuple[Any, str, Callable[..., Any]]]:
         """Yield owner and name of each lookup, and what takes its place."""
@@ -154,13 +142,12 @@ class _Sources:
             yield self.base, "load_from_pretrained", partial(_load_weights, "pretrained")
 
     def tower(self, theirs: Any, cls: Any, cfg: Any, from_pretrained: bool = False) -> Any:
-        """Build a vision tower of the given sizes and initial weights."""
-        if from_pretrained and "vision" not in self.settings.init:
+        """Build a vision tower of the given sizes, with random weights if so asked."""
+        if from_pretrained and not self.settings.init:
             name = cfg.get("vit_type", "base")
             return self._fetched_tower(name, partial(theirs, cls, cfg, from_pretrained=True))
         sizes = self.settings.vit
-        tower = _small_tower(theirs, cls, cfg, sizes) if sizes else theirs(cls, cfg)
-        return self._initialized(tower)
+        return _small_tower(theirs, cls, cfg, sizes) if sizes else theirs(cls, cfg)
 
     def eva_tower(
         self,
@@ -170,8 +157,8 @@ class _Sources:
         use_checkpoint: bool,
         precision: str,
     ) -> Any:
-        """Build BLIP-2's vision tower of the given sizes and initial weights."""
-        if "vision" not in self.settings.init:
+        """Build BLIP-2's vision tower of the given sizes, with random weights if so asked."""
+        if not self.settings.init:
             given = (img_size, drop_path_rate, use_checkpoint, precision)
             return self._fetched_tower("EVA ViT-g", partial(theirs, *given))
         tower = EvaTower(
@@ -182,50 +169,30 @@ class _Sources:
             qkv_bias=True,
             **{**VIT_G, **_renamed(self.settings.vit)},
         )
-        self._initialized(tower)
         if precision == "fp16":
             convert_weights_to_fp16(tower)
         return tower
 
     def _fetched_tower(self, name: str, get: Callable[[], Any]) -> Any:
         if self.settings.vit:
-            raise ConfigError(SIZES_WITHOUT_WEIGHTS)
-        what = f"the initial weights of the {name} vision tower"
-        return _fetch(what, "set init: {vision: random}, or to a local checkpoint", get)
-
-    def _initialized(self, tower: Any) -> Any:
-        init = self.settings.init.get("vision", RANDOM)
-        if init != RANDOM:
-            self.used.add("vision")
-            _load_tower(tower, init)
-        return tower
+            raise ConfigError(
+                "vit gives the tower its own sizes, for which there are no weights to fetch: set "
+                "init: random"
+            )
+        return _fetch(f"the initial weights of the {name} vision tower", "set init: random", get)
 
     def qformer_config(self, theirs: Any, cls: Any, name: Any, *args: Any, **options: Any) -> Any:
         """Build the Q-Former's config: BERT's, with the given sizes."""
-        init = self.settings.init.get("text")
-        if init == RANDOM:
-            config = cls()
-        else:
-            config = _fetch(
-                f"the Q-Former's config, {name!r},",
-                "set init: {text: random}, or to a local folder of such a model",
-                lambda: theirs(cls, init or name, *args, **options),
-            )
+        get = cls if self.settings.init else partial(theirs, cls, name, *args, **options)
+        config = _fetch(f"the Q-Former's config, {name!r},", "set init: random", get)
         return _resized(config, self.settings.bert, "BERT's config")
 
     def bert(self, theirs: Any, cls: Any, name: Any, *args: Any, **options: Any) -> Any:
-        """Build a text encoder of the given initial weights."""
-        init = self.settings.init.get("text")
-        if init == RANDOM:
+        """Build a text encoder, with random weights if so asked."""
+        if self.settings.init:
             return cls(options.pop("config"), *args, **options)
-        if init is not None:
-            self.used.add("text")
-            return theirs(cls, str(init), *args, **options)
-        return _fetch(
-            f"the text encoder's initial weights, {name!r},",
-            "set init: {text: random}, or to a local folder of such a model",
-            lambda: theirs(cls, name, *args, **options),
-        )
+        what = f"the text encoder's initial weights, {name!r},"
+        return _fetch(what, "set init: random", lambda: theirs(cls, name, *args, **options))
 
     def bert_config(self, theirs: Any, cls: Any, path: Any) -> Any:
         """Read BERT's config, with the given sizes and those that follow from other settings."""
@@ -291,27 +258,6 @@ def _renamed(sizes: Mapping[str, int]) -> dict[str, int]:
     return {names.get(key, key): value for key, value in sizes.items()}
 
 
-def _load_tower(tower: Any, path: str) -> None:
-    try:
-        state = load_checkpoint(path)
-    except DataError as error:
-        raise ConfigError(f"init: vision: {error}") from error
-    state = state.get("model", state)
-    prefix = "visual_encoder."
-    if any(key.startswith(prefix) for key in state):
-        state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    if "pos_embed" in state:
-        state["pos_embed"] = interpolate_pos_embed(state["pos_embed"], tower)
-    try:
-        missing = tower.load_state_dict(state, strict=False).missing_keys
-    except RuntimeError as error:
-        raise ConfigError(f"init: vision: {path} does not fit the tower: {error}") from error
-    if missing:
-        raise ConfigError(
-            f"init: vision: {path} lacks {len(missing)} of the tower's weights, e.g. {missing[:3]}"
-        )
-
-
 def _load(theirs: Any, file: Any, *args: Any, **options: Any) -> Any:
     """Load a file for LAVIS, without unpickling more than weights."""
     if options.get("weights_only") or not isinstance(file, (str, Path)):
@@ -346,20 +292,11 @@ def _load_weights(key: str, theirs: Any, model: Any, url_or_filename: Any, **opt
         )
     if isinstance(model, AlbefNLVR) and key == "pretrained":
         theirs = load_nlvr
-    with _collected_once(model):
-        return _fetch(
-            f"the checkpoint {url_or_filename}",
-            f"set {key} to a local file, or load_finetuned: False and pretrained: null",
-            lambda: theirs(model, url_or_filename, **options),
-        )
-
-
-@contextmanager
-def _collected_once(model: Any) -> Iterator[None]:
-    """Collect a model's weights once: LAVIS' loading does so again for each of its keys."""
-    whole = model.state_dict()
-    with replaced(model, "state_dict", lambda: whole):
-        yield
+    return _fetch(
+        f"the checkpoint {url_or_filename}",
+        f"set {key} to a local file, or load_finetuned: False and pretrained: null",
+        lambda: theirs(model, url_or_filename, **options),
+    )
 
 
 def load_nlvr(model: Any, url_or_filename: Any, use_distill: bool = True) -> Any:

@@ -2,58 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lavis.common.optims  # noqa: F401  (registers the schedules)
-from lavis.common.config import create_runner_config_validator
 from lavis.common.registry import registry
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from elip_plugin.errors import ConfigError, join_faults, nearest
-from elip_plugin.hosts.lavis.compat.settings import slips
 
-SECTIONS = ("model", "datasets", "run")
-NEEDED = ("task", "batch_size_train", "batch_size_eval", "num_workers", "device", "output_dir")
-NEEDED_TO_TRAIN = ("max_epoch", "init_lr", "min_lr", "lr_sched", "weight_decay")
-MORE_RUN_KEYS = (
-    *("runner", "amp", "beta2", "log_freq", "resume_ckpt_path", "gpu", "rank", "dist_backend"),
-    *("report_metric", "prompt"),
-)
-"""Keys that LAVIS reads from a run section but leaves out of its own list."""
+NAMES = {"task": "task", "runner": "runner", "lr_sched": "lr_scheduler"}
+"""Keys of a run section that name something, and what LAVIS' registry calls it."""
 
 
-def check_run_config(path: Path, options: Sequence[str], *, evaluate: bool) -> None:
-    """Check that a config and its overrides can be read, and that each name and key is known.
+def check_run_config(path: Path, options: Sequence[str]) -> None:
+    """Check that a config and its overrides can be read, and that what it names is known.
 
-    To evaluate only needs fewer keys. Raises a ConfigError with every fault at once.
+    Raises a ConfigError with every fault at once.
     """
-    faults = [f"option {o!r} must be KEY=VALUE" for o in options if "=" not in o]
     values = _read(path, options)
-    for name in SECTIONS:
-        if not isinstance(values.get(name), dict) or not values[name]:
-            faults.append(f"section {name!r} is missing; a run config has {list(SECTIONS)}")
-            values[name] = {}
+    sections = ("model", "datasets", "run")
+    missing = [name for name in sections if not isinstance(values.get(name), dict)]
+    if missing:
+        raise ConfigError(f"config {path}: sections {missing} are missing, of {list(sections)}")
     model, run = values["model"], values["run"]
-    faults += _unknown("model.arch", model.get("arch"), "model")
-    arch = registry.get_model_class(model.get("arch"))
-    if arch is not None:
-        types = arch.PRETRAINED_MODEL_CONFIG_DICT
-        faults += _not_among("model.model_type", model.get("model_type"), types)
+    faults = _unknown("model.arch", model.get("arch"), "model")
     for name in values["datasets"]:
         faults += _unknown("datasets", name, "builder")
-    for key, kind in {"task": "task", "runner": "runner", "lr_sched": "lr_scheduler"}.items():
-        if run.get(key) is not None and not (evaluate and key == "lr_sched"):
+    for key, kind in NAMES.items():
+        if run.get(key) is not None:
             faults += _unknown(f"run.{key}", run[key], kind)
-    missing = [k for k in NEEDED + (() if evaluate else NEEDED_TO_TRAIN) if run.get(k) is None]
-    faults += [f"run: {missing} missing"] if run and missing else []
-    known = [*create_runner_config_validator().arguments, *MORE_RUN_KEYS]
-    faults += [f"run: {slip}" for slip in slips(run, known)]
-    if run and run.get("train_splits") is None and not evaluate:
-        faults.append('run: train_splits is missing: set train_splits: ["train"]')
     if faults:
         raise ConfigError(join_faults(f"config {path}", faults))
 
@@ -61,6 +42,9 @@ def check_run_config(path: Path, options: Sequence[str], *, evaluate: bool) -> N
 def _read(path: Path, options: Sequence[str]) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"config {str(path)!r} is no file; `elip lavis configs` lists ours")
+    bad = [option for option in options if "=" not in option]
+    if bad:
+        raise ConfigError(f"options {bad} must be KEY=VALUE")
     try:
         config = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(options)))
         values: Any = OmegaConf.to_container(config, resolve=True)
@@ -70,9 +54,5 @@ def _read(path: Path, options: Sequence[str]) -> dict[str, Any]:
 
 
 def _unknown(what: str, name: Any, kind: str) -> list[str]:
-    return _not_among(what, name, registry.mapping[f"{kind}_name_mapping"])
-
-
-def _not_among(what: str, name: Any, known: Iterable[str]) -> list[str]:
-    names = list(known)
+    names = list(registry.mapping[f"{kind}_name_mapping"])
     return [] if name in names else [f"{what} {name!r} is not known; {nearest(name, names)}"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,10 @@ log = logging.getLogger("elip_plugin")
 class ElipRunner(RunnerBase):
     """`RunnerBase`, for any device.
 
-    A relative `output_dir` is relative to the working directory. Each part of the loss is
-    logged. After each epoch there is a checkpoint with all that a run needs to resume, the
-    momentum encoder included, which LAVIS leaves out: `checkpoint_<epoch>.pth`, or with
-    validation splits `checkpoint_latest.pth` beside LAVIS' `checkpoint_best.pth`.
+    A relative `output_dir` is relative to the working directory. After each epoch there is a
+    checkpoint with all that a run needs to resume, the momentum encoder included, which LAVIS
+    leaves out: `checkpoint_<epoch>.pth`, or with validation splits `checkpoint_latest.pth` beside
+    LAVIS' `checkpoint_best.pth`.
 
     Its arguments are LAVIS' own.
     """
@@ -84,19 +83,12 @@ class ElipRunner(RunnerBase):
         return self.test_logs
 
     def train_epoch(self, epoch: int) -> dict[str, str]:
-        """Train one epoch; return LAVIS' averages, and this process' of each part of the loss."""
-        parts = _LossParts()
-        hook = self.unwrap_dist_model(self.model).register_forward_hook(parts)
-        try:
-            stats = super().train_epoch(epoch)
-        finally:
-            hook.remove()
-        means = parts.means()
-        shown = {"loss": stats["loss"], **means}
-        log.info("epoch %d: %s", epoch, ", ".join(f"{k} {v}" for k, v in shown.items()))
+        """Train one epoch; return LAVIS' averages."""
+        stats: dict[str, str] = super().train_epoch(epoch)
+        log.info("epoch %d: loss %s", epoch, stats["loss"])
         if self.valid_splits:
             self._save("latest", epoch)
-        return {**stats, **means}
+        return stats
 
     def eval_epoch(self, split_name: str, cur_epoch: Any, skip_reload: bool = False) -> Any:
         """Evaluate one split; return its scores if the task reports any in this process."""
@@ -159,23 +151,6 @@ class ElipRunner(RunnerBase):
         else:
             log.warning("No epoch was better than the best so far: testing the last one.")
         return model
-
-
-class _LossParts:
-    """A forward hook that averages what a model returns as `loss_...`."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Any] = defaultdict(float)
-        self.calls = 0
-
-    def __call__(self, module: Any, args: Any, output: Any) -> None:
-        self.calls += 1
-        for key in output if hasattr(output, "keys") else ():
-            if key.startswith("loss_") and output[key] is not None:
-                self.sums[key] = self.sums[key] + output[key].detach()
-
-    def means(self) -> dict[str, str]:
-        return {key: f"{float(total) / self.calls:.3f}" for key, total in self.sums.items()}
 
 
 def _check(run: Any) -> None:

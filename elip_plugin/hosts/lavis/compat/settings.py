@@ -12,12 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from elip_plugin.errors import ConfigError, join_faults, nearest
 
-RANDOM = "random"
-
 BERT_FAMILY = ("tokenizer", "init", "vit", "bert")
 CLIP_FAMILY = ("clip",)
 SECTIONS: dict[str, tuple[str, ...] | None] = {
-    "init": ("vision", "text"),
     "vit": ("width", "depth", "heads", "patch_size"),
     "bert": None,
     "clip": ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu"),
@@ -30,8 +27,7 @@ class Settings:
     """The values of our keys in a model section; what is left out is what LAVIS has or fetches."""
 
     tokenizer: str | None = None  # a vocabulary file or a tokenizer folder
-    # By part, "vision" and "text": "random" or a local path.
-    init: Mapping[str, str] = field(default_factory=dict)
+    init: str | None = None  # "random": no initial weights are fetched
     vit: Mapping[str, int] = field(default_factory=dict)  # sizes of a small tower
     bert: Mapping[str, Any] = field(default_factory=dict)  # in place of the file's values
     clip: Mapping[str, Any] = field(default_factory=dict)  # a whole config of LAVIS' CLIP
@@ -43,8 +39,8 @@ def read_settings(cfg: DictConfig, family: Sequence[str], others: Sequence[str] 
     Raises a ConfigError with every fault at once.
     """
     values: dict[Any, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    ours, allowed = {*others, *BERT_FAMILY, *CLIP_FAMILY}, [*others, *family]
-    faults = slips(values.keys() - ours, allowed)
+    allowed = [*others, *family]
+    faults = _slips(values.keys() - {*allowed, *BERT_FAMILY, *CLIP_FAMILY}, allowed)
     faults += [
         f"key {key!r} does not suit this arch; ours are {allowed}"
         for key in (*BERT_FAMILY, *CLIP_FAMILY)
@@ -57,13 +53,12 @@ def read_settings(cfg: DictConfig, family: Sequence[str], others: Sequence[str] 
     return Settings(**given)
 
 
-def slips(given: Iterable[Any], known: Sequence[str]) -> list[str]:
-    """Name unknown keys that are nearly known ones; LAVIS takes any key in silence."""
+def _slips(given: Iterable[Any], known: Sequence[str]) -> list[str]:
+    """Name unknown keys that are nearly ours; LAVIS takes any key in silence."""
     return [
         f"key {key!r} is not known: {nearest(key, known)}"
         for key in sorted(map(str, given))
-        if key not in known
-        and any(SequenceMatcher(None, name, key).ratio() >= 0.75 for name in known)
+        if any(SequenceMatcher(None, name, key).ratio() >= 0.75 for name in known)
     ]
 
 
@@ -88,10 +83,11 @@ def _value_faults(given: Mapping[str, Any]) -> list[str]:
     ]
     if {"heads", "width"} <= vit.keys() and not faults and vit["width"] % vit["heads"]:
         faults.append(f"vit: width {vit['width']} is not a multiple of heads {vit['heads']}")
-    for part, value in given.get("init", {}).items():
-        path, kind = Path(str(value)), "file" if part == "vision" else "folder"
-        if value != RANDOM and not (path.is_file() if kind == "file" else path.is_dir()):
-            faults.append(f"init: {part} is {value!r}: give 'random' or a {kind} that exists")
+    if given.get("init", "random") != "random":
+        faults.append(
+            f"init must be random, or be left out, got {given['init']!r}; weights of your own are "
+            "named by pretrained"
+        )
     tokenizer = given.get("tokenizer")
     if tokenizer is not None and not Path(str(tokenizer)).exists():
         faults.append(

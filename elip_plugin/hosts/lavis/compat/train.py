@@ -37,7 +37,7 @@ def run(
     which only the first process has. Raises a ConfigError before anything is written.
     """
     warnings.filterwarnings("ignore", category=FutureWarning, module="lavis|fairscale")
-    check_run_config(cfg_path, options, evaluate=evaluate)
+    check_run_config(cfg_path, options)
     if checkpoint is not None and not checkpoint.is_file():
         raise ConfigError(f"checkpoint {str(checkpoint)!r} is no file")
     cfg = Config(SimpleNamespace(cfg_path=str(cfg_path), options=list(options)))

@@ -1,4 +1,4 @@
-"""The local data sets for LAVIS: their samples, and the faults named before and while training."""
+"""The local data sets for LAVIS: their samples, and the faults named before training."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import pytest
 
 pytest.importorskip("lavis")
 Image = pytest.importorskip("PIL.Image")
-ImageFile = pytest.importorskip("PIL.ImageFile")
 
 from lavis.common.registry import registry  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
-from torch.utils.data import DataLoader  # noqa: E402
 
 from elip_plugin.errors import DataError  # noqa: E402
 from elip_plugin.hosts.lavis.compat.datasets import (  # noqa: E402
@@ -142,7 +140,6 @@ def test_each_list_finds_its_own_images(openmoji: Path) -> None:
 
 
 def test_all_faults_are_named_at_once(openmoji: Path) -> None:
-    (openmoji / "set" / "images" / "0.png").write_text("no picture")
     (openmoji / "set" / "images" / "1.png").unlink()
     rows: list[Any] = json.loads((openmoji / "set" / "train.json").read_text())
     rows += [{"image": "images/2.png"}, {"caption": "a"}, "x", {"image": "", "caption": ["a"]}]
@@ -157,12 +154,10 @@ def test_all_faults_are_named_at_once(openmoji: Path) -> None:
         f'{here}/set/train.json: 3 of 7 entries have no "image" (a path): 4, 5, 6',
         f'{here}/set/train.json: 3 of 7 entries have no "caption" (a string): 3, 5, 6',
         f"{here}/set/train.json: 1 of 3 images in {here}/set are missing: images/1.png",
-        f"{here}/set/train.json: 1 of 3 images in {here}/set cannot be read by Pillow: "
-        "images/0.png",
         f"{here}/none.json cannot be read (No such file or directory)",
         f"{here}/text.json is not JSON (",
-        f"{here}/map.json holds dict, but a list of pairs is needed",
-        f"{here}/empty.json holds an empty list",
+        f"{here}/map.json holds no list of pairs",
+        f"{here}/empty.json holds no list of pairs",
         f'{here}/test.json: 1 of 1 entries have no "image" (a path): 0',
         f'{here}/test.json: 1 of 1 entries have no "caption" (a string or a list of strings): 0',
     ]
@@ -181,79 +176,18 @@ def test_many_missing_images_are_counted(openmoji: Path) -> None:
     )
 
 
-def test_images_are_not_opened_when_told_so(openmoji: Path) -> None:
-    (openmoji / "set" / "images" / "1.png").unlink()
-    config = section(PairsBuilder, splits("set/train.json"), check_images=False)
-    assert len(PairsBuilder(config).build_datasets()["train"]) == 3
-    assert "images/1.png" in faults(PairsBuilder, splits("set/train.json"))
-
-
 @pytest.mark.parametrize(
-    ("build_info", "keys", "fault"),
+    ("build_info", "fault"),
     [
-        (None, {}, "no annotation file is given: set build_info.annotations.train.storage"),
-        (
-            {"annotations": {"train": {"storag": "a"}}},
-            {},
-            "build_info.annotations.train.storag is not known: did you mean ['storage']?",
-        ),
-        ({"annotations": {"trian": {"storage": "a"}}}, {}, "annotations.trian is not known: did "),
-        (
-            {"image": {"storage": "a"}},
-            {},
-            "build_info.image is not known: did you mean ['images']?",
-        ),
-        ({"annotations": "a.json"}, {}, "build_info.annotations must hold train, val, test, got"),
-        ({"annotations": {"train": {"storage": [3]}}}, {}, "train.storage must be a JSON file or"),
-        ({"annotations": {"train": None}}, {}, "train.storage must be a JSON file or a list"),
-        ({"images": {"storage": ["a"]}}, {}, "images.storage must be one folder, got ['a']"),
-        (None, {"check_image": False}, "check_image is not known: did you mean ['check_images']?"),
-        (None, {"check_images": "no"}, "check_images must be true, false or full, got 'no'"),
-        (None, {"data_type": "videos"}, "data_type must be images, got 'videos'"),
-        (
-            None,
-            {"vis_processor": {"train": {"name": "blip_imag"}}},
-            "vis_processor.train.name: LAVIS has no processor 'blip_imag'",
-        ),
-        (None, {"text_processor": {"evl": {"name": "blip_caption"}}}, "text_processor.evl is not"),
+        (None, "no annotation file is given: set build_info.annotations.train.storage"),
+        ({"annotations": {"trian": {"storage": "a"}}}, "annotations.trian must be {storage: FILE"),
+        ({"annotations": {"train": {"storag": "a"}}}, "annotations.train must be {storage: FILE"),
+        ({"annotations": {"train": None}}, "of splits ['train', 'val', 'test'], got None"),
     ],
 )
-def test_slips_in_the_config(build_info: Any, keys: dict[str, Any], fault: str) -> None:
+def test_slips_in_the_config(build_info: Any, fault: str) -> None:
     for builder in BUILDERS:
-        assert fault in faults(builder, build_info, **keys)
-
-
-@pytest.mark.parametrize("builder", BUILDERS)
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_breaks_while_training_is_named(
-    openmoji: Path, builder: Any, workers: int
-) -> None:
-    """With half a file the header is sound, so the check at the start lets it pass."""
-    broken = openmoji / "set" / "images" / "2.png"
-    whole = broken.read_bytes()
-    info = splits("set/train.json", "set/train.json")
-    made = builder(section(builder, info)).build_datasets()
-    for content, fault in ((whole[:-400], "OSError: "), (b"no", "UnidentifiedImageError: ")):
-        broken.write_bytes(content)
-        for data in made.values():
-            with pytest.raises(DataError) as caught:
-                list(DataLoader(data, 3, num_workers=workers, collate_fn=data.collater))
-            message = str(caught.value)
-            assert message.startswith(f"{broken} cannot be decoded ({fault}")
-            assert f"or take its entry out of {openmoji}/set/train.json" in message
-            assert "\n" not in message
-            assert ImageFile.LOAD_TRUNCATED_IMAGES  # as LAVIS left it
-    found = faults(builder, info, check_images="full")
-    assert f"1 of 3 images in {openmoji}/set cannot be read by Pillow: images/2.png" in found
-
-
-def test_other_errors_stay_what_they_are(openmoji: Path) -> None:
-    train = PairsBuilder(section(PairsBuilder, splits("set/train.json"))).build_datasets()["train"]
-    train.vis_processor = lambda image: image.no_such_method()
-    with pytest.raises(AttributeError, match="no_such_method"):
-        train[0]
-    with pytest.raises(IndexError):
-        train[3]
+        assert fault in faults(builder, build_info)
 
 
 def test_an_empty_caption_is_fine(openmoji: Path) -> None:

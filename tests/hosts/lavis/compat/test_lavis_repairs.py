@@ -1,14 +1,4 @@
-"""The faults of LAVIS that this package and `patches/lavis-1.0.2` repair, on tiny models.
-
-Here they are tested with our models and elip_runner on LAVIS as published. The tests of the patches
-(test_patches_lavis.py) run this file in processes of their own, each with another copy of LAVIS and
-without the package:
-
-    ELIP_LAVIS_FORM   "stock": LAVIS' own models and runner_base
-    ELIP_LAVIS_RUNS   Folder of data and runs, which processes of one group share
-    ELIP_LAVIS_NEWER  With 1, what newer libraries took away is taken away before LAVIS' import
-"""
-# ruff: noqa: E402
+"""What the package repairs of LAVIS, on LAVIS as published, with tiny models."""
 
 from __future__ import annotations
 
@@ -16,7 +6,6 @@ import json
 import logging
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -26,59 +15,33 @@ from unittest import mock
 
 import pytest
 
-PLUGIN = os.environ.get("ELIP_LAVIS_FORM") != "stock"
-NEWER = os.environ.get("ELIP_LAVIS_NEWER") == "1"
-RANK = os.environ.get("RANK", "0")
+pytest.importorskip("lavis")
 
-if NEWER:  # take away what transformers 4.57 and numpy 2 took away
-    import numpy
-    import transformers.modeling_utils
-
-    vars(numpy).pop("Inf", None)
-    for name in ("apply_chunking_to_forward", "find_pruneable_heads_and_indices"):
-        vars(transformers.modeling_utils).pop(name, None)
-    vars(transformers.modeling_utils).pop("prune_linear_layer", None)
-    import lavis.models
-else:
-    pytest.importorskip("lavis")
-
-import lavis.common.optims
-import lavis.runners
+import lavis.common.optims  # noqa: F401  (registers the schedules)
 import torch
 import torch.nn.functional as F
 from lavis.common.config import Config
-from lavis.common.dist_utils import get_rank, get_world_size, init_distributed_mode
+from lavis.common.dist_utils import get_rank, get_world_size
 from lavis.common.logger import setup_logger
 from lavis.common.registry import registry
 from lavis.datasets import builders  # noqa: F401
 from lavis.datasets.datasets import dataloader_utils
-from lavis.models import CLIP, med, vit
-from lavis.models.base_model import BaseModel
+from lavis.models import med, vit
 from lavis.tasks import RetrievalTask, setup_task
 from lavis.tasks.base_task import BaseTask
 from lavis_runs import model_section, write_config, write_data
 from omegaconf import OmegaConf
 from torch import nn
-from transformers import BertConfig, BertTokenizer, PreTrainedModel
+from transformers import BertConfig, PreTrainedModel
 
-if PLUGIN:
-    from elip_plugin.hosts.lavis.compat.processes import join_processes as init_distributed_mode
+from elip_plugin.hosts.lavis.compat.processes import join_processes
 
 pytestmark = pytest.mark.slow
 
 
-def patches_alone(why: str) -> Any:
-    """Mark what only the patches repair."""
-    return pytest.mark.xfail(PLUGIN, reason=why, strict=True)
-
-
-its_forwards = patches_alone("the package would have to copy LAVIS' forwards")
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    given = os.environ.get("ELIP_LAVIS_RUNS")
-    return Path(given) if given else tmp_path_factory.mktemp("runs")
+    return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture(scope="module")
@@ -103,68 +66,13 @@ def quiet() -> Iterator[None]:
     logging.root.handlers[:] = handlers
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small(data: Path) -> None:
-    """Give LAVIS' own models small sizes, in a process of their own; ours have keys for that."""
-    if not PLUGIN:
-        stand_in(data)
-
-
-def test_this_is_the_form_that_is_meant() -> None:
-    place = os.environ.get("ELIP_LAVIS_PLACE")
-    assert place is None or Path(lavis.models.__file__).is_relative_to(place)
-    loaded = {name for name in sys.modules if name.partition(".")[0] == "elip_plugin"}
-    # elip.pth looks at its switch in the third module.
-    alone = {"elip_plugin", "elip_plugin.hosts", "elip_plugin.hosts.autoload"}
-    assert ("elip_plugin.hosts.lavis.names" in loaded) if PLUGIN else loaded <= alone
-
-
 # Models.
-
-
-def stand_in(data: Path) -> None:
-    """Put small parts in the place of what LAVIS' own models would fetch."""
-    sizes, vocabulary = model_section("", data), data / "vocab.txt"
-    words = len(vocabulary.read_text().splitlines()) + 2  # BLIP adds two
-    bert = {**sizes["bert"], "encoder_width": sizes["vit"]["width"], "vocab_size": words}
-    read: Any = BertConfig.from_json_file
-    load = BaseModel.load_checkpoint_from_config
-
-    def config(cls: Any, path: Any) -> Any:
-        made = read(path)
-        made.update(bert)
-        return made
-
-    def tower(cls: Any, cfg: Any, from_pretrained: bool = False) -> Any:
-        made = cls(
-            img_size=cfg.image_size,
-            patch_size=sizes["vit"]["patch_size"],
-            embed_dim=sizes["vit"]["width"],
-            depth=sizes["vit"]["depth"],
-            num_heads=sizes["vit"]["heads"],
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),
-            use_grad_checkpointing=cfg.get("vit_grad_ckpt", False),
-            ckpt_layer=cfg.get("vit_ckpt_layer", 0),
-        )
-        made.vision_width = made.embed_dim
-        return made
-
-    def method(function: Any) -> Any:
-        return classmethod(function)
-
-    BertConfig.from_json_file = method(config)
-    BertTokenizer.from_pretrained = method(lambda cls, name: cls(vocab_file=str(vocabulary)))
-    vit.VisionTransformerEncoder.from_config = method(tower)
-    med.BertPreTrainedModel.from_pretrained = method(
-        lambda cls, name, config, **kw: cls(config, **kw)
-    )
-    BaseModel.load_checkpoint_from_config = lambda self, cfg: cfg.pretrained and load(self, cfg)
 
 
 def section(arch: str, data: Path, **more: Any) -> dict[str, Any]:
     types = {"albef_retrieval": "flickr", "albef_nlvr": "nlvr", "albef_vqa": "vqav2"}
     more = {"queue_size": 8, "pretrained": None, "load_finetuned": False, "num_classes": 3, **more}
-    keys = model_section(("elip_" if PLUGIN else "") + arch, data, **more)
+    keys = model_section(f"elip_{arch}", data, **more)
     return {**keys, "model_type": types.get(arch, "base")}
 
 
@@ -210,12 +118,6 @@ def test_it_learns_beside_fewer_momentum_tokens(arch: str, data: Path) -> None:
     learns(model)
 
 
-@its_forwards
-@pytest.mark.parametrize("arch", ["albef_nlvr", "albef_vqa", "blip_classification"])
-def test_it_learns_without_distillation(arch: str, data: Path) -> None:
-    learns(build(arch, data, use_distill=False))
-
-
 def test_a_checkpointed_momentum_encoder_has_its_weights(data: Path) -> None:
     """Checkpointing changes no gradient, and the momentum encoder runs its own weights."""
     calls: list[Any] = []
@@ -249,8 +151,7 @@ def test_clip_has_a_loss(data: Path) -> None:
     """CLIP's loss in one process, and over all processes if there are several."""
     torch.manual_seed(0)
     keys = model_section("elip_clip", data)
-    make = registry.get_model_class("elip_clip").from_config if PLUGIN else None
-    model = make(keys) if make else CLIP(**keys["clip"])
+    model = registry.get_model_class("elip_clip").from_config(keys)
     output = learns(model.train())
     assert model.loss.world_size == get_world_size()
     features = output.intermediate_output
@@ -299,7 +200,7 @@ def start(runs: Path, name: str, **run: Any) -> Any:
     for path in ("output_dir", "result_dir"):  # LAVIS refuses a second run in a process
         registry.mapping["paths"].pop(path, None)
     own = {
-        "runner": "elip_runner" if PLUGIN else "runner_base",
+        "runner": "elip_runner",
         "batch_size_train": 8 // int(os.environ.get("WORLD_SIZE", 1)),
         "k_test": 4,
         "output_dir": str(runs),
@@ -307,11 +208,11 @@ def start(runs: Path, name: str, **run: Any) -> Any:
         "use_dist_eval_sampler": False,
         "distributed": True,
     }
-    path, data = runs / f"{name}_{RANK}.yaml", runs / "data"
+    path, data = runs / f"{name}.yaml", runs / "data"
     write_config(path, section("albef_retrieval", data), data, "flickr30k", **{**own, **run})
     cfg = Config(SimpleNamespace(cfg_path=str(path), options=None))
     if not torch.distributed.is_initialized():
-        init_distributed_mode(cfg.run_cfg)
+        join_processes(cfg.run_cfg)
     else:  # a second run in a process
         cfg.run_cfg.gpu = int(os.environ["LOCAL_RANK"])
     assert cfg.run_cfg.distributed == torch.distributed.is_initialized()
@@ -376,14 +277,6 @@ def test_an_evaluation_leaves_samples_on_the_cpu(runs: Path, data: Path) -> None
     assert runner.evaluate(skip_reload=True) == {"test": ["cpu"] * 6}
 
 
-@patches_alone("the package repairs its own runner only")
-def test_it_trains_by_iterations(runs: Path, data: Path) -> None:
-    """The other runner, which counts iterations."""
-    counts = {"max_iters": 4, "iters_per_inner_epoch": 2}
-    start(runs, "iterations", runner="runner_iter", test_splits=[], **counts).train()
-    assert saved(runs / "iterations") == ["checkpoint_2.pth", "checkpoint_4.pth"]
-
-
 @pytest.mark.usefixtures("first")
 def test_it_resumes_with_what_was_saved(runs: Path) -> None:
     """The momentum encoder included."""
@@ -409,13 +302,20 @@ def test_it_resumes_with_what_was_saved(runs: Path) -> None:
     assert saved(runs / "second") == ["checkpoint_1.pth"]
 
 
-def test_it_resumes_in_the_order_of_its_epoch(runs: Path, first: dict[int, list[int]]) -> None:
+def test_it_resumes_in_the_order_of_its_epoch(
+    runs: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """LAVIS shuffles by the epoch in a process group only."""
-    if not torch.distributed.is_initialized():
-        pytest.skip("there is no process group")
-    runner = start(runs, "order", test_splits=[], max_epoch=3)
-    runner.start_epoch = 1
-    images = train(runner)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        first = train(start(runs, "first of a group", test_splits=[], max_epoch=2))
+        runner = start(runs, "order", test_splits=[], max_epoch=3)
+        runner.start_epoch = 1
+        images = train(runner)
+    finally:
+        torch.distributed.destroy_process_group()
     assert images[1] != first[0], "the order of epoch 0"
     assert images[1] == first[1]
     assert images[2] != images[1], "the order of epoch 1 twice"
@@ -451,15 +351,10 @@ def joins(**variables: str) -> None:
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
     run = OmegaConf.create({"device": "cpu", "world_size": 1, "dist_url": "env://"})
     with mock.patch.dict(os.environ, {**variables, **address}):
-        init_distributed_mode(run)
+        join_processes(run)
     assert run.distributed and torch.distributed.get_backend() == "gloo"
     torch.distributed.destroy_process_group()
 
 
 def test_it_joins_what_torchrun_starts() -> None:
     joins(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
-
-
-@patches_alone("the package leaves SLURM to LAVIS")
-def test_it_joins_what_slurm_starts() -> None:
-    joins(SLURM_PROCID="0")
