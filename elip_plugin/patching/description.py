@@ -56,7 +56,7 @@ class Tower:
         calling: How it calls its blocks.
         patch_all_blocks: Whether blocks by themselves cannot be called in a pruned forward.
         kind: What is added to its class.
-        others: Swaps of further parts.
+        swaps: Swaps of further parts.
     """
 
     module: Any
@@ -73,7 +73,7 @@ class Tower:
     calling: Calling = field(default_factory=Calling)
     patch_all_blocks: bool = False
     kind: type[PrunedTower] = PrunedTower
-    others: tuple[Swap, ...] = ()
+    swaps: tuple[Swap, ...] = ()
 
     @property
     def block_list(self) -> Any:
@@ -100,7 +100,7 @@ class Description:
     Attributes:
         module: The model, or a bare tower.
         tower: Its vision tower.
-        others: Swaps besides the towers', the model's own included.
+        swaps: Swaps besides the towers', the model's own included.
         momentum: The tower of its momentum encoder, if it has one.
         no_eval_by_text: Why evaluation may not prune by text; "" if it may.
         no_text_guide: What to raise where a text shall guide; None if it can.
@@ -112,7 +112,7 @@ class Description:
 
     module: nn.Module
     tower: Tower
-    others: tuple[Swap, ...] = ()
+    swaps: tuple[Swap, ...] = ()
     momentum: Tower | None = None
     no_eval_by_text: str = ""
     no_text_guide: ElipError | None = None

@@ -50,15 +50,15 @@ def install(description: Description, config: ElipConfig) -> Pruner:
     progress = TrainingProgress(config, description.tower.module)
     pruners = [Pruner(config, tower.shape, progress, tower.norm) for tower in towers]
     made = [swaps_of(tower, pruner) for tower, pruner in zip(towers, pruners, strict=True)]
-    # What a tower's own `others` do is done by their class, whatever their objects have.
-    apart = {id(swap.module) for tower in towers for swap in tower.others}
-    for swap in (*(swap for swaps in made for swap in swaps), *description.others):
+    # What a tower's own `swaps` do is done by their class, whatever their objects have.
+    apart = {id(swap.module) for tower in towers for swap in tower.swaps}
+    for swap in (*(swap for swaps in made for swap in swaps), *description.swaps):
         if id(swap.module) not in apart:
             refuse_replaced_forward(swap.module)
     for swaps, pruner in zip(made, pruners, strict=True):
         for swap in swaps:
             swap.apply(elip=pruner)
-    for other in description.others:
+    for other in description.swaps:
         other.apply(elip=pruners[0])
     return pruners[0]
 
@@ -88,7 +88,7 @@ def swaps_of(tower: Tower, pruner: Pruner) -> list[Swap]:
     swaps = [
         Swap(module, patched_class(tower.kind, type(module), *tower.entries)),
         Swap(blocks, patched_class(BlockList, type(blocks)), listed),
-        *tower.others,
+        *tower.swaps,
     ]
     if "patch_embed" in reducer.needs:
         embed = module.get_submodule(tower.patch_embed) if tower.patch_embed else None

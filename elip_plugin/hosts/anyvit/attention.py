@@ -57,7 +57,7 @@ def is_linear(event: Event) -> bool:
     return isinstance(weight, Tensor) and tuple(weight.shape) == shape
 
 
-def readers(events: Sequence[Event], x: Tensor) -> list[Event]:
+def linear_readers(events: Sequence[Event], x: Tensor) -> list[Event]:
     """List the events of the innermost modules that read a tensor, and do something."""
     reading = [event for event in events if close(event.input, x) and not event.does_nothing]
     paths = [event.path for event in reading]

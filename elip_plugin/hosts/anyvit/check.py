@@ -17,8 +17,8 @@ from elip_plugin.hosts.anyvit.attention import (
     PARALLEL,
     close_to_any,
     is_linear,
+    linear_readers,
     projections_of,
-    readers,
     refuse_attention,
 )
 from elip_plugin.hosts.anyvit.copies import (
@@ -160,7 +160,7 @@ def _refuse(block: Any, events: Sequence[Event], x: Tensor, depends: Callable[[]
 
     if distance(joined) > TOLERANCE:
         refuse_attention(projected, q.shape[1], distance, depends)
-    if close_to_any(added, outputs) and len(readers(events, x)) > 1:
+    if close_to_any(added, outputs) and len(linear_readers(events, x)) > 1:
         raise UnsupportedModelError(PARALLEL)
     raise UnsupportedModelError(
         "what the attention adds: its result is as described, and what that passes through, or is "

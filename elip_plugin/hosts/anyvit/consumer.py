@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.hosts.anyvit.finder import IMAGES, Place
+from elip_plugin.hosts.anyvit.finder import IMAGES, TowerPath
 from elip_plugin.patching.description import Description, Tower
 from elip_plugin.patching.install import install
 
@@ -27,7 +27,7 @@ WORDS = 8
 """Tokens of a stand-in text."""
 
 
-def check_consumer(model: nn.Module, tower: Tower, place: Place, side: tuple[int, int]) -> None:
+def check_consumer(model: nn.Module, tower: Tower, place: TowerPath, side: tuple[int, int]) -> None:
     """Refuse a model that needs all tokens: a head or a backbone that makes maps of them.
 
     A copy without weights, on the meta device, runs on inputs of zeros. A model that does not run

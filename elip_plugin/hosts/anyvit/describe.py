@@ -11,9 +11,9 @@ from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.anyvit.check import check
 from elip_plugin.hosts.anyvit.consumer import check_consumer
 from elip_plugin.hosts.anyvit.copies import returns_tuple, without_traces
-from elip_plugin.hosts.anyvit.entry import enter
+from elip_plugin.hosts.anyvit.entry import find_input
 from elip_plugin.hosts.anyvit.finder import find_tower, sides_of
-from elip_plugin.hosts.anyvit.reading import read
+from elip_plugin.hosts.anyvit.reading import read_block
 from elip_plugin.hosts.anyvit.rehearsal import rehearse
 from elip_plugin.patching.blocks import PrunableBlock
 from elip_plugin.patching.description import Description, Tower
@@ -61,24 +61,23 @@ def describe(
         place, trial = find_tower(model, blocks, sides)
         tower: Any = model.get_submodule(place.tower)
         listed: Any = tower.get_submodule(place.blocks)
-        entered = enter(trial)
-        calling = replace(
-            entered.calling, as_tuple=returns_tuple(listed[0], entered.width, entered.calling)
-        )
+        block_input = find_input(trial)
+        calling, width = block_input.calling, block_input.width
+        calling = replace(calling, as_tuple=returns_tuple(listed[0], width, calling))
         if block is None:
-            block, scale = read(listed[0], entered.width, calling)
-        tail = rehearse(trial, place, calling, entered)
+            block, scale = read_block(listed[0], width, calling)
+        tail = rehearse(trial, place, calling, block_input)
     described = Tower(
         tower,
         place.blocks,
         {type(each): block for each in listed},
-        entered.num_patches,
-        entered.width,
-        entered.prefix,
+        block_input.num_patches,
+        width,
+        block_input.prefix,
         tail.class_query,
         scale,
         tail.norm,
-        entered.patch_embed,
+        block_input.patch_embed,
         entries=("forward", "forward_features"),
         calling=calling,
     )

@@ -12,7 +12,7 @@ from elip_plugin.hosts.anyvit.finder import IMAGES, Trial
 from elip_plugin.patching.runner import Calling
 
 
-class Entry(NamedTuple):
+class BlockInput(NamedTuple):
     """What enters the first block of a tower, as numbers of a `TowerShape`.
 
     Attributes:
@@ -30,7 +30,7 @@ class Entry(NamedTuple):
     patch_embed: str
 
 
-def enter(trial: Trial) -> Entry:
+def find_input(trial: Trial) -> BlockInput:
     """Find out what enters the first block of a tower.
 
     Args:
@@ -44,7 +44,7 @@ def enter(trial: Trial) -> Entry:
             row, or if the blocks are given tensors besides.
     """
     images = trial.images
-    (x, args, options), convolved = _enter_recording(trial, images)
+    (x, args, options), convolved = _run_recording(trial, images)
     calling = Calling(x.shape[0] != IMAGES, args=args, options=options)
     refuse_tensors(calling)
     x = calling.turned(x)
@@ -53,10 +53,10 @@ def enter(trial: Trial) -> Entry:
         """Return by how much each token changes with some pixels [T]."""
         other = images.clone()
         other[:, :, rows, columns] += 1.0
-        tokens = calling.turned(trial.enter(other)[0])
+        tokens = calling.turned(trial.run_to_block(other)[0])
         return (tokens - x).abs().amax(dim=(0, 2))
 
-    if not torch.equal(calling.turned(trial.enter(images)[0]), x):
+    if not torch.equal(calling.turned(trial.run_to_block(images)[0]), x):
         raise UnsupportedModelError("the tokens that enter its blocks are random (masked patches)")
     grid = tuple(next(reversed(convolved.values())).shape[2:]) if convolved else (0, 0)
     prefix = x.shape[1] - grid[0] * grid[1]
@@ -78,10 +78,10 @@ def enter(trial: Trial) -> Entry:
             )
         apart &= int((change > 0).sum()) == 1
     path = next(iter(convolved), "")
-    return Entry(grid[0] * grid[1], prefix, x.shape[2], calling, path if apart else "")
+    return BlockInput(grid[0] * grid[1], prefix, x.shape[2], calling, path if apart else "")
 
 
-def _enter_recording(trial: Trial, images: Tensor) -> tuple[Any, dict[str, Tensor]]:
+def _run_recording(trial: Trial, images: Tensor) -> tuple[Any, dict[str, Tensor]]:
     """Enter a tower; return what its first block is given, and what convolutions made."""
     made: dict[str, Tensor] = {}
 
@@ -96,10 +96,10 @@ def _enter_recording(trial: Trial, images: Tensor) -> tuple[Any, dict[str, Tenso
         for path, module in trial.tower.named_modules()
         if isinstance(module, nn.Conv2d)
     ]
-    entered = trial.enter(images)
+    block_input = trial.run_to_block(images)
     for hook in hooks:
         hook.remove()
-    return entered, made
+    return block_input, made
 
 
 def refuse_tensors(calling: Calling) -> None:

@@ -22,7 +22,7 @@ ATTRIBUTES = ("image_size", "img_size", "input_resolution", "input_size")
 """Attributes in which modules and their configs keep the side of an image."""
 
 
-class Place(NamedTuple):
+class TowerPath(NamedTuple):
     """Where a tower is.
 
     Attributes:
@@ -38,7 +38,7 @@ class ReachedError(Exception):
     """The first block was reached."""
 
 
-class InPlaceOf(nn.Module):
+class BlockProxy(nn.Module):
     """Stands in the place of a block, and has its attributes: torch's own encoder reads some.
 
     Args:
@@ -54,7 +54,7 @@ class InPlaceOf(nn.Module):
         return getattr(vars(self)["block"], name)
 
 
-class Stub(InPlaceOf):
+class StopAtBlock(BlockProxy):
     """Remembers what the block is given.
 
     Args:
@@ -86,7 +86,7 @@ class Trial:
     images: Tensor
     seen: list[Any]
 
-    def enter(self, images: Tensor) -> tuple[Any, Any, Any]:
+    def run_to_block(self, images: Tensor) -> tuple[Any, Any, Any]:
         """Run the tower up to its first block; return what that is given.
 
         Args:
@@ -132,7 +132,7 @@ def _has_layers(block: nn.Module) -> bool:
     return sum(weight.ndim == 2 for weight in block.parameters()) >= 2
 
 
-def try_tower(model: nn.Module, place: Place, sides: Sequence[tuple[int, int]]) -> Trial:
+def try_tower(model: nn.Module, place: TowerPath, sides: Sequence[tuple[int, int]]) -> Trial:
     """Try a module as the tower of some blocks.
 
     Args:
@@ -150,16 +150,18 @@ def try_tower(model: nn.Module, place: Place, sides: Sequence[tuple[int, int]]) 
     seen: list[Any] = []
     stubs: dict[int, Any] = {}
     for path in block_lists(tower):
-        stubs |= {id(block): Stub(block, []) for block in tower.get_submodule(path).children()}
+        stubs |= {
+            id(block): StopAtBlock(block, []) for block in tower.get_submodule(path).children()
+        }
     blocks: Any = tower.get_submodule(place.blocks)
-    stubs |= {id(block): Stub(block, seen) for block in blocks}
+    stubs |= {id(block): StopAtBlock(block, seen) for block in blocks}
     copy = copied(tower, stubs)
     draw_weights(copy)
     refusals: list[str] = []
     for side in sides:
         trial = Trial(copy, torch.rand(IMAGES, 3, *side, dtype=torch.float64), seen)
         try:
-            tokens = trial.enter(trial.images)[0]
+            tokens = trial.run_to_block(trial.images)[0]
         except Exception as error:  # as it is no tower, or has no such images
             refusals.append(f"on images {(3, *side)}: {type(error).__name__}: {error}")
             continue
@@ -187,7 +189,7 @@ def sides_of(model: nn.Module) -> list[tuple[int, int]]:
 
 def find_tower(
     model: nn.Module, blocks: str | None, sides: Sequence[tuple[int, int]]
-) -> tuple[Place, Trial]:
+) -> tuple[TowerPath, Trial]:
     """Find the tower of a model: the smallest module that runs on images and calls its blocks.
 
     Args:
@@ -202,12 +204,12 @@ def find_tower(
         UnsupportedModelError: If there is none, or more than one.
     """
     lists = list(block_lists(model)) if blocks is None else [blocks]
-    found: list[tuple[Place, Trial]] = []
+    found: list[tuple[TowerPath, Trial]] = []
     refusals: list[str] = []
     for path in lists:
         names = path.split(".") if path else []
         for end in range(len(names), -1, -1):
-            place = Place(".".join(names[:end]), ".".join(names[end:]))
+            place = TowerPath(".".join(names[:end]), ".".join(names[end:]))
             if isinstance(model.get_submodule(place.tower), nn.ModuleList):
                 continue
             try:

@@ -15,7 +15,7 @@ from elip_plugin.hosts.anyvit.attention import (
     Attention,
     find_attention,
     is_linear,
-    readers,
+    linear_readers,
 )
 from elip_plugin.hosts.anyvit.copies import (
     Event,
@@ -34,7 +34,7 @@ LEAVES_OUT = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropo
 """Modules without weights that are no stochastic depth."""
 
 
-class Reading(NamedTuple):
+class BlockReading(NamedTuple):
     """What a block is made of.
 
     Attributes:
@@ -46,7 +46,7 @@ class Reading(NamedTuple):
     scale: float | None
 
 
-def read(block: nn.Module, width: int, calling: Calling) -> Reading:
+def read_block(block: nn.Module, width: int, calling: Calling) -> BlockReading:
     """Read a block's parts off a copy with random weights, on random tokens.
 
     Args:
@@ -85,7 +85,7 @@ def read(block: nn.Module, width: int, calling: Calling) -> Reading:
         mlp=mlp,
         stochastic_depth=depth[0].path if depth else "",
     )
-    return Reading(parts, attention.scale)
+    return BlockReading(parts, attention.scale)
 
 
 def dependence(block: nn.Module, x: Tensor, out: Tensor, calling: Calling) -> str:
@@ -126,9 +126,9 @@ def _find_output(
             output = find_way(block, events, attention.result, event.input - x)
             if output is not None:
                 return event.input, output
-    linear = [event for event in readers(events, attention.input) if is_linear(event)]
+    linear = [event for event in linear_readers(events, attention.input) if is_linear(event)]
     own = 0 if attention.path else len(attention.projections)
-    if len(readers(events, x)) > 1 or len(linear) > own:
+    if len(linear_readers(events, x)) > 1 or len(linear) > own:
         raise UnsupportedModelError(PARALLEL)
     raise UnsupportedModelError(
         "what the attention adds: its result reaches the tokens by more than modules of the block "

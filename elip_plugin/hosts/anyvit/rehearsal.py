@@ -12,15 +12,15 @@ from elip_plugin.config import ElipConfig
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.anyvit.consumer import CONFIG
 from elip_plugin.hosts.anyvit.copies import close
-from elip_plugin.hosts.anyvit.entry import Entry
-from elip_plugin.hosts.anyvit.finder import IMAGES, InPlaceOf, Place, Trial
+from elip_plugin.hosts.anyvit.entry import BlockInput
+from elip_plugin.hosts.anyvit.finder import IMAGES, BlockProxy, TowerPath, Trial
 from elip_plugin.patching.description import Description, Tower
 from elip_plugin.patching.install import install
 from elip_plugin.patching.parts import Parts
 from elip_plugin.patching.runner import Calling
 
 
-class Tail(NamedTuple):
+class AfterBlocks(NamedTuple):
     """What a tower does after its blocks.
 
     Attributes:
@@ -32,7 +32,7 @@ class Tail(NamedTuple):
     norm: str
 
 
-class Made(NamedTuple):
+class BlockOutput(NamedTuple):
     """What a stand-in returned: the number of tokens, the tokens, and their version."""
 
     length: int
@@ -40,7 +40,7 @@ class Made(NamedTuple):
     version: int
 
 
-class StandIn(InPlaceOf):
+class FakeBlock(BlockProxy):
     """Adds numbers to the tokens, in the place of a block.
 
     Args:
@@ -54,7 +54,7 @@ class StandIn(InPlaceOf):
         follows: Whether it must be given what the block before it returned, and nothing else.
     """
 
-    def __init__(self, block: Any, number: int, calling: Calling, made: list[Made]) -> None:
+    def __init__(self, block: Any, number: int, calling: Calling, made: list[BlockOutput]) -> None:
         super().__init__(block)
         self.number, self.calling, self.made = number, calling, made
         self.shift, self.follows = 0.0, True
@@ -69,11 +69,11 @@ class StandIn(InPlaceOf):
         y = self.calling.turned(x) + ramp
         y[:, :1] += self.shift * ramp**2
         tokens = self.calling.turned(y)
-        self.made.append(Made(y.shape[1], tokens, tokens._version))
+        self.made.append(BlockOutput(y.shape[1], tokens, tokens._version))
         return (tokens,) if self.calling.as_tuple else tokens
 
 
-def rehearse(trial: Trial, place: Place, calling: Calling, entry: Entry) -> Tail:
+def rehearse(trial: Trial, place: TowerPath, calling: Calling, entry: BlockInput) -> AfterBlocks:
     """Run a tower with stand-ins for its blocks, with all tokens and pruned.
 
     Args:
@@ -90,9 +90,9 @@ def rehearse(trial: Trial, place: Place, calling: Calling, entry: Entry) -> Tail
     """
     tower, images = trial.tower, trial.images
     blocks: Any = tower.get_submodule(place.blocks)
-    made: list[Made] = []
+    made: list[BlockOutput] = []
     for i in range(len(blocks)):
-        blocks[i] = StandIn(blocks[i], i, calling, made)
+        blocks[i] = FakeBlock(blocks[i], i, calling, made)
     norms: list[str] = []
     hooks = [
         module.register_forward_pre_hook(_note_norm(path, norms, made, blocks, calling))
@@ -105,7 +105,7 @@ def rehearse(trial: Trial, place: Place, calling: Calling, entry: Entry) -> Tail
         blocks[len(blocks) - 1].shift = 1.0
         counts = [not close(*pair) for pair in zip(_features(_run(tower, images)), features)]
         _run_pruned(tower, place, images, calling, entry, made)
-    return Tail(entry.prefix > 0 and (any(counts) or not counts), next(iter(norms), ""))
+    return AfterBlocks(entry.prefix > 0 and (any(counts) or not counts), next(iter(norms), ""))
 
 
 def _run(tower: Any, images: Tensor) -> Any:
@@ -128,7 +128,9 @@ def _features(output: Any) -> list[Tensor]:
     return [feature for part in parts for feature in _features(part)]
 
 
-def _note_norm(path: str, norms: list[str], made: list[Made], blocks: Any, calling: Calling) -> Any:
+def _note_norm(
+    path: str, norms: list[str], made: list[BlockOutput], blocks: Any, calling: Calling
+) -> Any:
     """Return a hook that notes a module if it normalizes the tokens after the last block."""
 
     def hook(module: nn.Module, args: Any) -> None:
@@ -145,11 +147,11 @@ def _note_norm(path: str, norms: list[str], made: list[Made], blocks: Any, calli
 
 def _run_pruned(
     tower: Any,
-    place: Place,
+    place: TowerPath,
     images: Tensor,
     calling: Calling,
-    entry: Entry,
-    made: list[Made],
+    entry: BlockInput,
+    made: list[BlockOutput],
 ) -> None:
     """Run a tower with half of its patches from block 1 on."""
     blocks = tower.get_submodule(place.blocks)

@@ -12,7 +12,7 @@ from elip_plugin.patching.description import Description
 from elip_plugin.patching.progress import update_for
 from elip_plugin.patching.swap import Swap, find_patched, swap_for
 
-USERS = fixes.Users(
+RUNNER_HOOKS = fixes.RunnerHooks(
     includes=lambda model: next(find_patched(model), None) is not None, report=update_for
 )
 """LAVIS' runners are extended for pruned models."""
@@ -28,7 +28,7 @@ def describe_model(module: Any, model: Swap) -> Description:
 
     The first one turns on the fixes that pruned models need of LAVIS, for those models.
     """
-    fixes.extend(USERS)
+    fixes.extend(RUNNER_HOOKS)
     patched: Any = model.patched
     leak = "" if patched.text_at_test else LEAK
     if hasattr(module, "visual"):

@@ -144,7 +144,7 @@ def _describe_vit(tower: Any) -> Tower:
         patch_embed="patch_embed.proj",
         entries=("forward", "forward_features"),
         patch_all_blocks=True,
-        others=tuple(Swap(attn, patched_class(FusedAttention, Attention)) for attn in attentions),
+        swaps=tuple(Swap(attn, patched_class(FusedAttention, Attention)) for attn in attentions),
     )
 
 

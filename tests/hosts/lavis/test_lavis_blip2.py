@@ -26,7 +26,7 @@ import elip_plugin
 from elip_plugin.data.vocab import write_vocab
 from elip_plugin.errors import ConfigError, GuideError, UnsupportedModelError
 from elip_plugin.hosts.lavis.compat import fixes
-from elip_plugin.hosts.lavis.describe import USERS
+from elip_plugin.hosts.lavis.describe import RUNNER_HOOKS
 from elip_plugin.hosts.lavis.factory import LavisModel, create
 from elip_plugin.hosts.lavis.models import ARCHS
 from elip_plugin.measure.speed import measure_speed
@@ -168,7 +168,7 @@ def test_in_a_process_group_losses_are_lavis_own(tmp_path: Path, samples: dict[s
     finally:
         fixes.prepare()
         fixes.register()
-        fixes.extend(USERS)
+        fixes.extend(RUNNER_HOOKS)
     assert torch.equal(losses[0], losses[1]) and torch.equal(losses[1], losses[2])
 
 

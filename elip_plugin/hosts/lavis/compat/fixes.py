@@ -40,7 +40,7 @@ class Fix:
         breaks: What breaks without the repair and why, beside which versions of other libraries.
         needed: Whether this process needs the repair, computed from the runner, if any.
         wraps: Whether `by` makes the new value from LAVIS' own one; for a "model" also from
-            `Users`, for a "run" also from the runner.
+            `RunnerHooks`, for a "run" also from the runner.
     """
 
     when: Literal["import", "register", "model", "run"]
@@ -52,7 +52,7 @@ class Fix:
 
 
 @dataclass(frozen=True)
-class Users:
+class RunnerHooks:
     """For whom LAVIS' runners are extended."""
 
     includes: Callable[[Any], bool]  # of a model; LAVIS' own code serves the others
@@ -195,9 +195,9 @@ def register() -> None:
     _apply("register")
 
 
-def extend(users: Users) -> None:
-    """Apply the fixes that models of this package need; safe to repeat, the first users stay."""
-    _apply("model", users)
+def extend(hooks: RunnerHooks) -> None:
+    """Apply the fixes that models of this package need; safe to repeat, the first hooks stay."""
+    _apply("model", hooks)
 
 
 def undo() -> None:

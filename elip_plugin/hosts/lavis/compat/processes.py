@@ -37,12 +37,12 @@ class _Distributed:
 dist = _Distributed()
 
 
-def gathering(theirs: Any, users: Any) -> Any:
+def gathering(theirs: Any, hooks: Any) -> Any:
     """Return LAVIS' `all_gather_with_grad`, which without a process group has nothing to gather."""
     return lambda tensors: theirs(tensors) if is_dist_avail_and_initialized() else tensors
 
 
-def clip_loss(theirs: property, users: Any) -> property:
+def clip_loss(theirs: property, hooks: Any) -> property:
     """Return `CLIP.loss`, which without a process group compares the pairs of this process."""
 
     def loss(model: Any) -> Any:

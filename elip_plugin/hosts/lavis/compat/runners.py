@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from elip_plugin.hosts.lavis.compat.fixes import Users, running
+from elip_plugin.hosts.lavis.compat.fixes import RunnerHooks, running
 
 
 def iter_loader(theirs: Any, runner: Any) -> Any:
@@ -20,11 +20,11 @@ def iter_loader(theirs: Any, runner: Any) -> Any:
     return start
 
 
-def evaluate(theirs: Any, users: Users) -> Any:
+def evaluate(theirs: Any, hooks: RunnerHooks) -> Any:
     """Return `RunnerBase.evaluate`, which `evaluate.py` calls whatever the config's runner."""
 
     def evaluate_anywhere(runner: Any, *args: Any, **options: Any) -> Any:
-        if runner.cuda_enabled or not users.includes(runner._model):
+        if runner.cuda_enabled or not hooks.includes(runner._model):
             return theirs(runner, *args, **options)
         with running(runner):
             return theirs(runner, *args, **options)
@@ -52,8 +52,8 @@ def no_cuda(theirs: Any, runner: Any) -> Any:
     return lambda samples, cuda_enabled: theirs(samples, cuda_enabled=False)
 
 
-def reporting(lr_scheduler: property, users: Users) -> property:
-    """Return `RunnerBase.lr_scheduler`, whose steps also report the progress of `users`.
+def reporting(lr_scheduler: property, hooks: RunnerHooks) -> property:
+    """Return `RunnerBase.lr_scheduler`, whose steps also report their progress.
 
     All runners of LAVIS call their learning-rate schedule before each forward, with the epoch and
     the iteration. How many of each there are, the runner knows.
@@ -61,8 +61,8 @@ def reporting(lr_scheduler: property, users: Users) -> property:
 
     def get(runner: Any) -> Any:
         schedule = lr_scheduler.fget(runner)  # type: ignore[misc]
-        included = users.includes(runner._model)
-        return _ReportingSchedule(schedule, runner, users) if included else schedule
+        included = hooks.includes(runner._model)
+        return _ReportingSchedule(schedule, runner, hooks) if included else schedule
 
     return property(get, doc=lr_scheduler.__doc__)
 
@@ -70,8 +70,8 @@ def reporting(lr_scheduler: property, users: Users) -> property:
 class _ReportingSchedule:
     """A learning-rate schedule of LAVIS that passes its progress on."""
 
-    def __init__(self, schedule: Any, runner: Any, users: Users) -> None:
-        self.schedule, self.runner, self.report = schedule, runner, users.report
+    def __init__(self, schedule: Any, runner: Any, hooks: RunnerHooks) -> None:
+        self.schedule, self.runner, self.report = schedule, runner, hooks.report
         groups = runner.optimizer.param_groups
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         # RunnerIter calls so many iterations an epoch.

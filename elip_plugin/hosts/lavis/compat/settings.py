@@ -34,7 +34,7 @@ class Settings:
 
 
 def read_settings(cfg: DictConfig, family: Sequence[str], others: Sequence[str] = ()) -> Settings:
-    """Read our keys of a family in LAVIS' model section; `others` are read elsewhere.
+    """Read our keys of a family in LAVIS' model section; `swaps` are read elsewhere.
 
     Raises a ConfigError with every fault at once.
     """

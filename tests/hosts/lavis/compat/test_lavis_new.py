@@ -96,10 +96,10 @@ def undone() -> Any:
     fixes.undo()
     fixes.prepare()
     if "lavis" in sys.modules:
-        from elip_plugin.hosts.lavis.describe import USERS
+        from elip_plugin.hosts.lavis.describe import RUNNER_HOOKS
 
         fixes.register()
-        fixes.extend(USERS)
+        fixes.extend(RUNNER_HOOKS)
 
 
 def test_preparing_sets_only_what_is_missing(undone: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,10 +144,10 @@ def test_each_fix_names_what_exists(lavis: Any) -> None:
 def test_fixes_of_a_process_are_undone(lavis: Any, undone: None) -> None:
     import_all()
     before = attributes()
-    users = fixes.Users(includes=bool, report=lambda *_: None)
+    hooks = fixes.RunnerHooks(includes=bool, report=lambda *_: None)
     for _ in range(2):
         fixes.register()
-        fixes.extend(users)
+        fixes.extend(hooks)
     runner = ("lavis.runners.runner_base.RunnerBase", "lr_scheduler")
     assert runner in changes(before) and len(changes(before)) >= 6
     fixes.undo()
