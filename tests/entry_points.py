@@ -25,9 +25,11 @@ def installed_package(folder: Path, name: str, group: str, place: str) -> Iterat
         patch.syspath_prepend(folder)
         for listed in (registry.hosts, reducers):
             listed.cache_clear()
-        yield
-    for listed in (registry.hosts, reducers):
-        listed.cache_clear()
+        try:
+            yield
+        finally:
+            for listed in (registry.hosts, reducers):
+                listed.cache_clear()
 
 
 def elip(command: str) -> str:
