@@ -25,13 +25,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from elip_plugin.config import PRESETS, RENAMED, ElipConfig, Stage
+from elip_plugin.config import PRESETS, ElipConfig, Stage
 from elip_plugin.planning import plan
 from elip_plugin.reducers import OWN, Reducer
 
 DOCS = Path(__file__).parent
 SCREENS = DOCS / "screens"
-DEPRECATED = ("total_steps",)
 
 CONFIGURATION = """# Configuration
 
@@ -62,16 +61,6 @@ ViT-B/16, counted, of an unpruned tower.
 |---|---|---|---|---|
 %(presets_table)s
 
-## Renamed keys
-
-The old keys are still read, with a `DeprecationWarning`.
-
-| old | new |
-|---|---|
-%(renamed)s
-
-`total_steps` is not needed: the training command reports its progress, and your own loop calls
-[`handle.update_progress`](open_clip.md#schedules).
 """
 
 
@@ -104,12 +93,19 @@ SOURCES = {
 }
 """Where each reducer comes from."""
 
+STAGES = {
+    "tome": "any, no `until`",
+    "cluster": "one, at block 0, keep any",
+    "pool": "one, at block 0, keep 0.25, no `until`",
+}
+"""Which stages a reducer may have, where not any."""
+
 
 def reducer_row(cls: type[Reducer]) -> str:
     """Return a reducer's row of the table of reducers."""
     meaning = (inspect.getdoc(cls) or "").partition("\n")[0]
     text, ahead = ("yes" if answer else "no" for answer in (cls.reads_text, cls.looks_ahead))
-    cells = (f"`{cls.name}`", meaning, SOURCES[cls.name], text, ahead, cls().describe_stages())
+    cells = (f"`{cls.name}`", meaning, SOURCES[cls.name], text, ahead, STAGES.get(cls.name, "any"))
     return f"| {' | '.join(cells)} |"
 
 
@@ -139,7 +135,6 @@ def configuration() -> str:
     rows = [
         f"| `{f.name}` | {str(f.type).replace('|', 'or')} | {default_of(f)} | {meanings[f.name]} |"
         for f in fields(ElipConfig)
-        if f.name not in (*DEPRECATED, "reducer_options")
     ]
     stages = [
         f"| `{f.name}` | {str(f.type).replace('|', 'or')} | {stage[f.name]} |"
@@ -158,7 +153,6 @@ def configuration() -> str:
         "config": "\n".join(rows),
         "stage": "\n".join(stages),
         "presets_table": "\n".join(presets),
-        "renamed": "\n".join(f"| `{old}` | `{new}` |" for old, new in RENAMED.items()),
     }
 
 

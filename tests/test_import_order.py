@@ -33,7 +33,7 @@ LAYERS = (
 
 LEVEL = {part: level for level, layer in enumerate(LAYERS) for part in layer}
 DATA_USERS = ("hosts.lavis.factory", "hosts.lavis.compat", "measure", "check", "cli", "data")
-SHARED = ("autoload", "base", "contracts", "model", "registry", "versions")
+SHARED = ("autoload", "base", "building", "registry", "versions")
 HOST_LIBRARIES = ("open_clip", "open_clip_train", "lavis", "timm", "transformers", "torchvision")
 PUBLIC = {*elip_plugin.__all__, "TrainerCallback", "__version__", "check", "data", "export"}
 

@@ -51,7 +51,9 @@ def _chosen(plan: str, how: Mapping[str, Any]) -> dict[str, Any]:
     return {"stages": [PLANS[plan]], "reference_depth": 12, **how}
 
 
-SIMILARITY = {"reducer": "similarity", "eval_mode": "text", "cross_attentions": 2}
+def _similarity(**options: Any) -> dict[str, Any]:
+    return {"reducer": {"name": "similarity", **options}, "eval_mode": "text"}
+
 
 CHOOSERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "random": ("at random", {"reducer": "random", "eval_mode": "image"}),
@@ -68,12 +70,12 @@ CHOOSERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "first similarity": (
         "by similarity to the text, as the first cross-attention compares them",
-        {**SIMILARITY, "cross_attentions": 1},
+        _similarity(cross_attentions=1),
     ),
-    "similarity": ("by the same, of two cross-attentions", SIMILARITY),
+    "similarity": ("by the same, of two cross-attentions", _similarity(cross_attentions=2)),
     "taught similarity": (
         "by the same, taught by the loss on the choice",
-        {**SIMILARITY, "choice_loss": 1.0},
+        _similarity(cross_attentions=2, choice_loss=1.0),
     ),
 }  # fmt: skip
 

@@ -125,10 +125,10 @@ def plans() -> dict[str, dict[str, Any]]:
         by_preset[", ".join(f"`{n}`" for n in same)] = {"preset": name, **image}
     by_reducer = {}
     for name, reducer in reducers().items():
-        by_image = reducer.alone_eval_mode() == "image"
+        by_image = not reducer.text_alone
         config: dict[str, Any] = {"reducer": name, "eval_mode": "image" if by_image else "full"}
         # Other stages than a preset's own would repeat it.
-        if name not in {PRESETS[preset].reducer for preset in PRESETS}:
+        if name not in {PRESETS[preset].reducer.name for preset in PRESETS}:
             by_reducer[f"`{name}` (reducer)"] = config
     return {**by_preset, **by_reducer}
 

@@ -104,7 +104,7 @@ def test_inference_prunes_by_the_image_alone_and_the_tower_by_text(host_model: A
         model.train(training)
         with torch.no_grad():
             features[training] = fast.features()
-            with find_pruner(model).evaluated_by("image"):
+            with find_pruner(model).asked(eval_mode="image"):
                 unguided = model.encode_image(fast.images)
     assert not torch.equal(features[True], features[False])
     assert torch.equal(features[False], unguided)

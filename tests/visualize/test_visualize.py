@@ -23,7 +23,7 @@ from elip_plugin.cli.main import app, main
 from elip_plugin.core.select import Selection
 from elip_plugin.core.trace import Trace
 from elip_plugin.errors import ConfigError, DataError
-from elip_plugin.patching.install import find_pruner
+from elip_plugin.patching.calls import thread
 from elip_plugin.visualize.html import to_html
 from elip_plugin.visualize.pictures import Picture, find_pictures
 from elip_plugin.visualize.png import BORDER, CELL, GAP, HEAD, LEFT, write_png
@@ -108,7 +108,7 @@ def test_what_is_shown_is_what_the_model_does() -> None:
     before = handle.config
     noise = Image.fromarray(torch.randint(0, 255, (64, 64, 3), dtype=torch.uint8).numpy())
     made = visualize(shown, [Picture("n", noise)], ["a cat", "two sofas", "a cat"])
-    assert handle.config is before and find_pruner(shown.model).settings.eval_mode is None
+    assert handle.config is before and thread.innermost is None
     one, two, again = made.rows
     assert one.stages == again.stages and again.differing == 0
     assert one.stages != two.stages
