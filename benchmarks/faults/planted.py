@@ -58,7 +58,7 @@ FAULTS = (
     ),
     Fault(
         "a list kept from one forward to the next (ToMe pops its own)",
-        "patching/forward.py",
+        "patching/pruner.py",
         "    found: list[Tensor] = []\n\n    def read(y: Tensor)",
         "    found = _once.__dict__.setdefault('found', [])\n\n    def read(y: Tensor)",
         ("tests/patching", *THREADS),
@@ -163,7 +163,7 @@ FAULTS = (
     ),
     Fault(
         "the images of a batch with other numbers of patches get each other's text",
-        "patching/forward.py",
+        "patching/pruner.py",
         "part.guide = guide[rows]",
         "part.guide = guide[: len(rows)]",
         ("tests/patching", "tests/hosts/open_clip/test_naflex.py"),
