@@ -25,13 +25,13 @@ export PYTHONDONTWRITEBYTECODE :=
 	@test -n "$(PYTHON)" || { echo "no Python 3.10 to 3.13 with venv was found: install one, or" \
 	  "name one by PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv .venv-openclip
-	.venv-openclip/bin/pip install -q --no-compile -e '.[open-clip,transformers,export,demo,test]' 'peft>=0.14'
+	.venv-openclip/bin/pip install -q --no-compile -e '.[open-clip,transformers,export,demo,test]' 'peft>=0.14' 'torchao>=0.10'
 	touch $@
 
 # LAVIS beside libraries newer than its pins, which it is installed without.
 .venv-lavis-new/ready: pyproject.toml elip.pth
 	$(PYTHON_LAVIS) -m venv .venv-lavis-new
-	.venv-lavis-new/bin/pip install -q --no-compile -e '.[lavis-new,transformers,demo,test]' \
+	.venv-lavis-new/bin/pip install -q --no-compile -e '.[lavis-new,transformers,demo,test]' 'peft>=0.14' \
 	  'sentence-transformers[train]>=5'
 	.venv-lavis-new/bin/pip install -q --no-compile --no-deps salesforce-lavis==1.0.2
 	touch $@

@@ -49,6 +49,8 @@ def package(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 @pytest.mark.parametrize(("page", "code"), SNIPPETS)
 def test_snippet(page: Path, code: str, package: None) -> None:
     pytest.importorskip("open_clip")
+    if "peft" in code:
+        pytest.importorskip("peft")
     if page.stem == "transformers":  # LAVIS pins an older one
         pytest.importorskip("transformers", minversion="4.57")
     # As Python runs the code: without this file's future imports.
