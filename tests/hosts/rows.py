@@ -123,3 +123,9 @@ ROWS = {
         lambda: _lavis("clip"), lambda m, x: m.encode_image(x), MULTIHEAD, MULTIHEAD[1:]
     ),
 }  # fmt: skip
+
+NAMES = [
+    pytest.param(name, marks=() if name.startswith("LAVIS") else pytest.mark.newest)
+    for name in ROWS
+]
+"""Those of LAVIS are tried in its own environments."""
