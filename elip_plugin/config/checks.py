@@ -41,6 +41,8 @@ def find_faults(config: Any) -> list[str]:
     weight = config.text_weight
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
         faults.append(f"text_weight must be a number from 0 to 1, got {shown(weight)}")
+    if config.restore is not None and not isinstance(config.restore, bool):
+        faults.append(f"restore must be null, true or false, got {shown(config.restore)}")
     for name in ("merge", "prune_momentum"):
         if not isinstance(getattr(config, name), bool):
             faults.append(f"{name} must be true or false, got {shown(getattr(config, name))}")

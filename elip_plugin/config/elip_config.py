@@ -49,6 +49,10 @@ class ElipConfig:
         final_unpruned: Share of the training, at its end, with all tokens.
         text_anneal: Share of the training over which the text weight falls evenly to 0; by
             default it stays.
+        restore: Whether after the last block each patch has the token that it was merged into, so
+            that whoever reads the tokens counts a token as often as it stands for a patch. By
+            default it has where the reducer merges, unless the class token alone is read, or a
+            text side by cross-attention.
 
     Raises:
         ConfigError: Names every fault at once.
@@ -71,6 +75,7 @@ class ElipConfig:
     warmup: float = 0.0
     final_unpruned: float = 0.0
     text_anneal: float = 0.0
+    restore: bool | None = None
 
     def __post_init__(self) -> None:
         """Check all fields together."""

@@ -27,12 +27,15 @@ class TokenState(NamedTuple):
             entered; None before a token left, and where blocks read no positions.
         place: What blocks are called with for these positions.
         aside: The tokens that skip some blocks at this moment, if any do.
+        holders: The token after the prefix that has each patch, [B, N]; None before a token left,
+            and where nothing is given back.
     """
 
     sizes: Tensor | None = None
     origins: Tensor | None = None
     place: Mapping[str, Any] = {}  # never changed
     aside: SetAside | None = None
+    holders: Tensor | None = None
 
 
 class SetAside(NamedTuple):
@@ -63,6 +66,7 @@ class StageContext:
         ahead_by_parts: Whether looking ahead must use the mode `look_ahead`, because a block by
             itself has dropout or stochastic depth.
         merge: Whether the dropped tokens are merged into one.
+        restore: Whether after the last block each patch has the token that it was merged into.
         training: Whether the tower is training.
         trace: Records what each stage does, if anything shall.
         norm: The tower's last norm; None where it has none.
@@ -84,6 +88,7 @@ class StageContext:
     blocks: Sequence[Callable[..., Any]] = ()
     ahead_by_parts: bool = True
     merge: bool = True
+    restore: bool = False
     training: bool = False
     trace: Trace | None = None
     norm: Callable[[Tensor], Tensor] | None = None
@@ -92,6 +97,18 @@ class StageContext:
     cache: Any = field(default_factory=nullcontext)
     decided: dict[int, Selection] = field(default_factory=dict)
     state: TokenState = TokenState()  # noqa: RUF009  # never changed
+
+    def follow(self, groups: Tensor) -> None:
+        """Follow which token has each patch, where somebody asks afterwards.
+
+        Args:
+            groups: The token that each one before a stage is in after it [B, T - P], both counted
+                from the first one after the prefix.
+        """
+        if self.restore:
+            holders = self.state.holders
+            holders = groups if holders is None else groups.gather(1, holders)
+            self.state = self.state._replace(holders=holders)
 
     def take(self, index: Tensor) -> None:
         """Follow the positions of tokens that were taken [B, T'] from those after the prefix."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from elip_plugin.core.select import Selection
+from elip_plugin.errors import UnsupportedModelError
 
 
 def keep_and_merge(x: Tensor, selection: Selection, prefix: int) -> Tensor:
@@ -26,6 +27,29 @@ def keep_and_merge(x: Tensor, selection: Selection, prefix: int) -> Tensor:
     # A product and a sum, which autocast leaves in the weights' precision.
     merged = (dropped * selection.weights.unsqueeze(-1)).sum(dim=1, keepdim=True)
     return torch.cat([x[:, :prefix], kept, merged.to(x.dtype)], dim=1)
+
+
+def groups_of(selection: Selection) -> Tensor:
+    """Return the token after a stage that each one before it is in [B, T - P]; it must merge."""
+    if selection.weights is None:
+        raise UnsupportedModelError(
+            "this reducer drops tokens, and says that it merges them: set merges = False in its "
+            "class, or restore: false in the configuration"
+        )
+    kept = selection.kept
+    numbers = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
+    total = kept.shape[1] + selection.dropped.shape[1]
+    groups = kept.new_full((kept.shape[0], total), kept.shape[1])
+    return groups.scatter(1, kept, numbers)
+
+
+def give_back(x: Tensor, holders: Tensor, prefix: int) -> Tensor:
+    """Give each patch the token that it was merged into; gradient flows.
+
+    Turns tokens [B, P + T, D] into [B, P + N, D], of which `holders` [B, N] has the indices.
+    """
+    rest = x[:, prefix:].gather(1, holders.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    return torch.cat([x[:, :prefix], rest], dim=1)
 
 
 def put_back(x: Tensor, before: Tensor, selection: Selection, prefix: int) -> Tensor:

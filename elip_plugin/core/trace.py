@@ -56,6 +56,11 @@ class Trace:
     stages: list[StageTrace] = field(default_factory=list)
     sources: Tensor | None = None
 
+    @property
+    def sizes(self) -> Tensor | None:
+        """How many patches each non-prefix token at the end stands for [B, T]."""
+        return None if self.sources is None else self.sources.count_nonzero(dim=2)
+
     def begin(self) -> None:
         """Forget what an earlier forward did."""
         self.stages, self.sources = [], None
@@ -116,7 +121,9 @@ class Trace:
                 "run the model in training, or with `eval_mode: image`, inside `handle.trace()`"
             )
         sources = self.sources
-        batch, count, _ = sources.shape
+        batch, count, patches = sources.shape
+        if tokens.ndim == 3 and tokens.shape[1] in (patches, patches + self.prefix):
+            return tokens[:, -patches:]  # they are back already
         if tokens.ndim != 3 or tokens.shape[:2] not in (
             (batch, count),
             (batch, count + self.prefix),

@@ -54,6 +54,9 @@ class Tower:
             none.
         entries: Methods of it that are one forward, from images on.
         calling: How it calls its blocks.
+        restores: Whether the merged tokens are given back after the last block where nothing else
+            is asked for: False where only the class token is read, or a text side reads what is
+            left.
         patch_all_blocks: Whether blocks by themselves cannot be called in a pruned forward.
         kind: What is added to its class.
         swaps: Swaps of further parts.
@@ -71,6 +74,7 @@ class Tower:
     patch_embed: str = ""
     entries: tuple[str, ...] = ("forward",)
     calling: Calling = field(default_factory=Calling)
+    restores: bool = True
     patch_all_blocks: bool = False
     kind: type[PrunedTower] = PrunedTower
     swaps: tuple[Swap, ...] = ()

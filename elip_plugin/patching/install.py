@@ -48,7 +48,10 @@ def install(description: Description, config: ElipConfig) -> Pruner:
         towers.append(description.momentum)
     # Shared: no optimizer trains a momentum encoder.
     progress = TrainingProgress(config, description.tower.module)
-    pruners = [Pruner(config, tower.shape, progress, tower.norm) for tower in towers]
+    pruners = [
+        Pruner(config, tower.shape, progress, tower.norm, restores=tower.restores)
+        for tower in towers
+    ]
     made = [swaps_of(tower, pruner) for tower, pruner in zip(towers, pruners, strict=True)]
     # What a tower's own `swaps` do is done by their class, whatever their objects have.
     apart = {id(swap.module) for tower in towers for swap in tower.swaps}
@@ -80,6 +83,8 @@ def swaps_of(tower: Tower, pruner: Pruner) -> list[Swap]:
         in_mode = in_mode | {b for s in stages for b in range(s.block, s.block + s.lookahead)}
     if tower.calling.positions_for is not None:
         run = set(range(min(run), depth))
+    if pruner.restores:
+        run = run | {depth - 1}
     listed = {
         "elip_calling": tower.calling,
         "elip_steps": frozenset(run),

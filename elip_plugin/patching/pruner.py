@@ -55,8 +55,12 @@ class Pruner:
         shape: TowerShape,
         progress: TrainingProgress,
         norm_name: str = "",
+        *,
+        restores: bool = False,
     ) -> None:
         self.config, self.shape = config, shape
+        merges = config.merge and config.reducer.merges
+        self.restores = merges and (restores if config.restore is None else config.restore)
         self.reducer = config.reducer
         self.norm_name = norm_name
         self.plan = plan(
@@ -209,6 +213,7 @@ class Pruner:
             from_batch,
             further,
             merge=config.merge,
+            restore=self.restores,
             training=forward.training,
             trace=forward.trace,
             norm=attrgetter(norm)(forward.tower) if norm else None,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils import checkpoint
 
 from elip_plugin.core.context import StageContext, TokenState
+from elip_plugin.core.merge import give_back
 from elip_plugin.core.positions import PositionOptions
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.patching.calls import thread
@@ -213,6 +214,8 @@ class BlockList(NamedAsReplaced):
             call = BlockCall(calling, args, options)
             context.blocks = [functools.partial(call, context, each) for each in blocks]
         x = self.elip.reducer.run_block(i, x, forward.stages, context)
+        if i == len(blocks) - 1 and context.state.holders is not None:
+            x = give_back(x, context.state.holders, context.prefix)
         x = x.transpose(0, 1) if calling.sequence_first else x
         return (x,) if calling.as_tuple else x
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from elip_plugin.core.context import SetAside, StageContext
 from elip_plugin.core.guide import Guide, TextGuide, TextQueries
-from elip_plugin.core.merge import keep_and_merge, put_back
+from elip_plugin.core.merge import groups_of, keep_and_merge, put_back
 from elip_plugin.core.positions import positions_after
 from elip_plugin.core.select import Selection, select
 from elip_plugin.core.stage import PlannedStage, block_macs
@@ -40,6 +40,7 @@ class Reducer:
         text_alone: Whether the text decides alone, as what reads the tower's output compares it.
         looks_ahead: Whether a stage may have a lookahead above 1.
         traceable: Whether it records its stages in `StageContext.trace`.
+        merges: Whether what leaves goes into a token that stays, so that each patch has one.
         returns: Whether `Stage.until` can bring back what a stage drops.
         uses_attention: Whether each stage computes an attention row, which the plan then counts.
         draws: Whether it draws by chance what it keeps, in evaluation too.
@@ -60,6 +61,7 @@ class Reducer:
     text_alone: ClassVar[bool] = False
     looks_ahead: ClassVar[bool] = False
     traceable: ClassVar[bool] = True
+    merges: ClassVar[bool] = True
     returns: ClassVar[bool] = True
     uses_attention: ClassVar[bool] = True
     draws: ClassVar[bool] = False
@@ -104,6 +106,11 @@ class Reducer:
         if not self.looks_ahead and any(stage.lookahead > 1 for stage in config.stages):
             faults.append(
                 f"reducer {self.name!r} does not look ahead: use preset 'fast' or lookahead 1"
+            )
+        if config.restore and not (self.merges and config.merge):
+            faults.append(
+                f"reducer {self.name!r} drops tokens here, and merges none, so that patches have "
+                "none to be given back: leave restore out"
             )
         if not self.returns and any(stage.until is not None for stage in config.stages):
             faults.append(
@@ -251,6 +258,8 @@ class Reducer:
                 x = self.teach(x, selection, prefix)
             if context.positions is not None:
                 context.take(positions_after(selection))
+            if context.restore and stage.until is None:
+                context.follow(groups_of(selection))
         after: Tensor = context.blocks[i](x)
         return after
 

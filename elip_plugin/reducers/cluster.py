@@ -32,6 +32,7 @@ class Cluster(PixelReducer):
 
     name = "cluster"
     draws = True
+    merges = False
 
     def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
         """Decide by the pixels; see `Reducer.decide`."""

@@ -103,8 +103,9 @@ class Pool(PixelReducer):
             )
         if context.positions is not None:
             context.take(upper_left(x.shape[0], rows, columns, x.device))
+        groups, squares = squares_of(x.shape[0], rows, columns, x.device)
+        context.follow(groups)
         if context.trace is not None:
-            groups, squares = squares_of(x.shape[0], rows, columns, x.device)
             context.trace.record_groups(i, groups, squares)
         after: Tensor = context.blocks[i](pool(x, context.prefix, rows, columns))
         return after

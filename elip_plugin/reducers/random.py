@@ -28,6 +28,7 @@ class Random(Reducer):
 
     name = "random"
     uses_attention = False
+    merges = False
     draws = True
 
     def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:

@@ -94,6 +94,8 @@ class ToMe(Reducer):
             pairs = Pairs(gone, stay, into, (stage.tokens_in - prefix) // 2)
             if context.trace is not None:
                 context.trace.record_groups(i + 1, pairs.groups(), x.shape[1] - prefix)
+            if context.restore:
+                context.follow(pairs.groups())
             if context.positions is not None:
                 context.take(pairs.left())
         return x

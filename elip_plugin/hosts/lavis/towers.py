@@ -124,6 +124,7 @@ def describe(tower: Any) -> Tower:
             norm="ln_post",
             patch_embed="conv1",
             calling=Calling(sequence_first=True),
+            restores=False,
         )
     raise UnsupportedModelError(
         f"vision tower {type(tower).__name__} cannot be pruned: LAVIS' VisionTransformer (ALBEF, "
@@ -143,6 +144,7 @@ def _describe_vit(tower: Any) -> Tower:
         norm="norm",
         patch_embed="patch_embed.proj",
         entries=("forward", "forward_features"),
+        restores=False,
         patch_all_blocks=True,
         swaps=tuple(Swap(attn, patched_class(FusedAttention, Attention)) for attn in attentions),
     )
@@ -163,4 +165,5 @@ def _describe_eva(tower: Any) -> Tower:
         scale=tower.blocks[0].attn.scale,
         patch_embed="patch_embed.proj",
         entries=("forward", "forward_features"),
+        restores=False,
     )

@@ -163,6 +163,7 @@ def describe(visual: Any) -> Tower:
         # A stem of several convolutions makes no token of one patch.
         patch_embed="patch_embed.proj" if type(embed) is PatchEmbed else "",
         entries=("forward", "forward_features"),
+        restores=trunk.global_pool != "token",
         swaps=(Swap(visual, patched_class(ResizedTower, TimmModel)),),
         **more,
     )

@@ -106,4 +106,5 @@ def describe(visual: Any) -> Tower:
         # Attentional pooling has it after the pooling, in another width.
         norm="ln_post" if visual.attn_pool is None else "",
         patch_embed="conv1",
+        restores=visual.attn_pool is not None or visual.pool_type != "tok" or visual.output_tokens,
     )

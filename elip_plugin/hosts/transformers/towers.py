@@ -115,5 +115,6 @@ def describe(tower: Any) -> Tower:
         class_query=prefix == 1,
         norm="layernorm" if plain else "post_layernorm",
         patch_embed="embeddings.patch_embedding" + ("s.projection" if plain else ""),
+        restores=parts is not PACKED,  # BLIP's, whose text side reads what is left
         calling=Calling(as_tuple="tuple" in returns.lower(), args=(None,) * len(masks)),
     )
