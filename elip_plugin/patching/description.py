@@ -107,6 +107,7 @@ class Description:
         swaps: Swaps besides the towers', the model's own included.
         momentum: The tower of its momentum encoder, if it has one.
         no_eval_by_text: Why evaluation may not prune by text; "" if it may.
+        no_dropping: Why tokens may be merged and not dropped; "" if they may.
         no_text_guide: What to raise where a text shall guide; None if it can.
         teachable: Whether the guide has a gradient in training, so that a loss on the choice
             teaches what makes it.
@@ -119,6 +120,7 @@ class Description:
     swaps: tuple[Swap, ...] = ()
     momentum: Tower | None = None
     no_eval_by_text: str = ""
+    no_dropping: str = ""
     no_text_guide: ElipError | None = None
     teachable: bool = False
     default: Mapping[str, Any] | str | None = None

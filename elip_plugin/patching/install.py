@@ -52,6 +52,11 @@ def install(description: Description, config: ElipConfig) -> Pruner:
         Pruner(config, tower.shape, progress, tower.norm, restores=tower.restores)
         for tower in towers
     ]
+    if description.no_dropping and not pruners[0].restores:
+        raise UnsupportedModelError(
+            f"{description.no_dropping}: use a reducer that merges tokens, such as 'half', which "
+            "gives all patches a token back"
+        )
     made = [swaps_of(tower, pruner) for tower, pruner in zip(towers, pruners, strict=True)]
     # What a tower's own `swaps` do is done by their class, whatever their objects have.
     apart = {id(swap.module) for tower in towers for swap in tower.swaps}

@@ -16,22 +16,21 @@ from elip_plugin.hosts.anyvit.finder import IMAGES, TowerPath
 from elip_plugin.patching.description import Description, Tower
 from elip_plugin.patching.install import install
 
-CONFIG = {
-    "reducer": "random",
-    "stages": [{"block": 1, "lookahead": 1, "keep": 0.5}],
-    "eval_mode": "image",
-}
-"""Prunes without any part of a block."""
+DROPS: Mapping[str, Any] = {"reducer": "random", "text_weight": 0.0, "eval_mode": "image"}
+"""Leaves out tokens; needs no part of a block."""
+
+MERGES: Mapping[str, Any] = {"preset": "half", "eval_mode": "image"}
+"""Gives all patches a token back after the last block."""
 
 WORDS = 8
 """Tokens of a stand-in text."""
 
 
-def check_consumer(model: nn.Module, tower: Tower, place: TowerPath, side: tuple[int, int]) -> None:
-    """Refuse a model that needs all tokens: a head or a backbone that makes maps of them.
+def why_all_tokens(model: nn.Module, tower: Tower, place: TowerPath, side: tuple[int, int]) -> str:
+    """Say why tokens must not be dropped: a head or a backbone makes maps of them; "" if they may.
 
     A copy without weights, on the meta device, runs on inputs of zeros. A model that does not run
-    so with all tokens is not checked.
+    so with all tokens is not asked.
 
     Args:
         model: What is to be pruned; it stays as it is.
@@ -39,36 +38,46 @@ def check_consumer(model: nn.Module, tower: Tower, place: TowerPath, side: tuple
         place: Where that is.
         side: Rows and columns of pixels of its images.
 
+    Returns:
+        A sentence.
+
     Raises:
-        UnsupportedModelError: If its forward fails with fewer tokens, makes other shapes of
-            anything but the tokens, or does not prune.
+        UnsupportedModelError: If it does not work with merged tokens either, or does not prune.
     """
-    name, lengths = type(model).__name__, list[int]()
     for inputs in _inputs(model, side):
-        twin = _without_weights(model)
         try:
-            expected = _shapes(_run(twin, inputs))
+            expected = _shapes(_run(_without_weights(model), inputs))
         except Exception:  # of as many kinds as there are models
             continue
-        break
-    else:
-        return
+        fault = _fault_with(MERGES, model, tower, place, inputs, expected)
+        if fault:
+            raise UnsupportedModelError(fault)
+        return _fault_with(DROPS, model, tower, place, inputs, expected)
+    return ""
+
+
+def _fault_with(
+    config: Mapping[str, Any],
+    model: nn.Module,
+    tower: Tower,
+    place: TowerPath,
+    inputs: Mapping[str, Any],
+    expected: Mapping[str, tuple[int, ...]],
+) -> str:
+    """Say what is wrong with a pruned model's outputs; "" if nothing is."""
+    name, lengths, twin = type(model).__name__, list[int](), _without_weights(model)
     described = replace(tower, module=twin.get_submodule(place.tower))
     last = described.block_list[-1]
-    pruner = install(Description(twin, described), ElipConfig.from_mapping(CONFIG))
+    pruner = install(Description(twin, described), ElipConfig.from_mapping(config))
     last.register_forward_pre_hook(lambda _, args: lengths.append(_length(args[0], tower)))
+    needs = f"{name} needs all tokens of its vision tower"
     try:
         found = _shapes(_run(twin, inputs))
-    except Exception as error:
-        raise UnsupportedModelError(
-            f"{name} needs all tokens of its vision tower: with fewer its forward fails "
-            f"({type(error).__name__}: {error})"
-        ) from error
+    except Exception as error:  # of as many kinds as there are heads
+        return f"{needs}: with fewer its forward fails ({type(error).__name__}: {error})"
     after = pruner.plan.tokens[-1]
     if lengths != [after]:
-        raise UnsupportedModelError(
-            f"{name} does not run the forward of its vision tower, so nothing would be pruned"
-        )
+        return f"{name} does not run the forward of its vision tower, so nothing would be pruned"
     numbers = {pruner.num_tokens - less: after - less for less in (0, tower.prefix)}
     for path, shape in expected.items():
         fewer = found.get(path, ())
@@ -77,10 +86,10 @@ def check_consumer(model: nn.Module, tower: Tower, place: TowerPath, side: tuple
             len(shape) == 3 and len(changed) == 1 and numbers.get(changed[0][0]) == changed[0][1]
         )
         if len(shape) != len(fewer) or (changed and not tokens):
-            raise UnsupportedModelError(
-                f"{name} needs all tokens of its vision tower: its output {path} has the shape "
-                f"{shape}, and with fewer tokens {fewer}"
+            return (
+                f"{needs}: its output {path} has the shape {shape}, and with fewer tokens {fewer}"
             )
+    return ""
 
 
 def _inputs(model: Any, side: tuple[int, int]) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.anyvit.check import check
-from elip_plugin.hosts.anyvit.consumer import check_consumer
+from elip_plugin.hosts.anyvit.consumer import why_all_tokens
 from elip_plugin.hosts.anyvit.copies import returns_tuple, without_traces
 from elip_plugin.hosts.anyvit.entry import find_input
 from elip_plugin.hosts.anyvit.finder import find_tower, sides_of
@@ -83,8 +83,8 @@ def describe(
     )
     check(described)
     height, width = trial.images.shape[2:]
-    check_consumer(model, described, place, (height, width))
-    return Description(model, described)
+    needs_all = why_all_tokens(model, described, place, (height, width))
+    return Description(model, described, no_dropping=needs_all)
 
 
 def refuse_quantized(model: nn.Module) -> None:

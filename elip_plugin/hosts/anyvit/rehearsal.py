@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.hosts.anyvit.consumer import CONFIG
 from elip_plugin.hosts.anyvit.copies import close
 from elip_plugin.hosts.anyvit.entry import BlockInput
 from elip_plugin.hosts.anyvit.finder import IMAGES, BlockProxy, TowerPath, Trial
@@ -18,6 +17,13 @@ from elip_plugin.patching.description import Description, Tower
 from elip_plugin.patching.install import install
 from elip_plugin.patching.parts import Parts
 from elip_plugin.patching.runner import Calling
+
+CONFIG = {
+    "reducer": "random",
+    "stages": [{"block": 1, "lookahead": 1, "keep": 0.5}],
+    "eval_mode": "image",
+}
+"""Prunes without any part of a block."""
 
 
 class AfterBlocks(NamedTuple):

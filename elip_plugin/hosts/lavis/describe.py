@@ -35,7 +35,9 @@ def describe_model(module: Any, model: Swap) -> Description:
         return Description(module, towers.describe(module.visual), (model,), None, leak)
     if hasattr(module, "Qformer"):
         tower = towers.describe(module.visual_encoder)
-        return Description(module, tower, (model,), None, leak, _why_no_guide(module, patched))
+        return Description(
+            module, tower, (model,), None, leak, no_text_guide=_why_no_guide(module, patched)
+        )
     encoders = [getattr(module, n, None) for n in ("text_encoder", "text_encoder_m")]
     berts = [inner_bert(e) for e in encoders if e is not None] if patched.own_text_pass else []
     return Description(
@@ -44,7 +46,7 @@ def describe_model(module: Any, model: Swap) -> Description:
         (*(swap_for(bert, TEXT_ENCODERS) for bert in berts), model),
         towers.describe(module.visual_encoder_m) if hasattr(module, "visual_encoder_m") else None,
         leak,
-        _why_no_guide(module, patched),
+        no_text_guide=_why_no_guide(module, patched),
         teachable=True,
     )
 
