@@ -87,6 +87,7 @@ SOURCES = {
     "evit": "Liang et al., ICLR 2022",
     "unique": "ours",
     "tome": "Bolya et al., ICLR 2023",
+    "ward": "ours; the cost of a pair: Ward, JASA 1963",
     "random": "FLIP (one stage at block 0), Li et al., CVPR 2023",
     "cluster": "E-CLIP, Wei et al., CVPR 2024; CLIP-PGS, CVPR 2025",
     "pool": "after RECLIP and CLIPF",
@@ -95,6 +96,7 @@ SOURCES = {
 
 STAGES = {
     "tome": "any, no `until`",
+    "ward": "any, no `until`",
     "cluster": "one, at block 0, keep any",
     "pool": "one, at block 0, keep 0.25, no `until`",
 }

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from elip_plugin.planning import Plan, plan
     from elip_plugin.reducers import register_reducer
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 _MODULES = {
     "api": ("Handle", "apply", "find_handle"),

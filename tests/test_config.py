@@ -289,9 +289,10 @@ def test_fast_preset_is_the_paper_with_lookahead_1() -> None:
     assert ElipConfig.preset("fast") == dataclasses.replace(paper, stages=stages)
 
 
-def test_embed_is_half_that_prunes_in_evaluation() -> None:
-    half = ElipConfig.preset("half")
-    assert ElipConfig.preset("embed") == dataclasses.replace(half, eval_mode="image")
+def test_embed_prunes_in_evaluation_and_its_reducer_alone_is_this_plan() -> None:
+    embed = ElipConfig.preset("embed")
+    alone = ElipConfig.from_mapping({"reducer": "ward"})
+    assert embed == dataclasses.replace(alone, eval_mode="image")
 
 
 @pytest.mark.parametrize("make", [ElipConfig.preset, ElipConfig.from_mapping])

@@ -21,6 +21,7 @@ ASKED = {
     "needs": "parts of a tower, which installing sees to whatever asks for them",
     "text_alone": "a host has another guide then, and evaluation without a text none",
     "draws": "an exported graph would keep one draw",
+    "merges": "whether each patch has a token that can be given back to it",
     "traceable": "whether a trace can be opened",
     "uses_attention": "what a plan prints of the costs",
 }

@@ -202,12 +202,8 @@ def _presets() -> dict[str, ElipConfig]:
 PRESETS = _presets()
 """Configurations by name, which their reducers keep."""
 
-TRAINING_PRESETS = [
-    name
-    for i, (name, config) in enumerate(PRESETS.items())
-    if replace(config, eval_mode="full") not in list(PRESETS.values())[:i]
-]
-"""Names of the presets, without those that differ from an earlier one in evaluation alone."""
+TRAINING_PRESETS = [name for name, config in PRESETS.items() if config.eval_mode == "full"]
+"""Names of the presets, without those for weights that are there."""
 
 RECOMMENDED = "half"
 """The preset for contrastive training: it loses less than a point at equal steps, and gains at

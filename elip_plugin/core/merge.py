@@ -31,7 +31,7 @@ def keep_and_merge(x: Tensor, selection: Selection, prefix: int) -> Tensor:
 
 def groups_of(selection: Selection) -> Tensor:
     """Return the token after a stage that each one before it is in [B, T - P]; it must merge."""
-    if selection.weights is None:
+    if selection.weights is None and selection.dropped.shape[1]:
         raise UnsupportedModelError(
             "this reducer drops tokens, and says that it merges them: set merges = False in its "
             "class, or restore: false in the configuration"

@@ -50,11 +50,13 @@ class Trace:
         stages: What each did, in order; empty where nothing was pruned.
         sources: Weight of each original patch in each non-prefix token at the end [B, T, N], all
             that came back included; None where nothing was pruned.
+        restored: Whether the forward gave each patch the token that it is in after the last block.
     """
 
     prefix: int
     stages: list[StageTrace] = field(default_factory=list)
     sources: Tensor | None = None
+    restored: bool = False
 
     @property
     def sizes(self) -> Tensor | None:
@@ -63,7 +65,7 @@ class Trace:
 
     def begin(self) -> None:
         """Forget what an earlier forward did."""
-        self.stages, self.sources = [], None
+        self.stages, self.sources, self.restored = [], None, False
 
     def record(
         self, block: int, selection: Selection, present: int, until: int | None = None
@@ -122,8 +124,7 @@ class Trace:
             )
         sources = self.sources
         batch, count, patches = sources.shape
-        if tokens.ndim == 3 and tokens.shape[1] in (patches, patches + self.prefix):
-            return tokens[:, -patches:]  # they are back already
+        count = patches if self.restored else count
         if tokens.ndim != 3 or tokens.shape[:2] not in (
             (batch, count),
             (batch, count + self.prefix),
@@ -133,6 +134,8 @@ class Trace:
                 f"{self.prefix} + {count} tokens of {batch} images: pass what the last block gave"
             )
         tokens = tokens[:, tokens.shape[1] - count :]
+        if self.restored:
+            return tokens
         holder = sources.argmax(dim=1)  # the token that has the patch
         features = _rows(tokens, holder)
         absent = (sources.sum(dim=1) == 0).unsqueeze(-1)

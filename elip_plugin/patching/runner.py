@@ -216,6 +216,8 @@ class BlockList(NamedAsReplaced):
         x = self.elip.reducer.run_block(i, x, forward.stages, context)
         if i == len(blocks) - 1 and context.state.holders is not None:
             x = give_back(x, context.state.holders, context.prefix)
+            if context.trace is not None:
+                context.trace.restored = True
         x = x.transpose(0, 1) if calling.sequence_first else x
         return (x,) if calling.as_tuple else x
 

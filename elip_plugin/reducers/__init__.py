@@ -30,9 +30,10 @@ from elip_plugin.reducers.random import Random
 from elip_plugin.reducers.similarity import FOR_INSTRUCTIONS, FOR_QUESTIONS, Similarity
 from elip_plugin.reducers.tome import ToMe
 from elip_plugin.reducers.unique import Unique
+from elip_plugin.reducers.ward import Ward
 
 GROUP = "elip_plugin.reducers"
-OWN = (Elip, Gumbel, Similarity, EViT, Unique, ToMe, Random, Cluster, Pool)
+OWN = (Elip, Gumbel, Similarity, EViT, Unique, ToMe, Ward, Random, Cluster, Pool)
 
 __all__ = [
     "FOR_INSTRUCTIONS",

@@ -26,129 +26,6 @@ from elip_plugin.errors import PlanError
 from elip_plugin.reducers.base import Reducer
 
 
-def _keeping(keep: float) -> Mapping[str, Any]:
-    """Return a plan that leaves a share of the token-layers of a tower of any depth."""
-    stages = [{"block": 0, "lookahead": 1, "keep": keep}]
-    return {"stages": stages, "reference_depth": 12}
-
-
-@dataclass(frozen=True)
-class ToMe(Reducer):
-    """Merge similar tokens inside every block, as many token-layers as the stages remove."""
-
-    name = "tome"
-    returns = False
-    uses_attention = False
-    plan: ClassVar[Mapping[str, Any]] = {"preset": "half"}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        # In every block as many of the patches as there are blocks can spare.
-        "half": _keeping(0.5),
-        # As near to unpruned training at equal steps as could be shown (docs/photos.md).
-        "level": {**_keeping(0.48), "final_unpruned": 0.15},
-        # Of ViT-B/16 about a third of the operations run.
-        "third": _keeping(0.36),
-        # For weights that are there: it costs least without any training (docs/quality.md).
-        "embed": {**_keeping(0.5), "eval_mode": "image"},
-    }
-
-    def resolve_stages(
-        self, stages: tuple[PlannedStage, ...], *, num_patches: int, depth: int, prefix: int
-    ) -> tuple[PlannedStage, ...]:
-        """Spread the removal over the blocks; see `Reducer.resolve_stages`.
-
-        Evenly, as ToMe does, up to a twelfth of the patches in each of 12 blocks; where stages ask
-        for more, each block keeps the same share of its tokens.
-        """
-        removed = sum((s.tokens_in - s.tokens_out) * (depth - s.block) for s in stages)
-        if 2 * removed <= depth * (num_patches + 1):
-            pairs = depth * (depth - 1) / 2
-            rate = min(removed / pairs if pairs else 0.0, num_patches / depth)
-            left = [num_patches - min(round(rate * i), num_patches - 1) for i in range(depth)]
-        else:
-            left = shrinking(num_patches, depth, depth - removed / num_patches)
-        lengths = [prefix + tokens for tokens in left]
-        return tuple(
-            PlannedStage(i, 1, after - prefix, before, after)
-            for i, (before, after) in enumerate(pairwise(lengths), 1)
-            if after < before
-        )
-
-    def blocks_run(self, stages: Iterable[PlannedStage], depth: int) -> set[int]:
-        """Return all blocks; see `Reducer.blocks_run`."""
-        return set(range(depth))
-
-    blocks_in_mode = blocks_run
-
-    def run_block(
-        self, i: int, x: Tensor, stages: Mapping[int, PlannedStage], context: StageContext
-    ) -> Tensor:
-        """Run a block, merging inside; see `Reducer.run_block`."""
-        stage, prefix = stages.get(i + 1), context.prefix
-        remove = 0 if stage is None else stage.tokens_in - stage.tokens_out
-        x, sizes, *merged = context.blocks[i](
-            x, run=merge_inside, sizes=context.state.sizes, remove=remove, prefix=prefix
-        )
-        context.state = context.state._replace(sizes=sizes)
-        if stage is not None:
-            gone, stay, into = merged
-            pairs = Pairs(gone, stay, into, (stage.tokens_in - prefix) // 2)
-            if context.trace is not None:
-                context.trace.record_groups(i + 1, pairs.groups(), x.shape[1] - prefix)
-            if context.restore:
-                context.follow(pairs.groups())
-            if context.positions is not None:
-                context.take(pairs.left())
-        return x
-
-
-def shrinking(num_patches: int, depth: int, total: float) -> list[int]:
-    """Return how many of N patches enter each block [L]: always the same share of those before.
-
-    Their sum is near `total` * N. Pairs are merged, so that the share is a half or more.
-    """
-    least = sum(0.5**i for i in range(depth))
-    if total < least - 0.5 / num_patches * depth:
-        raise PlanError(
-            f"ToMe merges pairs, hence at most half of the tokens in a block: of {depth} blocks' "
-            f"tokens it leaves {least / depth:.2f} or more, and the stages ask for "
-            f"{total / depth:.2f}; keep more, or use the reducer pool"
-        )
-    low, high = 0.5, 1.0
-    for _ in range(50):
-        share = (low + high) / 2
-        low, high = (low, share) if sum(share**i for i in range(depth)) > total else (share, high)
-    left = [num_patches]
-    for i in range(1, depth):
-        left.append(max(round(num_patches * low**i), left[-1] // 2, 1))
-    return left
-
-
-def merge_inside(
-    block: BlockParts, x: Tensor, sizes: Tensor | None, remove: int, prefix: int, **positions: Any
-) -> tuple[Any, ...]:
-    """Run a block: attention in proportion to sizes, merging, MLP (a mode of patched blocks).
-
-    `sizes` [B, T] says how many patches each token stands for (None: one); `remove` tokens (r) are
-    merged away.
-
-    Returns tokens [B, T - r, D] and their sizes [B, T - r]; with r > 0 also the tensors of `Pairs`.
-    """
-    bias = None if sizes is None else sizes.log()[:, None, None]
-    shift = block.elip_position_bias(**positions) if positions else None
-    if shift is not None:
-        bias = shift if bias is None else bias + shift
-    added, keys = block.elip_attend(x, bias, **positions)
-    x = x + block.elip_stochastic_depth(added)
-    merged: tuple[Tensor, ...] = ()
-    if remove:
-        pairs = match(wide(keys).mean(dim=1), remove, prefix)
-        sizes = torch.ones_like(wide(x[..., 0])) if sizes is None else sizes
-        x, sizes = merge_pairs(x, sizes, pairs, prefix)
-        merged = (pairs.gone, pairs.stay, pairs.into)
-    x = x + block.elip_stochastic_depth(block.elip_feed_forward(x))
-    return (x, sizes, *merged)
-
-
 class Pairs(NamedTuple):
     """Which tokens are merged, as indices in the two alternating sets of those after the prefix."""
 
@@ -174,6 +51,174 @@ class Pairs(NamedTuple):
         return groups
 
 
+def keeping(keep: float) -> Mapping[str, Any]:
+    """Return a plan that leaves a share of the token-layers of a tower of any depth."""
+    stages = [{"block": 0, "lookahead": 1, "keep": keep}]
+    return {"stages": stages, "reference_depth": 12}
+
+
+@dataclass(frozen=True)
+class ToMe(Reducer):
+    """Merge similar tokens inside every block, as many token-layers as the stages remove."""
+
+    name = "tome"
+    returns = False
+    uses_attention = False
+    pairs: ClassVar[type[Pairs]] = Pairs
+    plan: ClassVar[Mapping[str, Any]] = {"preset": "half"}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        # In every block as many of the patches as there are blocks can spare.
+        "half": keeping(0.5),
+        # As near to unpruned training at equal steps as could be shown (docs/photos.md).
+        "level": {**keeping(0.48), "final_unpruned": 0.15},
+        # Of ViT-B/16 about a third of the operations run.
+        "third": keeping(0.36),
+    }
+
+    def resolve_stages(
+        self, stages: tuple[PlannedStage, ...], *, num_patches: int, depth: int, prefix: int
+    ) -> tuple[PlannedStage, ...]:
+        """Spread the removal over the blocks; see `Reducer.resolve_stages` and `entering`."""
+        removed = sum((s.tokens_in - s.tokens_out) * (depth - s.block) for s in stages)
+        left = self.entering(num_patches, depth, removed)
+        lengths = [prefix + tokens for tokens in left]
+        return tuple(
+            PlannedStage(i, 1, after - prefix, before, after)
+            for i, (before, after) in enumerate(pairwise(lengths), 1)
+            if after < before
+        )
+
+    def entering(self, num_patches: int, depth: int, removed: int) -> list[int]:
+        """Return how many patches enter each block [L].
+
+        Evenly less, as ToMe has it, up to a twelfth of the patches in each of 12 blocks; where more
+        is asked for, each block keeps the same share of its tokens.
+
+        Args:
+            num_patches: Patches N that enter block 0.
+            depth: Number of blocks L.
+            removed: Token-layers that shall be saved: tokens that leave times blocks that follow.
+
+        Returns:
+            Numbers, of which none is less than half of the one before.
+        """
+        if 2 * removed <= depth * (num_patches + 1):
+            pairs = depth * (depth - 1) / 2
+            rate = min(removed / pairs if pairs else 0.0, num_patches / depth)
+            return [num_patches - min(round(rate * i), num_patches - 1) for i in range(depth)]
+        return shrinking(num_patches, depth, depth - removed / num_patches)
+
+    def blocks_run(self, stages: Iterable[PlannedStage], depth: int) -> set[int]:
+        """Return all blocks; see `Reducer.blocks_run`."""
+        return set(range(depth))
+
+    blocks_in_mode = blocks_run
+
+    def run_block(
+        self, i: int, x: Tensor, stages: Mapping[int, PlannedStage], context: StageContext
+    ) -> Tensor:
+        """Run a block, merging inside; see `Reducer.run_block`."""
+        stage, prefix = stages.get(i + 1), context.prefix
+        remove = 0 if stage is None else stage.tokens_in - stage.tokens_out
+        x, sizes, *merged = context.blocks[i](
+            x, run=merge_inside, sizes=context.state.sizes, remove=remove, prefix=prefix, how=self
+        )
+        context.state = context.state._replace(sizes=sizes)
+        if stage is not None:
+            gone, stay, into = merged
+            pairs = self.pairs(gone, stay, into, (stage.tokens_in - prefix) // 2)
+            if context.trace is not None:
+                context.trace.record_groups(i + 1, pairs.groups(), x.shape[1] - prefix)
+            if context.restore:
+                context.follow(pairs.groups())
+            if context.positions is not None:
+                context.take(pairs.left())
+        return x
+
+    def match(self, keys: Tensor, x: Tensor, sizes: Tensor, remove: int, prefix: int) -> Pairs:
+        """Choose what is merged; without gradient.
+
+        Args:
+            keys: Keys of the tokens [B, heads, T, D / heads].
+            x: Tokens [B, T, D] after the block's attention.
+            sizes: How many patches each token stands for [B, T].
+            remove: Tokens r that leave.
+            prefix: Prefix tokens P.
+
+        Returns:
+            The pairs; here of tokens whose keys, averaged over heads, are most similar.
+        """
+        return match(wide(keys).mean(dim=1), remove, prefix)
+
+    def merge(self, x: Tensor, sizes: Tensor, pairs: Pairs, prefix: int) -> tuple[Tensor, Tensor]:
+        """Merge pairs of tokens [B, T, D] of sizes [B, T]; gradient flows through the tokens.
+
+        Args:
+            x: Tokens [B, T, D].
+            sizes: How many patches each token stands for [B, T].
+            pairs: What `match` chose.
+            prefix: Prefix tokens P.
+
+        Returns:
+            Tokens [B, T - r, D] in the order of `pairs.left()`, here averages, and their sizes.
+        """
+        return merge_pairs(x, sizes, pairs, prefix)
+
+
+def shrinking(num_patches: int, depth: int, total: float) -> list[int]:
+    """Return how many of N patches enter each block [L]: always the same share of those before.
+
+    Their sum is near `total` * N. Pairs are merged, so that the share is a half or more.
+    """
+    least = sum(0.5**i for i in range(depth))
+    if total < least - 0.5 / num_patches * depth:
+        raise PlanError(
+            f"ToMe merges pairs, hence at most half of the tokens in a block: of {depth} blocks' "
+            f"tokens it leaves {least / depth:.2f} or more, and the stages ask for "
+            f"{total / depth:.2f}; keep more, or use the reducer pool"
+        )
+    low, high = 0.5, 1.0
+    for _ in range(50):
+        share = (low + high) / 2
+        low, high = (low, share) if sum(share**i for i in range(depth)) > total else (share, high)
+    left = [num_patches]
+    for i in range(1, depth):
+        left.append(max(round(num_patches * low**i), left[-1] // 2, 1))
+    return left
+
+
+def merge_inside(
+    block: BlockParts,
+    x: Tensor,
+    sizes: Tensor | None,
+    remove: int,
+    prefix: int,
+    how: ToMe,
+    **positions: Any,
+) -> tuple[Any, ...]:
+    """Run a block: attention in proportion to sizes, merging, MLP (a mode of patched blocks).
+
+    `sizes` [B, T] says how many patches each token stands for (None: one); `remove` tokens (r) are
+    merged away, as `how` matches and merges.
+
+    Returns tokens [B, T - r, D] and their sizes [B, T - r]; with r > 0 also the tensors of `Pairs`.
+    """
+    bias = None if sizes is None else sizes.log()[:, None, None]
+    shift = block.elip_position_bias(**positions) if positions else None
+    if shift is not None:
+        bias = shift if bias is None else bias + shift
+    added, keys = block.elip_attend(x, bias, **positions)
+    x = x + block.elip_stochastic_depth(added)
+    merged: tuple[Tensor, ...] = ()
+    if remove:
+        sizes = torch.ones_like(wide(x[..., 0])) if sizes is None else sizes
+        pairs = how.match(keys, x, sizes, remove, prefix)
+        x, sizes = how.merge(x, sizes, pairs, prefix)
+        merged = (pairs.gone, pairs.stay, pairs.into)
+    x = x + block.elip_stochastic_depth(block.elip_feed_forward(x))
+    return (x, sizes, *merged)
+
+
 def match(keys: Tensor, remove: int, prefix: int = 1) -> Pairs:
     """Match the r most similar tokens by the mean of the heads' keys [B, T, D / H]; no gradient."""
     with torch.no_grad(), exact(keys):
@@ -196,11 +241,12 @@ def merge_pairs(x: Tensor, sizes: Tensor, pairs: Pairs, prefix: int = 1) -> tupl
     weighted = torch.cat([wide(x) * counts, counts], dim=-1)
     head, rest = weighted[:, :prefix], weighted[:, prefix:]
     first, second = rest[:, ::2], rest[:, 1::2]
-    merged = first.gather(1, _rows(pairs.gone, first))
-    second = second.scatter_add(1, _rows(pairs.into, second), merged)
-    out = torch.cat([head, first.gather(1, _rows(pairs.stay, first)), second], dim=1)
+    merged = first.gather(1, rows(pairs.gone, first))
+    second = second.scatter_add(1, rows(pairs.into, second), merged)
+    out = torch.cat([head, first.gather(1, rows(pairs.stay, first)), second], dim=1)
     return (out[..., :-1] / out[..., -1:]).to(x.dtype), out[..., -1].detach()
 
 
-def _rows(index: Tensor, like: Tensor) -> Tensor:
+def rows(index: Tensor, like: Tensor) -> Tensor:
+    """Repeat indices [B, K] over the width of tokens [B, T, D]."""
     return index.unsqueeze(-1).expand(-1, -1, like.shape[-1])

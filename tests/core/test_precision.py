@@ -20,7 +20,7 @@ from elip_plugin.core.select import select
 from elip_plugin.core.trace import Trace
 from elip_plugin.reducers import cluster, reducers
 from elip_plugin.reducers.pixels import split_patches
-from elip_plugin.reducers.tome import Pairs, match, merge_inside, merge_pairs
+from elip_plugin.reducers.tome import Pairs, ToMe, match, merge_inside, merge_pairs
 
 PATCHES, DEPTH, WIDTH = 64, 12, 16
 
@@ -72,7 +72,7 @@ def test_sizes_count_257_in_bfloat16() -> None:
     block: Any = Block()
     x, sizes = torch.ones(1, 1 + 257, WIDTH, dtype=LOW), None
     while x.shape[1] > 2:
-        x, sizes, *_ = merge_inside(block, x, sizes, remove=x.shape[1] // 2, prefix=1)
+        x, sizes, *_ = merge_inside(block, x, sizes, how=ToMe(), remove=x.shape[1] // 2, prefix=1)
     assert x.dtype == LOW and sizes is not None and sizes.tolist() == [[1, 257]]
 
 

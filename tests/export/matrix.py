@@ -9,7 +9,6 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 import elip_plugin  # noqa: E402
-from elip_plugin.config import PRESETS, TRAINING_PRESETS  # noqa: E402
+from elip_plugin.config import PRESETS  # noqa: E402
 from elip_plugin.errors import ElipError  # noqa: E402
 from elip_plugin.export.formats import FORMATS  # noqa: E402
 from elip_plugin.export.parity import BATCHES  # noqa: E402
@@ -119,10 +118,7 @@ FURTHER_PLAN = {"preset": "embed"}
 def plans() -> dict[str, dict[str, Any]]:
     """List what is tried: every preset and every reducer, pruned by the image where it can be."""
     image: dict[str, Any] = {"eval_mode": "image"}
-    by_preset: dict[str, dict[str, Any]] = {}
-    for name in TRAINING_PRESETS:
-        same = [n for n, c in PRESETS.items() if replace(c, eval_mode="full") == PRESETS[name]]
-        by_preset[", ".join(f"`{n}`" for n in same)] = {"preset": name, **image}
+    by_preset = {f"`{name}`": {"preset": name, **image} for name in PRESETS}
     by_reducer = {}
     for name, reducer in reducers().items():
         by_image = not reducer.text_alone

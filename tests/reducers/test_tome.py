@@ -12,7 +12,7 @@ from towers import make_tower
 from elip_plugin import ElipConfig, Stage, apply, plan
 from elip_plugin.errors import PlanError
 from elip_plugin.reducers import find_reducer
-from elip_plugin.reducers.tome import merge_inside
+from elip_plugin.reducers.tome import ToMe, merge_inside
 
 RATE = 0.5
 TOME = find_reducer("tome")
@@ -45,7 +45,7 @@ def test_stochastic_depth_drops_what_a_block_adds_as_in_the_host(kind: str) -> N
     block = with_drop_path(kind)[0]
     x = torch.randn(64, 9, 32)
     out = []
-    for run in (block, lambda x: block(x, run=merge_inside, **ALL)[0]):
+    for run in (block, lambda x: block(x, run=merge_inside, how=ToMe(), **ALL)[0]):
         torch.manual_seed(0)
         out.append(run(x))
     torch.testing.assert_close(*out)
@@ -53,7 +53,7 @@ def test_stochastic_depth_drops_what_a_block_adds_as_in_the_host(kind: str) -> N
     same = (out[1] == x).flatten(1).all(dim=1)
     assert 4 <= same.sum() <= 32
     block.eval()
-    torch.testing.assert_close(block(x), block(x, run=merge_inside, **ALL)[0])
+    torch.testing.assert_close(block(x), block(x, run=merge_inside, how=ToMe(), **ALL)[0])
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 5])

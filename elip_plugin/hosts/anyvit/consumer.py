@@ -16,7 +16,11 @@ from elip_plugin.hosts.anyvit.finder import IMAGES, TowerPath
 from elip_plugin.patching.description import Description, Tower
 from elip_plugin.patching.install import install
 
-DROPS: Mapping[str, Any] = {"reducer": "random", "text_weight": 0.0, "eval_mode": "image"}
+DROPS: Mapping[str, Any] = {
+    "reducer": "random",
+    "stages": [{"block": 1, "lookahead": 1, "keep": 0.5}],
+    "eval_mode": "image",
+}
 """Leaves out tokens; needs no part of a block."""
 
 MERGES: Mapping[str, Any] = {"preset": "half", "eval_mode": "image"}

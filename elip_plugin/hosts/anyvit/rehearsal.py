@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.hosts.anyvit.consumer import DROPS
 from elip_plugin.hosts.anyvit.copies import close
 from elip_plugin.hosts.anyvit.entry import BlockInput
 from elip_plugin.hosts.anyvit.finder import IMAGES, BlockProxy, TowerPath, Trial
@@ -17,13 +18,6 @@ from elip_plugin.patching.description import Description, Tower
 from elip_plugin.patching.install import install
 from elip_plugin.patching.parts import Parts
 from elip_plugin.patching.runner import Calling
-
-CONFIG = {
-    "reducer": "random",
-    "stages": [{"block": 1, "lookahead": 1, "keep": 0.5}],
-    "eval_mode": "image",
-}
-"""Prunes without any part of a block."""
 
 
 class AfterBlocks(NamedTuple):
@@ -166,7 +160,7 @@ def _run_pruned(
     described = Tower(
         tower, place.blocks, Parts(), entry.num_patches, entry.width, entry.prefix, calling=calling
     )
-    pruner = install(Description(tower, described), ElipConfig.from_mapping(CONFIG))
+    pruner = install(Description(tower, described), ElipConfig.from_mapping(DROPS))
     made.clear()
     try:
         tower(images)

@@ -21,6 +21,11 @@ ENCODER: dict[str, Any] = {**SIX, **NO_DROPOUT}
 FOUR = ["stage1", "stage2", "stage4", "stage6"]
 NECK = {"neck_hidden_sizes": [16] * 4, "fusion_hidden_size": 16}
 ALL_TOKENS = "needs all tokens of its vision tower"
+A_PLACE_EACH = ""
+"""Reads a token of each patch: pruned where they merge, and get theirs back."""
+DROPPING: Mapping[str, Any] = {"reducer": "random", "preset": "fast", "eval_mode": "image"}
+MERGING: Mapping[str, Any] = {"preset": "half", "eval_mode": "image"}
+READS_PLACES = ("ViTForMaskedImageModeling", "OwlViTForObjectDetection")
 
 
 def _vit(name: str, config: str, **options: Any) -> Callable[[], Any]:
@@ -57,7 +62,7 @@ MODELS: Mapping[str, tuple[Callable[[], Any], str]] = {
     ),
     "ViTForImageClassification": (_vit("ViTForImageClassification", "ViTConfig"), ""),
     "ViTForMaskedImageModeling": (
-        _vit("ViTForMaskedImageModeling", "ViTConfig", encoder_stride=8), ALL_TOKENS,
+        _vit("ViTForMaskedImageModeling", "ViTConfig", encoder_stride=8), A_PLACE_EACH,
     ),
     "DeiTForImageClassificationWithTeacher": (
         _vit("DeiTForImageClassificationWithTeacher", "DeiTConfig"), "",
@@ -70,7 +75,7 @@ MODELS: Mapping[str, tuple[Callable[[], Any], str]] = {
     "CLIPForImageClassification": (_dual("CLIPForImageClassification", "CLIPConfig"), ""),
     "SiglipForImageClassification": (_dual("SiglipForImageClassification", "SiglipConfig"), ""),
     "OwlViTModel": (_dual("OwlViTModel", "OwlViTConfig"), ""),
-    "OwlViTForObjectDetection": (_dual("OwlViTForObjectDetection", "OwlViTConfig"), ALL_TOKENS),
+    "OwlViTForObjectDetection": (_dual("OwlViTForObjectDetection", "OwlViTConfig"), A_PLACE_EACH),
     "CLIPSegForImageSegmentation": (
         _dual(
             "CLIPSegForImageSegmentation", "CLIPSegConfig", extract_layers=[1, 3], reduce_dim=16,
@@ -109,11 +114,7 @@ MODELS: Mapping[str, tuple[Callable[[], Any], str]] = {
 
 
 def shapes(output: Any) -> dict[str, Any]:
-    """Shapes of the features; the tokens themselves are fewer."""
-    found = {}
-    for name, value in output.items():
-        if isinstance(value, torch.Tensor) and name != "last_hidden_state":
-            found[name] = value.shape
+    found = {n: value.shape for n, value in output.items() if isinstance(value, torch.Tensor)}
     assert found
     return found
 
@@ -130,7 +131,7 @@ def test_a_model_around_a_tower_has_outputs_of_the_same_shapes_or_is_refused(nam
         expected = model(**inputs)
         if refusal:
             with pytest.raises(UnsupportedModelError, match=refusal):
-                elip_plugin.apply(model, {"preset": "half", "eval_mode": "image"})
+                elip_plugin.apply(model, MERGING)
             assert not any(True for _ in find_patched(model))
             found = model(**inputs)
             assert all(
@@ -139,8 +140,17 @@ def test_a_model_around_a_tower_has_outputs_of_the_same_shapes_or_is_refused(nam
                 if isinstance(value, torch.Tensor) and "MAE" not in name
             )
         else:
-            elip_plugin.apply(model, {"preset": "half", "eval_mode": "image"})
+            if name in READS_PLACES:
+                with pytest.raises(UnsupportedModelError, match="use a reducer that merges"):
+                    elip_plugin.apply(model, DROPPING)
+                assert not any(True for _ in find_patched(model))
+            else:
+                elip_plugin.apply(model, DROPPING).remove()
+            elip_plugin.apply(model, MERGING)
             assert shapes(model(**inputs)) == shapes(expected)
+
+
+STAGE = {"block": 1, "lookahead": 1}
 
 
 class Maps(torch.nn.Module):
@@ -178,4 +188,4 @@ def test_other_shapes_and_another_forward_are_refused(head: Any, refusal: str) -
     config = hf.Dinov2WithRegistersConfig(**{**ENCODER, **registers})
     model = head(hf.Dinov2WithRegistersModel(config))
     with pytest.raises(UnsupportedModelError, match=refusal):
-        elip_plugin.apply(model, "half")
+        elip_plugin.apply(model, {"reducer": "random", "stages": [{**STAGE, "keep": 0.5}]})

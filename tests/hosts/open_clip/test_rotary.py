@@ -19,7 +19,7 @@ from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.patching.install import find_pruner
 from elip_plugin.reducers import find_reducer, reducers
 from elip_plugin.reducers.pool import upper_left
-from elip_plugin.reducers.tome import match, merge_inside, merge_pairs
+from elip_plugin.reducers.tome import ToMe, match, merge_inside, merge_pairs
 
 pytest.importorskip("open_clip")
 
@@ -255,7 +255,9 @@ def test_a_block_in_any_mode_computes_what_its_own_forward_does(
     row = block(x, run=attention_row, query=None, **options)
     torch.testing.assert_close(row, rows[:, 0], rtol=0, atol=1e-12)
     sizes = torch.ones(x.shape[:2], dtype=torch.float64)
-    out, after = block(x, run=merge_inside, sizes=sizes, remove=0, prefix=prefix, **options)
+    out, after = block(
+        x, run=merge_inside, how=ToMe(), sizes=sizes, remove=0, prefix=prefix, **options
+    )
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
     assert torch.equal(after, sizes)
 
@@ -318,8 +320,11 @@ def test_schedules_traces_and_other_resolutions(kind: str) -> None:
         tokens = model.eval().visual.trunk.forward_features(images)
     assert trace.unmerge(tokens).shape == (2, 16, 32)
     kept = trace.stages[-1].kept
-    assert ((kept >= -1) & (kept < 16)).all() and tokens.shape[1] == handle.plan.tokens[-1]
-    assert trace.sources is not None and tokens.shape[1] == prefix + trace.sources.shape[1]
+    assert ((kept >= -1) & (kept < 16)).all() and trace.sources is not None
+    assert handle.plan.tokens[-1] == prefix + trace.sources.shape[1]
+    # What reads all tokens afterwards has them all.
+    restored = model.visual.trunk.global_pool != "token"
+    assert tokens.shape[1] == (prefix + 16 if restored else handle.plan.tokens[-1])
     model.visual.set_input_size(model.visual.image_size[0] * 3 // 2)
     with find_pruner(model).asked(eval_mode="image"), recorded_lengths(stack_of(model)) as lengths:
         encode(model, inputs(model)[0])

@@ -1,0 +1,149 @@
+"""Reducers of others that the package does not have, as we read their papers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from elip_plugin import register_reducer
+from elip_plugin.core.context import StageContext
+from elip_plugin.core.precision import exact, wide
+from elip_plugin.core.stage import PlannedStage
+from elip_plugin.reducers.tome import Pairs, ToMe, merge_pairs, rows
+
+
+@register_reducer
+@dataclass(frozen=True)
+class ToMeFalling(ToMe):
+    """ToMe with its second schedule: what leaves falls linearly, to none in the last block."""
+
+    name = "tome-falling"
+
+    def entering(self, num_patches: int, depth: int, removed: int) -> list[int]:
+        """Return how many patches enter each block; see `ToMe.entering`."""
+        low, high = 0.0, float(num_patches)
+        left = [num_patches] * depth
+        for _ in range(50):
+            rate, left = (low + high) / 2, [num_patches]
+            for i in range(depth - 1):
+                leave = min(round(rate * (1 - i / (depth - 1))), left[-1] // 2)
+                left.append(left[-1] - leave)
+            saved = num_patches * depth - sum(left)
+            low, high = (rate, high) if saved < removed else (low, rate)
+        return left
+
+
+class Anywhere(Pairs):
+    """Pairs whose indices are those of all tokens after the prefix; `stay` holds all that stay."""
+
+    def left(self) -> Tensor:
+        """Return which tokens are left."""
+        return self.stay
+
+    def groups(self) -> Tensor:
+        """Return the token after the merging that each one of those before it is in."""
+        numbers = torch.arange(self.stay.shape[1], device=self.stay.device).expand_as(self.stay)
+        total = self.stay.shape[1] + self.gone.shape[1]
+        groups = self.stay.new_zeros(self.stay.shape[0], total).scatter(1, self.stay, numbers)
+        return groups.scatter(1, self.gone, groups.gather(1, self.into))
+
+
+@register_reducer
+@dataclass(frozen=True)
+class PiToMe(ToMe):
+    """PiToMe (NeurIPS 2024): the tokens of most energy are merged, halves of them with each other.
+
+    A token's energy is the mean of its similarities to all others, those below a margin counted as
+    exp(similarity - margin) - 1; the margin falls with depth from 0.9 to 0.
+    """
+
+    name = "pitome"
+    pairs: ClassVar[type[Pairs]] = Anywhere
+    margin: float = 0.9
+
+    def run_block(
+        self, i: int, x: Tensor, stages: Mapping[int, PlannedStage], context: StageContext
+    ) -> Tensor:
+        """Run a block with its margin; see `ToMe.run_block`."""
+        how = replace(self, margin=0.9 - 0.9 * i / len(context.blocks))
+        return ToMe.run_block(how, i, x, stages, context)
+
+    def match(self, keys: Tensor, x: Tensor, sizes: Tensor, remove: int, prefix: int) -> Pairs:
+        """Pair the tokens of most energy; see `ToMe.match`."""
+        with torch.no_grad(), exact(x):
+            metric = F.normalize(wide(keys.detach()).mean(dim=1)[:, prefix:], dim=-1)
+            similar = metric @ metric.transpose(1, 2)
+            energy = torch.where(
+                similar > self.margin, similar, (similar - self.margin).exp() - 1
+            ).mean(2)
+            order = energy.argsort(dim=1, descending=True)
+            gone, other = order[:, : 2 * remove : 2], order[:, 1 : 2 * remove : 2]
+            between = similar.gather(1, rows(gone, similar))
+            between = between.gather(2, other[:, None].expand(-1, gone.shape[1], -1))
+            into = other.gather(1, between.argmax(dim=2))
+            stay = torch.cat([order[:, 2 * remove :], other], dim=1).sort(dim=1).values
+            return Anywhere(gone, stay, into, 0)
+
+    def merge(self, x: Tensor, sizes: Tensor, pairs: Pairs, prefix: int) -> tuple[Tensor, Tensor]:
+        """Average pairs by their sizes; see `ToMe.merge`."""
+        counts = sizes.unsqueeze(-1)
+        weighted = torch.cat([wide(x) * counts, counts], dim=-1)
+        head, rest = weighted[:, :prefix], weighted[:, prefix:]
+        gone = rest.gather(1, rows(pairs.gone, rest))
+        rest = rest.scatter_add(1, rows(pairs.into, rest), gone)
+        out = torch.cat([head, rest.gather(1, rows(pairs.stay, rest))], dim=1)
+        return (out[..., :-1] / out[..., -1:]).to(x.dtype), out[..., -1].detach()
+
+
+@dataclass(frozen=True)
+class _Dropping(ToMe):
+    """ToMe's pairs, of which one token is dropped."""
+
+    name = "dropping"
+
+    def merge(self, x: Tensor, sizes: Tensor, pairs: Pairs, prefix: int) -> tuple[Tensor, Tensor]:
+        """Leave the pairs' tokens of the second set as they are; see `ToMe.merge`."""
+        left = x[:, prefix:].gather(1, rows(pairs.left(), x))
+        x = torch.cat([x[:, :prefix], left], dim=1)
+        return x, torch.ones_like(wide(x[..., 0]))
+
+
+@dataclass(frozen=True)
+class _Norms(ToMe):
+    """ToMe's pairs, averaged at the larger norm of the two."""
+
+    name = "norms"
+
+    def merge(self, x: Tensor, sizes: Tensor, pairs: Pairs, prefix: int) -> tuple[Tensor, Tensor]:
+        """Average, and keep the norm; see `ToMe.merge`."""
+        averaged, sizes = merge_pairs(x, sizes, pairs, prefix)
+        norms = wide(x[:, prefix:]).norm(dim=-1, keepdim=True)
+        second = norms[:, 1::2].scatter_reduce(
+            1, pairs.into.unsqueeze(-1), norms[:, ::2].gather(1, pairs.gone.unsqueeze(-1)), "amax"
+        )
+        stayed = norms[:, ::2].gather(1, pairs.stay.unsqueeze(-1))
+        rest = F.normalize(wide(averaged[:, prefix:]), dim=-1) * torch.cat([stayed, second], dim=1)
+        return torch.cat([averaged[:, :prefix], rest.to(x.dtype)], dim=1), sizes
+
+
+@register_reducer
+@dataclass(frozen=True)
+class ToFu(ToMe):
+    """Token Fusion (WACV 2024): ToMe's pairs; the first half of the blocks drops, the rest merges.
+
+    What is merged keeps the larger norm of the two.
+    """
+
+    name = "tofu"
+
+    def run_block(
+        self, i: int, x: Tensor, stages: Mapping[int, PlannedStage], context: StageContext
+    ) -> Tensor:
+        """Run a block as its half does; see `ToMe.run_block`."""
+        how = _Norms() if 2 * i >= len(context.blocks) else _Dropping()
+        return how.run_block(i, x, stages, context)
