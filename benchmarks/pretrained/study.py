@@ -1,0 +1,108 @@
+"""One plan's scores on captioned photographs."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from benchmarks.pretrained import heads, photos, scores
+from benchmarks.pretrained.features import Features, features, load_tower, text_features
+from benchmarks.pretrained.plans import Row, row_of, unpruned
+
+OURS = "ward"
+
+
+class Study:
+    """Photographs, a tower and heads, read or computed when they are asked for.
+
+    Args:
+        vision: Folder of the tower.
+        text: Folder of the text model.
+        folder: Photographs.
+        captions: Their captions.
+        cache: Folder of what was computed.
+        part: Photographs that are scored.
+        seeds: Heads of each kind.
+        side: Pixels.
+        most: Photographs; 0 for all of the part.
+    """
+
+    def __init__(
+        self, vision: Path, text: Path, folder: Path, captions: Path, cache: Path, part: str,
+        seeds: int, side: int, most: int,
+    ) -> None:  # fmt: skip
+        self.vision, self.text, self.cache, self.part_name = vision, text, cache, part
+        self.seeds, self.side = seeds, side
+        self.photos = photos.read(folder, captions, cache)
+        self.part = self.photos.parts[part][: most or None]
+
+    @cached_property
+    def tower(self) -> Any:
+        """The tower."""
+        return load_tower(self.vision)
+
+    @cached_property
+    def texts(self) -> Tensor:
+        """Text features [N, 5, E]."""
+        return text_features(self.text, self.photos.captions, self.cache)
+
+    @cached_property
+    def heads(self) -> dict[str, list[heads.Head]]:
+        """Trained heads by kind."""
+        training = self.photos.parts["training"]
+        unseen = self._features(unpruned(self.side), training)
+        return {
+            kind: [
+                heads.train(
+                    heads.concatenated(unseen, kind), self.texts[training], seed,
+                    self.cache / f"head-{self.side}-{kind}-{seed}.pt",
+                )
+                for seed in range(self.seeds)
+            ]
+            for kind in heads.KINDS
+        }  # fmt: skip
+
+    def _features(self, row: Row, part: np.ndarray) -> Features:
+        return features(self.tower, self.photos.pixels, part, row, self.cache / "features")
+
+    def _hits(self, row: Row, kind: str) -> scores.Hits:
+        images = heads.concatenated(self._features(row, self.part), kind)
+        texts = self.texts[self.part]
+        return scores.hits([heads.ranks(head, images, texts) for head in self.heads[kind]])
+
+    def score(self, row: Row) -> dict[str, Any]:
+        """Score a plan.
+
+        Args:
+            row: The plan.
+
+        Returns:
+            A line of the log.
+        """
+        found, base = self._features(row, self.part), self._features(unpruned(self.side), self.part)
+        line: dict[str, Any] = {
+            "name": row.name, "share": row.share, "cost": row.cost, "side": self.side,
+            "picture": row.side, "part": self.part_name, "photos": len(self.part),
+            "heads": self.seeds,
+        }  # fmt: skip
+        for name, score in scores.AGAINST_UNPRUNED.items():
+            line[name] = {each: score(found[each], base[each]) for each in ("cls", "mean")}
+        ours = row_of(OURS, row.share, self.side)
+        for kind in heads.KINDS:
+            own, full = self._hits(row, kind), self._hits(unpruned(self.side), kind)
+            line[kind] = {
+                name: {
+                    "unpruned": float(full[name].mean()),
+                    "loss": scores.interval(own[name], full[name]),
+                }
+                for name in own
+            }
+            if ours is not None and row.name != OURS:
+                best = self._hits(ours, kind)
+                line[kind]["t2i R@1"]["behind"] = scores.interval(best["t2i R@1"], own["t2i R@1"])
+                line[kind]["MRR"]["behind"] = scores.interval(best["MRR"], own["MRR"])
+        return line
