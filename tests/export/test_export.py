@@ -205,6 +205,15 @@ def test_nothing_is_left_of_a_file_that_gives_something_else(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("spoilt", [1, 2, 5])
+def test_features_of_one_batch_that_are_no_numbers_are_noticed(spoilt: int) -> None:
+    def exported(x: torch.Tensor) -> torch.Tensor:
+        return x * torch.nan if len(x) == spoilt else x
+
+    with pytest.raises(ParityError, match="differ by up to nan"):
+        compare(lambda x: x, exported, [torch.randn(8, 4)], batches=(1, 2, 5))
+
+
 def test_a_changed_ranking_is_noticed_and_a_tie_is_none() -> None:
     near = torch.tensor([[1.0, 0, 0], [1.0, 0.1, 0], [1.0, 0.1004, 0], [0, 0, 1.0]])
     moved = near.clone()
