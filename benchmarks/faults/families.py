@@ -59,6 +59,18 @@ FAMILIES = (
         ("hosts/test_wrappers.py", "hosts/transformers/test_transformers_peft.py"),
     ),
     Family(
+        "adapters",
+        "a LoRA, DoRA, rsLoRA or IA3 that a pruned forward ignores or does not train; int8",
+        (),
+        ("hosts/test_adapters.py", "hosts/test_int8.py"),
+    ),
+    Family(
+        "heads and backbones",
+        "maps of too few tokens, an average that counts a group like a patch",
+        (),
+        ("hosts/anyvit/test_consumers.py", "hosts/test_restored.py"),
+    ),
+    Family(
         "stops and full disks",
         "a half-written file taken for whole, a traceback, a file lost",
         ("test_stops.py", "test_kills.py"),

@@ -124,7 +124,8 @@ class Trace:
             )
         sources = self.sources
         batch, count, patches = sources.shape
-        count = patches if self.restored else count
+        if self.restored and tokens.ndim == 3 and tokens.shape[1] - patches in (0, self.prefix):
+            return tokens[:, -patches:]
         if tokens.ndim != 3 or tokens.shape[:2] not in (
             (batch, count),
             (batch, count + self.prefix),
@@ -134,8 +135,6 @@ class Trace:
                 f"{self.prefix} + {count} tokens of {batch} images: pass what the last block gave"
             )
         tokens = tokens[:, tokens.shape[1] - count :]
-        if self.restored:
-            return tokens
         holder = sources.argmax(dim=1)  # the token that has the patch
         features = _rows(tokens, holder)
         absent = (sources.sum(dim=1) == 0).unsqueeze(-1)

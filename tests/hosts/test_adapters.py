@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import elip_plugin
+from benchmarks.faults.counting import tried
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.patching.install import find_pruner
 
@@ -128,6 +129,7 @@ def test_adapters_act_and_train_as_if_they_were_merged(row: str, kind: str, plan
         adapted = pruned(row, kind, plan, order)
         features = encode(row, adapted)
         features.square().sum().backward()
+        tried(f"{kind} on a model that is {order}")
         adapters = adapters_of(adapted)
         assert adapters
         trained = [n for n, p in adapters.items() if p.grad is not None and p.grad.abs().sum() > 0]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import elip_plugin
+from benchmarks.faults.counting import tried
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.patching.swap import find_patched
 
@@ -122,6 +123,7 @@ def shapes(output: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_around_a_tower_has_outputs_of_the_same_shapes_or_is_refused(name: str) -> None:
     make, refusal = MODELS[name]
+    tried("models around a tower")
     torch.manual_seed(0)
     model = make().eval()
     inputs = {"pixel_values": torch.randn(2, 3, 64, 64)}
