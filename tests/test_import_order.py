@@ -23,7 +23,7 @@ LAYERS = (
     ("patching",),
     ("hosts",),
     ("api",),
-    ("export",),
+    ("adapting", "export"),
     ("measure", "visualize"),
     ("check",),
     ("cli",),
