@@ -133,7 +133,7 @@ def adapt(
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(learning, LARGEST_NORM)
         optimizer.step()
-        progress(step + 1, float(loss))
+        progress(step + 1, float(loss.detach()))
         if state is not None and (step + 1) % SAVED_EVERY == 0:
             _write_state(state, key, model, optimizer, step + 1, means)
     if state is not None:
