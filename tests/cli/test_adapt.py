@@ -51,10 +51,11 @@ def test_the_report_is_about_pictures_held_out(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "weights.pt"]
     # What it names as weights embeds, pruned, nearer to the first weights' unpruned features.
     assert f"--checkpoint {tmp_path / 'weights.pt'}" in " ".join(found.output.split())
-    images = torch.randn(8, 3, 64, 64)
     full = elip_plugin.create("elip-half-ViT-tiny", checkpoint=str(weights))
     adapted = elip_plugin.create("elip-embed-ViT-tiny", checkpoint=str(tmp_path / "weights.pt"))
     given = elip_plugin.create("elip-embed-ViT-tiny", checkpoint=str(weights))
+    shown = [full.preprocess(Image.open(path)) for path in sorted(pictures.iterdir())[:32]]
+    images = torch.stack(shown)
     with torch.no_grad():
         wanted = full.encode_image(images)
         near, far = (
