@@ -24,6 +24,9 @@ MILD: dict[str, Any] = {
 """Removes 23 of 64 patches, less than there are equal ones beside each other."""
 
 
+PRESETS = {"tome": "half", "ward": "embed"}
+
+
 def quarters(side: int) -> Tensor:
     """Pictures of which the patches of each quarter are equal."""
     colors = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -97,12 +100,13 @@ def made(reader: str) -> Any:
     return model
 
 
+@pytest.mark.parametrize("reducer", ["tome", "ward"])
 @pytest.mark.parametrize("reader", READERS)
-def test_merging_equal_tokens_changes_nothing(reader: str) -> None:
+def test_merging_equal_tokens_changes_nothing(reader: str, reducer: str) -> None:
     model, read, images = made(reader), READERS[reader][1], quarters(64)
     with torch.no_grad():
         expected = read(model, images)
-        handle = elip_plugin.apply(model, MILD)
+        handle = elip_plugin.apply(model, {**MILD, "reducer": reducer})
         with handle.trace() as trace:
             found = read(model, images)
     assert handle.plan.tokens[-1] < 50 and trace.sizes is not None
@@ -115,8 +119,8 @@ def test_each_patch_has_the_token_that_it_is_in() -> None:
     """Of every reducer that merges, as a trace says."""
     model = made("each patch")
     images = torch.randn(2, 3, 64, 64).double()
-    for reducer in ("tome", "elip", "evit", "unique"):
-        config = {"reducer": reducer, "preset": "half" if reducer == "tome" else "fast"}
+    for reducer in ("tome", "ward", "elip", "evit", "unique"):
+        config = {"reducer": reducer, "preset": PRESETS.get(reducer, "fast")}
         handle = elip_plugin.apply(model, {**config, "text_weight": 0})
         last = next(m for m in reversed(list(find_patched(model))) if hasattr(m, "elip_calling"))
         left: list[Tensor] = []

@@ -1,0 +1,113 @@
+"""Ward: pairs by their cost, averaged at the mean of their norms, in the order of the picture."""
+
+from __future__ import annotations
+
+from itertools import pairwise, product
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from elip_plugin.config import ElipConfig
+from elip_plugin.errors import PlanError
+from elip_plugin.planning import plan
+from elip_plugin.reducers.ward import POWER, InOrder, Ward
+
+WARD = Ward()
+
+
+def drawn(batch: int = 2, tokens: int = 12, width: int = 8) -> tuple[Any, Any, Any]:
+    """Keys, tokens and sizes, of which the first token is a prefix."""
+    torch.manual_seed(0)
+    keys = torch.randn(batch, 2, 1 + tokens, width // 2, dtype=torch.float64)
+    x = torch.randn(batch, 1 + tokens, width, dtype=torch.float64)
+    sizes = torch.randint(1, 9, (batch, 1 + tokens)).double()
+    sizes[:, 0] = 1
+    return keys, x, sizes
+
+
+def test_the_cheapest_pairs_leave() -> None:
+    keys, x, sizes = drawn()
+    pairs = WARD.match(keys, x, sizes, 3, 1)
+    for b in range(len(x)):
+        k, y, s = (
+            F.normalize(keys[b].mean(0)[1:], dim=-1),
+            F.normalize(x[b, 1:], dim=-1),
+            sizes[b, 1:],
+        )
+        costs = {}
+        for i, j in product(range(0, 12, 2), range(1, 12, 2)):
+            far = 2 - k[i] @ k[j] - y[i] @ y[j]
+            costs[i, j] = float(far * (s[i] * s[j] / (s[i] + s[j])) ** POWER)
+        best = {i: min(range(1, 12, 2), key=lambda j: costs[i, j]) for i in range(0, 12, 2)}
+        expected = sorted(best, key=lambda i: costs[i, best[i]])[:3]
+        assert (2 * pairs.gone[b]).tolist() == expected
+        assert (2 * pairs.into[b] + 1).tolist() == [best[i] for i in expected]
+
+
+def test_a_merged_token_has_the_mean_of_the_patches_norms_and_the_direction_of_their_mean() -> None:
+    keys, x, sizes = drawn()
+    pairs = WARD.match(keys, x, sizes, 5, 1)
+    out, counts = WARD.merge(x, sizes, pairs, 1)
+    groups = pairs.groups()
+    assert out.shape == (2, 8, 8) and torch.equal(counts.sum(1), sizes.sum(1))
+    torch.testing.assert_close(out[:, 0], x[:, 0], rtol=1e-12, atol=0)
+    for b in range(2):
+        for t in range(7):
+            mine = (groups[b] == t).nonzero().flatten() + 1
+            weights = sizes[b, mine] / sizes[b, mine].sum()
+            mean = (weights[:, None] * x[b, mine]).sum(0)
+            norm = (weights * x[b, mine].norm(dim=-1)).sum()
+            expected = mean / mean.norm() * norm
+            torch.testing.assert_close(out[b, 1 + t], expected, rtol=1e-12, atol=1e-14)
+            assert counts[b, 1 + t] == sizes[b, mine].sum()
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(2, 15), st.data())
+def test_tokens_stay_in_the_order_of_the_picture(tokens: int, data: Any) -> None:
+    remove = data.draw(st.integers(1, tokens // 2))
+    keys, x, sizes = drawn(tokens=tokens)
+    pairs = WARD.match(keys, x, sizes, remove, 1)
+    left = pairs.left()
+    assert isinstance(pairs, InOrder) and (left.diff(dim=1) > 0).all()
+    assert left.shape[1] == tokens - remove
+    groups = pairs.groups()
+    numbers = torch.arange(tokens - remove).expand(2, -1)
+    assert torch.equal(groups.gather(1, left), numbers)
+    into = groups.gather(1, 2 * pairs.into + 1)
+    assert torch.equal(groups.gather(1, 2 * pairs.gone), into)
+
+
+def test_a_large_group_is_left_alone_where_small_ones_are_as_near() -> None:
+    x = torch.tensor([[[9.0, 9], [1, 0], [1, 0.1], [0, 1], [0.1, 1]]])
+    keys = x.unsqueeze(1)
+    even = torch.ones(1, 5)
+    pairs = WARD.match(keys, x, torch.tensor([[1.0, 30, 30, 1, 1]]), 1, 1)
+    assert pairs.gone.tolist() == [[1]] and pairs.into.tolist() == [[1]]
+    assert WARD.match(keys, x, even, 1, 1).gone.shape == (1, 1)
+
+
+@pytest.mark.parametrize("keep", [0.8, 0.5, 0.36])
+@pytest.mark.parametrize("depth", [6, 12, 24])
+def test_the_removal_falls_with_depth_and_saves_what_the_stages_ask(
+    keep: float, depth: int
+) -> None:
+    config = ElipConfig.from_mapping(
+        {"reducer": "ward", "stages": [{"block": 0, "lookahead": 1, "keep": keep}]}
+    )
+    found = plan(config, num_patches=256, depth=depth)
+    removed = [a - b for a, b in pairwise(found.tokens)]
+    assert all(a >= b - 1 for a, b in pairwise(removed)) and removed[0] > removed[-1]
+    assert found.removed == pytest.approx((1 - keep) * 256 / 257, abs=0.01)
+
+
+def test_more_than_pairs_can_save_is_refused() -> None:
+    config = ElipConfig.from_mapping(
+        {"reducer": "ward", "stages": [{"block": 0, "lookahead": 1, "keep": 0.1}]}
+    )
+    with pytest.raises(PlanError, match=r"at most half of the tokens .* use the reducer pool"):
+        plan(config, num_patches=256, depth=12)
