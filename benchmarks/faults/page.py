@@ -1,4 +1,4 @@
-"""Writes the tables of docs/faults.md from the result files."""
+"""Writes the tables of research/faults.md from the result files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.faults.results import (
 )
 from benchmarks.tables import fill, markdown
 
-PAGE = ROOT / "docs" / "faults.md"
+PAGE = ROOT / "research" / "faults.md"
 PICTURE = "faults-memory.svg"
 
 

@@ -17,7 +17,11 @@ from scripts import load
 from elip_plugin import reducers
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("research/*.md")),
+]
 SNIPPETS = [
     pytest.param(page, code, id=f"{page.stem}: {code.strip().splitlines()[0]}-{place}")
     for page in PAGES

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
     *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("research/*.md")),
     *sorted(ROOT.glob("examples/**/*.md")),
 ]
 AVOIDED = {
