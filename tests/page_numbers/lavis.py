@@ -9,7 +9,7 @@ from page_numbers.logs import over
 
 
 def sentences() -> Iterator[str]:
-    yield f"ToMe lost {-100 * over('tome 0.5', REFERENCE).mean:.0f} points of right answers there"
+    yield f"ToMe lost {-100 * over('tome 0.5', REFERENCE).mean:.0f} points of right answers"
 
 
 NO_LOG = (
