@@ -18,7 +18,5 @@ NO_LOG = (
     " 1.39)",
     "transformers below 4.27",
     "transformers 4.57",
-    "diffusers 0.16 or transformers 4.33",
-    "refuse 4.27",
 )
 """Counted for ViT-g by `elip plan`; versions."""
