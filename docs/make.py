@@ -52,16 +52,16 @@ A stage:
 
 ## Presets
 
-All are written for 12 blocks (`reference_depth: 12`); towers of other depths get them rescaled. Every other key that a
-preset does not have in its row has its default. [Choose a plan](plans.md) says which to take.
+All are written for 12 blocks (`reference_depth: 12`), and rescaled to the depth of other towers.
+Keys that are not in a preset's row have their defaults. [Choose a plan](plans.md) compares them.
 
 | preset | `reducer` | stages (block, lookahead, keep) | other keys |
 |---|---|---|---|
 %(presets_table)s
 
-What they cost: tokens in the blocks of ViT-B/16 at 224 pixels, and the counted operations of its image tower, over an
-unpruned one, while the plan prunes. A whole step has a text tower, too: [several numbers for one
-step](plans.md#several-numbers-for-one-step).
+What they cost: tokens in the blocks of ViT-B/16 at 224 pixels, and the counted operations of its
+image tower, over an unpruned one, while the plan prunes. A whole step has a text tower, too:
+[several numbers for one step](plans.md#several-numbers-for-one-step).
 
 | preset | tokens inside the blocks | forward | forward and backward |
 |---|---|---|---|

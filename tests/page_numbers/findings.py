@@ -15,9 +15,10 @@ def sentences() -> Iterator[str]:
         f"{bare(merging[1])} on photographs (8 seeds each)."
     )
     attention = asked("Does the class token's attention")
+    text = asked("Does the text choose better than chance")
     yield (
-        f"the class token's attention {said(attention)}, the text "
-        f"{said(asked('Does the text choose better than chance'))} (emojis, {attention.seeds} seeds)"
+        f"the class token's attention {said(attention)}, the text {said(text)} (emojis, "
+        f"{text.seeds} seeds)"
     )
     trained = "Trained with ToMe"
     unpruned = "After unpruned training: does half of the token-layers at test time, by ToMe"
