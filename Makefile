@@ -112,7 +112,7 @@ test-fast-lavis: $(LAVIS_READY)
 	$(if $(LAVIS_READY),.venv/bin/python $(PYTEST) -m "not slow" $(MODELS))
 	$(if $(LAVIS_READY),.venv/bin/python $(PYTEST) -m "not slow" $(TOOLS) -k lavis)
 
-# Every fault and input of docs/faults.md, and its tables; `make test` tries a part.
+# Every fault and input of research/faults.md, and its tables; `make test` tries a part.
 .PHONY: faults mutants
 faults: .venv-openclip/ready
 	.venv-openclip/bin/python -m benchmarks.faults run

@@ -52,15 +52,20 @@ A stage:
 
 ## Presets
 
-For a tower of depth 12; other depths are rescaled, halves rounded up. Tokens and costs for
-ViT-B/16, counted, of an unpruned tower.
+All are written for 12 blocks (`reference_depth: 12`), and rescaled to the depth of other towers.
+Keys that are not in a preset's row have their defaults. [Choose a plan](plans.md) compares them.
 
-`paper` and `fast` cost more than `half` and did not score higher: [choose a plan](plans.md).
-
-| preset | stages (block, lookahead, keep) | tokens inside the blocks | forward | training step |
-|---|---|---|---|---|
+| preset | `reducer` | stages (block, lookahead, keep) | other keys |
+|---|---|---|---|
 %(presets_table)s
 
+What they cost: tokens in the blocks of ViT-B/16 at 224 pixels, and the counted operations of its
+image tower, over an unpruned one, while the plan prunes. A whole step has a text tower, too:
+[several numbers for one step](plans.md#several-numbers-for-one-step).
+
+| preset | tokens inside the blocks | forward | forward and backward |
+|---|---|---|---|
+%(costs_table)s
 """
 
 
@@ -131,6 +136,19 @@ def reducers_page(text: str) -> str:
     return text
 
 
+def other_keys(config: ElipConfig) -> str:
+    """Format what a preset sets beside stages and reducer, where presets differ."""
+    shown = []
+    for key in fields(ElipConfig):
+        values = {getattr(preset, key.name) for preset in PRESETS.values()}
+        value = getattr(config, key.name)
+        if key.name in ("stages", "reducer") or len(values) == 1:
+            continue
+        if config.reducer.reads_text if key.name == "text_weight" else value != key.default:
+            shown.append(f"`{key.name}: {value}`")
+    return ", ".join(shown)
+
+
 def configuration() -> str:
     """Return the page `configuration.md`."""
     meanings, stage = attributes(ElipConfig), attributes(Stage)
@@ -142,19 +160,21 @@ def configuration() -> str:
         f"| `{f.name}` | {str(f.type).replace('|', 'or')} | {stage[f.name]} |"
         for f in fields(Stage)
     ]
-    presets = []
+    presets, costs = [], []
     for name, config in PRESETS.items():
         made = plan(config, num_patches=196, depth=12)
         triples = ", ".join(f"({s.block}, {s.lookahead}, {s.keep:.2f})" for s in config.stages)
-        presets.append(
-            f"| `{name}` | {triples} | {' '.join(map(str, made.tokens))} | "
-            f"{made.forward_cost(768):.2f} | {made.train_cost(768):.2f} |"
+        presets.append(f"| `{name}` | `{config.reducer.name}` | {triples} | {other_keys(config)} |")
+        costs.append(
+            f"| `{name}` | {' '.join(map(str, made.tokens))} | {made.forward_cost(768):.2f} | "
+            f"{made.train_cost(768):.2f} |"
         )
     return CONFIGURATION % {
         "presets": " or ".join(f"`{name}`" for name in PRESETS),
         "config": "\n".join(rows),
         "stage": "\n".join(stages),
         "presets_table": "\n".join(presets),
+        "costs_table": "\n".join(costs),
     }
 
 
@@ -166,21 +186,32 @@ def open_clip_models() -> str:
     from elip_plugin.hosts.open_clip.support import why_not
 
     own = {path.stem for path in (Path(open_clip.__file__).parent / "model_configs").glob("*.json")}
-    rows = []
+    pruned: dict[tuple[str, ...], list[str]] = {}
+    refused: dict[str, list[str]] = {}
     for name in open_clip.list_models():
         if name not in own:
             continue
         config = open_clip.get_model_config(name)
         reason = why_not(config)
-        able = [prefix for prefix, preset in PREFIXES.items() if why_not(config, preset) is None]
-        pruned = ", ".join(f"`{prefix}{name}`" for prefix in reversed(able))
-        answer = pruned if reason is None else f"no: it {reason}"
-        rows.append(f"| `{name}` | {answer} |\n")
-    return (
+        if reason is None:
+            missing = [preset for preset in PREFIXES.values() if why_not(config, preset)]
+            pruned.setdefault(tuple(missing), []).append(f"`{name}`")
+        else:
+            refused.setdefault(reason, []).append(f"`{name}`")
+    text = (
         "# OpenCLIP's models\n\n"
-        f"Made by `docs/make.py` from OpenCLIP {open_clip.__version__}'s own list.\n\n"
-        "| model | pruned as |\n|---|---|\n" + "".join(rows)
+        f"Made by `docs/make.py` from OpenCLIP {open_clip.__version__}'s own list. "
+        "Each X has the names\n"
+        f"{', '.join(f'`{prefix}X`' for prefix in reversed(PREFIXES))}.\n"
     )
+    for missing, names in pruned.items():
+        without = ", ".join(f"`{preset}`" for preset in missing)
+        text += f"\n## Pruned by every plan{f' but {without}' * bool(missing)}\n\n"
+        text += ", ".join(names) + ".\n"
+    text += "\n## Refused\n"
+    for reason, names in refused.items():
+        text += f"\n- It {reason}: {', '.join(names)}.\n"
+    return text
 
 
 TINY = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}

@@ -157,7 +157,7 @@ def report(trainings: list[Training], chart: Path) -> None:
     Console(width=90).print(table)
     print(
         "Recall is the mean of both directions, with all tokens. One training each: R@1 varies by "
-        "some points\nfrom seed to seed; docs/quality.md has the comparison over many."
+        "some points\nfrom seed to seed; research/quality.md has the comparison over many."
     )
     draw(trainings, chart)
 

@@ -1,4 +1,4 @@
-"""The commands of docs/faults.md: `python -m benchmarks.faults --help` lists them."""
+"""The commands of research/faults.md: `python -m benchmarks.faults --help` lists them."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     families = commands.add_parser("run", help="try all faults, and count them")
     families.add_argument("--only", default="", help="families whose name has this")
     families.set_defaults(run=run_families)
-    report = commands.add_parser("report", help="the tables of docs/faults.md")
+    report = commands.add_parser("report", help="the tables of research/faults.md")
     report.add_argument("--write", action="store_true", help="into the page")
     report.set_defaults(run=write_report)
     mutate = commands.add_parser("mutants", help="test mutants of the package")

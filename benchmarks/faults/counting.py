@@ -16,8 +16,8 @@ OUT = "ELIP_FAULTS_OUT"
 """Environment variable: the file that the counts are written to."""
 
 LONG = "ELIP_FAULTS"
-"""Environment variable: with "all", the tests try as much as docs/faults.md says, not a part; with
-"first", a part, and only whether it fails."""
+"""Environment variable: with "all", the tests try as much as research/faults.md says, not a part;
+with "first", a part, and only whether it fails."""
 
 _tried: Counter[str] = Counter()
 _outcomes: Counter[str] = Counter()

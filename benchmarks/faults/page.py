@@ -1,4 +1,4 @@
-"""Writes the tables of docs/faults.md from the result files."""
+"""Writes the tables of research/faults.md from the result files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.faults.results import (
 )
 from benchmarks.tables import fill, markdown
 
-PAGE = ROOT / "docs" / "faults.md"
+PAGE = ROOT / "research" / "faults.md"
 PICTURE = "faults-memory.svg"
 
 
@@ -59,7 +59,7 @@ def _memory(found: Mapping[str, Any]) -> str:
     if not curves:
         return "Not measured yet.\n"
     most = max(max(curve) - curve[len(curve) // 10] for curve in curves.values())
-    return f"![Resident memory](results/{PICTURE})\n\nMost growth: {most:.1f} MB.\n"
+    return f"![Resident memory](../docs/results/{PICTURE})\n\nMost growth: {most:.1f} MB.\n"
 
 
 def draw_memory(curves: Mapping[str, Sequence[float]]) -> None:

@@ -1,4 +1,4 @@
-"""Result files of the battery, which docs/faults.md is written from."""
+"""Result files of the battery, which research/faults.md is written from."""
 
 from __future__ import annotations
 

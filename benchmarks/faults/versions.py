@@ -1,7 +1,7 @@
 """The oldest and the newest versions that the metadata promise, each in a fresh environment.
 
-`make matrix` installs them, runs tests, and keeps the outcome for docs/faults.md. The oldest are
-the lower bounds of pyproject.toml, so that table and metadata cannot differ.
+`make matrix` installs them, runs tests, and keeps the outcome for research/faults.md. The oldest
+are the lower bounds of pyproject.toml, so that table and metadata cannot differ.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ def list_rows() -> None:
 def print_report(
     out: Out = RESULTS,
     write: Annotated[
-        bool, typer.Option("--write", help="Write docs/photos.md's tables and charts, too.")
+        bool, typer.Option("--write", help="Write research/photos.md's tables and charts, too.")
     ] = False,
 ) -> None:
     """Print the board and the answers from the log alone."""

@@ -1,4 +1,4 @@
-"""Writes the tables and charts of docs/photos.md, and the first table of docs/quality.md, anew."""
+"""Writes the tables and charts of research/photos.md, and the first table of quality.md, anew."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from benchmarks.photos.recipe import RECIPES
 from benchmarks.stats import difference
 from benchmarks.tables import fill, markdown, signed
 
-DOCS = Path(__file__).parents[2] / "docs"
-PAGES = (DOCS / "photos.md", DOCS / "quality.md")
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "research" / "photos.md", ROOT / "research" / "quality.md")
 """The whole report; the page that begins with what it says."""
 
-RESULTS = DOCS / "results"
+RESULTS = ROOT / "docs" / "results"
 LOG = "photos.jsonl"
 TIMES = "photos-steps.json"
 BOXES = "photos-boxes.json"

@@ -192,7 +192,7 @@ def list_rows() -> None:
 def print_report(
     out: Out = RESULTS,
     write: Annotated[
-        bool, typer.Option("--write", help="Write docs/quality.md's tables and charts, too.")
+        bool, typer.Option("--write", help="Write research/quality.md's tables and charts, too.")
     ] = False,
     reducers: Reducers = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Writes the tables and charts of docs/quality.md anew from the committed results log."""
+"""Writes the tables and charts of research/quality.md anew from the committed results log."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from benchmarks.quality.questions import MRR, QUESTIONS
 from benchmarks.quality.recipe import RECIPES, Recipe
 from benchmarks.tables import fill, markdown
 
-DOCS = Path(__file__).parents[2] / "docs"
-RESULTS = DOCS / "results"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "research" / "quality.md"
+RESULTS = ROOT / "docs" / "results"
 LOG = "board.jsonl"
 TIMES = "steps.json"
 HEADER = (
@@ -64,8 +65,7 @@ def tables(folder: Path) -> dict[str, str]:
 
 def write() -> None:
     """Write the tables of the page, and the charts."""
-    page = DOCS / "quality.md"
-    page.write_text(fill(page.read_text(), tables(RESULTS)))
+    PAGE.write_text(fill(PAGE.read_text(), tables(RESULTS)))
     ratios = read_ratios(RESULTS / TIMES)
     for regime, results in read(RESULTS).items():
         if (REFERENCE, "steps") in results:

@@ -84,7 +84,9 @@ def train(
 @app.command("report")
 def print_report(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the log.")] = report.RESULTS,
-    write: Annotated[bool, typer.Option("--write", help="Write docs/text.md's tables.")] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Write research/text.md's tables.")
+    ] = False,
 ) -> None:
     """Print the tables from the log alone."""
     made = report.tables(out)

@@ -13,10 +13,10 @@ from benchmarks.tables import fill, markdown, signed
 from benchmarks.vqa.recipe import EMOJIS
 from benchmarks.vqa.variants import REFERENCE, RIVAL, VARIANTS
 
-DOCS = Path(__file__).parents[2] / "docs"
-RESULTS = DOCS / "results"
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "results"
 LOG = "vqa.jsonl"
-PAGE = "text.md"
+PAGE = ROOT / "research" / "text.md"
 
 HEADER = (
     "what chooses", "budget", "steps", "step: counted", "seeds", "right %", "less unpruned",
@@ -132,5 +132,4 @@ def tables(folder: Path) -> dict[str, str]:
 
 def write(made: Mapping[str, str]) -> None:
     """Put the tables into the page of the docs."""
-    page = DOCS / PAGE
-    page.write_text(fill(page.read_text(encoding="utf-8"), made), encoding="utf-8")
+    PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), made), encoding="utf-8")

@@ -235,7 +235,7 @@ def test_the_charts(tmp_path: Path) -> None:
 
 def test_the_page_is_that_of_the_committed_results() -> None:
     """Write it anew with `python -m benchmarks.quality report --write`."""
-    text = (ROOT / "docs" / "quality.md").read_text()
+    text = page.PAGE.read_text()
     assert text == page.fill(text, page.tables(page.RESULTS))
     assert "| unpruned | all tokens | 1.00 |" in text
     known = [asdict(recipe) for recipe in RECIPES.values()]

@@ -143,7 +143,7 @@ def test_tables_compare_by_seed(tmp_path: Path) -> None:
 
 
 def test_the_page_has_the_tables_of_the_log() -> None:
-    page, made = (report.DOCS / report.PAGE).read_text(), report.tables(report.RESULTS)
+    page, made = report.PAGE.read_text(), report.tables(report.RESULTS)
     assert fill(page, made) == page
     assert all(f"<!-- {name} -->" in page for name in made)
     changed = fill(page, dict.fromkeys(made, "| another |\n"))

@@ -34,7 +34,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     *(ROOT / name for name in ("README.md", "examples/README.md", "examples/cluster/README.md")),
     ROOT / "benchmarks" / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("research/*.md")),
 ]
 SIX_BLOCKS = json.loads((ROOT / "tests" / "models" / "ViT-tiny-6.json").read_text())
 SHELLS = ("", "sh", "bash", "console")

@@ -17,7 +17,11 @@ from scripts import load
 from elip_plugin import reducers
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("research/*.md")),
+]
 SNIPPETS = [
     pytest.param(page, code, id=f"{page.stem}: {code.strip().splitlines()[0]}-{place}")
     for page in PAGES
@@ -51,7 +55,7 @@ def test_snippet(page: Path, code: str, package: None) -> None:
     pytest.importorskip("open_clip")
     if "peft" in code:
         pytest.importorskip("peft")
-    if page.stem == "transformers":  # LAVIS pins an older one
+    if page.stem in ("transformers", "adapters"):  # LAVIS pins an older one
         pytest.importorskip("transformers", minversion="4.57")
     # As Python runs the code: without this file's future imports.
     exec(compile(code, page.name, "exec", dont_inherit=True), {"__name__": "snippet"})

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
     *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("research/*.md")),
     *sorted(ROOT.glob("examples/**/*.md")),
 ]
 AVOIDED = {
@@ -56,3 +57,15 @@ def test_they_would_be_found() -> None:
     ):
         assert faults(text)
     assert not faults("in your own code, the training continues")
+
+
+def test_the_docs_are_short() -> None:
+    """What was tried belongs into research/, which docs/findings.md links."""
+    words = {path: len(path.read_text().split()) for path in PAGES}
+    assert sum(words[path] for path in ROOT.glob("docs/*.md")) <= 20_000
+    assert words[ROOT / "README.md"] <= 800
+
+
+def test_every_note_is_linked_from_the_findings() -> None:
+    linked = re.findall(r"\(\.\./research/(\w+)\.md\)", (ROOT / "docs/findings.md").read_text())
+    assert {*linked} == {path.stem for path in ROOT.glob("research/*.md")}

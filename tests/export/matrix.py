@@ -1,6 +1,6 @@
 """What can be exported: plans and reducers, towers, runtimes, sizes of the batch; as a page.
 
-python tests/export/matrix.py         # writes the end of docs/exporting.md
+python tests/export/matrix.py         # writes research/exporting.md
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from elip_plugin.export.tower import ImageTower, capture, why_not  # noqa: E402
 from elip_plugin.hosts.base import HostModel  # noqa: E402
 from elip_plugin.reducers import reducers  # noqa: E402
 
-PAGE = ROOT / "docs" / "exporting.md"
+PAGE = ROOT / "research" / "exporting.md"
 HEADING = "## What can be exported\n"
 DEPTH = 6
 RUNTIMES = ("compile", "torch", "onnx", "openvino")

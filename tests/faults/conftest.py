@@ -1,4 +1,4 @@
-"""How much Hypothesis tries: a part in `make test`, all of docs/faults.md in `make faults`."""
+"""How much Hypothesis tries: a part in `make test`, all of research/faults.md in `make faults`."""
 
 from __future__ import annotations
 

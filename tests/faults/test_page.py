@@ -1,4 +1,4 @@
-"""docs/faults.md says what the result files say, and names tests that are there."""
+"""research/faults.md says what the result files say, and names tests that are there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.faults.results import EXPLAINED
 from benchmarks.tables import fill
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "faults.md").read_text()
+PAGE = (ROOT / "research" / "faults.md").read_text()
 
 
 def test_the_page_is_current() -> None:

@@ -1,4 +1,4 @@
-"""What docs/finetuning.md says by the logs."""
+"""What research/finetuning.md says by the logs."""
 
 from __future__ import annotations
 

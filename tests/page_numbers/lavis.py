@@ -9,7 +9,7 @@ from page_numbers.logs import over
 
 
 def sentences() -> Iterator[str]:
-    yield f"ToMe lost {-100 * over('tome 0.5', REFERENCE).mean:.0f} points of right answers there"
+    yield f"ToMe lost {-100 * over('tome 0.5', REFERENCE).mean:.0f} points of right answers"
 
 
 NO_LOG = (
@@ -18,7 +18,5 @@ NO_LOG = (
     " 1.39)",
     "transformers below 4.27",
     "transformers 4.57",
-    "diffusers 0.16 or transformers 4.33",
-    "refuse 4.27",
 )
 """Counted for ViT-g by `elip plan`; versions."""

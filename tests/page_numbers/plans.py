@@ -6,16 +6,28 @@ from collections.abc import Iterator
 
 from benchmarks import speed
 from elip_plugin import ElipConfig, plan
-from page_numbers.logs import HALF, rows, step, time_of_step
+from page_numbers.logs import HALF, THIRD, step, time_of_step
 
 
 def sentences() -> Iterator[str]:
-    config = ElipConfig.preset("half")
-    counted = plan(config, num_patches=196, depth=12).forward_cost(768)
-    yield f"| {counted:.2f} | the same tower by the tokens that enter each block"
-    yield f"| {step(HALF)} | the whole step of the quality report's small CLIP"
-    yield f"| {rows()[HALF, 'steps'].measured:.2f} | the measured time of that small step |"
     run = speed.read("vit-b-16")
-    yield f"| {run.counted('half', 'inference'):.2f} | the tower of ViT-B/16 alone"
-    yield f"| {run.counted('half', 'step'):.2f} | the whole step of ViT-B/16, text tower"
-    yield f"| {time_of_step('half')} | the measured time of ViT-B/16's whole step, batch 8 |"
+
+    def row(half: str, third: str, meaning: str) -> str:
+        return f"| {half} | {third} | {meaning}"
+
+    def counted(name: str) -> str:
+        made = plan(ElipConfig.preset(name), num_patches=196, depth=12)
+        return f"{made.forward_cost(768):.2f}"
+
+    def ran(name: str, what: str) -> str:
+        return f"{run.counted(name, what):.2f}"
+
+    yield row(*(ran(n, "inference") for n in ("half", "third")), "the image tower of ViT-B/16")
+    yield row(counted("half"), counted("third"), "the same by the tokens that enter each block")
+    yield row(*(ran(n, "step") for n in ("half", "third")), "the whole training step of ViT-B/16")
+    yield row(step(HALF), step(THIRD, "operations"), "the whole step of the small CLIPs")
+    yield row(*map(time_of_step, ("half", "third")), "the measured time of the whole step")
+
+
+NO_LOG = ("| 0.60 | 0.45 | the same",)
+"""Counted by `elip plan`."""

@@ -1,4 +1,4 @@
-"""What docs/quality.md says by the logs."""
+"""What research/quality.md says by the logs."""
 
 from __future__ import annotations
 

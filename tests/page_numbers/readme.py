@@ -5,50 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks.photos.questions import TOP1
-from page_numbers.logs import (
-    HALF,
-    LEVEL,
-    LEVEL_AT_STEPS,
-    THIRD,
-    answered,
-    bare,
-    gap,
-    interval,
-    photographs,
-    rows,
-    said,
-    step,
-    step_on_photographs,
-    time_of_step,
-)
+from page_numbers.logs import HALF, THIRD, bare, gap, photographs, said, step, time_of_step
 
 
 def sentences() -> Iterator[str]:
-    by_steps, by_operations = gap(HALF), gap(HALF, "operations")
-    photo_steps = gap(HALF, found=photographs, measure=TOP1)
-    photo_operations = gap(HALF, "operations", found=photographs, measure=TOP1)
-    yield (
-        f"**It saves** {1 - rows()[HALF, 'steps'].step:.2f} of the operations of a training step "
-        f"with the recommended plan, `half`. Spent on more steps, that gained "
-        f"{bare(by_operations)} points of MRR on emojis ({by_operations.seeds} seeds) and "
-        f"{bare(photo_operations)} points of zero-shot top-1 on photographs "
-        f"({photo_operations.seeds} seeds"
-    )
-    yield f"**It costs**, at equal steps, {said(by_steps)} and {said(photo_steps)} points."
-    level = answered(LEVEL_AT_STEPS)
-    yield (
-        f"`level`, at {step_on_photographs(LEVEL)} of the step, costs {said(level)} on photographs "
-        f"({level.seeds} seeds, an interval of {interval(LEVEL_AT_STEPS)})."
+    (half, half_photos), (third, third_photos) = (
+        (gap(name), gap(name, found=photographs, measure=TOP1)) for name in (HALF, THIRD)
     )
     yield (
-        f"A step of ViT-B/16 takes [{time_of_step('half')} of the time](docs/speed.md), with "
-        f"`third` {time_of_step('third')}."
+        f"After the same number of steps, `half` was at {said(half)} and {said(half_photos)} "
+        f"({half.seeds} and {half_photos.seeds} seeds), at {step(HALF)} of the operations of a "
+        f"training step. `third` was at {said(third)} and {said(third_photos)} ({third.seeds} and "
+        f"{third_photos.seeds} seeds)"
     )
-    third = gap(THIRD, "operations"), gap(THIRD, "operations", found=photographs, measure=TOP1)
+    more = [
+        [gap(name, "operations"), gap(name, "operations", found=photographs, measure=TOP1)]
+        for name in (THIRD, HALF)
+    ]
     yield (
-        f"`third`, at {step(THIRD, 'operations')} of the step, gained {bare(third[0])} and "
-        f"{bare(third[1])} points ({third[0].seeds} and {third[1].seeds} seeds), more than every "
-        f"other preset for training."
+        f"`third` gained {bare(more[0][0])} and {bare(more[0][1])}, `half` {bare(more[1][0])} and "
+        f"{bare(more[1][1])}. A step of `third` takes {step(THIRD, 'operations')} of the operations"
+    )
+    yield (
+        f"a training step takes {time_of_step('half')} of the time with `half` and "
+        f"{time_of_step('third')} with `third`"
     )
 
 

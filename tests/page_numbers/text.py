@@ -1,4 +1,4 @@
-"""What docs/text.md says by the logs."""
+"""What research/text.md says by the logs."""
 
 from __future__ import annotations
 
