@@ -67,6 +67,28 @@ def run(
             typer.echo(page.line(found))
 
 
+@app.command("adapt")
+def adapt(
+    vision: Annotated[Path, typer.Option(help="Folder of DINOv2 ViT-S/14.")],
+    text: Annotated[Path, typer.Option(help="Folder of the text model.")],
+    photos: Annotated[Path, typer.Option(help="Folder of photographs.")],
+    captions: Annotated[Path, typer.Option(help="CSV of file name and caption.")],
+    share: Annotated[float, typer.Option(help="Share of the operations.")] = 0.5,
+    steps: Annotated[int, typer.Option(help="Of 32 photographs each.")] = 300,
+    seeds: Annotated[int, typer.Option(min=1, help="Heads of each kind.")] = 6,
+    cache: Cache = Path("data/pretrained"),
+    log: Annotated[Path, typer.Option(help="Gets a line.")] = page.LOG,
+) -> None:
+    """Adapt the tower to `ward` by the training photographs, and score it; it goes on."""
+    torch.set_num_threads(1)
+    study = Study(vision, text, photos, captions, cache, "test", seeds, 224, 0)
+    row = plans.row_of("ward", share, 224)
+    assert row is not None
+    found = study.score(study.adapt(row, steps, typer.echo))
+    results_log.append(log, {**found, "steps": steps})
+    typer.echo(page.line(found))
+
+
 def results_log_key(row: dict[str, object]) -> tuple[object, ...]:
     """Return what distinguishes one line from another."""
     return tuple(row[name] for name in ("name", "share", "side", "part", "photos"))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 import elip_plugin
@@ -71,6 +70,3 @@ def adapted(
     handle.remove()
     tower.save_pretrained(folder)
     return tower.eval()
-
-
-torch.set_num_threads(1)

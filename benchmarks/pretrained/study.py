@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from benchmarks.pretrained import heads, photos, scores
+from benchmarks.pretrained.adapting import adapted
 from benchmarks.pretrained.features import Features, features, load_tower, text_features
 from benchmarks.pretrained.plans import Row, row_of, unpruned
 
@@ -73,6 +76,25 @@ class Study:
         images = heads.concatenated(self._features(row, self.part), kind)
         texts = self.texts[self.part]
         return scores.hits([heads.ranks(head, images, texts) for head in self.heads[kind]])
+
+    def adapt(self, row: Row, steps: int, say: Callable[[str], None]) -> Row:
+        """Adapt the tower to a plan by the training photographs; from here on it is the tower.
+
+        Args:
+            row: The plan.
+            steps: Steps of the optimizer.
+            say: Told how far it is.
+
+        Returns:
+            The row to score: the same plan under another name.
+        """
+        assert row.config is not None
+        self._features(unpruned(self.side), self.part)  # of the weights as they were
+        assert self.heads
+        training, name = self.photos.parts["training"], f"{row.name}, adapted"
+        folder = self.cache / f"{row.key}-adapted-{steps}"
+        self.tower = adapted(self.tower, self.photos.pixels, training, row, folder, steps, say)
+        return replace(row, name=name)
 
     def score(self, row: Row) -> dict[str, Any]:
         """Score a plan.

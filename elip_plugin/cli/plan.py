@@ -189,7 +189,7 @@ def _print_recommended(pruner: Pruner) -> None:
     plan = dict(_other_plans(pruner, "")).get(f"--preset {RECOMMENDED}")
     if plan is not None and pruner.step_cost(plan) < pruner.step_cost(pruner.plan):
         typer.echo(
-            f"Recommended by the quality report (docs/quality.md): --preset {RECOMMENDED}, whose "
+            f"Recommended by the quality report (docs/plans.md): --preset {RECOMMENDED}, whose "
             f"training step is {pruner.step_cost(plan):.2f} of this tower's unpruned one. "
             f"{' and '.join(OUTSCORED)} cost more and did not score higher."
         )

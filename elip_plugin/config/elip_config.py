@@ -207,7 +207,7 @@ TRAINING_PRESETS = [name for name, config in PRESETS.items() if config.eval_mode
 
 RECOMMENDED = "half"
 """The preset for contrastive training: it loses less than a point at equal steps, and gains at
-equal operations (docs/quality.md)."""
+equal operations (docs/plans.md)."""
 
 OUTSCORED = ("paper", "fast")
-"""Presets that cost more than the recommended one and did not score higher (docs/quality.md)."""
+"""Presets that cost more than the recommended one and did not score higher (docs/plans.md)."""

@@ -2,7 +2,7 @@
 
 No block was trained to read a text in the class token, so the attention of one with a text blended
 in is hardly about the text. What a model does train is how the text reads the tower's output, and
-tokens can be read in the same way before any block (docs/text.md).
+tokens can be read in the same way before any block (research/text.md).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from elip_plugin.errors import ConfigError
 from elip_plugin.reducers.base import Reducer
 
 FOR_QUESTIONS = {"preset": "fast", "reducer": {"name": "similarity", "choice_loss": 1.0}}
-"""For models that are asked questions: the paper's cuts; docs/text.md shows how much better this
+"""For models that are asked questions: the paper's cuts; research/text.md shows how much better this
 chooses."""
 
 FOR_INSTRUCTIONS = {"preset": "fast", "reducer": "similarity"}
@@ -73,7 +73,7 @@ class Similarity(Reducer):
             warnings.warn(
                 f"the text that chooses tokens by {self.name!r} is one that {name} is trained to "
                 "find among others: the choice tells the loss which it is, and a contrastive "
-                "training then learns nothing else (docs/text.md); use another reducer",
+                "training then learns nothing else (research/text.md); use another reducer",
                 stacklevel=4,
             )
 

@@ -69,7 +69,7 @@ class ToMe(Reducer):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         # In every block as many of the patches as there are blocks can spare.
         "half": keeping(0.5),
-        # As near to unpruned training at equal steps as could be shown (docs/photos.md).
+        # As near to unpruned training at equal steps as could be shown (research/photos.md).
         "level": {**keeping(0.48), "final_unpruned": 0.15},
         # Of ViT-B/16 about a third of the operations run.
         "third": keeping(0.36),
