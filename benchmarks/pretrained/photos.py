@@ -57,7 +57,7 @@ def read(folder: Path, captions: Path, cache: Path) -> Photos:
             pixels[place] = _square(Image.open(folder / name))
         pixels.flush()
         partial.rename(kept)
-    order = np.random.default_rng(0).permutation(len(names))
+    order = np.random.RandomState(0).permutation(len(names))
     parts, start = {}, 0
     for part, count in PARTS.items():
         parts[part] = np.sort(order[start : start + count])

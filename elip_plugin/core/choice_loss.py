@@ -43,9 +43,9 @@ def attach_selection_loss(
     How much the task needs a token is, to first order, by how much its loss would rise without it:
     minus the product of token and gradient, where that is above 0. The loss on the choice is the
     cross-entropy between the scores, normalized over the kept tokens, and these needs, squared (so
-    that more of the target lies on what the text asks about: research/text.md) and normalized. Times
-    the sum of the needs, averaged over the batch, it grows and falls with the task's gradient, so
-    that scaling the loss (mixed precision, several tasks) scales both.
+    that more of the target lies on what the text asks about: research/text.md) and normalized.
+    Times the sum of the needs, averaged over the batch, it grows and falls with the task's gradient,
+    so that scaling the loss (mixed precision, several tasks) scales both.
 
     Scores are those of all N non-prefix tokens before the stage [B, N], above 0, of which `kept`
     [B, K] are in the tokens [B, T, D] after it, from place `first` on. Returns the tokens, of the

@@ -22,8 +22,8 @@ from elip_plugin.errors import ConfigError
 from elip_plugin.reducers.base import Reducer
 
 FOR_QUESTIONS = {"preset": "fast", "reducer": {"name": "similarity", "choice_loss": 1.0}}
-"""For models that are asked questions: the paper's cuts; research/text.md shows how much better this
-chooses."""
+"""For models that are asked questions: the paper's cuts; research/text.md shows how much better
+this chooses."""
 
 FOR_INSTRUCTIONS = {"preset": "fast", "reducer": "similarity"}
 """For instructions on a tower that mostly is frozen. Without a loss on the choice, which needs a
