@@ -169,9 +169,7 @@ def _names_of(module: nn.Module) -> list[str]:
     return list(dict.fromkeys(by_module[root] for root in roots if root in by_module))
 
 
-def describe(
-    module: nn.Module, image_size: int | tuple[int, int] | None = None
-) -> Description:
+def describe(module: nn.Module, image_size: int | tuple[int, int] | None = None) -> Description:
     """Describe a model by its host, or as any ViT where its host does not know its tower.
 
     Args:

@@ -7,8 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 
+import torch
+
 from elip_plugin.config import ElipConfig
-from elip_plugin.errors import ConfigError
+from elip_plugin.errors import ConfigError, UnsupportedModelError
+from elip_plugin.hosts.anyvit.consumer import without_weights
 from elip_plugin.hosts.anyvit.describe import describe
 from elip_plugin.hosts.anyvit.image_model import ImageModel, Library, no_texts
 from elip_plugin.hosts.anyvit.names import PRESET
@@ -51,6 +54,7 @@ def create(
     with seeded(), silenced():
         library = load(base, checkpoint, image_size)
     model = library.model.eval()
+    check_features(name, library)
     described = describe(model, image_size=library.side)
     description = replace(described, no_text_guide=no_texts(name))
     tower = description.tower
@@ -69,3 +73,30 @@ def create(
         description=description,
         tower_path=path,
     )
+
+
+def check_features(name: str, library: Library) -> None:
+    """Refuse a model that does not make one feature of each image, before anything is searched.
+
+    Args:
+        name: Its name.
+        library: The model, of which a copy without weights runs.
+
+    Raises:
+        UnsupportedModelError: If it does not run on images alone, or gives tokens or maps.
+    """
+    kind, count = type(library.model).__name__, 2
+    try:
+        with torch.no_grad(), torch.device("meta"):
+            images = torch.zeros(count, 3, library.side, library.side)
+            shape = tuple(library.encode(without_weights(library.model), images, 1).shape)
+    except Exception as error:  # of as many kinds as there are models
+        raise UnsupportedModelError(
+            f"{name} is a {kind}, which gives no features for images of {library.side} pixels "
+            f"alone ({type(error).__name__}: {error}): only models that embed pictures have names"
+        ) from error
+    if len(shape) != 2 or shape[0] != count:
+        raise UnsupportedModelError(
+            f"{name} is a {kind}, which gives {shape} for {count} images, and not a feature each: "
+            "only models that embed pictures have names"
+        )

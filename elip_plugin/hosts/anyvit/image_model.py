@@ -60,9 +60,7 @@ class ImageModel(HostModel):
     def describe(self) -> Description:
         """Describe the model as when it was made: a copy is not searched again."""
         module: nn.Module = self.model
-        tower: Tower = replace(
-            self.description.tower, module=module.get_submodule(self.tower_path)
-        )
+        tower: Tower = replace(self.description.tower, module=module.get_submodule(self.tower_path))
         return replace(self.description, module=module, tower=tower)
 
     def preprocess(self, picture: Any) -> Tensor:
@@ -81,13 +79,7 @@ class ImageModel(HostModel):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Encode images into features [B, E]: what the model pools, or its class token."""
-        features = self.library.encode(self.model, images, self.description.tower.prefix)
-        if features.ndim != 2:
-            raise UnsupportedModelError(
-                f"{self.name} gives {tuple(features.shape)} for {len(images)} images, and not one "
-                "feature each: only models that embed pictures have names"
-            )
-        return features
+        return self.library.encode(self.model, images, self.description.tower.prefix)
 
     def encode_text(self, tokens: Any) -> NoReturn:
         """Refuse texts."""

@@ -49,7 +49,7 @@ def load(name: str, checkpoint: str, image_size: int | None) -> Library:
     side = transform.crop_size[0]
     try:
         model: Any = models.get_model(name, weights=None, image_size=side)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
         raise UnsupportedModelError(
             f"torchvision:{name} cannot be built for images of {side} pixels ({error}): give a "
             "multiple of its patches' side"

@@ -129,9 +129,11 @@ def _processor(source: str, side: int | None, *, required: bool) -> tuple[Any, i
             f"save it there by processor.save_pretrained ({' '.join(str(error).split())[:200]})"
         ) from error
     size = dict(processor.size)
-    crop = getattr(processor, "crop_size", None) if getattr(
-        processor, "do_center_crop", False
-    ) else None
+    crop = (
+        getattr(processor, "crop_size", None)
+        if getattr(processor, "do_center_crop", False)
+        else None
+    )
     square = dict(crop) if crop else size
     own = square.get("height")
     if own is None or own != square.get("width"):

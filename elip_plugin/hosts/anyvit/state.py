@@ -62,6 +62,4 @@ def reading_state(checkpoint: str, name: str) -> Iterator[None]:
         yield
     except Exception as error:  # a wrong name or shape, or what a library makes of them
         reason = " ".join(str(error).split())
-        raise DataError(
-            f"checkpoint {checkpoint!r} does not fit {name}: {reason[:300]}"
-        ) from error
+        raise DataError(f"checkpoint {checkpoint!r} does not fit {name}: {reason[:300]}") from error
