@@ -52,9 +52,9 @@ def load(folder: str, checkpoint: str, image_size: int | None) -> Library:
     if not checkpoint and image_size is not None:
         # Random positions may as well be of the size that is asked for; trained ones stay, and the
         # model's own forward says whether it takes other images.
-        for part in (config, getattr(config, "vision_config", None)):
-            if hasattr(part, "image_size"):
-                part.image_size = image_size
+        part: Any = getattr(config, "vision_config", config)
+        if hasattr(part, "image_size"):
+            part.image_size = image_size
     model = _load(checkpoint) if checkpoint else _build(config, source)
     mean, std = (getattr(processor, f"image_{each}", None) for each in ("mean", "std"))
     return Library(

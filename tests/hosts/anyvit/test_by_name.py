@@ -220,7 +220,8 @@ def test_the_commands_take_such_names(dino: str, tmp_path: Path) -> None:
     weights = ("--model", name, "--checkpoint", dino)
     run("show", *weights, "--image", str(pictures / "1.png"), "-o", str(tmp_path / "a.html"))
     output = run("check", *weights, "--images", str(pictures), "-o", str(tmp_path / "check"),
-                 "--neighbors", "3", "--image-size", "64", "--plan", str(tmp_path / "plan.yaml"))  # fmt: skip
+                 "--neighbors", "3", "--image-size", "64",
+                 "--plan", str(tmp_path / "plan.yaml"))  # fmt: skip
     assert "12 pictures" in output and "overlap@3" in output
     output = run("bench", "speed", "--model", name, "--variants", "full,half", "--batch", "2",
                  "--rounds", "1", "--device", "cpu")  # fmt: skip

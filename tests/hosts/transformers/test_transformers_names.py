@@ -67,7 +67,7 @@ def test_a_local_folder_of_blip(family: str, tmp_path: Path) -> None:
     name = f"hf:{tmp_path}"
     if family == "instructblip_video":
         with pytest.raises(
-            UnsupportedModelError, match="is a InstructBlipVideo.*only models that embed pictures"
+            UnsupportedModelError, match=r"is a InstructBlipVideo.*only models that embed pictures"
         ):
             elip_plugin.create(name)
         return
@@ -144,7 +144,7 @@ def test_faults(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is no folder"):
         elip_plugin.create(f"hf:{BASE}", checkpoint=str(tmp_path / "none"))
     (tmp_path / "config.json").write_text('{"model_type": "no_such"}')
-    with pytest.raises(UnsupportedModelError, match="builds: .*no_such"):
+    with pytest.raises(UnsupportedModelError, match=r"builds: .*no_such"):
         elip_plugin.create(f"hf:{tmp_path}")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(DataError, match="no config"):
