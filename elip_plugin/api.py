@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.core.trace import Trace
-from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.errors import ConfigError, UnsupportedModelError
 from elip_plugin.hosts.anyvit.check import checked
 from elip_plugin.hosts.registry import describe, find_host
 from elip_plugin.patching.description import Description
@@ -54,7 +54,10 @@ class Handle:
 
     @property
     def plan(self) -> Plan:
-        """The plan at the tower's nominal resolution."""
+        """The plan for images of the model's own size, or of the one given to `apply`.
+
+        A forward of another size has a plan of its own.
+        """
         return find_pruner(self.model).plan
 
     @contextmanager
@@ -127,7 +130,10 @@ class Handle:
 
 
 def apply(
-    model: nn.Module | Description, config: ElipConfig | Mapping[str, Any] | str | None = None
+    model: nn.Module | Description,
+    config: ElipConfig | Mapping[str, Any] | str | None = None,
+    *,
+    image_size: int | tuple[int, int] | None = None,
 ) -> Handle:
     """Prune the vision tower of a model in place.
 
@@ -139,14 +145,20 @@ def apply(
         config: A configuration, a mapping for `ElipConfig.from_mapping`, a preset's name, or a
             file such as `elip plan -o plan.yaml` writes; None for the default preset, or what the
             host says of this kind of model.
+        image_size: Pixels of a side of the images that the plan is for, or rows and columns; None
+            for the size that the model's own attributes name. It is for models of no known host
+            that take several sizes. Forwards of other sizes are pruned by the same ratios, by plans
+            of their own.
 
     Returns:
         A handle. On any error the model is as before.
 
     Raises:
-        ConfigError: If the configuration is at fault, or does not suit this kind of model.
+        ConfigError: If the configuration is at fault, or does not suit this kind of model, or if a
+            size is given with a description, which has one.
         PlanError: If it does not fit the tower's depth or number of patches, or prunes nothing.
-        UnsupportedModelError: If the model cannot be pruned, or already is.
+        UnsupportedModelError: If the model cannot be pruned, already is, or does not take images
+            of this size.
         MissingHostError: If the model's library is not one that can be imported.
 
     Example:
@@ -160,7 +172,15 @@ def apply(
         raise UnsupportedModelError(
             "this model is pruned by ELIP already; call find_handle(model).remove() first"
         )
-    description = checked(model) if isinstance(model, Description) else describe(module)
+    if isinstance(model, Description):
+        if image_size is not None:
+            raise ConfigError(
+                f"image_size {image_size} with a description, which is for a size already: give it "
+                "to elip_plugin.describe"
+            )
+        description = checked(model)
+    else:
+        description = describe(module, image_size)
     if not isinstance(config, ElipConfig):
         config = ElipConfig.from_mapping(description.default if config is None else config)
     install(description, config)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elip_plugin.api import apply, find_handle
+from elip_plugin.api import find_handle
 from elip_plugin.check.items import Item, strict_decoding
 from elip_plugin.check.store import Rows, Store
 from elip_plugin.config import ElipConfig
@@ -117,8 +117,7 @@ class Embedder:
     def _pruned(self, config: ElipConfig | None) -> Iterator[None]:
         handle = find_handle(self.host_model.model)
         if config is not None and handle.config != config:
-            handle.remove()
-            handle = apply(self.host_model.model, config)
+            self.host_model.prune(config)
         with handle.disabled() if config is None else nullcontext():
             yield
 

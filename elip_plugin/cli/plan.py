@@ -113,7 +113,7 @@ def plan(
     _print_plan(model, pruner, keep)
     tower, counted = pruner.step_cost(pruner.plan), count_text_share(made)
     if counted is None:
-        typer.echo(NO_TEXT if made.has_text_tower else READS_IMAGES)
+        typer.echo(NO_TEXT if made.example_batch(1)[1] is None else READS_IMAGES)
     else:
         typer.echo(describe_text_share(counted, tower, made.context_option))
         _print_recommended(pruner)  # what was measured are towers apart

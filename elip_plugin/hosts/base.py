@@ -17,6 +17,8 @@ from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.files import replacing, writable
 from elip_plugin.hosts.versions import installed_version, version_of
 from elip_plugin.patching.description import Description
+from elip_plugin.patching.install import install
+from elip_plugin.patching.swap import restore
 
 FROM_CONFIG = "own"
 """`ModelName.preset` of a model whose own config says what is pruned."""
@@ -185,6 +187,20 @@ class HostModel(ABC):
     @abstractmethod
     def encode_text(self, tokens: Any) -> Tensor:
         """Encode texts into what `Handle.guide` takes, [B, E]."""
+
+    def describe(self) -> Description:
+        """Describe the model for pruning; by default its host does."""
+        return self.host.describe(self.model)
+
+    def prune(self, config: ElipConfig) -> None:
+        """Prune the model by another plan, in place of the one that it may have.
+
+        Args:
+            config: What to prune. The errors are those of `elip_plugin.apply`; after one of them
+                the model is not pruned.
+        """
+        restore(self.model)
+        install(self.describe(), config)
 
     def guide(self, tokens: Any) -> Any:
         """Compute what guides the tower by texts, as the model's own forward does."""

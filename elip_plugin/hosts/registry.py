@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
@@ -169,11 +169,13 @@ def _names_of(module: nn.Module) -> list[str]:
     return list(dict.fromkeys(by_module[root] for root in roots if root in by_module))
 
 
-def describe(module: nn.Module) -> Description:
+def describe(module: nn.Module, image_size: int | tuple[int, int] | None = None) -> Description:
     """Describe a model by its host, or as any ViT where its host does not know its tower.
 
     Args:
         module: A model or tower, wrapped or not; nothing of it changes.
+        image_size: Pixels of a side of its images, or rows and columns, for a tower that its host
+            does not know; None for the model's own.
 
     Returns:
         Its description.
@@ -186,11 +188,20 @@ def describe(module: nn.Module) -> Description:
     refusal = f"{type(module).__name__} comes from none of the hosts {sorted(hosts())}"
     if known:
         try:
-            return find_host(module).describe(module)
+            found = find_host(module).describe(module)
         except UnknownTowerError as error:
             refusal = str(error)
+        else:
+            if image_size is not None:
+                raise UnsupportedModelError(
+                    f"image_size {image_size} is for models that take several sizes, and towers of "
+                    f"{known[0]} have the size that they were built for: leave it out"
+                )
+            return found
     try:
-        return load_host(last).describe(module)
+        host: Any = load_host(last)
+        described: Description = host.describe(module, image_size)
+        return described
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"{refusal}; as any other ViT: {error}") from error
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from elip_plugin.api import apply, find_handle
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import PlanError, UnsupportedModelError
 from elip_plugin.hosts.base import HostModel
@@ -100,7 +99,6 @@ def _has_at_most(tokens: float, plan: Plan) -> bool:
 
 
 def _with_config(host_model: HostModel, config: ElipConfig) -> HostModel:
-    model = copy.deepcopy(host_model.model)
-    find_handle(model).remove()
-    apply(model, config)
-    return replace(host_model, model=model)
+    pruned = replace(host_model, model=copy.deepcopy(host_model.model))
+    pruned.prune(config)
+    return pruned

@@ -45,7 +45,8 @@ def measure_parts(
         steps["loader"] = load
     seconds = {name: statistics.median(t) for name, t in time_in_turn(steps, rounds).items()}
     loader = seconds["loader"] / workers if load is not None else None
-    return Parts(seconds.get("text"), seconds["optimizer"], loader, workers)
+    text = 0.0 if variant.tokens is None else seconds.get("text")
+    return Parts(text, seconds["optimizer"], loader, workers)
 
 
 def _run_text(variant: Variant, weights: Sequence[torch.Tensor]) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 
-from elip_plugin.api import apply, find_handle
 from elip_plugin.config import DEFAULT_PRESET, ElipConfig
 from elip_plugin.errors import ConfigError, PlanError
 from elip_plugin.hosts.base import HostModel
@@ -54,8 +53,7 @@ def preview_model(
     made = create(name, config, image_size=image_size, device="meta")
     if target_speedup is not None:
         solved = solve(find_pruner(made.model), target_speedup)
-        find_handle(made.model).remove()
-        apply(made.model, solved)
+        made.prune(solved)
     return made
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elip_plugin.api import apply, find_handle
+from elip_plugin.api import find_handle
 from elip_plugin.config import PRESETS, TRAINING_PRESETS, ElipConfig
 from elip_plugin.errors import ConfigError
 from elip_plugin.hosts.base import HostModel
@@ -49,7 +49,9 @@ class Variant:
         return features.float().square().mean()
 
     def loss(self) -> Tensor:
-        """Compute the training loss."""
+        """Compute the training loss; of a model without texts, which has none, a stand-in."""
+        if self.tokens is None:
+            return self.tower_loss()
         with self._autocast():
             return self.host_model.loss(self.images, self.tokens)
 
@@ -163,7 +165,7 @@ def _make_model(host_model: HostModel, name: str, *, by_text: bool, compiled: bo
     elif name != UNPRUNED:
         weight = {} if by_text else {"text_weight": 0.0}
         config = ElipConfig.from_mapping({**pruned_variants()[name], **weight, **NO_SCHEDULE})
-        apply(model, config)
+        replace(host_model, model=model).prune(config)
     if compiled:
         model.compile()
     return model

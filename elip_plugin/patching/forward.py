@@ -35,6 +35,7 @@ class Forward:
         patches: Pixels of the patches, for reducers that read them.
         context: What the reducer decides by; None before the first block that it runs.
         stages: The stages of the plan by their block.
+        exported: Whether the tower is being exported, and was given images alone.
     """
 
     enabled: bool = True
@@ -51,6 +52,7 @@ class Forward:
     patches: Tensor | None = None
     context: StageContext | None = None
     stages: Mapping[int, PlannedStage] = field(default_factory=dict)
+    exported: bool = False
 
     @property
     def needs_guide(self) -> bool:

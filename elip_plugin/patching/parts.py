@@ -16,6 +16,7 @@ from elip_plugin.core import blocks as modes
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.patching.blocks import PrunableAttention, PrunableBlock, is_plain, sliced, unpacked
 from elip_plugin.patching.named import patched_class
+from elip_plugin.patching.rotary import Rotary
 from elip_plugin.patching.wrappers import innermost
 
 
@@ -37,6 +38,7 @@ class Parts:
         norm_2: What normalizes the tokens before the MLP; "" for nothing.
         mlp: What the normalized tokens pass through before the result is added to the tokens.
         stochastic_depth: What leaves out what is added at random; "" for nothing.
+        rotary: How queries and keys are turned by their positions; None for not at all.
 
     Example:
         >>> of_torch = Parts(
@@ -59,6 +61,7 @@ class Parts:
     norm_2: str = ""
     mlp: tuple[str, ...] = ()
     stochastic_depth: str = ""
+    rotary: Rotary | None = None
 
 
 def through(block: Any, paths: Iterable[str], x: Tensor) -> Tensor:
@@ -125,8 +128,9 @@ class PartsBlock(PrunableBlock):
         )
 
     def elip_place(self, y: Tensor, **positions: Any) -> Tensor:
-        """Turn queries or keys [B, H, T, A / H] to their positions; by default they have none."""
-        return y
+        """Turn queries or keys [B, H, T, A / H] to their positions, if they have some."""
+        rotary = self.elip_parts.rotary
+        return y if rotary is None else rotary.turn(y, positions[rotary.option])
 
     def elip_project_output(self, joined: Tensor) -> Tensor:
         """Return the attention's result, whose projection is the first of `Parts.output`."""

@@ -109,6 +109,7 @@ def entry_of(host: Callable[..., Any]) -> Callable[..., Any]:
                     "around it now: open them inside of the checkpointed function, or turn on the "
                     "model's own gradient checkpointing"
                 )
+        forward.exported = is_exporting() and _tensors(args, options) == 1
         thread.innermost = (pruner, forward, before)
         try:
             output = host(self, *args, **options)
@@ -145,7 +146,10 @@ class BlockList(NamedAsReplaced):
             found: Iterator[Any] = host.__iter__()
             return found
         blocks: list[Any] = list(self._modules.values())
-        for i in self.elip_steps:
+        steps = self.elip_steps
+        if entry[1].exported:  # each block may be given a mask of all tokens; see `elip_step`
+            steps = frozenset(range(min(steps), len(blocks)))
+        for i in steps:
             blocks[i] = functools.partial(self.elip_step, blocks[i], i, entry[1], [])
         return iter(blocks)
 
@@ -197,6 +201,8 @@ class BlockList(NamedAsReplaced):
                 place[name] = options.pop(name)
         given = [*args, *options.values()]
         if given.count(None) < len(given):  # a call less for most
+            if forward.exported:
+                args, options = without_masks(args, options)
             refuse_masks(args, options)
         x = x.transpose(0, 1) if calling.sequence_first else x
         if context is None:
@@ -294,6 +300,32 @@ def refuse_masks(args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
             f"{[tuple(each.shape) for each in tensors]}, which would have to follow the tokens "
             "that are left: leave it out, or run this forward inside `handle.disabled()`"
         )
+
+
+def without_masks(
+    args: tuple[Any, ...], options: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Leave out the masks of a tower that is exported, and was given images alone.
+
+    Transformers makes a mask then, of all tokens for all tokens, where a forward has none.
+    """
+
+    def kept(value: Any) -> Any:
+        is_mask = torch.is_tensor(value) and value.dtype is torch.bool
+        return None if is_mask else value
+
+    return tuple(map(kept, args)), {name: kept(value) for name, value in options.items()}
+
+
+def is_exporting() -> bool:
+    """Tell whether torch.export follows this forward."""
+    # Before torch 2.7 there is one function for both, and a compiled forward has no such masks.
+    ask = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+    return bool(ask())
+
+
+def _tensors(args: tuple[Any, ...], options: Mapping[str, Any]) -> int:
+    return sum(map(torch.is_tensor, (*args, *options.values())))
 
 
 def refuse_recording(config: Any, options: Mapping[str, Any]) -> None:

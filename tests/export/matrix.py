@@ -89,6 +89,14 @@ def _transformers() -> tuple[nn.Module, Callable[[Any, Tensor], Tensor]]:
     return model, lambda model, x: feature_of(model.get_image_features(pixel_values=x))
 
 
+def _dinov2() -> tuple[nn.Module, Callable[[Any, Tensor], Tensor]]:
+    from hosts.anyvit.vits import VISION
+    from transformers import Dinov2Config, Dinov2Model
+
+    model = Dinov2Model(Dinov2Config(**{**VISION, "num_hidden_layers": DEPTH}))
+    return model, lambda model, x: model(x).pooler_output
+
+
 def _narrow(name: str, **timm: Any) -> tuple[nn.Module, Callable[[Any, Tensor], Tensor]]:
     import open_clip
     from family import build, narrow
@@ -109,8 +117,9 @@ FURTHER: Mapping[str, Callable[[], Any]] = {
     "EVA-02": partial(_narrow, "EVA02-B-16", img_size=64, patch_size=8, depth=DEPTH),
     "CoCa": partial(_narrow, "coca_ViT-B-32"),
     "MobileCLIP-B": partial(_narrow, "MobileCLIP-B", img_size=64, depth=DEPTH),
+    "any ViT (DINOv2)": _dinov2,
 }
-"""Towers that differ from these in their blocks, their pooling or their stem."""
+"""Towers that differ from these in their blocks, their pooling or their stem, or were found."""
 
 FURTHER_PLAN = {"preset": "embed"}
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.anyvit.copies import Event, close, difference
+from elip_plugin.patching.rotary import Rotary
 from elip_plugin.patching.wrappers import innermost
 
 SCALES = ("scale", "scaling", "softmax_scale", "attn_scale", "scale_factor")
@@ -31,6 +33,7 @@ class Attention(NamedTuple):
         scale: Factor on the logits; None for (A / H) ** -0.5.
         norms: Paths of what normalizes the heads' queries and keys; "" for nothing.
         result: What it gives: heads joined [B, T, A], or what torch's module makes of them.
+        rotary: How queries and keys are turned by their positions; None for not at all.
     """
 
     input: Tensor
@@ -40,13 +43,21 @@ class Attention(NamedTuple):
     scale: float | None
     norms: tuple[str, str]
     result: Tensor
+    rotary: Rotary | None = None
 
 
-def mix(projected: Sequence[Tensor], heads: int, scale: float | None, norms: Any = None) -> Tensor:
+def mix(
+    projected: Sequence[Tensor],
+    heads: int,
+    scale: float | None,
+    norms: Any = None,
+    turn: Callable[[Tensor], Tensor] = lambda y: y,
+) -> Tensor:
     """Compute an attention's result, heads joined, of queries, keys and values [B, T, A] each."""
     q, k, v = (y.unflatten(-1, (heads, -1)).transpose(1, 2) for y in projected)
     if norms is not None:
         q, k = norms[0](q), norms[1](k)
+    q, k = turn(q), turn(k)
     return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
 
 
@@ -76,7 +87,7 @@ def projections_of(event: Event) -> tuple[Tensor, ...]:
 
 
 def find_attention(
-    block: nn.Module, events: Sequence[Event], depends: Callable[[], str]
+    block: nn.Module, events: Sequence[Event], depends: Callable[[], str], tables: Mapping[str, Any]
 ) -> Attention:
     """Find the attention of a block among the modules that it called.
 
@@ -84,6 +95,7 @@ def find_attention(
         block: The block.
         events: What it called, on random tokens.
         depends: Says how its result depends on the tokens' positions, as a clause; "" for not.
+        tables: What it was given for positions, by the option's name.
 
     Returns:
         The attention.
@@ -95,7 +107,7 @@ def find_attention(
         if isinstance(innermost(event.module), nn.MultiheadAttention):
             return _from_multihead(event, depends)
         if is_linear(event):
-            return _from_linear(block, events, event, depends)
+            return _from_linear(block, events, event, depends, tables)
     raise UnsupportedModelError("the attention: the block calls no linear layer")
 
 
@@ -113,7 +125,11 @@ def _from_multihead(event: Event, depends: Callable[[], str]) -> Attention:
 
 
 def _from_linear(
-    block: nn.Module, events: Sequence[Event], first: Event, depends: Callable[[], str]
+    block: nn.Module,
+    events: Sequence[Event],
+    first: Event,
+    depends: Callable[[], str],
+    tables: Mapping[str, Any],
 ) -> Attention:
     linear = [event for event in events if is_linear(event)]
     together = [event for event in linear if close(event.input, first.input)]
@@ -143,11 +159,37 @@ def _from_linear(
         for norms in head_norms(events, width // h):
             called = [block.get_submodule(path) for path in norms if path] or None
             for projected, path in zip(orders, paths, strict=True):
-                for scale in _scales(block, width // h):
-                    joined = mix(projected, h, scale, called)
+                for scale, (rotary, turn) in itertools.product(
+                    _scales(block, width // h), rotaries(tables, width // h)
+                ):
+                    joined = mix(projected, h, scale, called, turn)
                     if close_to_any(joined, targets):
-                        return Attention(first.input, "", path, h, scale, norms, joined)
+                        return Attention(first.input, "", path, h, scale, norms, joined, rotary)
     refuse_attention(orders[0], None, distance, depends)
+
+
+def rotaries(
+    tables: Mapping[str, Any], size: int
+) -> list[tuple[Rotary | None, Callable[[Tensor], Tensor]]]:
+    """List the ways to turn queries and keys of a size per head by tables; without any, not at all.
+
+    Args:
+        tables: What the block was given for positions, by the option's name.
+        size: Numbers of a head A / H.
+
+    Returns:
+        The ways, each with a function that turns queries or keys [B, H, T, A / H].
+    """
+    if not tables:
+        return [(None, lambda y: y)]
+    found: list[tuple[Rotary | None, Callable[[Tensor], Tensor]]] = []
+    for (name, table), halves in itertools.product(tables.items(), (True, False)):
+        packed = isinstance(table, Tensor)
+        width = table.shape[-1] if packed else table[0].shape[-1]
+        if width == (2 * size if packed else size) and size % 2 == 0:
+            rotary = Rotary(name, packed, halves)
+            found.append((rotary, functools.partial(rotary.turn, table=table)))
+    return found
 
 
 def close_to_any(y: Tensor, targets: Sequence[Tensor]) -> bool:

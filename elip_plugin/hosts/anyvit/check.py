@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -28,6 +28,7 @@ from elip_plugin.hosts.anyvit.copies import (
     copied,
     difference,
     draw_weights,
+    few_tokens,
     random_tokens,
     record,
     without_traces,
@@ -66,16 +67,18 @@ def check(tower: Tower) -> float:
     Raises:
         UnsupportedModelError: If a block differs, with the part that does.
     """
-    callings = LAYOUTS if tower.calling == Calling() else (tower.calling,)
     shape, largest = tower.shape, 0.0
+    callings = LAYOUTS if tower.calling == Calling() else (tower.calling,)
+    tokens, calling = few_tokens(tower.calling, shape.prefix)
+    for_few = callings if calling is tower.calling else (calling,)
     with without_traces():
-        few = random_tokens(shape.width)
+        few = random_tokens(shape.width, tokens)
         all_tokens = random_tokens(shape.width, shape.prefix + shape.num_patches, batch=1)
         for i, block in enumerate(tower.block_list):
             try:
                 # Windows and the like may hold a few tokens, and not all of a tower.
                 found = [
-                    _check_block(block, tower, few, callings, drawn=True),
+                    _check_block(block, tower, few, for_few, drawn=True),
                     _check_block(block, tower, all_tokens, callings, drawn=False),
                 ]
             except UnsupportedModelError as error:
@@ -105,15 +108,18 @@ def _check_block(
 
 def _compare(block: Any, tower: Tower, x: Tensor, calling: Calling) -> float:
     events, out = record(block, x, calling)
+    tables = {name: calling.options[name] for name in calling.positions}
+    # A query that is no token of the prefix has no position.
+    has_query = not tables or tower.prefix > 0
     with torch.no_grad():
         for swap in block_swaps(block, tower):
             swap.apply()
         try:
-            rebuilt = look_ahead(block, x)
-            made = block.elip_attend(x)[1]
-            query, keys = block.elip_query_and_keys(x[:, :1], x)
+            rebuilt = look_ahead(block, x, **tables)
+            made = block.elip_attend(x, **tables)[1]
+            query, keys = block.elip_query_and_keys(x[:, :1], x, **tables)
             q = (
-                block.elip_in_attention(_projections, x)[0][0]
+                block.elip_in_attention(_projections, x, **tables)[0][0]
                 if isinstance(block, PartsBlock)
                 else None
             )
@@ -122,8 +128,10 @@ def _compare(block: Any, tower: Tower, x: Tensor, calling: Calling) -> float:
                 f"its description does not run ({type(error).__name__}: {error})"
             ) from error
         if not close(rebuilt, out):
-            _refuse(block, events, x, functools.partial(dependence, block, x, out, calling))
-        if not (close(keys, made) and (q is None or close(query, q[:, :, :1]))):
+            depends = functools.partial(dependence, block, x, out, calling)
+            _refuse(block, events, x, depends, tables)
+        right = q is None or not has_query or close(query, q[:, :, :1])
+        if not (close(keys, made) and right):
             raise UnsupportedModelError(
                 "elip_query_and_keys of its description gives other queries or keys than its "
                 "attention has"
@@ -131,13 +139,19 @@ def _compare(block: Any, tower: Tower, x: Tensor, calling: Calling) -> float:
         return difference(rebuilt, out)
 
 
-def _refuse(block: Any, events: Sequence[Event], x: Tensor, depends: Callable[[], str]) -> NoReturn:
+def _refuse(
+    block: Any,
+    events: Sequence[Event],
+    x: Tensor,
+    depends: Callable[[], str],
+    tables: Mapping[str, Any],
+) -> NoReturn:
     """Refuse a block whose description differs from it, with the part that does."""
     if not isinstance(block, PartsBlock):
         raise UnsupportedModelError("its parts make other tokens than its own forward")
-    q, k, v = block.elip_in_attention(_projections, x)[0]
+    q, k, v = block.elip_in_attention(_projections, x, **tables)[0]
     mixed = F.scaled_dot_product_attention(q, k, v, scale=block.elip_scale)
-    added, joined = block.elip_attend(x)[0], mixed.transpose(1, 2).flatten(2)
+    added, joined = block.elip_attend(x, **tables)[0], mixed.transpose(1, 2).flatten(2)
     inputs, outputs = [event.input for event in events], [event.output for event in events]
     if close_to_any(x + added, inputs):
         if close_to_any(block.elip_feed_forward(x + added), outputs):
@@ -169,8 +183,8 @@ def _refuse(block: Any, events: Sequence[Event], x: Tensor, depends: Callable[[]
     )
 
 
-def _projections(attention: Any, x: Tensor) -> tuple[Tensor, None]:
-    return torch.stack(attention.elip_project(x)), None
+def _projections(attention: Any, x: Tensor, **tables: Any) -> tuple[Tensor, None]:
+    return torch.stack(attention.elip_project(x, **tables)), None
 
 
 def _projected(event: Event) -> Sequence[Tensor]:

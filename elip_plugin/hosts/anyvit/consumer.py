@@ -50,7 +50,7 @@ def why_all_tokens(model: nn.Module, tower: Tower, place: TowerPath, side: tuple
     """
     for inputs in _inputs(model, side):
         try:
-            expected = _shapes(_run(_without_weights(model), inputs))
+            expected = _shapes(_run(without_weights(model), inputs))
         except Exception:  # of as many kinds as there are models
             continue
         fault = _fault_with(MERGES, model, tower, place, inputs, expected)
@@ -69,7 +69,7 @@ def _fault_with(
     expected: Mapping[str, tuple[int, ...]],
 ) -> str:
     """Say what is wrong with a pruned model's outputs; "" if nothing is."""
-    name, lengths, twin = type(model).__name__, list[int](), _without_weights(model)
+    name, lengths, twin = type(model).__name__, list[int](), without_weights(model)
     described = replace(tower, module=twin.get_submodule(place.tower))
     last = described.block_list[-1]
     pruner = install(Description(twin, described), ElipConfig.from_mapping(config))
@@ -105,7 +105,7 @@ def _inputs(model: Any, side: tuple[int, int]) -> Iterator[dict[str, Any]]:
     yield {"pixel_values": images, "input_ids": ids}  # a mask would be read, and has no numbers
 
 
-def _without_weights(model: nn.Module) -> Any:
+def without_weights(model: nn.Module) -> Any:
     """Copy a model to the meta device, whose tensors have shapes and no numbers."""
     memo: dict[int, Any] = {}
     for weight in model.parameters():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.patching.rotary import with_rows
 from elip_plugin.patching.runner import Calling
 from elip_plugin.patching.wrappers import is_adapter
 
@@ -127,12 +128,25 @@ def run(block: Any, x: Tensor, calling: Calling) -> Tensor:
     return calling.turned(out[0] if isinstance(out, tuple) else out)
 
 
-def returns_tuple(block: nn.Module, width: int, calling: Calling) -> bool:
+def few_tokens(calling: Calling, prefix: int) -> tuple[int, Calling]:
+    """Return a few tokens' number and how a block is called with them.
+
+    Args:
+        calling: How its tower calls it.
+        prefix: Prefix tokens P, which have no positions.
+
+    Returns:
+        The number, and the calling, with as many rows of its tables of positions.
+    """
+    return (prefix + TOKENS, with_rows(calling, TOKENS)) if calling.positions else (TOKENS, calling)
+
+
+def returns_tuple(block: nn.Module, width: int, calling: Calling, tokens: int = TOKENS) -> bool:
     """Tell whether a block returns a tuple, the tokens first; see `record` for the errors."""
     returned: list[Any] = []
     copy = copied(block)
     copy.register_forward_hook(lambda module, args, out: returned.append(out))
-    record(copy, random_tokens(width), calling)
+    record(copy, random_tokens(width, tokens), calling)
     return isinstance(returned[0], tuple)
 
 

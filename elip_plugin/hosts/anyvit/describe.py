@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.anyvit.check import check
 from elip_plugin.hosts.anyvit.consumer import why_all_tokens
-from elip_plugin.hosts.anyvit.copies import returns_tuple, without_traces
+from elip_plugin.hosts.anyvit.copies import few_tokens, returns_tuple, without_traces
 from elip_plugin.hosts.anyvit.entry import find_input
 from elip_plugin.hosts.anyvit.finder import find_tower, sides_of
 from elip_plugin.hosts.anyvit.reading import read_block
@@ -63,9 +63,11 @@ def describe(
         listed: Any = tower.get_submodule(place.blocks)
         block_input = find_input(trial)
         calling, width = block_input.calling, block_input.width
-        calling = replace(calling, as_tuple=returns_tuple(listed[0], width, calling))
+        tokens, few = few_tokens(calling, block_input.prefix)
+        as_tuple = returns_tuple(listed[0], width, few, tokens)
+        calling, few = (replace(each, as_tuple=as_tuple) for each in (calling, few))
         if block is None:
-            block, scale = read_block(listed[0], width, calling)
+            block, scale = read_block(listed[0], width, few, tokens)
         tail = rehearse(trial, place, calling, block_input)
     described = Tower(
         tower,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.anyvit.finder import IMAGES, Trial
+from elip_plugin.patching.rotary import rotations
 from elip_plugin.patching.runner import Calling
 
 
@@ -46,7 +49,6 @@ def find_input(trial: Trial) -> BlockInput:
     images = trial.images
     (x, args, options), convolved = _run_recording(trial, images)
     calling = Calling(x.shape[0] != IMAGES, args=args, options=options)
-    refuse_tensors(calling)
     x = calling.turned(x)
 
     def changed(rows: slice, columns: slice) -> Tensor:
@@ -78,6 +80,8 @@ def find_input(trial: Trial) -> BlockInput:
             )
         apart &= int((change > 0).sum()) == 1
     path = next(iter(convolved), "")
+    calling = with_tables(calling, grid[0] * grid[1])
+    refuse_tensors(calling)
     return BlockInput(grid[0] * grid[1], prefix, x.shape[2], calling, path if apart else "")
 
 
@@ -102,13 +106,33 @@ def _run_recording(trial: Trial, images: Tensor) -> tuple[Any, dict[str, Tensor]
     return block_input, made
 
 
+def with_tables(calling: Calling, num_patches: int) -> Calling:
+    """Return how blocks are called, with the options that may be rotary tables as positions."""
+
+    def is_table(value: Any) -> bool:
+        given = tree_leaves(value)
+        return (
+            len(given) in (1, 2)
+            and all(isinstance(each, Tensor) and each.ndim >= 2 for each in given)
+            and all(each.shape[:-1].numel() == each.shape[-2] == num_patches for each in given)
+        )
+
+    names = tuple(name for name, value in calling.options.items() if is_table(value))
+    return replace(calling, positions=names, positions_for=rotations) if names else calling
+
+
 def refuse_tensors(calling: Calling) -> None:
-    """Refuse blocks that are given tensors besides the tokens."""
+    """Refuse blocks that are given tensors besides the tokens, and tables of positions."""
     given = [*enumerate(calling.args, 1), *calling.options.items()]
-    found = {name: tuple(value.shape) for name, value in given if isinstance(value, Tensor)}
+    found = {
+        name: [tuple(each.shape) for each in tree_leaves(value) if isinstance(each, Tensor)]
+        for name, value in given
+        if name not in calling.positions
+    }
+    found = {name: shapes for name, shapes in found.items() if shapes}
     if found:
         raise UnsupportedModelError(
             f"its blocks are given tensors besides the tokens, {found} by their arguments: "
-            "positions (rotary ones, a bias) or a mask, which would have to follow the tokens that "
-            "are left"
+            "a bias by position or a mask, which would have to follow the tokens that are left (of "
+            "positions only rotary ones do: a row of a table for each patch)"
         )

@@ -18,6 +18,7 @@ from elip_plugin.hosts.anyvit.attention import (
     linear_readers,
 )
 from elip_plugin.hosts.anyvit.copies import (
+    TOKENS,
     Event,
     close,
     copied,
@@ -46,13 +47,16 @@ class BlockReading(NamedTuple):
     scale: float | None
 
 
-def read_block(block: nn.Module, width: int, calling: Calling) -> BlockReading:
+def read_block(
+    block: nn.Module, width: int, calling: Calling, tokens: int = TOKENS
+) -> BlockReading:
     """Read a block's parts off a copy with random weights, on random tokens.
 
     Args:
         block: The block; it stays as it is.
         width: Width D of its tokens.
         calling: How its tower calls it.
+        tokens: How many tokens it reads, as many as tables of positions there are for.
 
     Returns:
         Its parts.
@@ -63,11 +67,12 @@ def read_block(block: nn.Module, width: int, calling: Calling) -> BlockReading:
     block = copied(block)
     draw_weights(block)
     merge_adapters(block)
-    x = random_tokens(width)
+    x = random_tokens(width, tokens)
     events, out = record(block, x, calling)
     with torch.no_grad():
         depends = functools.partial(dependence, block, x, out, calling)
-        attention = find_attention(block, events, depends)
+        tables = {name: calling.options[name] for name in calling.positions}
+        attention = find_attention(block, events, depends, tables)
         norm_1 = _find_norm(events, x, attention)
         middle, output = _find_output(block, events, x, attention)
         norm_2, mlp = _find_mlp(block, events, middle, out)
@@ -84,6 +89,7 @@ def read_block(block: nn.Module, width: int, calling: Calling) -> BlockReading:
         norm_2=norm_2,
         mlp=mlp,
         stochastic_depth=depth[0].path if depth else "",
+        rotary=attention.rotary,
     )
     return BlockReading(parts, attention.scale)
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import UnsupportedModelError
@@ -48,14 +49,23 @@ class FakeBlock(BlockProxy):
         number: Which block it is.
         calling: How the block is called.
         made: Where to note what it returns.
+        tables: Where the first one notes what it is given for positions.
 
     Attributes:
         shift: By how much it changes the first token more than the others.
         follows: Whether it must be given what the block before it returned, and nothing else.
     """
 
-    def __init__(self, block: Any, number: int, calling: Calling, made: list[BlockOutput]) -> None:
+    def __init__(
+        self,
+        block: Any,
+        number: int,
+        calling: Calling,
+        made: list[BlockOutput],
+        tables: list[Any],
+    ) -> None:
         super().__init__(block)
+        self.tables = tables
         self.number, self.calling, self.made = number, calling, made
         self.shift, self.follows = 0.0, True
 
@@ -65,12 +75,18 @@ class FakeBlock(BlockProxy):
             last = self.made[-1]
             if x is not last.tokens or x._version != last.version:
                 refuse_change(self.number)
+            refuse_other_tables(self.number, self._tables_in(options), self.tables)
+        elif self.follows:
+            self.tables[:] = self._tables_in(options)
         ramp = torch.linspace(-1, 1, x.shape[-1], dtype=x.dtype)
         y = self.calling.turned(x) + ramp
         y[:, :1] += self.shift * ramp**2
         tokens = self.calling.turned(y)
         self.made.append(BlockOutput(y.shape[1], tokens, tokens._version))
         return (tokens,) if self.calling.as_tuple else tokens
+
+    def _tables_in(self, options: Mapping[str, Any]) -> list[Any]:
+        return tree_leaves([options.get(name) for name in self.calling.positions])
 
 
 def rehearse(trial: Trial, place: TowerPath, calling: Calling, entry: BlockInput) -> AfterBlocks:
@@ -91,8 +107,9 @@ def rehearse(trial: Trial, place: TowerPath, calling: Calling, entry: BlockInput
     tower, images = trial.tower, trial.images
     blocks: Any = tower.get_submodule(place.blocks)
     made: list[BlockOutput] = []
+    tables: list[Any] = []
     for i in range(len(blocks)):
-        blocks[i] = FakeBlock(blocks[i], i, calling, made)
+        blocks[i] = FakeBlock(blocks[i], i, calling, made, tables)
     norms: list[str] = []
     hooks = [
         module.register_forward_pre_hook(_note_norm(path, norms, made, blocks, calling))
@@ -173,6 +190,15 @@ def _run_pruned(
         raise UnsupportedModelError(
             f"{type(tower).__name__} gives its blocks {lengths} tokens, where {pruner.plan.tokens} "
             "are planned"
+        )
+
+
+def refuse_other_tables(i: int, given: list[Any], first: list[Any]) -> None:
+    """Refuse a block i that is given other tables of positions than the first block was."""
+    if len(given) != len(first) or not all(map(torch.equal, given, first)):
+        raise UnsupportedModelError(
+            f"block {i} is given other rotary positions than block 0: only towers whose blocks all "
+            "have the same can be pruned"
         )
 
 

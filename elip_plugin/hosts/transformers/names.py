@@ -14,9 +14,10 @@ from elip_plugin.hosts.base import FROM_CONFIG, ModelName
 from elip_plugin.hosts.transformers.shapes import (
     BLIP_TYPES,
     CONFIG_KEY,
+    MODEL_TYPES,
     PREFIX,
     SHAPES,
-    read_config,
+    read_json,
 )
 
 
@@ -51,5 +52,7 @@ def find(name: str) -> ModelName | None:
             f"{name!r} is neither a known model nor a folder with a config.json (nothing is "
             f"downloaded); {nearest(name, known)}"
         )
-    config = read_config(base)
+    config = read_json(base)
+    if config["model_type"] not in MODEL_TYPES:
+        return None  # without texts of its own that are known here: see `hosts.anyvit`
     return _name(base, config["model_type"], saved=config.get(CONFIG_KEY) is not None)

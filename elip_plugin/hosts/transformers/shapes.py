@@ -106,14 +106,21 @@ MODEL_TYPES = ("clip", "siglip", "metaclip_2", "altclip", "chinese_clip", *BLIP_
 """Families whose folders can be built; as written in a folder's config.json."""
 
 
-def read_config(folder: str) -> dict[str, Any]:
-    """Read a folder's config.json; refuse a model that cannot be pruned."""
+def read_json(folder: str) -> dict[str, Any]:
+    """Read a folder's config.json, which names a model's type."""
     path = Path(folder) / "config.json"
     try:
         config: dict[str, Any] = json.loads(path.read_text())
-        model_type = config["model_type"]
+        config["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is no config of a transformers model: {error!r}") from error
+    return config
+
+
+def read_config(folder: str) -> dict[str, Any]:
+    """Read a folder's config.json; refuse a model that is not of these families."""
+    config = read_json(folder)
+    model_type = config["model_type"]
     if model_type not in MODEL_TYPES:
         raise UnsupportedModelError(
             f"{folder} holds a model of type {model_type!r}; those of {list(MODEL_TYPES)} can be "

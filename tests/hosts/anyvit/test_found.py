@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 import elip_plugin
 from elip_plugin.config import ElipConfig
-from elip_plugin.errors import GuideError, UnsupportedModelError
+from elip_plugin.errors import ConfigError, GuideError, UnsupportedModelError
 from elip_plugin.hosts.anyvit.check import check
 from elip_plugin.hosts.registry import describe
 from elip_plugin.patching.install import install
@@ -235,3 +236,46 @@ def test_other_methods_keep_all_tokens_and_the_features_alone_are_pruned(name: s
     after = model.forward_intermediates(x, stop_early=True)[1]
     assert all(torch.equal(a, b) for a, b in zip(before[1], after, strict=True))
     assert isinstance(model.blocks[0], nn.Module) and len(list(model.blocks[:3])) == 3
+
+
+def test_a_plan_is_for_the_size_that_it_is_asked_for() -> None:
+    model = make("DINOv2").eval()
+    handle = elip_plugin.apply(model, "embed", image_size=32)
+    assert handle.plan.tokens[0] == 17
+    with handle.trace() as trace, torch.no_grad():
+        model(torch.randn(1, 3, 32, 32))
+    assert trace.stages[0].kept.shape[1] + 1 == handle.plan.tokens[1]
+    handle.remove()
+    assert elip_plugin.apply(model, "embed", image_size=(32, 64)).plan.tokens[0] == 33
+    elip_plugin.find_handle(model).remove()
+    assert elip_plugin.apply(model, "embed").plan.tokens[0] == 65
+    elip_plugin.find_handle(model).remove()
+    with pytest.raises(ConfigError, match="description, which is for a size already"):
+        elip_plugin.apply(describe(model), "embed", image_size=32)
+    with pytest.raises(UnsupportedModelError, match=r"\(3, 7, 7\)"):
+        elip_plugin.apply(model, "embed", image_size=7)
+    hf = pytest.importorskip("transformers", "4.57")
+    clip = hf.CLIPVisionModel(hf.CLIPVisionConfig(num_hidden_layers=2))
+    with pytest.raises(UnsupportedModelError, match="towers of transformers have the size"):
+        elip_plugin.apply(clip, "embed", image_size=384)
+
+
+@pytest.mark.skipif(not hasattr(torch.export, "Dim"), reason="an older torch")
+def test_a_mask_that_is_given_to_an_exported_tower_is_refused() -> None:
+    """Transformers makes one of its own where none is given, which is left out."""
+    pytest.importorskip("torch", minversion="2.6")
+    model = make("DINOv2").eval()
+    handle = elip_plugin.apply(model, {"preset": "half", "eval_mode": "image"})
+    batch = {0: torch.export.Dim("batch", min=1)}
+    x = images(batch=2)
+    program = torch.export.export(model, (x,), dynamic_shapes=(batch,))
+    x = images(batch=3)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(x).pooler_output, model(x).pooler_output)
+        with handle.disabled():
+            assert (program.module()(x).pooler_output - model(x).pooler_output).abs().max() > 1e-3
+    if "attention_mask" not in inspect.signature(type(model).forward).parameters:
+        return  # of transformers 4
+    mask = torch.ones(2, PATCHES + 1, dtype=torch.bool)
+    with pytest.raises(UnsupportedModelError, match="given a mask"):
+        torch.export.export(model, (images(),), {"attention_mask": mask})

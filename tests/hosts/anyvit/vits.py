@@ -170,9 +170,9 @@ VISION = {
 }
 
 
-def transformers_vit(kind: str, model: str = "Model") -> Any:
+def transformers_vit(kind: str, model: str = "Model", **options: Any) -> Any:
     hf = pytest.importorskip("transformers", "4.57")
-    config = getattr(hf, f"{kind}Config")(**VISION, intermediate_size=64)
+    config = getattr(hf, f"{kind}Config")(**VISION, intermediate_size=64, **options)
     return getattr(hf, kind + model)(config)
 
 
@@ -189,7 +189,7 @@ def dual(kind: str) -> Any:
 
 def layers_of(tower: Any) -> Any:
     """The layers of a tower of transformers, in any version."""
-    encoder = getattr(tower, "encoder", tower)
+    encoder = getattr(tower, "encoder", getattr(tower, "model", tower))
     return encoder.layer if hasattr(encoder, "layer") else encoder.layers
 
 
@@ -226,6 +226,13 @@ CASES: dict[str, Case] = {
     ),
     "DINOv2": Case(lambda: transformers_vit("Dinov2"), pooled, layers_of, 1),
     "DINOv2 registers": Case(lambda: transformers_vit("Dinov2WithRegisters"), pooled, layers_of, 5),
+    "DINOv3": Case(
+        # In training its positions are scaled at random, by default.
+        lambda: transformers_vit("DINOv3ViT", num_register_tokens=4, pos_embed_rescale=None),
+        pooled,
+        layers_of,
+        5,
+    ),
     "DeiT": Case(lambda: transformers_vit("DeiT"), pooled, layers_of, 2),
     "DeiT classifier": Case(
         lambda: transformers_vit("DeiT", "ForImageClassification"),

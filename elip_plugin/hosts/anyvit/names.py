@@ -1,0 +1,64 @@
+"""Names of models that embed pictures: `hf:FOLDER`, `timm:NAME` and `torchvision:NAME`."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+from torch import nn
+
+from elip_plugin.errors import MissingHostError
+from elip_plugin.hosts.base import ModelName
+
+PRESET = "embed"
+"""What prunes them where nothing else is asked for: they have no text."""
+
+INSTALL = {
+    "hf": ("transformers", "pip install 'elip-plugin[transformers]'"),
+    "timm": ("timm", "pip install timm"),
+    "torchvision": ("torchvision", "pip install torchvision"),
+}
+"""The library of each kind of name, and how it is installed."""
+
+
+def list_names() -> dict[str, ModelName]:
+    """List no model: any name of these libraries is tried when it is asked for."""
+    return {}
+
+
+def build(name: str, **options: object) -> nn.Module:
+    """Build a pruned model by name; see `Host.create`."""
+    from elip_plugin.hosts.anyvit.factory import create
+
+    model: nn.Module = create(name, **options).model  # type: ignore[arg-type]
+    return model
+
+
+def find(name: str) -> ModelName | None:
+    """Find a model by its name.
+
+    Args:
+        name: What a user gave.
+
+    Returns:
+        The model; None for a name of another kind. It is built, and may be refused, by `create`.
+
+    Raises:
+        MissingHostError: If its library is not installed.
+    """
+    kind, _, base = name.partition(":")
+    if kind not in INSTALL or not base or (kind == "hf" and not _is_folder(base)):
+        return None
+    module, install = INSTALL[kind]
+    if find_spec(module) is None:
+        raise MissingHostError(f"{module} is not installed; run: {install}")
+    return ModelName(name, "anyvit", base, PRESET, build)
+
+
+def _is_folder(base: str) -> bool:
+    """Tell whether a folder has the config of a model of transformers."""
+    try:
+        return "model_type" in json.loads((Path(base) / "config.json").read_text())
+    except (OSError, ValueError, TypeError):
+        return False
