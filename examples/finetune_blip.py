@@ -25,7 +25,7 @@ import transformers
 from PIL import Image, ImageChops
 
 import elip_plugin
-from elip_plugin.data import write_vocab
+from elip_plugin.hosts.lavis.vocab import write_vocab
 
 COLOURS = {
     "red": (240, 80, 80),

@@ -1,10 +1,10 @@
 """Compare pruned embeddings with unpruned ones on a user's pictures: `elip check`."""
 
 from elip_plugin.check.embed import Embedder, read_all
-from elip_plugin.check.items import Item, find_items
 from elip_plugin.check.neighbors import nearest_in, similarities
 from elip_plugin.check.store import Rows, Store
-from elip_plugin.check.study import by_the_image
+from elip_plugin.measure.preview import by_the_image
+from elip_plugin.pictures import Item, find_items
 
 __all__ = [
     "Embedder",

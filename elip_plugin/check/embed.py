@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from elip_plugin.api import apply, find_handle
-from elip_plugin.check.items import Item, strict_decoding
 from elip_plugin.check.store import Rows, Store
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import DataError, UnsupportedModelError
 from elip_plugin.export.manifest import hash_weights
 from elip_plugin.hosts.base import HostModel
+from elip_plugin.pictures import Item, strict_decoding
 
 READERS = 4
 """Threads that read pictures."""

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elip_plugin.check.embed import Progress, read_all
-from elip_plugin.check.items import Item
 from elip_plugin.check.store import Rows, Store
+from elip_plugin.pictures import Item
 
 SIDE = 224
 """Pixels of the longer side at which it is measured how busy a picture is, at most."""

@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from elip_plugin.api import apply, find_handle
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import PlanError, UnsupportedModelError
 from elip_plugin.hosts.base import HostModel
 from elip_plugin.measure.memory import PRECISIONS, StepMemory, check_precisions, count_memory
-from elip_plugin.measure.preview import weakest
+from elip_plugin.measure.preview import reprune, weakest
 from elip_plugin.measure.variants import UNPRUNED
 from elip_plugin.patching.install import find_pruner
 from elip_plugin.planning import Plan
@@ -100,7 +99,6 @@ def _has_at_most(tokens: float, plan: Plan) -> bool:
 
 
 def _with_config(host_model: HostModel, config: ElipConfig) -> HostModel:
-    model = copy.deepcopy(host_model.model)
-    find_handle(model).remove()
-    apply(model, config)
-    return replace(host_model, model=model)
+    copied = replace(host_model, model=copy.deepcopy(host_model.model))
+    reprune(copied, config)
+    return copied

@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 import elip_plugin
 from elip_plugin.check import study
 from elip_plugin.check.embed import Embedder
-from elip_plugin.check.items import find_items
 from elip_plugin.cli import main as cli
 from elip_plugin.config import ElipConfig
+from elip_plugin.pictures import find_items
 
 MODEL = "elip-ViT-tiny"
 COUNT = 24

@@ -23,16 +23,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks.faults.counting import tried
-from elip_plugin.check.items import find_items
 from elip_plugin.check.store import Store
 from elip_plugin.check.texts import read_texts
-from elip_plugin.data.vocab import make_vocab
 from elip_plugin.errors import DataError
 from elip_plugin.export.manifest import read_manifest
 from elip_plugin.hosts.lavis.compat.pairs import captions_in, list_faults
+from elip_plugin.hosts.lavis.vocab import make_vocab
 from elip_plugin.patching.checkpoints import load_checkpoint
+from elip_plugin.pictures import find_items, find_pictures
 from elip_plugin.visualize.html import to_html
-from elip_plugin.visualize.pictures import find_pictures
 from elip_plugin.visualize.views import Row, StageView, Visualization
 
 

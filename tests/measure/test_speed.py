@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from elip_plugin.measure.startup import measure_startup
 from entry_points import elip
 from torch import Tensor, nn
 
@@ -18,7 +19,6 @@ from elip_plugin import ElipConfig, create, find_handle, plan
 from elip_plugin.errors import ConfigError
 from elip_plugin.measure.counts import count_flops, saved_bytes
 from elip_plugin.measure.speed import measure_speed, time_in_turn
-from elip_plugin.measure.startup import measure_startup
 from elip_plugin.measure.variants import PASSES, Variant, make_variants, variant_names
 from elip_plugin.patching.install import find_pruner
 

@@ -24,8 +24,8 @@ from elip_plugin.core.select import Selection
 from elip_plugin.core.trace import Trace
 from elip_plugin.errors import ConfigError, DataError
 from elip_plugin.patching.calls import thread
+from elip_plugin.pictures import Picture, find_pictures
 from elip_plugin.visualize.html import to_html
-from elip_plugin.visualize.pictures import Picture, find_pictures
 from elip_plugin.visualize.png import BORDER, CELL, GAP, HEAD, LEFT, write_png
 from elip_plugin.visualize.stages import MOST_STAGES, view_of, visualize
 from elip_plugin.visualize.views import Row, StageView, Visualization

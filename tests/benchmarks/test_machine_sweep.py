@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from elip_plugin.measure.sweep import Sweep, counts_up_to, measurements, run_sweep
 from entry_points import elip
 
 from elip_plugin.errors import ConfigError, DataError
 from elip_plugin.measure import sweep as module
-from elip_plugin.measure.sweep import Sweep, counts_up_to, measurements, run_sweep
 
 TOY = Sweep("elip-ViT-tiny-6", 2, "cpu", "full,fast", rounds=1, image_size=32)
 GPUS = [("A Card", 81000 * 2**20), ("A Card", 80000 * 2**20)]
