@@ -1,4 +1,4 @@
-"""`python -m benchmarks.machine`: measurements of one machine that users of the wheel do not need."""
+"""`python -m benchmarks.machine`: measurements of one machine, which no user needs."""
 
 from __future__ import annotations
 

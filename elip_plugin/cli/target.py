@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -52,12 +52,9 @@ class Target:
 
         if image_size is not None and image_size < 1:
             raise ConfigError(f"--image-size {image_size} must be 1 or more")
-        given: dict[str, Any] = {
-            "checkpoint": checkpoint,
-            "image_size": image_size,
-            "device": device,
-        }
-        return create(self.model, self.config, **given)
+        return create(
+            self.model, self.config, checkpoint=checkpoint, image_size=image_size, device=device
+        )
 
 
 def resolve(

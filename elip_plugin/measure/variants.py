@@ -172,10 +172,10 @@ def _make_model(
     find_handle(model).remove()
     if plan is not None:
         # The model decides whether a text can guide it, and not the plan that it came with.
-        weight: dict[str, Any] = (
-            {} if describe(model).no_text_guide is None else {"text_weight": 0.0}
-        )
-        apply(model, replace(plan, **NO_SCHEDULE, **weight))
+        options = dict(NO_SCHEDULE)
+        if describe(model).no_text_guide is not None:
+            options["text_weight"] = 0.0
+        apply(model, replace(plan, **options))
     elif name != UNPRUNED:
         host_model.references[name](model)
     if compiled:
