@@ -56,11 +56,11 @@ def plan_name(config: ElipConfig) -> str:
     Returns:
         Such as "half", or "half with keep 0.8".
     """
-    changes = [(_changes(config, preset), name) for name, preset in PRESETS.items()]
-    exact = [name for name, preset in PRESETS.items() if preset == config]
-    fewest, name = min(changes, key=lambda change: len(change[0]))
-    if exact:
-        return exact[0]
+    changes = [
+        (_changes(config, preset), preset.eval_mode != config.eval_mode, name)
+        for name, preset in PRESETS.items()
+    ]
+    fewest, _, name = min(changes, key=lambda change: (len(change[0]), change[1]))
     return f"{name} with {', '.join(fewest)}" if fewest else name
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import tarfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ from typing import Any
 from elip_plugin.errors import DataError, shown
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+PAUSES = (0.1, 0.5, 0.0)
+"""Seconds between the tries to read a picture; 0 ends them."""
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels."""
@@ -165,9 +169,19 @@ def _caption(raw: bytes, name: str) -> str | None:
 
 
 def _part(path: Path, offset: int, size: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(size)
+    """Read a part of a file; what a disk or a network refuses is tried again."""
+    for pause in PAUSES:
+        try:
+            with path.open("rb") as file:
+                file.seek(offset)
+                return file.read(size)
+        except (FileNotFoundError, PermissionError):
+            raise
+        except OSError:
+            if not pause:
+                raise
+            time.sleep(pause)
+    raise AssertionError
 
 
 def find_pictures(paths: Sequence[Path], most: int) -> list[Picture]:

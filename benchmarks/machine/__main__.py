@@ -171,6 +171,18 @@ def startup(
     )
 
 
+@app.command()
+def store(
+    rows: Annotated[int, typer.Option(min=1, help="Rows of made embeddings.")],
+    folder: Annotated[Path, typer.Option(help="Where to write them; it must be empty.")],
+) -> None:
+    """Time the store of embeddings of `elip check`, with 256 open files allowed."""
+    from benchmarks.machine.store import measure_store
+
+    found = measure_store(folder, rows).items()
+    typer.echo(f"{rows} rows: " + ", ".join(f"{name} {value:.2f}" for name, value in found))
+
+
 def main() -> None:
     """Run a command; an error of ours becomes one line."""
     try:

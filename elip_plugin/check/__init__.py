@@ -1,6 +1,6 @@
 """Compare pruned embeddings with unpruned ones on a user's pictures: `elip check`."""
 
-from elip_plugin.check.embed import Embedder, read_all
+from elip_plugin.check.embed import Embedder, fill, read_ahead
 from elip_plugin.check.neighbors import nearest_in, similarities
 from elip_plugin.check.store import Rows, Store
 from elip_plugin.measure.preview import by_the_image
@@ -12,8 +12,9 @@ __all__ = [
     "Rows",
     "Store",
     "by_the_image",
+    "fill",
     "find_items",
     "nearest_in",
-    "read_all",
+    "read_ahead",
     "similarities",
 ]
