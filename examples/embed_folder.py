@@ -12,6 +12,7 @@ neighbors as a picture. A run that is stopped goes on where it was. Is it safe f
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path

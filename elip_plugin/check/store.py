@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ class Store:
             return made[: len(places)]
         header = {"descr": "<f4", "fortran_order": False, "shape": (len(places), made.shape[1])}
         # By writing: a memory map ends the process where the disk is full.
-        with self._writing(), replacing(self.folder / "all.npy") as path, path.open("wb") as out:
+        with self.writing(), replacing(self.folder / "all.npy") as path, path.open("wb") as out:
             np.lib.format.write_array_header_1_0(out, header)
             for start in range(0, len(places), PER_COPY):
                 out.write(made[places[start : start + PER_COPY]].astype("<f4").tobytes())
@@ -93,16 +93,16 @@ class Store:
         Yields:
             What takes them. DataError if another process adds to the store, or it is damaged.
         """
-        with self._writing():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / "lock").open("w") as lock:
-                _lock(lock, self.folder)
+        with ExitStack() as stack:
+            with self.writing():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                _lock(stack.enter_context((self.folder / "lock").open("w")), self.folder)
                 whole, width = len(self._known()), self._width()
+                files = []
                 for path, size in ((self._rows, 4 * width), (self._keys, KEY)):
-                    path.touch()
+                    files.append(stack.enter_context(path.open("ab", buffering=0)))
                     os.truncate(path, whole * size)  # what a stop has left of a batch
-                with self._rows.open("ab") as rows, self._keys.open("ab") as keys:
-                    yield Adding(self, rows, keys, width)
+            yield Adding(self, *files, width)
 
     def _known(self) -> NDArray[Any]:
         """Return the keys of the rows that are whole, in the order of the rows."""
@@ -135,7 +135,8 @@ class Store:
         return np.memmap(self._rows, "<f4", "r", shape=(count, width))
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
+        """Say in one error that the folder cannot be written to."""
         try:
             yield
         except OSError as error:
@@ -150,7 +151,7 @@ class Adding:
     Args:
         store: The store.
         rows: The file of rows, at its end.
-        keys: The file of keys, at its end.
+        keys: The file of keys, at its end; neither file is buffered.
         width: The numbers of a row; 0 if there is none yet.
     """
 
@@ -171,17 +172,22 @@ class Adding:
             return
         if not self._width:
             self._width = rows.shape[1]
-            with replacing(self._store.folder / "store.json") as path:
+            with self._store.writing(), replacing(self._store.folder / "store.json") as path:
                 path.write_text(json.dumps({"width": self._width}), encoding="utf-8")
         if rows.shape != (len(keys), self._width):
             raise DataError(
                 f"{self._store.folder} has rows of {self._width} numbers, and not {rows.shape}: "
                 "remove the folder"
             )
-        self._rows.write(np.ascontiguousarray(rows, "<f4").tobytes())
-        self._rows.flush()  # before the keys, without which they do not count
-        self._keys.write(np.array(keys, f"S{KEY}").tobytes())
-        self._keys.flush()
+        with self._store.writing():  # the keys last, without which the rows do not count
+            _write(self._rows, np.ascontiguousarray(rows, "<f4").tobytes())
+            _write(self._keys, np.array(keys, f"S{KEY}").tobytes())
+
+
+def _write(file: Any, content: bytes) -> None:
+    left = memoryview(content)
+    while left:  # a disk that is nearly full takes a part
+        left = left[file.write(left) :]
 
 
 def _lock(file: Any, folder: Path) -> None:

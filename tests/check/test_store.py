@@ -122,7 +122,7 @@ def test_all_may_have_faults(tmp_path: Path) -> None:
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
     with (
         Store(tmp_path).adding(),
-        pytest.raises(DataError, match="another process adds to .*another --out"),
+        pytest.raises(DataError, match=r"another process adds to .*another --out"),
     ):
         run(tmp_path, Computer())
     assert len(run(tmp_path, Computer())[0]) == len(KEYS)

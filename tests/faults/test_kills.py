@@ -41,7 +41,7 @@ def write_plan(folder: Path, kind: str) -> None:
     preset = "fast" if kind == "new" else "paper"
     for suffix in "yaml", "json":
         out = str(folder / f"plan.{suffix}")
-        run_command("plan", "--model", "ViT-tiny", "--preset", preset, "-o", out)
+        run_command("plan", "--model", "ViT-tiny", "--plan", preset, "-o", out)
 
 
 def write_picture(folder: Path, kind: str) -> None:

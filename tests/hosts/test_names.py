@@ -183,7 +183,7 @@ def test_a_config_with_a_section_of_its_own(tmp_path: Path) -> None:
     assert elip_plugin.find_handle(made.model).config == other
     assert elip_plugin.get("sectioned").preset == "own"
     elip("plan --model sectioned")
-    elip("plan --model sectioned --preset half")
+    elip("plan --model sectioned --plan half")
     elip("bench speed --model sectioned --rounds 1 --passes tower --device cpu")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     elip(f"show --model sectioned --image {tmp_path} --text hi -o {tmp_path / 'a.html'}")
