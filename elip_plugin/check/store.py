@@ -102,7 +102,7 @@ class Store:
                 for path, size in ((self._rows, 4 * width), (self._keys, KEY)):
                     files.append(stack.enter_context(path.open("ab", buffering=0)))
                     os.truncate(path, whole * size)  # what a stop has left of a batch
-            yield Adding(self, *files, width)
+            yield Adding(self, files[0], files[1], width)
 
     def _known(self) -> NDArray[Any]:
         """Return the keys of the rows that are whole, in the order of the rows."""

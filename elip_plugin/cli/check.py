@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = examples(
     "elip check --model ViT-B-32 --checkpoint openai --images photos -o out",
-    "elip check --model ViT-B-32 --checkpoint openai --images a --bound cosine=0.9 -o b",
+    "elip check --model elip-third-ViT-B-32 --random --images photos -o out",
 )
 
 
@@ -119,11 +119,23 @@ def check(
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    """Show a bar for each thing that is done, on stderr."""
+    """Show a bar for each thing that is done, with how many a second, on stderr."""
     from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+    from rich.progress import (
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
 
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.finished_speed or task.speed or 0:.0f}/s")
+
+    first = Progress.get_default_columns()[:2]
+    columns = (*first, MofNCompleteColumn(), Rate(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True, markup=False, emoji=False)) as bars:
         tasks: dict[str, TaskID] = {}
 

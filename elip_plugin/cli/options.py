@@ -50,9 +50,15 @@ def examples(*commands: str) -> str:
 
 
 def print_table(table: Table) -> None:
-    """Print a table; where nobody watches, as in a pipe, it is as wide as it needs to be."""
+    """Print a table; where nobody watches, as in a pipe, it is as wide as it needs to be.
+
+    Its title stands above it on a line of its own, which is not cut to the table's width.
+    """
     from rich.console import Console
 
+    if table.title:
+        typer.echo(table.title)
+        table.title = None
     console = Console(markup=False, emoji=False)  # "[lavis]" of a command is no style
     if not console.is_terminal:
         unlimited = console.options.update(max_width=10_000)
