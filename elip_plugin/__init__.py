@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from elip_plugin.hosts import autoload as _autoload
 
 if TYPE_CHECKING:
+    from elip_plugin.adapting import adapt
     from elip_plugin.api import Handle, apply, find_handle
     from elip_plugin.config import ElipConfig, Stage
     from elip_plugin.errors import ElipError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.4.0"
 
 _MODULES = {
+    "adapting": ("adapt",),
     "api": ("Handle", "apply", "find_handle"),
     "config": ("ElipConfig", "Stage"),
     "errors": ("ElipError",),
@@ -47,6 +49,7 @@ __all__ = [
     "Parts",
     "Plan",
     "Stage",
+    "adapt",
     "apply",
     "create",
     "describe",

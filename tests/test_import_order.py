@@ -25,7 +25,7 @@ LAYERS = (
     ("hosts",),
     ("api",),
     ("label",),
-    ("export",),
+    ("adapting", "export"),
     ("measure", "visualize"),
     ("check",),
     ("cli",),

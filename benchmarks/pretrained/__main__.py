@@ -9,7 +9,7 @@ import torch
 import typer
 
 from benchmarks import results_log
-from benchmarks.pretrained import page, plans, weights
+from benchmarks.pretrained import page, plans, rivals, weights
 from benchmarks.pretrained.study import Study
 
 app = typer.Typer(
@@ -51,6 +51,7 @@ def run(
 ) -> None:
     """Score plans; a stopped run goes on."""
     torch.set_num_threads(1)
+    rivals.register()
     study = Study(vision, text, photos, captions, cache, part, seeds, side, most)
     chosen = names.split(";") if names else plans.NAMES
     done = {results_log_key(row) for row in results_log.read(log)}

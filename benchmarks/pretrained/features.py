@@ -61,12 +61,16 @@ def features(
         return {name: torch.from_numpy(file[name]) for name in file.files}
 
 
-def _encode(tower: Any, pixels: np.ndarray, row: Row) -> Features:
+def to_images(pixels: np.ndarray, side: int) -> Tensor:
+    """Turn bytes [B, height, width, 3] into images [B, 3, side, side] as DINOv2 takes them."""
     images = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float() / 255
-    if images.shape[-1] != row.side:
-        size = (row.side, row.side)
-        images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
-    images = (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    if images.shape[-1] != side:
+        images = F.interpolate(images, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
+    return (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+
+
+def _encode(tower: Any, pixels: np.ndarray, row: Row) -> Features:
+    images = to_images(pixels, row.side)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         tokens = tower(pixel_values=images).last_hidden_state.float()
     return {"cls": tokens[:, 0], "mean": tokens[:, 1:].mean(1)}

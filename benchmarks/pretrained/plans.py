@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.pretrained import rivals
-from elip_plugin import ElipConfig
-from elip_plugin.planning import plan
+from elip_plugin import ElipConfig, ElipError, plan
+from elip_plugin.reducers import block_macs
 
 SHARES = (0.8, 0.7, 0.6, 0.5, 0.35)
 WIDTH, DEPTH, PATCH = 384, 12, 14
@@ -27,8 +26,6 @@ MEANINGS = {
     SMALLER: "unpruned, at a smaller side",
 }
 IN_THREE = ("unique", "evit")
-
-assert rivals.PiToMe.name in REDUCERS
 
 
 @dataclass(frozen=True)
@@ -64,8 +61,8 @@ def row_of(name: str, share: float, side: int) -> Row | None:
     """Find the plan of a name that costs a share of unpruned; None if there is none near it."""
     patches = (side // PATCH) ** 2
     if name == SMALLER:
-        costs = {s: _cost(None, (s // PATCH) ** 2) for s in range(PATCH * 4, side, PATCH)}
-        full = _cost(None, patches)
+        costs = {s: _unpruned((s // PATCH) ** 2) for s in range(PATCH * 4, side, PATCH)}
+        full = _unpruned(patches)
         chosen = min(costs, key=lambda s: abs(costs[s] / full - share))
         return Row(name, share, costs[chosen] / full, chosen, None)
     low, high = 0.05, 1.0
@@ -91,16 +88,12 @@ def _config(name: str, keep: float) -> dict[str, Any]:
 
 
 def _cost_of(config: Mapping[str, Any], patches: int) -> float | None:
-    from elip_plugin.errors import PlanError
-
     try:
         made = plan(ElipConfig.from_mapping(config), num_patches=patches, depth=DEPTH)
-    except PlanError:
+    except ElipError:
         return None
     return made.forward_cost(WIDTH)
 
 
-def _cost(_: None, patches: int) -> float:
-    from elip_plugin.reducers import block_macs
-
+def _unpruned(patches: int) -> float:
     return DEPTH * block_macs(patches + 1, WIDTH, 4.0)

@@ -11,13 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from elip_plugin import register_reducer
-from elip_plugin.core.context import StageContext
-from elip_plugin.core.precision import exact, wide
-from elip_plugin.core.stage import PlannedStage
-from elip_plugin.reducers.tome import Pairs, ToMe, merge_pairs, rows
+from elip_plugin.reducers import Pairs, PlannedStage, StageContext, ToMe, merge_pairs
 
 
-@register_reducer
 @dataclass(frozen=True)
 class ToMeFalling(ToMe):
     """ToMe with its second schedule: what leaves falls linearly, to none in the last block."""
@@ -53,7 +49,6 @@ class Anywhere(Pairs):
         return groups.scatter(1, self.gone, groups.gather(1, self.into))
 
 
-@register_reducer
 @dataclass(frozen=True)
 class PiToMe(ToMe):
     """PiToMe (NeurIPS 2024): the tokens of most energy are merged, halves of them with each other.
@@ -75,15 +70,15 @@ class PiToMe(ToMe):
 
     def match(self, keys: Tensor, x: Tensor, sizes: Tensor, remove: int, prefix: int) -> Pairs:
         """Pair the tokens of most energy; see `ToMe.match`."""
-        with torch.no_grad(), exact(x):
-            metric = F.normalize(wide(keys.detach()).mean(dim=1)[:, prefix:], dim=-1)
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            metric = F.normalize(keys.detach().float().mean(dim=1)[:, prefix:], dim=-1)
             similar = metric @ metric.transpose(1, 2)
             energy = torch.where(
                 similar > self.margin, similar, (similar - self.margin).exp() - 1
             ).mean(2)
             order = energy.argsort(dim=1, descending=True)
             gone, other = order[:, : 2 * remove : 2], order[:, 1 : 2 * remove : 2]
-            between = similar.gather(1, rows(gone, similar))
+            between = similar.gather(1, _rows(gone, similar))
             between = between.gather(2, other[:, None].expand(-1, gone.shape[1], -1))
             into = other.gather(1, between.argmax(dim=2))
             stay = torch.cat([order[:, 2 * remove :], other], dim=1).sort(dim=1).values
@@ -92,11 +87,11 @@ class PiToMe(ToMe):
     def merge(self, x: Tensor, sizes: Tensor, pairs: Pairs, prefix: int) -> tuple[Tensor, Tensor]:
         """Average pairs by their sizes; see `ToMe.merge`."""
         counts = sizes.unsqueeze(-1)
-        weighted = torch.cat([wide(x) * counts, counts], dim=-1)
+        weighted = torch.cat([x.float() * counts, counts], dim=-1)
         head, rest = weighted[:, :prefix], weighted[:, prefix:]
-        gone = rest.gather(1, rows(pairs.gone, rest))
-        rest = rest.scatter_add(1, rows(pairs.into, rest), gone)
-        out = torch.cat([head, rest.gather(1, rows(pairs.stay, rest))], dim=1)
+        gone = rest.gather(1, _rows(pairs.gone, rest))
+        rest = rest.scatter_add(1, _rows(pairs.into, rest), gone)
+        out = torch.cat([head, rest.gather(1, _rows(pairs.stay, rest))], dim=1)
         return (out[..., :-1] / out[..., -1:]).to(x.dtype), out[..., -1].detach()
 
 
@@ -108,9 +103,9 @@ class _Dropping(ToMe):
 
     def merge(self, x: Tensor, sizes: Tensor, pairs: Pairs, prefix: int) -> tuple[Tensor, Tensor]:
         """Leave the pairs' tokens of the second set as they are; see `ToMe.merge`."""
-        left = x[:, prefix:].gather(1, rows(pairs.left(), x))
+        left = x[:, prefix:].gather(1, _rows(pairs.left(), x))
         x = torch.cat([x[:, :prefix], left], dim=1)
-        return x, torch.ones_like(wide(x[..., 0]))
+        return x, torch.ones_like(x[..., 0].float())
 
 
 @dataclass(frozen=True)
@@ -122,16 +117,17 @@ class _Norms(ToMe):
     def merge(self, x: Tensor, sizes: Tensor, pairs: Pairs, prefix: int) -> tuple[Tensor, Tensor]:
         """Average, and keep the norm; see `ToMe.merge`."""
         averaged, sizes = merge_pairs(x, sizes, pairs, prefix)
-        norms = wide(x[:, prefix:]).norm(dim=-1, keepdim=True)
+        norms = x[:, prefix:].float().norm(dim=-1, keepdim=True)
         second = norms[:, 1::2].scatter_reduce(
             1, pairs.into.unsqueeze(-1), norms[:, ::2].gather(1, pairs.gone.unsqueeze(-1)), "amax"
         )
         stayed = norms[:, ::2].gather(1, pairs.stay.unsqueeze(-1))
-        rest = F.normalize(wide(averaged[:, prefix:]), dim=-1) * torch.cat([stayed, second], dim=1)
+        rest = F.normalize(averaged[:, prefix:].float(), dim=-1) * torch.cat(
+            [stayed, second], dim=1
+        )
         return torch.cat([averaged[:, :prefix], rest.to(x.dtype)], dim=1), sizes
 
 
-@register_reducer
 @dataclass(frozen=True)
 class ToFu(ToMe):
     """Token Fusion (WACV 2024): ToMe's pairs; the first half of the blocks drops, the rest merges.
@@ -147,3 +143,13 @@ class ToFu(ToMe):
         """Run a block as its half does; see `ToMe.run_block`."""
         how = _Norms() if 2 * i >= len(context.blocks) else _Dropping()
         return how.run_block(i, x, stages, context)
+
+
+def register() -> None:
+    """Make them known by name, in this process."""
+    for each in (ToMeFalling, PiToMe, ToFu):
+        register_reducer(each)
+
+
+def _rows(index: Tensor, like: Tensor) -> Tensor:
+    return index.unsqueeze(-1).expand(-1, -1, like.shape[-1])

@@ -9,10 +9,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.files import replacing, writable
 from elip_plugin.hosts.versions import installed_version, version_of
 from elip_plugin.patching.description import Description
 
@@ -198,6 +200,20 @@ class HostModel(ABC):
         Args:
             folder: Where to write.
         """
+
+    def save_weights(self, folder: Path) -> Path:
+        """Write the weights; by default the file `weights.pt`.
+
+        Args:
+            folder: Where to write.
+
+        Returns:
+            What `create` takes as `checkpoint`.
+        """
+        path = folder / "weights.pt"
+        with writable(path), replacing(path) as unfinished:
+            torch.save(self.model.state_dict(), unfinished)
+        return path
 
     def checkpoint(self) -> None:
         """Turn the host's own gradient checkpointing on; refused if there is none."""

@@ -28,7 +28,7 @@ from elip_plugin.reducers.gumbel import Gumbel
 from elip_plugin.reducers.pool import Pool
 from elip_plugin.reducers.random import Random
 from elip_plugin.reducers.similarity import FOR_INSTRUCTIONS, FOR_QUESTIONS, Similarity
-from elip_plugin.reducers.tome import ToMe
+from elip_plugin.reducers.tome import Pairs, ToMe, merge_pairs
 from elip_plugin.reducers.unique import Unique
 from elip_plugin.reducers.ward import Ward
 
@@ -38,12 +38,15 @@ OWN = (Elip, Gumbel, Similarity, EViT, Unique, ToMe, Ward, Random, Cluster, Pool
 __all__ = [
     "FOR_INSTRUCTIONS",
     "FOR_QUESTIONS",
+    "Pairs",
     "PlannedStage",
     "Reducer",
     "Selection",
     "StageContext",
+    "ToMe",
     "block_macs",
     "find_reducer",
+    "merge_pairs",
     "option_faults",
     "reducers",
     "register_reducer",

@@ -97,7 +97,8 @@ class Ward(ToMe):
         left = rest.gather(1, rows(pairs.left(), rest))
         left = left.scatter_add(1, rows(into, rest), rest.gather(1, rows(2 * pairs.gone, rest)))
         out = torch.cat([head, left], dim=1)
-        mean, norm, total = out[..., :-2], out[..., -2:-1], out[..., -1:]
+        total = out[..., -1:]
+        mean, norm = out[..., :-2] / total, out[..., -2:-1] / total
         shrunk = mean.detach().norm(dim=-1, keepdim=True).clamp(min=torch.finfo(out.dtype).tiny)
         most = torch.finfo(x.dtype).max  # as long as its patches, an average may have larger values
         return (mean * (norm / shrunk)).clamp(-most, most).to(x.dtype), total.squeeze(-1).detach()

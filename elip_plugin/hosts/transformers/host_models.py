@@ -137,6 +137,12 @@ class TransformersModel(HostModel):
         values |= {} if self.squares else {"do_center_crop": True, "crop_size": square}
         saved.write_text(json.dumps(values, indent=1) + "\n")
 
+    def save_weights(self, folder: Path) -> Path:
+        """Write a folder of `save_pretrained`, with its preprocessing."""
+        self.model.save_pretrained(folder)
+        self.save_preprocessing(folder)
+        return folder
+
     def checkpoint(self) -> None:
         """Turn gradient checkpointing on."""
         model: Any = self.model

@@ -1,0 +1,170 @@
+"""`elip adapt`: teach a pruned tower its own unpruned features."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from elip_plugin.cli.options import (
+    Device,
+    ImageSize,
+    Keep,
+    Model,
+    Plan,
+    examples,
+    make_folder,
+    print_table,
+)
+from elip_plugin.cli.target import IMAGE_ONLY_PLAN, default_device, resolve
+from elip_plugin.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from elip_plugin.check.store import Rows
+    from elip_plugin.hosts.base import HostModel
+    from elip_plugin.pictures import Item
+
+HELD_OUT, FEWEST = 0.1, 100
+"""Share of the pictures that nothing is learned from, and the fewest of them."""
+
+NEIGHBORS = 10
+
+EXAMPLES = examples(
+    "elip adapt --model ViT-B-32 --checkpoint openai --images photos -o adapted",
+    "elip adapt --model hf:FOLDER --checkpoint FOLDER --images photos --passes 4 -o adapted",
+)
+
+
+def adapt(
+    model: Model,
+    images: Annotated[
+        list[Path],
+        typer.Option(help="A folder of pictures or .tar shards, or one of either; repeatable."),
+    ],
+    checkpoint: Annotated[
+        str, typer.Option(help="Weights: a file, a tag of OpenCLIP's, or a folder.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the weights, and a report.")],
+    plan: Plan = "",
+    keep: Keep = "",
+    passes: Annotated[float, typer.Option(help="How often each picture is seen.")] = 2.0,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures per step.")] = 32,
+    rate: Annotated[float, typer.Option(help="Largest learning rate.")] = 3e-5,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 (autocast).")] = False,
+    image_size: ImageSize = None,
+    device: Device = "",
+) -> None:
+    """Adapt weights to a plan by your pictures, without labels; the same command goes on.
+
+    The result embeds at the pruned cost into an index of unpruned embeddings. A tenth of the
+    pictures is held out for the report.
+    """
+    import torch
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from elip_plugin.adapting import adapt, embedding
+    from elip_plugin.api import find_handle
+    from elip_plugin.files import write_text
+    from elip_plugin.label import label_of
+    from elip_plugin.pictures import find_items
+
+    target = resolve(model, plan, keep, image_only=True, default=IMAGE_ONLY_PLAN)
+    items = find_items(images)
+    kept = max(FEWEST, int(HELD_OUT * len(items)))
+    if len(items) < 2 * kept:
+        raise DataError(
+            f"{len(items)} pictures are too few to adapt to: give {2 * FEWEST} or more, better "
+            "some thousands"
+        )
+    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(0)).tolist()
+    held_out, learned = [items[i] for i in order[:kept]], [items[i] for i in order[kept:]]
+    device = default_device(device)
+    made = target.build(checkpoint=checkpoint, image_size=image_size, device=device)
+    make_folder(out)
+    full, before = _features(made, held_out, batch, pruned=False), _features(made, held_out, batch)
+    steps = max(1, round(passes * len(learned) / batch))
+
+    def load(places: Sequence[int]) -> Tensor:
+        return _read(made, [learned[i] for i in places])
+
+    with Progress(console=Console(stderr=True)) as bars:
+        task = bars.add_task("adapting", total=steps)
+
+        def progress(step: int, loss: float) -> None:
+            bars.update(task, completed=step, description=f"adapting, loss {loss:.4f}")
+
+        adapt(
+            made, len(learned), load, steps=steps, batch=batch, rate=rate, bf16=bf16,
+            state=out / "state.pt", encode=embedding, progress=progress,
+        )  # fmt: skip
+    report = _report(full, before, _features(made, held_out, batch))
+    weights = made.save_weights(out)
+    plan_used = find_handle(made.model).config.to_mapping()
+    about = {"label": label_of(made), "model": made.name, "plan": plan_used, "steps": steps}
+    about["held_out"] = kept
+    write_text(out / "report.json", json.dumps({**about, "measures": report}, indent=1) + "\n")
+    _print(report, f"{label_of(made)}; {kept} pictures that were held out, with 95% intervals")
+    typer.echo(f"weights: --checkpoint {weights}, pruned by the same plan")
+
+
+def _read(made: HostModel, items: Sequence[Item]) -> Tensor:
+    import torch
+
+    from elip_plugin.check.embed import read_ahead
+
+    ((_, images, faults),) = read_ahead(items, made.preprocess, len(items))(range(len(items)))
+    if faults:
+        place, why = next(iter(faults.items()))
+        raise DataError(f"{items[place].name} cannot be read ({why}): remove it, and start again")
+    return torch.stack(images)
+
+
+def _features(made: HostModel, items: Sequence[Item], batch: int, pruned: bool = True) -> Rows:
+    """Return features of length 1 [n, E]."""
+    from contextlib import nullcontext
+
+    import torch
+    import torch.nn.functional as F
+
+    from elip_plugin.adapting import embedding
+    from elip_plugin.api import find_handle
+
+    handle, found = find_handle(made.model), []
+    device = next(made.model.parameters()).device
+    with nullcontext() if pruned else handle.disabled(), torch.no_grad():
+        for start in range(0, len(items), batch):
+            images = _read(made, items[start : start + batch]).to(device)
+            found.append(F.normalize(embedding(made, images)[0].float(), dim=1).cpu())
+    features: Rows = torch.cat(found).numpy()
+    return features
+
+
+def _report(full: Rows, before: Rows, after: Rows) -> dict[str, list[list[float]]]:
+    """Return mean and interval of each measure, before and after."""
+    import numpy as np
+
+    from elip_plugin.check.neighbors import cosines, overlaps
+    from elip_plugin.check.statistics import estimate
+
+    made: dict[str, list[list[float]]] = {}
+    for pruned in (before, after):
+        values = {"cosine": cosines(full, pruned), **overlaps(full, pruned, [NEIGHBORS])}
+        found = estimate(np.stack(list(values.values()), axis=1))
+        for name, each in zip(values, found, strict=True):
+            made.setdefault(name, []).append(list(each))
+    return made
+
+
+def _print(report: dict[str, list[list[float]]], title: str) -> None:
+    from rich.table import Table
+
+    table = Table("against unpruned", "before", "after", title=title)
+    for name, pair in report.items():
+        table.add_row(name, *(f"{mean:.4f} [{low:.4f}, {high:.4f}]" for mean, low, high in pair))
+    print_table(table)
