@@ -36,7 +36,7 @@ NEIGHBORS = 10
 
 EXAMPLES = examples(
     "elip adapt --model ViT-B-32 --checkpoint openai --images photos -o adapted",
-    "elip adapt --model hf:FOLDER --checkpoint FOLDER --images photos --passes 4 -o adapted",
+    "elip adapt --model ViT-B-32 --checkpoint a.pt --images b --passes 4 -o c",
 )
 
 
