@@ -161,7 +161,7 @@ def test_a_data_set(tmp_path: Path, few_emojis: int) -> None:
         folder = tmp_path / f"moment {i}"
         kill_after(moment, lambda folder=folder: write(folder))
         check(folder)
-        tried("kill -9 of examples.openmoji")
+        tried("kill -9 of elip data")
 
 
 # Trainings, by the hosts' own commands. What they do not write at once they may lose.
