@@ -76,9 +76,10 @@ def models(
                 # A host whose names are its models' own has one for each, with a prefix.
                 named = ", ".join(prefix + "X" for prefix in prefixes)
                 table.add_row(base, named, name)
-    if not table.row_count:
+    if filter and not table.row_count:
         raise ConfigError(f"no model's name has {filter!r} in it: see elip models")
-    print_table(table)
+    if table.row_count:
+        print_table(table)
 
 
 def plan(

@@ -281,7 +281,7 @@ def test_a_broken_host_takes_no_other_along(tmp_path: Path, fault: str) -> None:
             pytest.raises(UnknownModelError, match=rf"host 'brokenlib' failed \(.*{reason}"),
         ):
             elip_plugin.create("elip-ViT-tinny")
-        assert reason in elip("models --host brokenlib") and "elip-ViT-B-16" in elip("models")
+        assert reason in elip("models --host brokenlib") and "│ ViT-B-16 │" in elip("models")
 
 
 def test_what_a_checkpoint_is_not_to_blame_for(tmp_path: Path, monkeypatch: Any) -> None:
