@@ -98,7 +98,7 @@ def speed(
         progress=lambda text: typer.echo(text, err=True),
     )
     print_table(speed_table(setting, rows))
-    lines, parts = notes_on(rows, own), None
+    lines, parts = notes_on(rows, own, rounds), None
     if {"tower", "step"} <= {*passes.split(",")}:
         loader = None
         if items is not None:

@@ -16,6 +16,10 @@ from elip_plugin.measure.speed import Row, Setting
 from elip_plugin.measure.variants import pruned_variants
 
 
+FEWEST = 5
+"""Rounds by which a difference is shown: by chance one in 32 goes the same way in all."""
+
+
 def speed_table(made: Setting, rows: Sequence[Row]) -> Table:
     """Make the table of a run."""
     memory = "peak memory" if made.on_gpu else "kept for backward"
@@ -36,12 +40,13 @@ def speed_table(made: Setting, rows: Sequence[Row]) -> Table:
     return table
 
 
-def notes_on(rows: Sequence[Row], own: ElipConfig | None) -> list[str]:
+def notes_on(rows: Sequence[Row], own: ElipConfig | None, rounds: int) -> list[str]:
     """Say which pruned variants are slower, and what the pass `inference` is of a model's plan.
 
     Args:
         rows: What was measured.
         own: The model's plan, if it was.
+        rounds: Rounds that count.
 
     Returns:
         Sentences; none about a difference that some round does not show.
@@ -51,7 +56,7 @@ def notes_on(rows: Sequence[Row], own: ElipConfig | None) -> list[str]:
         f"{row.measured}: {row.variant} takes {row.ratio:.2f} of {first} here, and more in every "
         f"round ({row.low:.2f} to {row.high:.2f})."
         for row in rows
-        if row.low > 1 and row.variant in plans and first not in plans
+        if rounds >= FEWEST and row.low > 1 and row.variant in plans and first not in plans
     ]
     if own is not None and own.eval_mode == "full" and any(r.measured == "inference" for r in rows):
         lines.append(

@@ -200,7 +200,8 @@ def test_only_what_every_round_shows_is_said_to_be_slower(
     low: float, ratio: float, high: float, said: bool
 ) -> None:
     rows = [Row("full", "tower", 1, 1, 1, 1, 0, 0), Row("half", "tower", 1, ratio, low, high, 0, 0)]
-    assert any("more in every round" in line for line in notes_on(rows, None)) == said
-    model_says = notes_on([replace(rows[0], measured="inference")], ElipConfig.preset("half"))
+    assert any("more in every round" in line for line in notes_on(rows, None, 5)) == said
+    assert not notes_on(rows, None, 4)
+    model_says = notes_on([replace(rows[0], measured="inference")], ElipConfig.preset("half"), 1)
     assert "keeps all tokens in evaluation" in model_says[0]
-    assert not notes_on([replace(rows[0], measured="inference")], ElipConfig.preset("embed"))
+    assert not notes_on([replace(rows[0], measured="inference")], ElipConfig.preset("embed"), 1)
