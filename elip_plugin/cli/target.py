@@ -75,7 +75,7 @@ def resolve(
     Raises:
         ConfigError: If the plan, or its keep ratios, are not valid.
     """
-    from elip_plugin.hosts.registry import create
+    from elip_plugin.hosts.registry import create, find_model
     from elip_plugin.measure.preview import by_the_image
     from elip_plugin.patching.install import find_pruner
 
@@ -90,6 +90,7 @@ def resolve(
         config = _with_keep(config, values, keep)
     if config is not None and image_only:
         config = by_the_image(config)
+    find_model(model)  # an unknown name is said before any work
     options = [f"--model {shlex.quote(model)}"]
     options += [f"--plan {shlex.quote(plan)}"] if plan else []
     return Target(model, config, said or bool(keep), " ".join(options))

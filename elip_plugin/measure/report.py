@@ -15,7 +15,6 @@ from elip_plugin.measure.parts import Parts
 from elip_plugin.measure.speed import Row, Setting
 from elip_plugin.measure.variants import pruned_variants
 
-
 FEWEST = 5
 """Rounds by which a difference is shown: by chance one in 32 goes the same way in all."""
 

@@ -155,6 +155,7 @@ def test_weights_have_names(tmp_path: Path) -> None:
         ("plan --model X --plan fast --preset half", "say two plans: leave --preset out"),
         ("show --model X --plan hlaf --image p.png -o a.png", r"--plan hlaf: .* mean \['half'\]"),
         ("bench speed --model X --plan none.yaml", r"--plan none.yaml: .* cannot be read"),
+        ("check --model elip-half-no --random --images pictures --neighbors 2 -o o", "not known"),
         ("check --model X --images pictures --neighbors 2 -o out", "needs weights: give --check"),
     ],
 )
