@@ -338,7 +338,7 @@ def idea(checkpoint: str, pictures: list[Path]) -> None:
     from matplotlib import pyplot
 
     from elip_plugin.hosts.registry import create
-    from elip_plugin.visualize.pictures import find_pictures
+    from elip_plugin.pictures import find_pictures
     from elip_plugin.visualize.png import draw_stage
     from elip_plugin.visualize.stages import visualize
 

@@ -203,7 +203,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4, help="of the unpruned training")
     parser.add_argument("--pairs", type=int, help=argparse.SUPPRESS)  # per epoch, for a short test
     args = parser.parse_args()
-    from elip_plugin.data import write_openmoji
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # for the example that makes the data
+    from examples.openmoji import write_openmoji
 
     data = write_openmoji(args.out / "openmoji", overwrite=True)
     print(f"{data.pairs} pairs in {data.out}. {data.attribution}", flush=True)

@@ -12,8 +12,9 @@ neighbors as a picture. A run that is stopped goes on where it was. Is it safe f
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,10 @@ from elip_plugin.check import (
     Rows,
     Store,
     by_the_image,
+    fill,
     find_items,
     nearest_in,
-    read_all,
+    read_ahead,
     similarities,
 )
 
@@ -53,26 +55,22 @@ def by_export(args: argparse.Namespace, items: list[Item], progress: Any) -> Any
     encode: Callable[[Tensor], Tensor] = import_module("elip_plugin.export").load(args.export)
     preprocess = elip_plugin.create(args.model, device="meta").preprocess
 
-    def compute(places: Sequence[int]) -> tuple[Rows, dict[int, str]]:
-        images, faults = read_all([items[i] for i in places], preprocess)
-        batches = [images[i : i + args.batch] for i in range(0, len(images), args.batch)]
-        rows = [torch.nn.functional.normalize(encode(torch.stack(b)), dim=1) for b in batches]
-        made = torch.cat(rows).numpy() if rows else np.zeros((0, 0), np.float32)
-        return made, {places[i]: why for i, why in faults.items()}
+    def run(images: list[Tensor]) -> Rows:
+        rows: Rows = torch.nn.functional.normalize(encode(torch.stack(images)), dim=1).numpy()
+        return rows
 
     # Another export is kept apart: by the time of its files.
-    files = sorted(args.export.iterdir())
-    state = [f"{file.resolve()} {file.stat().st_mtime_ns}" for file in files]
-    keys = [f"{item.key} {hash_of(state)}" for item in items]
-    store = Store(args.out / "cache" / "export")
-    return store.fill(keys, compute, lambda done: progress("embedding", done, len(items)))
-
-
-def hash_of(lines: Sequence[str]) -> str:
-    """Return a short hash."""
-    import hashlib
-
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    state = [
+        f"{file.resolve()} {file.stat().st_mtime_ns}" for file in sorted(args.export.iterdir())
+    ]
+    name = hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
+    return fill(
+        Store(args.out / "cache" / f"export-{name}"),
+        [item.key for item in items],
+        read_ahead(items, preprocess, args.batch),
+        run,
+        lambda done: progress("embedding", done, len(items)),
+    )
 
 
 def contact_sheet(items: list[Item], features: Rows) -> Image.Image:

@@ -1,6 +1,6 @@
 """Train a small BLIP of transformers with its `Trainer` on questions about pictures, pruned or not.
 
-    elip data openmoji --out emoji
+    python -m examples.openmoji --out emoji
     python examples/finetune_blip.py --data emoji --elip none
     python examples/finetune_blip.py --data emoji
 
@@ -25,7 +25,7 @@ import transformers
 from PIL import Image, ImageChops
 
 import elip_plugin
-from elip_plugin.data import write_vocab
+from elip_plugin.hosts.lavis.vocab import write_vocab
 
 COLOURS = {
     "red": (240, 80, 80),
@@ -94,7 +94,7 @@ class Questions(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 def read_emojis(data: Path) -> dict[str, Image.Image]:
-    """Read some emojis of a folder of `elip data openmoji`."""
+    """Read some emojis of a folder of `python -m examples.openmoji`."""
     pairs = json.loads((data / "train.json").read_text())[:NAMES]
     pictures = [Image.open(data / pair["image"]).convert("RGB") for pair in pairs]
     return {pair["caption"]: p.resize((HALF, HALF)) for pair, p in zip(pairs, pictures)}
@@ -145,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="a folder of elip data openmoji")
+    parser.add_argument("--data", type=Path, required=True, help="a folder of examples.openmoji")
     parser.add_argument("--model", default="", help="a local folder; by default a small new BLIP")
     parser.add_argument("--elip", default=json.dumps(BY_QUESTION), help="none, a preset, or JSON")
     parser.add_argument("--steps", type=int, default=1500)

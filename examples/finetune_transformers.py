@@ -1,6 +1,6 @@
 """Train a CLIP of transformers with its `Trainer`, pruned or not, on pictures and their names.
 
-    elip data openmoji --out emoji
+    python -m examples.openmoji --out emoji
     python examples/finetune_transformers.py --data emoji --elip none --out none.json
     python examples/finetune_transformers.py --data emoji --elip half --out half.json
 
@@ -111,7 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="a folder of elip data openmoji")
+    parser.add_argument("--data", type=Path, required=True, help="a folder of examples.openmoji")
     parser.add_argument("--model", default="", help="a local folder; by default a small new CLIP")
     parser.add_argument("--elip", default="half", help="none, a preset, or a mapping in JSON")
     parser.add_argument("--epochs", type=float, default=3)

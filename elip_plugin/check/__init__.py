@@ -1,10 +1,10 @@
 """Compare pruned embeddings with unpruned ones on a user's pictures: `elip check`."""
 
-from elip_plugin.check.embed import Embedder, read_all
-from elip_plugin.check.items import Item, find_items
+from elip_plugin.check.embed import Embedder, fill, read_ahead
 from elip_plugin.check.neighbors import nearest_in, similarities
 from elip_plugin.check.store import Rows, Store
-from elip_plugin.check.study import by_the_image
+from elip_plugin.measure.preview import by_the_image
+from elip_plugin.pictures import Item, find_items
 
 __all__ = [
     "Embedder",
@@ -12,8 +12,9 @@ __all__ = [
     "Rows",
     "Store",
     "by_the_image",
+    "fill",
     "find_items",
     "nearest_in",
-    "read_all",
+    "read_ahead",
     "similarities",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -15,15 +16,15 @@ import torch
 from torch import Tensor
 
 from elip_plugin.api import find_handle
-from elip_plugin.check.items import Item, strict_decoding
-from elip_plugin.check.store import Rows, Store
+from elip_plugin.check.store import KEY, Rows, Store
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import DataError, UnsupportedModelError
 from elip_plugin.export.manifest import hash_weights
 from elip_plugin.hosts.base import HostModel
+from elip_plugin.pictures import Item, strict_decoding
 
-READERS = 4
-"""Threads that read pictures."""
+READERS, AHEAD = 4, 2
+"""Threads that read pictures, and batches that are read before they are wanted."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -61,9 +62,11 @@ class Embedder:
         """
         what = "unpruned" if config is None else f"pruned to {_short(config)}"
         with self._pruned(config):
-            return self._store(config).fill(
+            return fill(
+                self._store(config),
                 [item.key for item in items],
-                lambda places: self._encode([items[i] for i in places], places),
+                read_ahead(items, self.host_model.preprocess, self.batch),
+                self._encode,
                 lambda done: self.progress(f"embedding, {what}", done, len(items)),
             )
 
@@ -77,17 +80,24 @@ class Embedder:
             Features of length 1 [n, E].
         """
 
-        def encode(places: Sequence[int]) -> tuple[Rows, dict[int, str]]:
-            tokens = _to(self.host_model.tokenize([texts[i] for i in places]), self.device)
+        def encode(given: list[str]) -> Rows:
+            tokens = _to(self.host_model.tokenize(given), self.device)
             with torch.inference_mode():
                 features = self.host_model.encode_text(tokens)
-            return _unit(features, "a text"), {}
+            return _unit(features, "a text")
 
-        keys = [hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts]
-        rows, _ = Store(self.folder / self._key("texts")).fill(
-            keys, encode, lambda done: self.progress("embedding texts", done, len(texts))
-        )
-        return rows
+        def batches(places: Sequence[int]) -> Iterator[Batch]:
+            for start in range(0, len(places), self.batch):
+                some = places[start : start + self.batch]
+                yield list(some), [texts[i] for i in some], {}
+
+        return fill(
+            Store(self.folder / self._key("texts")),
+            [hashlib.sha256(text.encode()).hexdigest()[:KEY] for text in texts],
+            batches,
+            encode,
+            lambda done: self.progress("embedding texts", done, len(texts)),
+        )[0]
 
     def check_texts(self) -> None:
         """Refuse a model whose texts and pictures have no common space."""
@@ -101,17 +111,12 @@ class Embedder:
                 f"(pictures {tuple(pictures.shape)}, texts {tuple(texts.shape)}): leave --texts out"
             )
 
-    def _encode(self, items: Sequence[Item], places: Sequence[int]) -> tuple[Rows, dict[int, str]]:
-        images, faults = read_all(items, self.host_model.preprocess)
-        made = []
-        for start in range(0, len(images), self.batch):
-            batch = torch.stack(images[start : start + self.batch]).to(self.device, self._dtype)
-            with torch.inference_mode():
-                features = self.host_model.encode_image(batch)
-            # Tokens of a model without a feature: its class token, which no plan removes.
-            made.append(_unit(features if features.ndim == 2 else features[:, 0], "a picture"))
-        rows = np.concatenate(made) if made else np.zeros((0, 0), np.float32)
-        return rows, {places[i]: why for i, why in faults.items()}
+    def _encode(self, images: list[Tensor]) -> Rows:
+        batch = torch.stack(images).to(self.device, self._dtype)
+        with torch.inference_mode():
+            features = self.host_model.encode_image(batch)
+        # Tokens of a model without a feature: its class token, which no plan removes.
+        return _unit(features if features.ndim == 2 else features[:, 0], "a picture")
 
     @contextmanager
     def _pruned(self, config: ElipConfig | None) -> Iterator[None]:
@@ -140,29 +145,83 @@ class Embedder:
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def read_all(
-    items: Sequence[Item], prepare: Callable[[Any], Any]
-) -> tuple[list[Any], dict[int, str]]:
-    """Read pictures and prepare each.
+Batch = tuple[list[int], list[Any], dict[int, str]]
+"""Places, what was made for each of them, and what is wrong with others, by place."""
+
+
+def fill(
+    store: Store,
+    keys: Sequence[str],
+    batches: Callable[[Sequence[int]], Iterator[Batch]],
+    encode: Callable[[list[Any]], Rows],
+    progress: Callable[[int], None],
+) -> tuple[Rows, dict[int, str]]:
+    """Compute the rows that a store lacks, and return all; a stop loses one batch at most.
+
+    Args:
+        store: The store.
+        keys: What is wanted, each once.
+        batches: Yields what is at some places, batch by batch.
+        encode: Makes rows [n, E] of a batch.
+        progress: Called with the number of keys that are done.
+
+    Returns:
+        The rows [n, E] of all that has no fault, and the faults by place, which are not stored.
+    """
+    missing = np.flatnonzero(store.places(keys) < 0).tolist()
+    faults: dict[int, str] = {}
+    done = len(keys) - len(missing)
+    progress(done)
+    if missing:
+        with store.adding() as adding:
+            for places, values, bad in batches(missing):
+                if values:
+                    adding.add([keys[i] for i in places], encode(values))
+                faults |= bad
+                done += len(places) + len(bad)
+                progress(done)
+    return store.rows([key for i, key in enumerate(keys) if i not in faults]), faults
+
+
+def read_ahead(
+    items: Sequence[Item], prepare: Callable[[Any], Any], batch: int
+) -> Callable[[Sequence[int]], Iterator[Batch]]:
+    """Return what reads and prepares pictures by threads, the next batch while one is in use.
 
     Args:
         items: The pictures.
         prepare: Is given a picture (Pillow, RGB).
+        batch: How many come at a time.
 
     Returns:
-        What it made of those that could be read; what is wrong with the others, by place.
+        A function of places, which yields batches.
     """
 
-    def one(item: Item) -> tuple[Any, str]:
+    def one(place: int) -> tuple[Any, str]:
         try:
-            return prepare(item.read()), ""
+            return prepare(items[place].read()), ""
         except Exception as error:  # Pillow's readers raise nearly anything on broken files
             return None, f"{type(error).__name__}: {error}"
 
-    with strict_decoding(), ThreadPoolExecutor(READERS) as readers:
-        made = list(readers.map(one, items))
-    faults = {i: why for i, (_, why) in enumerate(made) if why}
-    return [value for value, why in made if not why], faults
+    def batches(places: Sequence[int]) -> Iterator[Batch]:
+        parts = [places[start : start + batch] for start in range(0, len(places), batch)]
+        with strict_decoding(), ThreadPoolExecutor(READERS) as readers:
+            ahead = deque[Any]()
+            for part in [*parts, *[[]] * AHEAD]:
+                ahead.append((part, [readers.submit(one, place) for place in part]))
+                if len(ahead) > AHEAD:
+                    some, futures = ahead.popleft()
+                    if some:
+                        yield _sorted(some, [future.result() for future in futures])
+
+    return batches
+
+
+def _sorted(places: Sequence[int], made: Sequence[tuple[Any, str]]) -> Batch:
+    """Tell what was read from what could not be."""
+    both = list(zip(places, made))
+    good = [place for place, (_, why) in both if not why]
+    return good, [v for v, why in made if not why], {i: why for i, (_, why) in both if why}
 
 
 def _unit(features: Tensor, what: str) -> Rows:

@@ -10,7 +10,6 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from elip_plugin.check.items import Item
 from elip_plugin.check.neighbors import nearest_in, similarities
 from elip_plugin.check.study import Result
 from elip_plugin.check.tables import (
@@ -24,8 +23,8 @@ from elip_plugin.check.tables import (
 from elip_plugin.errors import ElipError
 from elip_plugin.files import write_text
 from elip_plugin.hosts.base import HostModel
+from elip_plugin.pictures import Item, Picture
 from elip_plugin.visualize.html import to_html
-from elip_plugin.visualize.pictures import Picture
 from elip_plugin.visualize.stages import visualize
 
 SIDE = 96
@@ -50,7 +49,7 @@ def write_page(result: Result, host_model: HostModel, out: Path) -> None:
         write_text(out / "patches.html", drawn, errors="replace")
         patches = '<a href="patches.html">Which patches are merged or dropped in them.</a>'
     page = files("elip_plugin.check").joinpath("page.html").read_text(encoding="utf-8")
-    about = f"Weights: {host_model.weights}. {describe_plan(result)}."
+    about = f"{describe_plan(result)}."
     said = f"<p><strong>{escape(verdict(result))}</strong></p>" if result.bound else ""
     if result.bound:
         said += _table(tried_table(result))

@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from elip_plugin.check.embed import Progress, read_all
-from elip_plugin.check.items import Item
+from elip_plugin.check.embed import Progress, fill, read_ahead
 from elip_plugin.check.store import Rows, Store
+from elip_plugin.pictures import Item
 
 SIDE = 224
 """Pixels of the longer side at which it is measured how busy a picture is, at most."""
 
 QUALITY = 75
 """Of the JPEG by which that is measured."""
+
+PER_BATCH = 64
+"""Pictures that are looked at between two writes."""
 
 FEWEST = 10
 """Pictures of a slice at least."""
@@ -70,14 +73,11 @@ def look_at_all(
     Returns:
         What `look` says [N, 3] of those that can be read; what is wrong with the others, by place.
     """
-
-    def compute(places: Sequence[int]) -> tuple[Rows, dict[int, str]]:
-        made, faults = read_all([items[i] for i in places], look)
-        return np.array(made, np.float32), {places[i]: why for i, why in faults.items()}
-
-    return Store(folder / "looks").fill(
+    return fill(
+        Store(folder / "looks"),
         [item.key for item in items],
-        compute,
+        read_ahead(items, look, PER_BATCH),
+        lambda looks: np.array(looks, np.float32),
         lambda done: progress("looking at the pictures", done, len(items)),
     )
 

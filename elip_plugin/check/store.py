@@ -1,10 +1,15 @@
-"""Rows of numbers by key on the disk, in files that are finished or not there."""
+"""Rows of numbers by key on the disk: one file of rows, and one of the keys of those that are done.
+
+A row counts once its key is written, and keys are written after their rows. What a stop leaves of
+a batch is cut off by the next run.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +21,11 @@ from elip_plugin.files import replacing
 
 Rows = NDArray[np.float32]
 
-Compute = Callable[[Sequence[int]], tuple[Rows, dict[int, str]]]
-"""Computes the rows of some places [n, E]; of what it cannot, it gives the reasons by place, and
-leaves the rows out."""
+KEY = 32
+"""Characters of a key."""
 
-PER_FILE = 64
-"""Rows per file: what a stop costs at most."""
+PER_COPY = 2**16
+"""Rows that are copied at a time where they are wanted in another order."""
 
 
 class Store:
@@ -33,95 +37,167 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._rows, self._keys = folder / "rows.f4", folder / "done.keys"
 
-    def fill(
-        self, keys: Sequence[str], compute: Compute, progress: Callable[[int], None]
-    ) -> tuple[Rows, dict[int, str]]:
-        """Compute the rows that are missing, and return all.
+    def places(self, keys: Sequence[str]) -> NDArray[np.intp]:
+        """Find rows.
 
         Args:
-            keys: What is wanted, each once.
-            compute: Computes what is missing.
-            progress: Called with the number of rows that are there, after each file.
+            keys: What is wanted.
 
         Returns:
-            The rows [n, E] of all that has no fault, memory-mapped; and the faults, by place.
+            The row of each [n]; -1 for what is not there.
+        """
+        known, wanted = self._known(), np.array(keys, f"S{KEY}")
+        if not len(known) or not len(wanted):
+            return np.full(len(wanted), -1, np.intp)
+        if len(known) >= len(wanted) and (known[: len(wanted)] == wanted).all():
+            return np.arange(len(wanted))  # as they were written
+        order = np.argsort(known, kind="stable")
+        found = order[np.minimum(np.searchsorted(known, wanted, sorter=order), len(known) - 1)]
+        return np.where(known[found] == wanted, found, -1)
+
+    def rows(self, keys: Sequence[str]) -> Rows:
+        """Return rows that are there.
+
+        Args:
+            keys: What is wanted.
+
+        Returns:
+            The rows [n, E], memory-mapped, in the order of the keys.
 
         Raises:
-            DataError: If a file of the folder is damaged.
+            DataError: If one is missing, or the folder cannot be written to.
         """
-        known, faults = self._read()
-        missing = [i for i, key in enumerate(keys) if key not in known and key not in faults]
-        progress(len(keys) - len(missing))
-        for start in range(0, len(missing), PER_FILE):
-            places = missing[start : start + PER_FILE]
-            rows, bad = compute(places)
-            good = [i for i in places if i not in bad]
-            self._write(rows, [keys[i] for i in good], {keys[i]: why for i, why in bad.items()})
-            progress(len(keys) - len(missing) + start + len(places))
-        known, faults = self._read()
-        there = [key for key in keys if key in known]
-        return self._gather(there, known), {i: faults[k] for i, k in enumerate(keys) if k in faults}
-
-    def _read(self) -> tuple[dict[str, tuple[Path, int]], dict[str, str]]:
-        """Return where each row is, and what is wrong with what has none."""
-        known: dict[str, tuple[Path, int]] = {}
-        faults: dict[str, str] = {}
-        for path in sorted(self.folder.glob("*.json")):
-            try:
-                made = json.loads(path.read_text(encoding="utf-8"))
-                rows = path.with_suffix(".npy")
-                known |= {key: (rows, row) for row, key in enumerate(made["keys"])}
-                faults |= made["faults"]
-            except Exception as error:  # of the file system, JSON, and other kinds of values
-                raise _damaged(path, error) from error
-        return known, faults
-
-    def _write(self, rows: Rows, keys: Sequence[str], faults: dict[str, str]) -> None:
-        name = hashlib.sha256("".join([*keys, *faults]).encode()).hexdigest()[:16]
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if keys:
-                with replacing(self.folder / f"{name}.npy") as path, path.open("wb") as file:
-                    np.save(file, np.asarray(rows, np.float32))
-            # The list comes last: without it the file of rows does not count.
-            with replacing(self.folder / f"{name}.json") as path:
-                path.write_text(json.dumps({"keys": list(keys), "faults": faults}), "utf-8")
-        except OSError as error:
-            raise self._unwritten(error) from error
-
-    def _unwritten(self, error: OSError) -> DataError:
-        return DataError(f"{self.folder} cannot be written to ({error}): free space, and run again")
-
-    def _gather(self, keys: Sequence[str], known: dict[str, tuple[Path, int]]) -> Rows:
-        """Write the rows into one file, in the order of the keys."""
-        files: dict[Path, Any] = {}
-        for path in dict.fromkeys(known[key][0] for key in keys):
-            try:
-                files[path] = np.load(path, mmap_mode="r")
-                last = max(row for file, row in known.values() if file == path)
-                files[path][last]
-                if files[path].ndim != 2 or files[path].dtype != np.float32:
-                    raise ValueError(f"its rows are {files[path].shape} {files[path].dtype}")
-            except Exception as error:  # NumPy raises nearly anything on broken files
-                raise _damaged(path, error) from error
-        if not files:
+        places = self.places(keys)
+        if not len(places):
             return np.zeros((0, 0), np.float32)
-        width = next(iter(files.values())).shape[1]
-        header = {"descr": "<f4", "fortran_order": False, "shape": (len(keys), width)}
-        try:  # by writing: a memory map ends the process where the disk is full
-            with replacing(self.folder / "all.npy") as path, path.open("wb") as out:
-                np.lib.format.write_array_header_1_0(out, header)
-                for key in keys:
-                    file, row = known[key]
-                    out.write(files[file][row].astype("<f4").tobytes())
+        if (places < 0).any():
+            raise DataError(f"{self.folder} was changed while it was in use: run again")
+        made = self._mapped()
+        if (places == np.arange(len(places))).all():
+            return made[: len(places)]
+        header = {"descr": "<f4", "fortran_order": False, "shape": (len(places), made.shape[1])}
+        # By writing: a memory map ends the process where the disk is full.
+        with self.writing(), replacing(self.folder / "all.npy") as path, path.open("wb") as out:
+            np.lib.format.write_array_header_1_0(out, header)
+            for start in range(0, len(places), PER_COPY):
+                out.write(made[places[start : start + PER_COPY]].astype("<f4").tobytes())
+        copied: Rows = np.load(self.folder / "all.npy", mmap_mode="r")
+        return copied
+
+    @contextmanager
+    def adding(self) -> Iterator[Adding]:
+        """Open the store to add rows.
+
+        Yields:
+            What takes them. DataError if another process adds to the store, or it is damaged.
+        """
+        with ExitStack() as stack:
+            with self.writing():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                _lock(stack.enter_context((self.folder / "lock").open("w")), self.folder)
+                whole, width = len(self._known()), self._width()
+                files = []
+                for path, size in ((self._rows, 4 * width), (self._keys, KEY)):
+                    files.append(stack.enter_context(path.open("ab", buffering=0)))
+                    os.truncate(path, whole * size)  # what a stop has left of a batch
+            yield Adding(self, files[0], files[1], width)
+
+    def _known(self) -> NDArray[Any]:
+        """Return the keys of the rows that are whole, in the order of the rows."""
+        width = self._width()
+        if not width:
+            return np.zeros(0, f"S{KEY}")
+        keys = np.fromfile(self._keys, f"S{KEY}") if self._keys.exists() else np.zeros(0, f"S{KEY}")
+        size = self._rows.stat().st_size if self._rows.exists() else 0
+        return keys[: size // (4 * width)]
+
+    def _width(self) -> int:
+        """Return the numbers of a row; 0 if nothing was stored yet."""
+        path = self.folder / "store.json"
+        if not path.exists():
+            return 0
+        try:
+            width = json.loads(path.read_text(encoding="utf-8"))["width"]
+            if type(width) is not int or width < 1:
+                raise ValueError(f"rows of {width!r} numbers")
+        except Exception as error:  # of the file system, JSON, and other kinds of values
+            raise DataError(
+                f"{path} is damaged ({error}): remove {self.folder}, and what is in it is computed "
+                "again"
+            ) from error
+        return width
+
+    def _mapped(self) -> Rows:
+        width = self._width()
+        count = self._rows.stat().st_size // (4 * width)
+        return np.memmap(self._rows, "<f4", "r", shape=(count, width))
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Say in one error that the folder cannot be written to."""
+        try:
+            yield
         except OSError as error:
-            raise self._unwritten(error) from error
-        rows: Rows = np.load(self.folder / "all.npy", mmap_mode="r")
-        return rows
+            raise DataError(
+                f"{self.folder} cannot be written to ({error}): free space, and run again"
+            ) from error
 
 
-def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(
-        f"{path} is damaged ({error}): remove its folder, and what is in it is computed again"
-    )
+class Adding:
+    """Takes rows for a store.
+
+    Args:
+        store: The store.
+        rows: The file of rows, at its end.
+        keys: The file of keys, at its end; neither file is buffered.
+        width: The numbers of a row; 0 if there is none yet.
+    """
+
+    def __init__(self, store: Store, rows: Any, keys: Any, width: int) -> None:
+        self._store, self._rows, self._keys, self._width = store, rows, keys, width
+
+    def add(self, keys: Sequence[str], rows: Rows) -> None:
+        """Add rows; they are kept whatever happens to the process afterwards.
+
+        Args:
+            keys: Their keys, of `KEY` characters.
+            rows: The rows [n, E].
+
+        Raises:
+            DataError: If they are of another width than those that are there.
+        """
+        if not len(keys):
+            return
+        if not self._width:
+            self._width = rows.shape[1]
+            with self._store.writing(), replacing(self._store.folder / "store.json") as path:
+                path.write_text(json.dumps({"width": self._width}), encoding="utf-8")
+        if rows.shape != (len(keys), self._width):
+            raise DataError(
+                f"{self._store.folder} has rows of {self._width} numbers, and not {rows.shape}: "
+                "remove the folder"
+            )
+        with self._store.writing():  # the keys last, without which the rows do not count
+            _write(self._rows, np.ascontiguousarray(rows, "<f4").tobytes())
+            _write(self._keys, np.array(keys, f"S{KEY}").tobytes())
+
+
+def _write(file: Any, content: bytes) -> None:
+    left = memoryview(content)
+    while left:  # a disk that is nearly full takes a part
+        left = left[file.write(left) :]
+
+
+def _lock(file: Any, folder: Path) -> None:
+    """Refuse a second process, until the first ends or is killed."""
+    with suppress(ImportError):  # where a system has none
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(
+                f"another process adds to {folder}: wait until it ends, or name another --out"
+            ) from error

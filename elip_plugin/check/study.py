@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,18 @@ import numpy as np
 
 from elip_plugin.check.bound import FEWEST, Bound, Rung, Tried, chosen, ladder, search
 from elip_plugin.check.embed import Embedder, Progress
-from elip_plugin.check.items import Item
 from elip_plugin.check.neighbors import Values, cosine_at, cosines, overlaps, ranks
 from elip_plugin.check.slices import Slice, look_at_all, slices
 from elip_plugin.check.statistics import Estimate, estimate
 from elip_plugin.check.store import Rows
 from elip_plugin.config import ElipConfig
-from elip_plugin.errors import ConfigError, DataError
+from elip_plugin.errors import DataError
 from elip_plugin.files import write_text
 from elip_plugin.hosts.base import HostModel
-from elip_plugin.measure.preview import plan_for
+from elip_plugin.label import label_of
+from elip_plugin.measure.preview import by_the_image, plan_for
 from elip_plugin.patching.install import find_pruner
+from elip_plugin.pictures import Item
 
 NOT_TOLD_APART, SOME = 0.9999, 0.05
 """The cosine above which a k-th neighbor is said to be a copy, and the share that is mentioned."""
@@ -59,6 +60,7 @@ class Result:
     """What a check found.
 
     Attributes:
+        label: Model, plan, evaluation and weights.
         items: The pictures that could be read.
         broken: What is wrong with the others, by their names.
         looks: Width, height and how busy each picture is [N, 3].
@@ -74,6 +76,7 @@ class Result:
         notes: What the reader should know besides.
     """
 
+    label: str
     items: list[Item]
     broken: dict[str, str]
     looks: Rows
@@ -104,17 +107,6 @@ class Result:
         """Whether a plan keeps the bound, and the second half confirms it; true without one."""
         best = chosen(self.tried)
         return self.bound is None or (best is not None and best.confirmed)
-
-
-def by_the_image(config: ElipConfig) -> ElipConfig:
-    """Return a plan that prunes in evaluation, by the image alone: as an index is embedded."""
-    try:
-        return replace(config, eval_mode="image")
-    except ConfigError as error:
-        raise ConfigError(
-            f"--plan chooses by a text (reducer {config.reducer.name!r}), and an embedding is made "
-            "without one: give another plan, such as half"
-        ) from error
 
 
 def check_count(count: int, k: int, bound: Bound | None) -> None:
@@ -221,7 +213,20 @@ def check(
         measures += _text_measures(embedder, good, texted, full, pruned)
     parts = _on_slices(slices(good, looks), values, k)
     return Result(
-        good, broken, looks, full, pruned, values, k, rung, measures, parts, bound, tried, notes
+        label_of(host_model),
+        good,
+        broken,
+        looks,
+        full,
+        pruned,
+        values,
+        k,
+        rung,
+        measures,
+        parts,
+        bound,
+        tried,
+        notes,
     )
 
 
@@ -271,6 +276,7 @@ def write_result(result: Result, host_model: HostModel, out: Path) -> None:
         out: A folder.
     """
     report: dict[str, Any] = {
+        "label": result.label,
         "model": host_model.name,
         "weights": host_model.weights,
         "plan": result.rung.config.to_mapping(),

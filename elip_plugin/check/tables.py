@@ -15,7 +15,7 @@ def describe_plan(result: Result) -> str:
     config = result.rung.config
     keep = ", ".join(f"{stage.keep:g}" for stage in config.stages)
     return (
-        f"{len(result.items)} pictures, pruned by {config.reducer.name}, keep {keep}: counted "
+        f"{result.label}; {len(result.items)} pictures, keep {keep}: counted "
         f"forward {result.rung.cost:.2f} of the unpruned one"
     )
 

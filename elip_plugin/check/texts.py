@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from elip_plugin.check.items import Item
 from elip_plugin.errors import DataError
-from elip_plugin.visualize.pictures import SUFFIXES
+from elip_plugin.pictures import SUFFIXES, Item
 
 FORMS = (
     'give lines of "picture<TAB>text" (.tsv), or of {"image": ..., "text": ...} (.jsonl); '

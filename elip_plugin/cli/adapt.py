@@ -9,15 +9,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from elip_plugin.cli.options import Device, ImageSize, Model, examples, make_folder, print_table
+from elip_plugin.cli.options import (
+    Device,
+    ImageSize,
+    Keep,
+    Model,
+    Plan,
+    examples,
+    make_folder,
+    print_table,
+)
+from elip_plugin.cli.target import IMAGE_ONLY_PLAN, default_device, resolve
 from elip_plugin.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from elip_plugin.check.items import Item
     from elip_plugin.check.store import Rows
     from elip_plugin.hosts.base import HostModel
+    from elip_plugin.pictures import Item
 
 HELD_OUT, FEWEST = 0.1, 100
 """Share of the pictures that nothing is learned from, and the fewest of them."""
@@ -26,7 +36,7 @@ NEIGHBORS = 10
 
 EXAMPLES = examples(
     "elip adapt --model ViT-B-32 --checkpoint openai --images photos -o adapted",
-    "elip adapt --model hf:FOLDER --checkpoint FOLDER --images photos --passes 4 -o adapted",
+    "elip adapt --model ViT-B-32 --checkpoint a.pt --images b --passes 4 -o c",
 )
 
 
@@ -40,9 +50,8 @@ def adapt(
         str, typer.Option(help="Weights: a file, a tag of OpenCLIP's, or a folder.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the weights, and a report.")],
-    plan: Annotated[
-        str, typer.Option(help="A preset, or a file of elip plan -o; it prunes by the image alone.")
-    ] = "embed",
+    plan: Plan = "",
+    keep: Keep = "",
     passes: Annotated[float, typer.Option(help="How often each picture is seen.")] = 2.0,
     batch: Annotated[int, typer.Option(min=1, help="Pictures per step.")] = 32,
     rate: Annotated[float, typer.Option(help="Largest learning rate.")] = 3e-5,
@@ -60,13 +69,12 @@ def adapt(
     from rich.progress import Progress
 
     from elip_plugin.adapting import adapt, embedding
-    from elip_plugin.check.items import find_items
-    from elip_plugin.check.study import by_the_image
-    from elip_plugin.config import ElipConfig
+    from elip_plugin.api import find_handle
     from elip_plugin.files import write_text
-    from elip_plugin.hosts.registry import create
+    from elip_plugin.label import label_of
+    from elip_plugin.pictures import find_items
 
-    config = by_the_image(ElipConfig.from_mapping(plan))
+    target = resolve(model, plan, keep, image_only=True, default=IMAGE_ONLY_PLAN)
     items = find_items(images)
     kept = max(FEWEST, int(HELD_OUT * len(items)))
     if len(items) < 2 * kept:
@@ -76,8 +84,8 @@ def adapt(
         )
     order = torch.randperm(len(items), generator=torch.Generator().manual_seed(0)).tolist()
     held_out, learned = [items[i] for i in order[:kept]], [items[i] for i in order[kept:]]
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    made = create(model, config, checkpoint=checkpoint, image_size=image_size, device=device)
+    device = default_device(device)
+    made = target.build(checkpoint=checkpoint, image_size=image_size, device=device)
     make_folder(out)
     full, before = _features(made, held_out, batch, pruned=False), _features(made, held_out, batch)
     steps = max(1, round(passes * len(learned) / batch))
@@ -97,18 +105,20 @@ def adapt(
         )  # fmt: skip
     report = _report(full, before, _features(made, held_out, batch))
     weights = made.save_weights(out)
-    about = {"model": made.name, "plan": config.to_mapping(), "steps": steps, "held_out": kept}
+    plan_used = find_handle(made.model).config.to_mapping()
+    about = {"label": label_of(made), "model": made.name, "plan": plan_used, "steps": steps}
+    about["held_out"] = kept
     write_text(out / "report.json", json.dumps({**about, "measures": report}, indent=1) + "\n")
-    _print(report, kept)
+    _print(report, f"{label_of(made)}; {kept} pictures that were held out, with 95% intervals")
     typer.echo(f"weights: --checkpoint {weights}, pruned by the same plan")
 
 
 def _read(made: HostModel, items: Sequence[Item]) -> Tensor:
     import torch
 
-    from elip_plugin.check.embed import read_all
+    from elip_plugin.check.embed import read_ahead
 
-    images, faults = read_all(items, made.preprocess)
+    ((_, images, faults),) = read_ahead(items, made.preprocess, len(items))(range(len(items)))
     if faults:
         place, why = next(iter(faults.items()))
         raise DataError(f"{items[place].name} cannot be read ({why}): remove it, and start again")
@@ -151,10 +161,9 @@ def _report(full: Rows, before: Rows, after: Rows) -> dict[str, list[list[float]
     return made
 
 
-def _print(report: dict[str, list[list[float]]], count: int) -> None:
+def _print(report: dict[str, list[list[float]]], title: str) -> None:
     from rich.table import Table
 
-    title = f"{count} pictures that were held out, with 95% intervals"
     table = Table("against unpruned", "before", "after", title=title)
     for name, pair in report.items():
         table.add_row(name, *(f"{mean:.4f} [{low:.4f}, {high:.4f}]" for mean, low, high in pair))

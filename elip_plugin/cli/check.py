@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from elip_plugin.cli.options import Device, ImageSize, Model, examples, make_folder, print_table
+from elip_plugin.cli.options import (
+    Checkpoint,
+    Device,
+    ImageSize,
+    Keep,
+    Model,
+    Plan,
+    RandomWeights,
+    examples,
+    make_folder,
+    print_table,
+)
+from elip_plugin.cli.target import IMAGE_ONLY_PLAN, check_weights, default_device, resolve
 from elip_plugin.errors import DataError
 
 if TYPE_CHECKING:
@@ -18,14 +30,10 @@ if TYPE_CHECKING:
     from elip_plugin.check.embed import Progress
     from elip_plugin.check.study import Result
     from elip_plugin.check.tables import Table
-    from elip_plugin.config import ElipConfig
-    from elip_plugin.hosts.base import HostModel
-
-DEFAULT_PLAN = "embed"
 
 EXAMPLES = examples(
     "elip check --model ViT-B-32 --checkpoint openai --images photos -o out",
-    "elip check --model ViT-B-32 --images photos --bound overlap@10=0.95 -o out",
+    "elip check --model elip-third-ViT-B-32 --random --images photos -o out",
 )
 
 
@@ -36,22 +44,16 @@ def check(
         typer.Option(help="A folder of pictures or .tar shards, or one of either; repeatable."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the report and the cache.")],
-    checkpoint: Annotated[
-        str,
-        typer.Option(
-            help="Weights: a file, a tag of OpenCLIP's, or a folder of save_pretrained; by default "
-            "random."
-        ),
-    ] = "",
+    checkpoint: Checkpoint = "",
+    random: RandomWeights = False,
     texts: Annotated[
         Path | None,
         typer.Option(
             help="Texts of the pictures, .tsv or .jsonl; by default the .txt beside each picture."
         ),
     ] = None,
-    plan: Annotated[
-        str, typer.Option(help="A preset, or a file of elip plan -o; it prunes by the image alone.")
-    ] = DEFAULT_PLAN,
+    plan: Plan = "",
+    keep: Keep = "",
     bound: Annotated[
         str,
         typer.Option(
@@ -71,19 +73,20 @@ def check(
     plan is shown to keep it.
     """
     from elip_plugin.check.bound import parse_bound
-    from elip_plugin.check.items import find_items
     from elip_plugin.check.page import write_page
-    from elip_plugin.check.study import by_the_image, check, check_count, look, write_result
+    from elip_plugin.check.study import check, check_count, look, write_result
     from elip_plugin.check.texts import with_texts
-    from elip_plugin.config import ElipConfig
+    from elip_plugin.patching.install import find_pruner
+    from elip_plugin.pictures import find_items
 
     asked = parse_bound(bound) if bound else None
-    config = by_the_image(ElipConfig.from_mapping(plan))
     items = find_items(images)
     if texts is not None:
         items = with_texts(items, texts)
     most = max(neighbors, asked.k if asked else 0)
     check_count(len(items), most, asked)
+    target = resolve(model, plan, keep, image_only=True, default=IMAGE_ONLY_PLAN)
+    check_weights("check", model, checkpoint, random)
     make_folder(out)
     with _progress() as progress:
         # Before the model is built, which may take minutes.
@@ -92,11 +95,13 @@ def check(
             name, why = next(iter(broken.items()))
             raise DataError(f"none of {len(items)} pictures can be read; {name}: {why}")
         check_count(len(readable), most, asked)
-        host_model = _create(model, config, checkpoint, image_size, device)
+        host_model = target.build(
+            checkpoint=checkpoint, image_size=image_size, device=default_device(device)
+        )
         result = check(
             host_model,
             items,
-            config,
+            find_pruner(host_model.model).config,
             out / "cache",
             k=neighbors,
             bound=asked,
@@ -106,32 +111,31 @@ def check(
         )
         write_result(result, host_model, out)
         write_page(result, host_model, out)
-    if "random" in host_model.weights:
-        typer.echo(f"weights: {host_model.weights}; give --checkpoint for trained ones", err=True)
     _print(result)
     typer.echo(f"written to {out / 'index.html'}, with the worst pictures")
     if not result.holds:
         raise typer.Exit(1)
 
 
-def _create(
-    model: str, config: ElipConfig, checkpoint: str, image_size: int | None, device: str
-) -> HostModel:
-    import torch
-
-    from elip_plugin.hosts.registry import create
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return create(model, config, checkpoint=checkpoint, image_size=image_size, device=device)
-
-
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    """Show a bar for each thing that is done, on stderr."""
+    """Show a bar for each thing that is done, with how many a second, on stderr."""
     from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+    from rich.progress import (
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
 
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.finished_speed or task.speed or 0:.0f}/s")
+
+    first = Progress.get_default_columns()[:2]
+    columns = (*first, MofNCompleteColumn(), Rate(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True, markup=False, emoji=False)) as bars:
         tasks: dict[str, TaskID] = {}
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from elip_plugin.cli.options import ImageSize, Keep, Model, Preset, examples
+from elip_plugin.cli.options import (
+    Checkpoint,
+    ImageSize,
+    Keep,
+    Model,
+    OldPreset,
+    Plan,
+    RandomWeights,
+    examples,
+)
+from elip_plugin.cli.target import IMAGE_ONLY_PLAN, check_weights, renamed, resolve
 
 EXAMPLES = examples(
-    "elip export --model elip-embed-ViT-B-32 --out embed-b32",
-    "elip export --model elip-embed-ViT-L-14 --format openvino --text --out l14",
+    "elip export --model ViT-B-32 --checkpoint openai --out embed-b32",
+    "elip export --model elip-third-ViT-L-14 --checkpoint openai --text -o l14",
 )
 MOST_PICTURES = 64
 """Pictures of `--images` that are looked at."""
@@ -22,11 +30,11 @@ MOST_PICTURES = 64
 def export(
     model: Model,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")],
-    checkpoint: Annotated[
-        str, typer.Option(help="Weights: a file, a folder, or a tag of OpenCLIP's.")
-    ] = "",
+    checkpoint: Checkpoint = "",
+    random: RandomWeights = False,
     format: Annotated[str, typer.Option(help="onnx, openvino or torch.")] = "onnx",
-    preset: Preset = "",
+    plan: Plan = "",
+    preset: OldPreset = "",
     keep: Keep = "",
     image_size: ImageSize = None,
     text: Annotated[bool, typer.Option("--text", help="Export the text tower as well.")] = False,
@@ -37,22 +45,18 @@ def export(
     """Export the image tower with its pruning, and check the file against the model."""
     from elip_plugin.export import export as write
     from elip_plugin.export.formats import find_format
-    from elip_plugin.hosts.registry import create
-    from elip_plugin.measure.preview import make_config
-    from elip_plugin.visualize.pictures import find_pictures
+    from elip_plugin.pictures import find_pictures
 
     find_format(format)  # before a model is built
+    target = resolve(model, renamed(plan, preset), keep, image_only=True, default=IMAGE_ONLY_PLAN)
+    check_weights("export", model, checkpoint, random)
     pictures = [] if images is None else [p.image for p in find_pictures([images], MOST_PICTURES)]
-    config = make_config(preset, keep)
-    if config is not None:
-        config = replace(config, eval_mode="image")
-    made = create(model, config, checkpoint=checkpoint, image_size=image_size)
     manifest = write(
-        made,
+        target.build(checkpoint=checkpoint, image_size=image_size),
         out,
         format=format,
         text=text,
-        pictures=islice(pictures, MOST_PICTURES),
+        pictures=pictures,
         progress=lambda line: typer.echo(line, err=True),
     )
     for name, tower in manifest["towers"].items():
@@ -63,6 +67,5 @@ def export(
             f"largest is {parity['largest']:.2g}), {parity['rankings']} rankings equal"
         )
     typer.echo(
-        f"Counted: {manifest['counted_forward']:.2f} of an unpruned forward, with "
-        f"{manifest['weights']['from']}."
+        f"{manifest['label']}; counted: {manifest['counted_forward']:.2f} of an unpruned forward."
     )

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from elip_plugin.cli import adapt, bench, check, data, doctor, export, lavis, plan, show
+from elip_plugin.cli import adapt, bench, check, doctor, export, lavis, plan, show
 from elip_plugin.cli.options import examples
 from elip_plugin.errors import ElipError
 
@@ -22,7 +22,6 @@ app.command(epilog=check.EXAMPLES)(check.check)
 app.command(epilog=adapt.EXAMPLES)(adapt.adapt)
 app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
 app.add_typer(bench.app, name="bench")
-app.add_typer(data.app, name="data")
 app.add_typer(lavis.app, name="lavis")
 
 

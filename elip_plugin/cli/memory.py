@@ -44,20 +44,29 @@ class MemoryAsked:
 
         check_precisions(self.precision.split(","))
         if self.batch is not None and self.batch < 1:
-            raise ConfigError(f"batch must be 1 or more, got {self.batch}")
+            raise ConfigError(f"--batch must be 1 or more, got {self.batch}")
         if self.budget is not None and self.budget <= 0:
-            raise ConfigError(f"memory {self.memory} less reserve {self.reserve} leaves nothing")
+            raise ConfigError(
+                f"--memory {self.memory} less --reserve {self.reserve} leaves nothing"
+            )
 
 
-def print_memory(host_model: HostModel, asked: MemoryAsked) -> None:
-    """Count the memory of a training step, and print what fits."""
+def print_memory(host_model: HostModel, asked: MemoryAsked, options: str) -> None:
+    """Count the memory of a training step, and print what fits.
+
+    Args:
+        host_model: The model, of shapes alone.
+        asked: The options about memory.
+        options: The options that name this model and plan, for advice.
+    """
     from rich.table import Table
 
+    from elip_plugin.label import label_of
     from elip_plugin.measure.fitting import count_ways
 
     batch, budget = asked.batch, asked.budget
     ways = count_ways(host_model, asked.precision.split(","), progress=_progress)
-    title = f"Training step of {host_model.name}"
+    title = f"Training step of {label_of(host_model)}"
     title += f" in {asked.memory} less {asked.reserve} reserve" if asked.memory else ""
     table = Table("precision", title=title, title_justify="left")
     columns = ["fixed"]
@@ -78,11 +87,12 @@ def print_memory(host_model: HostModel, asked: MemoryAsked) -> None:
         typer.echo(f"No rows with checkpointing: {host_model.name} has none.")
     if budget is not None and batch is not None:
         for way in ways:
-            typer.echo(f"{way.name}: batch {batch} {_what_fits(host_model, way, batch, budget)}")
+            fits = _what_fits(host_model, way, batch, budget, options)
+            typer.echo(f"{way.name}: batch {batch} {fits}")
     typer.echo(NOT_COUNTED)
 
 
-def _what_fits(host_model: HostModel, way: Way, batch: int, budget: int) -> str:
+def _what_fits(host_model: HostModel, way: Way, batch: int, budget: int, options: str) -> str:
     """Return what makes a batch fit, as the end of a sentence."""
     from elip_plugin.measure.fitting import prune_to_fit
 
@@ -95,7 +105,7 @@ def _what_fits(host_model: HostModel, way: Way, batch: int, budget: int) -> str:
     config, counted = found
     given = "this plan; also by " if way.pruned.peak_at(batch) <= budget else ""
     keep = ",".join(f"{stage.keep:g}" for stage in config.stages)
-    return f"fits by {given}--keep {keep} ({_gib(counted.peak_at(batch))})."
+    return f"fits by {given}{options} --keep {keep} ({_gib(counted.peak_at(batch))})."
 
 
 def _progress(text: str) -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from elip_plugin.cli.completion import complete_model
 from elip_plugin.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,34 +14,33 @@ if TYPE_CHECKING:
 
 Model = Annotated[
     str,
-    typer.Option(
-        help="Such as elip-ViT-B-16, or elip_blip_vqa:vqav2.", autocompletion=complete_model
-    ),
+    typer.Option(help="Such as ViT-B-16, elip-half-ViT-B-16, or elip_blip_vqa:vqav2."),
 ]
-Preset = Annotated[
+Plan = Annotated[
     str,
     typer.Option(
-        help="half (recommended), level, third, lowres, embed; or paper and fast, which cost more "
-        "than half and did not score higher. By default the model's own."
+        help="A preset (half is recommended; level, third, lowres, embed, fast, paper), or a file "
+        "of elip plan -o. By default what the model's name says."
     ),
 ]
+OldPreset = Annotated[str, typer.Option("--preset", hidden=True)]
 Keep = Annotated[
-    str, typer.Option(help="Keep ratios of the preset's stages, such as 0.9,0.65,0.4.")
+    str, typer.Option(help="Other keep ratios for the plan's stages, such as 0.9,0.65,0.4.")
+]
+Checkpoint = Annotated[
+    str,
+    typer.Option(
+        help="Weights: a file, a tag of OpenCLIP's, or a folder of save_pretrained; by default "
+        "random."
+    ),
+]
+RandomWeights = Annotated[
+    bool, typer.Option("--random", help="Take random weights, only to try the command out.")
 ]
 ImageSize = Annotated[
     int | None, typer.Option(help="Pixels of a side; by default the model's own.")
 ]
 Device = Annotated[str, typer.Option(help="cpu or cuda; by default cuda where there is one.")]
-Batch = Annotated[int, typer.Option(min=1, help="Pairs per batch, in each process.")]
-Precision = Annotated[str, typer.Option(help="fp32 or bf16 (autocast).")]
-Variants = Annotated[
-    str, typer.Option(help="Comma-separated, the first is the reference; by default all.")
-]
-Rounds = Annotated[int, typer.Option(min=1, help="Rounds that count.")]
-Data = Annotated[
-    Path | None, typer.Option(help="Time loading too: a folder of images, or a .tar shard.")
-]
-Workers = Annotated[int, typer.Option(min=1, help="Processes that load in the training.")]
 OutFolder = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the results.")]
 
 
@@ -52,9 +50,15 @@ def examples(*commands: str) -> str:
 
 
 def print_table(table: Table) -> None:
-    """Print a table; where nobody watches, as in a pipe, it is as wide as it needs to be."""
+    """Print a table; where nobody watches, as in a pipe, it is as wide as it needs to be.
+
+    Its title stands above it on a line of its own, which is not cut to the table's width.
+    """
     from rich.console import Console
 
+    if table.title:
+        typer.echo(table.title)
+        table.title = None
     console = Console(markup=False, emoji=False)  # "[lavis]" of a command is no style
     if not console.is_terminal:
         unlimited = console.options.update(max_width=10_000)

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from elip_plugin.cli.options import Keep, Model, Preset, check_file, examples
+from elip_plugin.cli.options import (
+    Checkpoint,
+    ImageSize,
+    Keep,
+    Model,
+    OldPreset,
+    Plan,
+    check_file,
+    examples,
+)
+from elip_plugin.cli.target import renamed, resolve
 from elip_plugin.errors import ConfigError
 from elip_plugin.files import write_text
 
@@ -27,35 +37,29 @@ def show(
         list[str] | None,
         typer.Option(help="A text to guide by, a row each; by default the pictures' captions."),
     ] = None,
-    checkpoint: Annotated[
-        str,
-        typer.Option(
-            help="Weights: a file, a tag of OpenCLIP's, or a folder of save_pretrained; by default "
-            "random."
-        ),
-    ] = "",
-    preset: Preset = "",
+    checkpoint: Checkpoint = "",
+    plan: Plan = "",
+    preset: OldPreset = "",
     keep: Keep = "",
+    image_size: ImageSize = None,
     most: Annotated[int, typer.Option(help="Most pictures to show.")] = 12,
 ) -> None:
     """Draw which patches survive each stage, a row per text, a column per stage."""
-    from elip_plugin.hosts.registry import create
-    from elip_plugin.measure.preview import make_config
+    from elip_plugin.pictures import find_pictures
     from elip_plugin.visualize.html import to_html
-    from elip_plugin.visualize.pictures import find_pictures
     from elip_plugin.visualize.png import write_png
     from elip_plugin.visualize.stages import visualize
 
     check_file(out, ".html", ".png")
     if most < 1:
         raise ConfigError(f"--most must be 1 or more, got {most}")
+    target = resolve(model, renamed(plan, preset), keep)
     pictures = find_pictures(image, most)
-    host_model = create(model, make_config(preset, keep), checkpoint=checkpoint)
-    made = visualize(host_model, pictures, text or [])
+    made = visualize(
+        target.build(checkpoint=checkpoint, image_size=image_size), pictures, text or []
+    )
     if out.suffix == ".html":
         write_text(out, to_html(made), errors="replace")
     else:
         write_png(made, out)
-    if not checkpoint:
-        typer.echo(f"weights: {made.weights}; give --checkpoint for trained ones", err=True)
-    typer.echo(f"{len(made.pictures)} pictures, {len(made.rows)} rows: {out}")
+    typer.echo(f"{made.label}: {len(made.pictures)} pictures, {len(made.rows)} rows: {out}")

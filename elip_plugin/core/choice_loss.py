@@ -44,7 +44,7 @@ def attach_selection_loss(
     minus the product of token and gradient, where that is above 0. The loss on the choice is the
     cross-entropy between the scores, normalized over the kept tokens, and these needs, squared (so
     that more of the target lies on what the text asks about: research/text.md) and normalized.
-    Times the sum of the needs, averaged over the batch, it grows and falls with the task's gradient,
+    Times the sum of the needs, averaged over the batch, it follows the task's gradient,
     so that scaling the loss (mixed precision, several tasks) scales both.
 
     Scores are those of all N non-prefix tokens before the stage [B, N], above 0, of which `kept`

@@ -15,7 +15,6 @@ from elip_plugin.errors import DataError
 
 NAME = "manifest.json"
 VERSION = 1
-CHECKSUM = "checksum"
 KEYS = ("manifest", "format", "model", "towers", "files", "image_size", "elip")
 """Keys that a manifest has."""
 
@@ -47,11 +46,6 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _checksum(values: Mapping[str, Any]) -> str:
-    rest = {key: value for key, value in values.items() if key != CHECKSUM}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
 def write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
     """Write a manifest for all files that are in a folder.
 
@@ -61,8 +55,7 @@ def write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
     """
     files = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
     made = {"manifest": VERSION, **values, "files": files}
-    text = json.dumps({**made, CHECKSUM: _checksum(made)}, indent=1)
-    (folder / NAME).write_text(text + "\n")
+    (folder / NAME).write_text(json.dumps(made, indent=1) + "\n")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -75,7 +68,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         What it says.
 
     Raises:
-        DataError: If there is none, if it was changed, or if a file is missing or was changed.
+        DataError: If there is none, if it cannot be read, or if a file is missing or was changed.
     """
     path = folder / NAME
     again = "export the model again, by elip export"
@@ -88,8 +81,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or values.get("manifest") != VERSION:
         raise DataError(f"{path} is no manifest of version {VERSION}: {again}")
     missing = [key for key in KEYS if key not in values]
-    if missing or values.get(CHECKSUM) != _checksum(values):
-        raise DataError(f"{path} was changed since it was written: {again}")
+    if missing or not isinstance(values["files"], dict):
+        raise DataError(f"{path} lacks {missing or ['the hashes of files']}: {again}")
     for name, digest in values["files"].items():
         if not (folder / name).is_file():
             raise DataError(f"{folder / name} is missing, which {NAME} names: {again}")

@@ -75,7 +75,7 @@ def why_not(host_model: HostModel) -> str:
     if config.eval_mode == "full":
         return (
             "its eval_mode 'full' keeps all tokens, so nothing would be saved: name a model as "
-            "elip-embed-X, or give --preset, whose plan is then used in evaluation"
+            "elip-embed-X, or give a plan with eval_mode 'image'"
         )
     return ""
 

@@ -19,6 +19,7 @@ from elip_plugin.export.parity import BATCHES, compare
 from elip_plugin.export.tower import ImageTower, TextTower, capture, example_texts, why_not
 from elip_plugin.hosts.base import HostModel
 from elip_plugin.hosts.building import seeded
+from elip_plugin.label import label_of
 from elip_plugin.patching.install import find_pruner
 
 Say = Callable[[str], None]
@@ -138,6 +139,7 @@ def _describe(host_model: HostModel, images: Tensor) -> dict[str, Any]:
     """Describe the model, its weights and its plan."""
     pruner = find_pruner(host_model.model)
     return {
+        "label": label_of(host_model),
         "model": host_model.name,
         "weights": {
             "from": host_model.weights,

@@ -1,4 +1,4 @@
-"""A plan without a model's weights, and configurations that reach a speed-up."""
+"""Other plans for a pruned model: what they cost, and the weakest that reaches a speed-up."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 
-from elip_plugin.config import DEFAULT_PRESET, ElipConfig
+from elip_plugin.config import ElipConfig
 from elip_plugin.errors import ConfigError, PlanError
-from elip_plugin.hosts.base import HostModel
-from elip_plugin.hosts.registry import create
-from elip_plugin.patching.install import find_pruner
 from elip_plugin.patching.progress import level_at
 from elip_plugin.patching.pruner import Pruner
 from elip_plugin.planning import Plan, plan
@@ -23,53 +20,45 @@ PARTS = 1000
 """Into how many parts a training is cut to average its steps."""
 
 
-def make_config(preset: str, keep: str) -> ElipConfig | None:
-    """Read the options `--preset` and `--keep`."""
-    if not preset and not keep:
-        return None
-    config = ElipConfig.preset(preset or DEFAULT_PRESET)
-    if not keep:
-        return config
+def by_the_image(config: ElipConfig) -> ElipConfig:
+    """Return a plan that prunes in evaluation, by the image alone: as an index is embedded."""
     try:
-        values = [float(v) if "." in v else int(v) for v in keep.split(",")]
-    except ValueError:
-        raise ConfigError(f"keep {keep!r}: write ratios or counts, such as 0.9,0.65,0.4") from None
-    if len(values) != len(config.stages):
+        return replace(config, eval_mode="image")
+    except ConfigError as error:
         raise ConfigError(
-            f"keep has {len(values)} values, but the preset has {len(config.stages)} stages"
-        )
-    pairs = zip(config.stages, values)
-    return replace(config, stages=tuple(replace(s, keep=v) for s, v in pairs))
+            f"the plan chooses by a text (reducer {config.reducer.name!r}), and an embedding is "
+            "made without one: give another --plan, such as half"
+        ) from error
 
 
-def preview_model(
-    name: str,
-    config: ElipConfig | None = None,
-    *,
-    image_size: int | None = None,
-    target_speedup: float | None = None,
-) -> HostModel:
-    """Build a pruned model that has shapes but no weights."""
-    made = create(name, config, image_size=image_size, device="meta")
-    if target_speedup is not None:
-        solved = solve(find_pruner(made.model), target_speedup)
-        made.prune(solved)
-    return made
+def solve(
+    pruner: Pruner, target_speedup: float, whole: Callable[[float], float] = lambda tower: tower
+) -> ElipConfig:
+    """Return the weakest pruning by the same stages that reaches a speed-up of the training step.
 
+    Args:
+        pruner: That of the model.
+        target_speedup: How many times as fast the step is to be, counted.
+        whole: Gives the cost of the whole step from the tower's, both over the unpruned ones.
 
-def solve(pruner: Pruner, target_speedup: float) -> ElipConfig:
-    """Return the weakest pruning by the same stages that reaches the speed-up."""
+    Returns:
+        The plan.
+
+    Raises:
+        ConfigError: If the speed-up is none.
+        PlanError: If no keep ratios reach it.
+    """
     if not target_speedup > 1:
-        raise ConfigError(f"target speed-up must be above 1, got {target_speedup:g}")
+        raise ConfigError(f"--target-speedup must be above 1, got {target_speedup:g}")
     try:
-        return weakest(pruner, lambda plan: pruner.step_cost(plan) * target_speedup <= 1)
+        return weakest(pruner, lambda plan: whole(pruner.step_cost(plan)) * target_speedup <= 1)
     except PlanError:
-        costs = [pruner.step_cost(planned) for _, planned in _candidates(pruner)]
-        given = pruner.step_cost(pruner.plan)
+        costs = [whole(pruner.step_cost(planned)) for _, planned in _candidates(pruner)]
+        given = whole(pruner.step_cost(pruner.plan))
         raise PlanError(
-            f"no keep ratios of these stages give a counted speed-up of {target_speedup:g}: the "
-            f"given ones have {1 / given:.2f}, removing up to twice as much "
-            f"{1 / min([given, *costs]):.2f} at most; ask for less, or give --preset or --keep"
+            f"--target-speedup {target_speedup:g}: no keep ratios of these stages give a step as "
+            f"fast, as counted: the given ones have {1 / given:.2f}, removing up to twice as much "
+            f"{1 / min([given, *costs]):.2f} at most; ask for less, or give another --plan"
         ) from None
 
 

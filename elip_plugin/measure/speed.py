@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from elip_plugin.config import ElipConfig
 from elip_plugin.errors import ConfigError
 from elip_plugin.hosts.base import HostModel
+from elip_plugin.label import label_of
 from elip_plugin.measure.counts import count_flops, saved_bytes
-from elip_plugin.measure.variants import PASSES, Pass, Variant, make_variants, variant_names
+from elip_plugin.measure.variants import PASSES, UNPRUNED, Pass, Variant, make_variants
 
 WARMUP = 2
 """Rounds that are not counted."""
@@ -49,6 +51,7 @@ class Setting:
     """Where and how a run was made."""
 
     model: str
+    label: str  # model, plan, evaluation and weights
     batch: int
     device: str
     threads: int
@@ -64,7 +67,8 @@ class Setting:
 def measure_speed(
     host_model: HostModel,
     *,
-    variants: Sequence[str] = (),
+    variants: Sequence[str] = (UNPRUNED,),
+    own: ElipConfig | None = None,
     passes: Sequence[str] = tuple(PASSES),
     batch: int = 8,
     precision: str = "fp32",
@@ -73,20 +77,40 @@ def measure_speed(
     attention: str = "fused",
     progress: Callable[[str], None] = lambda text: None,
 ) -> tuple[Setting, list[Row]]:
-    """Measure variants of a model in turn, round by round."""
+    """Measure variants of a model in turn, round by round.
+
+    Args:
+        host_model: The model.
+        variants: Names of variants; the first is the reference.
+        own: A plan to measure besides those.
+        passes: Keys of `PASSES`.
+        batch: Pairs.
+        precision: "fp32" or "bf16".
+        rounds: Rounds that count.
+        compiled: Whether each variant is compiled.
+        attention: A key of `ATTENTION`.
+        progress: Told what is being measured.
+
+    Returns:
+        Where and how it was measured, and a row for each pass of each variant.
+
+    Raises:
+        ConfigError: If a name is not known.
+    """
     unknown = [name for name in passes if name not in PASSES]
     if unknown:
-        raise ConfigError(f"passes {unknown} are not known; choose from {list(PASSES)}")
+        raise ConfigError(f"--passes {unknown} are not known; choose from {list(PASSES)}")
     if rounds < 1:
-        raise ConfigError(f"rounds must be 1 or more, got {rounds}")
+        raise ConfigError(f"--rounds must be 1 or more, got {rounds}")
     if attention not in ATTENTION:
-        raise ConfigError(f"attention must be one of {list(ATTENTION)}, got {attention!r}")
-    names = list(variants) or variant_names(host_model)
-    made = make_variants(host_model, names, batch=batch, precision=precision, compiled=compiled)
+        raise ConfigError(f"--attention must be one of {list(ATTENTION)}, got {attention!r}")
+    made = make_variants(
+        host_model, variants, batch=batch, own=own, precision=precision, compiled=compiled
+    )
     optimizer = torch.optim.AdamW(host_model.model.parameters(), lr=1e-6)
     rows = []
     for name in passes:
-        progress(f"{name}: {rounds} rounds of {', '.join(names)}")
+        progress(f"{name}: {rounds} rounds of {', '.join(made)}")
         steps = {}
         for variant, each in made.items():
             each.host_model.model.train(PASSES[name].training)
@@ -98,9 +122,10 @@ def measure_speed(
                 memory = _count_memory(PASSES[name], each, steps[variant], compiled)
             flops = 0 if compiled else _count_flops(PASSES[name], each, steps[variant])
             rows.append(Row(variant, name, *compare(times, variant), flops, memory))
-    images = made[names[0]].images
+    images = made[variants[0]].images
     setting = Setting(
         model=host_model.name,
+        label=label_of(host_model, with_plan=own is not None),
         batch=batch,
         device=torch.cuda.get_device_name(images.device) if images.is_cuda else processor(),
         threads=torch.get_num_threads(),

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from elip_plugin.api import find_handle
-from elip_plugin.config import PRESETS, TRAINING_PRESETS, ElipConfig
+from elip_plugin.config import PRESETS, ElipConfig
 from elip_plugin.errors import ConfigError
 from elip_plugin.hosts.base import HostModel
+from elip_plugin.label import plan_name
 from elip_plugin.patching.install import find_pruner
 from elip_plugin.reducers import reducers
 
@@ -82,7 +83,7 @@ class Pass:
             optimizer.step()
 
 
-NO_SCHEDULE = {"warmup": 0.0, "final_unpruned": 0.0, "text_anneal": 0.0}
+NO_SCHEDULE: dict[str, Any] = {"warmup": 0.0, "final_unpruned": 0.0, "text_anneal": 0.0}
 """A measured step is one at the full level of pruning."""
 
 PASSES = {
@@ -94,18 +95,10 @@ PASSES = {
 the whole training step."""
 
 
-def pruned_variants() -> dict[str, dict[str, Any]]:
-    """List the pruned variants: the presets, and the reducers besides ELIP."""
-    others = [name for name in reducers() if name != "elip"]
-    return {**{name: {"preset": name} for name in PRESETS}, **{n: {"reducer": n} for n in others}}
-
-
-def variant_names(host_model: HostModel) -> list[str]:
-    """List the variants of a model that every tower can do, the unpruned ones first."""
-    found = {name: ElipConfig.from_mapping(v).reducer for name, v in pruned_variants().items()}
-    twice = set(PRESETS) - set(TRAINING_PRESETS)  # variants are timed pruned in any case
-    pruned = [n for n, reducer in found.items() if not reducer.needs and n not in twice]
-    return [UNPRUNED, *host_model.references, *pruned]
+def pruned_variants(own: ElipConfig | None = None) -> dict[str, ElipConfig]:
+    """List the pruned variants: the presets, the reducers besides ELIP, and a plan of one's own."""
+    others = {n: ElipConfig.from_mapping({"reducer": n}) for n in reducers() if n != "elip"}
+    return {**PRESETS, **others, **({} if own is None else {plan_name(own): own})}
 
 
 def make_variants(
@@ -113,27 +106,43 @@ def make_variants(
     names: Iterable[str],
     *,
     batch: int,
+    own: ElipConfig | None = None,
     precision: str = "fp32",
     compiled: bool = False,
 ) -> dict[str, Variant]:
-    """Make variants of a pruned model, and a random batch for all of them."""
-    known, names = [UNPRUNED, *host_model.references, *pruned_variants()], list(names)
+    """Make variants of a pruned model, and a random batch for all of them.
+
+    Args:
+        host_model: The model.
+        names: The variants; the first is the reference.
+        batch: Pairs.
+        own: A plan besides those that have names, which comes last unless it is named.
+        precision: A key of `PRECISIONS`.
+        compiled: Whether each is compiled.
+
+    Returns:
+        The variants by name.
+
+    Raises:
+        ConfigError: If a name or the precision is not known.
+    """
+    plans = pruned_variants(own)
+    known, names = [UNPRUNED, *host_model.references, *plans], list(names)
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ConfigError(f"variants {unknown} are not known; choose from {known}")
+        raise ConfigError(f"--variants {unknown} are not known; choose from {known}")
     if precision not in PRECISIONS:
-        raise ConfigError(f"precision must be one of {list(PRECISIONS)}, got {precision!r}")
+        raise ConfigError(f"--precision must be one of {list(PRECISIONS)}, got {precision!r}")
     if batch < 1:
-        raise ConfigError(f"batch must be 1 or more, got {batch}")
+        raise ConfigError(f"--batch must be 1 or more, got {batch}")
     images, tokens = host_model.example_batch(batch)
-    by_text = find_pruner(host_model.model).config.text_weight > 0
     made = {}
-    for name in names:
-        model = _make_model(host_model, name, by_text=by_text, compiled=compiled)
+    for name in dict.fromkeys([*names, *([] if own is None else [plan_name(own)])]):
+        model = _make_model(host_model, name, plans.get(name), compiled=compiled)
         copied = replace(host_model, model=model.train())
         guided: Callable[[], Any] = nullcontext
-        if name in pruned_variants():
-            guided = _opened(copied, tokens if by_text else None)
+        if name in plans:
+            guided = _opened(copied, tokens)
         if compiled:  # some passes call the tower alone
             copied.encode_image = torch.compile(copied.encode_image)  # type: ignore[method-assign]
         made[name] = Variant(copied, images, tokens, guided, precision)
@@ -141,9 +150,9 @@ def make_variants(
 
 
 def _opened(variant: HostModel, tokens: Any) -> Callable[[], AbstractContextManager[None]]:
-    """Return what prunes a variant in evaluation too, guided by texts if there are any."""
+    """Return what prunes a variant in evaluation too, guided by texts if its plan reads them."""
     pruner, guide = find_pruner(variant.model), None
-    if tokens is not None:
+    if pruner.config.text_weight > 0:
         with torch.no_grad():
             guide = variant.guide(tokens)
 
@@ -157,15 +166,19 @@ def _opened(variant: HostModel, tokens: Any) -> Callable[[], AbstractContextMana
     return opened
 
 
-def _make_model(host_model: HostModel, name: str, *, by_text: bool, compiled: bool) -> nn.Module:
+def _make_model(
+    host_model: HostModel, name: str, plan: ElipConfig | None, *, compiled: bool
+) -> nn.Module:
     model = _share_weights(host_model.model)
     find_handle(model).remove()
-    if name in host_model.references:
-        host_model.references[name](model)
+    if plan is not None:
+        # The model decides whether a text can guide it, and not the plan that it came with.
+        options, copied = dict(NO_SCHEDULE), replace(host_model, model=model)
+        if copied.describe().no_text_guide is not None:
+            options["text_weight"] = 0.0
+        copied.prune(replace(plan, **options))
     elif name != UNPRUNED:
-        weight = {} if by_text else {"text_weight": 0.0}
-        config = ElipConfig.from_mapping({**pruned_variants()[name], **weight, **NO_SCHEDULE})
-        replace(host_model, model=model).prune(config)
+        host_model.references[name](model)
     if compiled:
         model.compile()
     return model

@@ -18,8 +18,7 @@ def to_html(made: Visualization) -> str:
     pictures = "".join(_definition(i, image) for i, (_, image) in enumerate(made.pictures))
     heads = "".join(f'<th scope="col">{escape(title)}</th>' for title in made.column_titles)
     return Template(page).substitute(
-        model=escape(made.model),
-        weights=escape(made.weights),
+        label=escape(made.label),
         plan=escape(made.plan),
         pictures=pictures,
         heads=heads,

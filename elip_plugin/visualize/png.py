@@ -9,7 +9,7 @@ from typing import Any
 from elip_plugin.files import replacing, writable
 from elip_plugin.visualize.views import StageView, Visualization
 
-CELL, GAP, LEFT, HEAD, LINE = 208, 14, 190, 64, 15
+CELL, GAP, LEFT, HEAD, LINE, LETTER = 208, 14, 190, 36, 15, 7
 INK, SOFT, PAPER, MERGED = (28, 28, 30), (90, 90, 96), (255, 255, 255), (217, 72, 15)
 BORDER = (128, 128, 134)
 FADED = 0.86
@@ -24,14 +24,15 @@ def write_png(made: Visualization, path: Path) -> None:
     height = max(round(CELL * i.size[1] / i.size[0]) for _, i in made.pictures)
     lines = max((len(_words(stage)) for row in made.rows for stage in row.stages), default=0)
     full = height + max(2, lines) * LINE + GAP
-    size = LEFT + len(titles) * (CELL + GAP), HEAD + len(made.rows) * full
+    title, head = title_of(made), head_of(made)
+    size = LEFT + len(titles) * (CELL + GAP), head + len(made.rows) * full
     sheet = Image.new("RGB", size, PAPER)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    pen.text((GAP, 8), f"{made.model} ({made.weights}): {made.plan}", INK, font)
-    for column, title in enumerate(titles):
-        pen.text((LEFT + column * (CELL + GAP), HEAD - 20), title, SOFT, font)
+    pen.text((GAP, 8), "\n".join(title), INK, font)
+    for column, words in enumerate(titles):
+        pen.text((LEFT + column * (CELL + GAP), head - 20), words, SOFT, font)
     for place, row in enumerate(made.rows):
-        top = HEAD + place * full
+        top = head + place * full
         text = "\n".join(textwrap.wrap(_plain(made.row_title(row)), 26))
         pen.text((GAP, top), text, INK, font)
         image = made.pictures[row.picture][1]
@@ -42,6 +43,21 @@ def write_png(made: Visualization, path: Path) -> None:
             pen.text((x, top + height + 3), "\n".join(_words(stage)), SOFT, font)
     with writable(path), replacing(path) as unfinished:
         sheet.save(unfinished, "PNG")
+
+
+def title_of(made: Visualization) -> list[str]:
+    """Return the lines of the title, which are no wider than the sheet."""
+    width = LEFT + len(made.column_titles) * (CELL + GAP)
+    return [
+        line
+        for text in (made.label, made.plan)
+        for line in textwrap.wrap(_plain(text), (width - 2 * GAP) // LETTER)
+    ]
+
+
+def head_of(made: Visualization) -> int:
+    """Return the pixels above the first row."""
+    return len(title_of(made)) * LINE + HEAD
 
 
 def draw_stage(made: Visualization, image: Any, stage: StageView) -> Any:

@@ -15,8 +15,9 @@ from elip_plugin.config import ElipConfig
 from elip_plugin.core.trace import MERGED, StageTrace
 from elip_plugin.errors import ConfigError
 from elip_plugin.hosts.base import HostModel
+from elip_plugin.label import label_of
 from elip_plugin.patching.install import find_pruner
-from elip_plugin.visualize.pictures import Box, Picture
+from elip_plugin.pictures import Box, Picture
 from elip_plugin.visualize.views import OnObject, Row, StageView, Visualization
 
 MOST_STAGES = 4
@@ -53,8 +54,7 @@ def visualize(
             first = last if first is None else first
             rows.append(Row(place, text, stages, differing))
     return Visualization(
-        host_model.name,
-        host_model.weights,
+        label_of(host_model),
         handle.plan.summary(),
         host_model.grid_size,
         tuple(shown),

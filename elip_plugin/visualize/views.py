@@ -77,8 +77,7 @@ class Row:
 class Visualization:
     """All that is drawn."""
 
-    model: str
-    weights: str
+    label: str  # model, plan, evaluation and weights
     plan: str
     grid: tuple[int, int]  # rows and columns of patches
     pictures: tuple[tuple[str, Any], ...]  # names, and Pillow images as the model sees them

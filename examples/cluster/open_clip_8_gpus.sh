@@ -15,7 +15,7 @@ options=(
   --workers 8
 
   # Per GPU. A pruned tower keeps less for the backward pass, so a larger batch fits; how large:
-  #   elip bench memory --model elip-half-ViT-B-16 --precision bf16 --fit 80GiB
+  #   elip plan --model elip-half-ViT-B-16 --precision bf16 --memory 80GiB
   # A schedule with an unpruned part (warmup, final_unpruned) needs the memory of all tokens then.
   --batch-size "${BATCH_SIZE:-512}"
   # More than 1 where the batch does not fit even so: each batch then runs once more, without

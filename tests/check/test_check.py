@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 import elip_plugin
 from elip_plugin.check import study
 from elip_plugin.check.embed import Embedder
-from elip_plugin.check.items import find_items
 from elip_plugin.cli import main as cli
 from elip_plugin.config import ElipConfig
+from elip_plugin.pictures import find_items
 
-MODEL = "elip-ViT-tiny"
+MODEL = "ViT-tiny"
 COUNT = 24
 
 
@@ -51,6 +51,7 @@ def run(folder: Path, tmp_path: Path) -> Callable[..., Any]:
 
     def call(*more: str) -> Any:
         words = ["check", "--model", MODEL, "--images", str(folder), "-o", str(tmp_path / "out")]
+        words.append("--random")
         return CliRunner().invoke(cli.app, [*words, *more], catch_exceptions=False)
 
     return call
@@ -67,7 +68,10 @@ def test_from_pictures_to_the_page(run: Callable[..., Any], folder: Path, tmp_pa
     (folder / "a" / "<broken>.png").write_bytes(b"no picture")
     made = run("--neighbors", "3")
     assert made.exit_code == 0, made.output
-    assert "left out: a/<broken>.png" in made.output and "random weights" in made.output
+    assert (
+        "left out: a/<broken>.png" in made.output
+        and "plan embed, evaluation pruned, weights random" in made.output
+    )
     found = report(tmp_path)
     assert found["pictures"] == COUNT and list(found["broken"]) == ["a/<broken>.png"]
     assert found["plan"]["eval_mode"] == "image" and found["forward_cost"] < 0.7
@@ -114,9 +118,9 @@ def test_a_second_run_embeds_nothing_anew(
     encoded: list[int] = []
     encode = Embedder._encode
 
-    def counted(self: Any, items: Any, places: Any) -> Any:
-        encoded.append(len(items))
-        return encode(self, items, places)
+    def counted(self: Any, images: Any) -> Any:
+        encoded.append(len(images))
+        return encode(self, images)
 
     monkeypatch.setattr(Embedder, "_encode", counted)
     assert run().exit_code == 0
@@ -143,7 +147,7 @@ def test_other_weights_are_embedded_anew(folder: Path, tmp_path: Path) -> None:
         embedder = Embedder(host_model, tmp_path, 8, lambda what, done, total: None)
         rows.append(np.array(embedder.pictures(items, None)[0]))
     assert np.abs(rows[0] - rows[1]).max() > 1e-4 and (rows[0] == rows[2]).all()
-    assert len(list(tmp_path.glob("*/all.npy"))) == 2
+    assert len(list(tmp_path.glob("*/rows.f4"))) == 2
 
 
 def test_a_bound_is_found_or_the_exit_code_is_1(
@@ -186,7 +190,17 @@ def test_faults_are_one_line_before_any_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "needs-text.json").write_text('{"reducer": "similarity", "eval_mode": "text"}')
-    given = ["elip", "check", "--model", "no model is built", "--images", str(folder), "-o", "out"]
+    given = [
+        "elip",
+        "check",
+        "--model",
+        "elip-none",
+        "--random",
+        "--images",
+        str(folder),
+        "-o",
+        "out",
+    ]
     monkeypatch.setattr(sys, "argv", [*given, *words])
     with pytest.raises(SystemExit) as done:
         cli.main()
@@ -241,7 +255,8 @@ def test_a_folder_of_transformers(folder: Path, tmp_path: Path) -> None:
     from hosts.transformers.tiny import make
 
     make("clip").save_pretrained(tmp_path / "model")
-    words = ["check", "--model", f"hf:{tmp_path / 'model'}", "--images", str(folder)]
+    model = str(tmp_path / "model")
+    words = ["check", "--model", f"hf:{model}", "--checkpoint", model, "--images", str(folder)]
     made = CliRunner().invoke(
         cli.app, [*words, "-o", str(tmp_path / "out")], catch_exceptions=False
     )

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from elip_plugin.check.items import find_items
 from elip_plugin.check.texts import read_texts, with_texts
 from elip_plugin.errors import DataError
+from elip_plugin.pictures import find_items
 
 
 def save(path: Path, shade: int = 0) -> Path:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from elip_plugin.check.items import Item
 from elip_plugin.check.slices import FEWEST, Slice, look, slices
+from elip_plugin.pictures import Item
 
 
 def items(folders: str) -> list[Item]:

@@ -19,7 +19,7 @@ from elip_plugin.errors import ConfigError, DataError
     [
         ("plan --model elip-ViT-B-61", "did you mean ['elip-ViT-B-16', "),
         (
-            "plan --model ViT-B-16 --preset fsat",
+            "plan --model ViT-B-16 --plan fsat",
             "preset 'fsat' is not known; did you mean ['fast']?",
         ),
         ("models --host openclip", "did you mean ['open_clip']?"),
@@ -72,7 +72,7 @@ def one_line(words: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> str:
         ("plan --model ViT-B-16 --memory 1GiB --reserve 2GiB", "leaves nothing"),
         ("plan --model ViT-B-16 --batch 0", "batch must be 1 or more"),
         ("plan --model hf-hub:no/such-model", "OpenCLIP cannot read the config of hf-hub:"),
-        ("bench memory --fit 24GiB --precision fp16", "choose from ['fp32', 'bf16'"),
+        ("plan --model ViT-B-16 --image-size 0", "--image-size 0 must be 1 or more"),
         ("bench speed --model ViT-tiny --out {file}", "is no folder"),
     ],
 )
@@ -110,13 +110,6 @@ def test_a_checkpoint_of_other_objects_is_not_advised_to_be_unpickled(tmp_path: 
     with pytest.raises(DataError, match=r"bad.pt' of ViT-tiny cannot be read") as caught:
         create("ViT-tiny", checkpoint=str(tmp_path / "bad.pt"))
     assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_what_only_counting_can_is_refused_on_a_gpu(
-    monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    words = "bench memory --fit 24GiB --device cuda --precision pure_bf16"
-    assert "can be counted, and not tried out" in one_line(words, monkeypatch, capsys)
 
 
 def test_a_config_file_that_cannot_be_read(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_a_plan_that_loses_in_training() -> None:
     keep = "0.99,0.97,0.95"
     out = elip(f"plan --model elip-ViT-B-16 --keep {keep}")
     costs = costs_after("Training by this plan is slower than no pruning", out)
-    assert list(costs) == [f"--preset fast --keep {keep}", "--preset half", "--preset level"]
+    assert list(costs) == [f"--plan fast --keep {keep}", "--plan half", "--plan level"]
     assert all(cost < 1 for cost in costs.values())
     for options, cost in costs.items():  # as the command itself counts them
         assert f"training step {cost:.2f}" in elip(f"plan --model elip-ViT-B-16 {options}")
@@ -35,9 +35,9 @@ def test_a_plan_that_loses_in_a_forward_alone() -> None:
     out = elip("plan --model elip-ViT-B-16")
     assert "Training by this plan" not in out
     assert costs_after("With eval_mode 'image'", out) == {
-        "--preset half": 0.54,
-        "--preset level": 0.48,
-        "--preset third": 0.36,
+        "--plan half": 0.54,
+        "--plan level": 0.48,
+        "--plan third": 0.36,
     }
     assert "slower than no pruning" not in elip("plan --model elip-fast-ViT-B-16")
 
@@ -51,7 +51,7 @@ def test_where_nothing_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_the_quality_report_recommends_is_named_where_it_costs_less() -> None:
     out = elip("plan --model elip-ViT-B-16")
-    assert f"--preset {RECOMMENDED}, whose training step is 0.54" in out
+    assert f"--plan {RECOMMENDED}, whose training step is 0.54" in out
     assert "paper and fast cost more and did not score higher" in out
     for cheap in (RECOMMENDED, "third", "lowres"):
-        assert "Recommended" not in elip(f"plan --model elip-ViT-B-16 --preset {cheap}")
+        assert "Recommended" not in elip(f"plan --model elip-ViT-B-16 --plan {cheap}")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from elip_plugin.cli import main as cli
-from elip_plugin.data import vocab
-from elip_plugin.data.vocab import SPECIAL, make_vocab, write_vocab
+from elip_plugin.hosts.lavis import vocab
+from elip_plugin.hosts.lavis.vocab import SPECIAL, make_vocab, write_vocab
 
 CAPTIONS = [
     "An emoji of a cat, and a cat.",
@@ -102,7 +102,7 @@ def test_command(
     one, several, out = (tmp_path / name for name in ("one.json", "several.json", "vocab.txt"))
     one.write_text(json.dumps([{"caption": CAPTIONS[0]}]), encoding="utf-8")
     several.write_text(json.dumps([{"caption": CAPTIONS[1:]}]), encoding="utf-8")
-    args = ["elip", "data", "vocab", "--json", str(one), "--json", str(several), "-o", str(out)]
+    args = ["elip", "lavis", "vocab", "--json", str(one), "--json", str(several), "-o", str(out)]
     monkeypatch.setattr(sys, "argv", args)
     tokens = make_vocab(CAPTIONS)
     assert run(capsys) == (0, f"{len(tokens)} tokens from 4 captions in {out}\n")
@@ -132,7 +132,7 @@ def test_what_cannot_be_read_or_written_is_named(
         (tmp_path / "none.json", out, "none.json cannot be read (No such file"),
         (good, nowhere, "cannot be written"),
     ):
-        args = ["elip", "data", "vocab", "--json", str(good), "--json", str(path), "-o", str(to)]
+        args = ["elip", "lavis", "vocab", "--json", str(good), "--json", str(path), "-o", str(to)]
         monkeypatch.setattr(sys, "argv", args)
         code, error = run(capsys)
         assert code == 1 and fault in error

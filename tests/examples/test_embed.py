@@ -86,7 +86,7 @@ def test_a_folder(embedded: tuple[Path, list[str], str], tmp_path: Path) -> None
 
 def test_a_sheet_of_neighbors(folder: Path) -> None:
     pytest.importorskip("open_clip")
-    from elip_plugin.check.items import find_items
+    from elip_plugin.pictures import find_items
 
     items = find_items([folder / "00.png", folder / "01.png"])
     sheet = load("examples/embed_folder.py").contact_sheet(items, np.eye(2, dtype=np.float32))

@@ -48,7 +48,7 @@ def test_names(name: str) -> None:
 
 
 option = st.sampled_from(
-    ["--preset", "--keep", "--image-size", "--target-speedup", "--memory", "--reserve", "--batch",
+    ["--plan", "--keep", "--image-size", "--target-speedup", "--memory", "--reserve", "--batch",
      "--precision", "-o", "--nothing"]
 )  # fmt: skip
 value = st.one_of(

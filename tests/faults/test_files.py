@@ -23,16 +23,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks.faults.counting import tried
-from elip_plugin.check.items import find_items
 from elip_plugin.check.store import Store
 from elip_plugin.check.texts import read_texts
-from elip_plugin.data.vocab import make_vocab
 from elip_plugin.errors import DataError
 from elip_plugin.export.manifest import read_manifest
 from elip_plugin.hosts.lavis.compat.pairs import captions_in, list_faults
+from elip_plugin.hosts.lavis.vocab import make_vocab
 from elip_plugin.patching.checkpoints import load_checkpoint
+from elip_plugin.pictures import find_items, find_pictures
 from elip_plugin.visualize.html import to_html
-from elip_plugin.visualize.pictures import find_pictures
 from elip_plugin.visualize.views import Row, StageView, Visualization
 
 
@@ -327,16 +326,21 @@ def test_stores(folder: Path, data: st.DataObject) -> None:
     place = folder / "store"
     store = Store(place)
 
-    def compute(places: Any) -> Any:
-        return np.full((len(places), 2), 7.0, np.float32), {}
+    keys = ["a" * 32, "b" * 32]
+
+    def fill() -> None:
+        missing = [key for key, row in zip(keys, store.places(keys)) if row < 0]
+        with store.adding() as adding:
+            adding.add(missing, np.full((len(missing), 2), 7.0, np.float32))
+        store.rows(keys)
 
     for old in place.glob("*"):
         old.unlink()
-    store.fill(["a", "b"], compute, lambda _: None)
-    files = sorted(path for path in place.glob("*") if path.name != "all.npy")
+    fill()
+    files = sorted(path for path in place.glob("*") if path.name != "lock")
     path = data.draw(st.sampled_from(files))
     path.write_bytes(data.draw(spoiled(path.read_bytes()) | st.just(DEEP)))
-    outcome(lambda: store.fill(["a", "b"], compute, lambda _: None))
+    outcome(fill)
     tried("stores of embeddings")
 
 
@@ -363,9 +367,7 @@ words = st.lists(st.text(max_size=20) | MARKUP, max_size=3).map("".join)
 def page_of(name: str, text: str | None) -> str:
     stage = StageView(2, (0,), {1: 0.5}, (), (2, 3))
     pictures = ((name, Image.new("RGB", (8, 8))),)
-    return to_html(
-        Visualization(name, name, name, (2, 2), pictures, (Row(0, text, (stage,), None),))
-    )
+    return to_html(Visualization(name, name, (2, 2), pictures, (Row(0, text, (stage,), None),)))
 
 
 PLAIN = Tags(page_of("a", "b"))

@@ -41,7 +41,7 @@ def write_plan(folder: Path, kind: str) -> None:
     preset = "fast" if kind == "new" else "paper"
     for suffix in "yaml", "json":
         out = str(folder / f"plan.{suffix}")
-        run_command("plan", "--model", "ViT-tiny", "--preset", preset, "-o", out)
+        run_command("plan", "--model", "ViT-tiny", "--plan", preset, "-o", out)
 
 
 def write_picture(folder: Path, kind: str) -> None:
@@ -59,7 +59,7 @@ def write_vocab(folder: Path, kind: str) -> None:
     pairs = folder.parent / "pairs.json"
     pairs.write_text(f'[{{"caption": "a {kind} word"}}]')
     out = str(folder / "vocab.txt")
-    run_command("data", "vocab", "--json", str(pairs), "-o", out, "--overwrite")
+    run_command("lavis", "vocab", "--json", str(pairs), "-o", out, "--overwrite")
 
 
 def write_speed(folder: Path, kind: str) -> None:
@@ -76,7 +76,7 @@ def write_speed(folder: Path, kind: str) -> None:
 WRITERS: dict[str, Callable[[Path, str], None]] = {
     "elip plan": write_plan,
     "elip show": write_picture,
-    "elip data vocab": write_vocab,
+    "elip lavis vocab": write_vocab,
     "elip bench speed": write_speed,
 }
 
@@ -122,7 +122,7 @@ def test_a_link_and_a_pipe_stay_what_they_are(tmp_path: Path) -> None:
 def few_emojis(monkeypatch: pytest.MonkeyPatch) -> int:
     pytest.importorskip("resvg_py")
     pytest.importorskip("emoji")
-    from elip_plugin.data import openmoji
+    from examples.openmoji import writing as openmoji
 
     found = openmoji.find_emojis()[0]
     some = found[:: len(found) // 24][:24]
@@ -132,7 +132,7 @@ def few_emojis(monkeypatch: pytest.MonkeyPatch) -> int:
 
 def test_a_data_set(tmp_path: Path, few_emojis: int) -> None:
     """A list of pairs is there only if all its files are; a restart removes what is left lying."""
-    from elip_plugin.data import write_openmoji
+    from examples.openmoji import write_openmoji
 
     def write(folder: Path) -> None:
         write_openmoji(folder, size=32, held_out=5, overwrite=folder.exists())

@@ -18,6 +18,7 @@ import pytest
 from faults.stopping import forked, said_by
 
 from benchmarks.faults.counting import is_long, tried
+from elip_plugin.check.embed import fill as fill_store
 from elip_plugin.check.store import Store
 from elip_plugin.cli import main as cli
 from elip_plugin.errors import DataError
@@ -25,7 +26,7 @@ from elip_plugin.files import UNFINISHED
 
 ROOT = Path(__file__).parents[2]
 KILLS = 60 if is_long() else 6
-KEYS = [f"key {i}" for i in range(640)]
+KEYS = [f"{i:032x}" for i in range(640)]
 
 
 def rows_of(places: Any) -> np.ndarray:
@@ -33,7 +34,11 @@ def rows_of(places: Any) -> np.ndarray:
 
 
 def fill(folder: Path) -> np.ndarray:
-    rows, faults = Store(folder).fill(KEYS, lambda places: (rows_of(places), {}), lambda _: None)
+    def batches(places: Any) -> Any:
+        parts = [places[start : start + 64] for start in range(0, len(places), 64)]
+        return ((part, part, {}) for part in parts)
+
+    rows, faults = fill_store(Store(folder), KEYS, batches, rows_of, lambda _: None)
     assert not faults
     return np.array(rows)
 
@@ -95,7 +100,7 @@ def pictures(tmp_path: Path) -> Path:
 
 COMMANDS = {
     "models": "models --host open_clip",
-    "plan": "plan --model ViT-tiny --preset half -o {out}/plan.yaml",
+    "plan": "plan --model ViT-tiny --plan half -o {out}/plan.yaml",
     "show": "show --model elip-half-ViT-tiny --image {pictures} -o {out}/show.html",
     "version": "--version",
 }
@@ -105,8 +110,8 @@ WRITING = {
     "plan": COMMANDS["plan"],
     "show": COMMANDS["show"],
     "png": COMMANDS["show"].replace(".html", ".png"),
-    "vocab": "data vocab --json {pictures}/../pairs.json -o {out}/vocab.txt",
-    "memory": "bench memory --model elip-half-ViT-tiny --fit 1GiB --device cpu -o {out}",
+    "vocab": "lavis vocab --json {pictures}/../pairs.json -o {out}/vocab.txt",
+    "speed": "bench speed --model elip-half-ViT-tiny --batch 2 --rounds 1 --passes tower -o {out}",
 }
 
 SURROUNDINGS: dict[str, dict[str, str | None]] = {

@@ -183,7 +183,7 @@ def test_a_config_with_a_section_of_its_own(tmp_path: Path) -> None:
     assert elip_plugin.find_handle(made.model).config == other
     assert elip_plugin.get("sectioned").preset == "own"
     elip("plan --model sectioned")
-    elip("plan --model sectioned --preset half")
+    elip("plan --model sectioned --plan half")
     elip("bench speed --model sectioned --rounds 1 --passes tower --device cpu")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     elip(f"show --model sectioned --image {tmp_path} --text hi -o {tmp_path / 'a.html'}")
@@ -281,7 +281,7 @@ def test_a_broken_host_takes_no_other_along(tmp_path: Path, fault: str) -> None:
             pytest.raises(UnknownModelError, match=rf"host 'brokenlib' failed \(.*{reason}"),
         ):
             elip_plugin.create("elip-ViT-tinny")
-        assert reason in elip("models --host brokenlib") and "elip-ViT-B-16" in elip("models")
+        assert reason in elip("models --host brokenlib") and "│ ViT-B-16 │" in elip("models")
 
 
 def test_what_a_checkpoint_is_not_to_blame_for(tmp_path: Path, monkeypatch: Any) -> None:

@@ -99,7 +99,9 @@ def test_a_host_of_another_package(tmp_path: Any) -> None:
     with installed_package(tmp_path, "toy", "elip_plugin.hosts", f"{__name__}:HOST"):
         assert "toy 1.5: 1 models" in elip("models --host toy")
         assert "65 tokens of width 32" in elip("plan --model elip-toy")
-        assert "tome" in elip("bench speed --model toy --rounds 1 --passes tower --device cpu")
+        assert "tome" in elip(
+            "bench speed --model toy --variants full,tome --rounds 1 --passes tower --device cpu"
+        )
         elip(f"show --model toy --image {tmp_path} --text hi -o {tmp_path / 'a.html'}")
         assert "57 of 64 patches kept" in (tmp_path / "a.html").read_text()
         model, images = Clip(), torch.rand(2, 3, 64, 64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -21,8 +22,6 @@ from elip_plugin.measure.fitting import Way, count_ways, prune_to_fit
 from elip_plugin.measure.memory import (
     StepMemory,
     count_memory,
-    fit_batches,
-    largest_batch,
     parse_bytes,
 )
 from elip_plugin.measure.variants import PASSES, Variant, make_variants
@@ -188,44 +187,29 @@ def test_keep_ratios_that_make_a_batch_fit(tiny: Any) -> None:
     assert prune_to_fit(meta, way, batch, way.unpruned.weights) is None
 
 
-def test_pruning_fits_more_pairs(tiny: Any) -> None:
-    full, fast = fit_batches(tiny[1], 2**30, variants=["full", "fast"])
-    assert fast.batch > 1.25 * full.batch
-    output = elip(f"bench memory --fit 1GiB --model {TINY} --device cpu --variants full")
-    assert str(full.batch) in output and "predicted" in output
-
-
 @pytest.mark.slow
 def test_the_command_says_what_fits(tiny: Any) -> None:
     command = f"plan --model elip-{TINY} --memory 400MiB --reserve 50MiB --batch 200"
     out = elip(f"{command} --precision fp32")
     assert "in 400MiB less 50MiB reserve" in out and "fp32, checkpoint" in out
-    assert "fp32: batch 200 fits by" in out and "--keep 0." in out
+    advice = re.search(
+        r"fp32: batch 200 fits by (?:this plan; also by )?(--model elip-\S+ --keep \S+)", out
+    )
+    assert advice is not None, out  # and what is advised fits
+    again = f"plan {advice[1]} --memory 400MiB --reserve 50MiB --batch 200 --precision fp32"
+    assert "fp32: batch 200 fits by this plan" in elip(again)
     assert "fp32, checkpoint: batch 200 fits, pruned or not" in out
     assert "Not counted, hence --reserve" in out
 
 
 def test_faults(tiny: Any) -> None:
     _, meta = tiny
-    with pytest.raises(ConfigError, match=r"precisions .*'fp8'.* not known"):
+    with pytest.raises(ConfigError, match=r"--precision .*'fp8'.* not known"):
         count_memory(meta, precision="fp8")
-    with pytest.raises(ConfigError, match=r"precisions .*'fp8'.* not known"):
+    with pytest.raises(ConfigError, match=r"--precision .*'fp8'.* not known"):
         count_ways(meta, ["fp8"])
     with pytest.raises(UnsupportedModelError, match="no gradient checkpointing"):
         HostModel.checkpoint(meta)
-
-
-def test_doubling_finds_the_largest_batch_to_an_eighth() -> None:
-    for most in (0, 1, 2, 3, 7, 100, 1000):
-        tried: list[int] = []
-
-        def fits(batch: int, most: int = most, tried: list[int] = tried) -> bool:
-            tried.append(batch)
-            return batch <= most
-
-        found = largest_batch(fits)
-        assert 0.87 * most <= found <= most
-        assert max(tried) <= max(1, 2 * most)  # nothing much larger is ever run
 
 
 def test_amounts_of_memory() -> None:

@@ -13,13 +13,18 @@ from entry_points import elip
 
 import elip_plugin
 from elip_plugin import ElipConfig
-from elip_plugin.errors import ConfigError, PlanError, UnknownModelError, UnsupportedModelError
-from elip_plugin.measure.preview import average_step, make_config, preview_model
+from elip_plugin.cli.target import find_plan
+from elip_plugin.errors import PlanError, UnknownModelError, UnsupportedModelError
+from elip_plugin.measure.preview import average_step, solve
+from elip_plugin.measure.shares import count_text_share
 from elip_plugin.patching.install import find_pruner
 
 
-def preview(*given: Any, **options: Any) -> Any:
-    return find_pruner(preview_model(*given, **options).model)
+def preview(*given: Any, target_speedup: float | None = None, **options: Any) -> Any:
+    made = elip_plugin.create(*given, device="meta", **options)
+    if target_speedup is not None:  # of the tower alone
+        made.prune(solve(find_pruner(made.model), target_speedup))
+    return find_pruner(made.model)
 
 
 TOKENS = (197, 197, 178, 178, 129, 129, 129, 129, 129, 129, 80, 80)
@@ -66,14 +71,18 @@ def test_a_target_is_reached_and_written(tmp_path: Path) -> None:
     elip(f"plan --model elip-fast-ViT-B-16 --target-speedup 1.5 -o {file}")
     assert file.read_text().startswith("elip:\n  stages: [{")  # YAML, as its name says
     config = ElipConfig.from_mapping(str(file))
-    assert 1 / preview("ViT-B-16", config).plan.train_cost(768) >= 1.5
+    pruned = elip_plugin.create("ViT-B-16", config, device="meta")
+    share = count_text_share(pruned)
+    assert share is not None
+    step = 1 / share.step(find_pruner(pruned.model).plan.train_cost(768))
+    assert 1.5 <= step <= 1.53  # of the whole step, text tower included
     other = tmp_path / "plan.json"
     elip(f"plan --model elip-fast-ViT-B-16 --target-speedup 1.5 -o {other}")
     assert ElipConfig.from_mapping(json.loads(other.read_text())["elip"]) == config
     model = elip_plugin.create("ViT-tiny").model
     elip_plugin.find_handle(model).remove()
     assert elip_plugin.apply(model, str(file)).config == config
-    with pytest.raises(PlanError, match=r"no keep ratios .* speed-up of 9"):
+    with pytest.raises(PlanError, match=r"--target-speedup 9: no keep ratios"):
         preview("elip-ViT-B-16", target_speedup=9)
     with pytest.raises(PlanError, match=r"have 1\.13, .* twice as much 1\.66 at most"):
         preview("elip-ViT-B-16", target_speedup=9)
@@ -83,22 +92,12 @@ def test_a_target_is_reached_and_written(tmp_path: Path) -> None:
 
 def test_counts_and_ratios_of_1_are_scaled_as_what_they_keep() -> None:
     pytest.importorskip("open_clip")
-    ratios, counts = (make_config("fast", keep) for keep in ("0.75,0.5,0.25", "147,98,49"))
+    ratios, counts = (find_plan("fast", keep) for keep in ("0.75,0.5,0.25", "147,98,49"))
     by_ratio, by_count = (preview("ViT-B-16", c, target_speedup=1.4) for c in (ratios, counts))
     assert by_count.plan.tokens == by_ratio.plan.tokens
-    skipping = preview("ViT-B-16", make_config("fast", "1.0,0.5,0.25"), target_speedup=1.4)
+    skipping = preview("ViT-B-16", find_plan("fast", "1.0,0.5,0.25"), target_speedup=1.4)
     first, *others = (stage.keep for stage in skipping.config.stages)
     assert first == 1.0 and all(0.02 < keep < 0.999 for keep in others)
-
-
-def test_own_keep_ratios() -> None:
-    config = make_config("fast", "0.8,0.5,100")
-    assert config is not None
-    assert [stage.keep for stage in config.stages] == [0.8, 0.5, 100]
-    assert make_config("", "") is None
-    for keep, message in (("0.8", "1 values, but .* 3 stages"), ("a,b,c", "write ratios")):
-        with pytest.raises(ConfigError, match=message):
-            make_config("", keep)
 
 
 @pytest.mark.parametrize(
@@ -139,17 +138,23 @@ def test_models_that_no_host_prunes(
         preview(name)
 
 
-def test_models_lists_hosts_and_names() -> None:
+def test_models_lists_hosts_and_bases_with_the_names_of_their_plans() -> None:
     pytest.importorskip("open_clip")
     out = elip("models --host open_clip")
     assert re.search(r"open_clip \d+\.\d+\.\d+: \d+ models", out)
-    assert "elip-ViT-B-16" in out and "elip-fast-ViT-B-16" in out
+    assert re.search(r"ViT-B-16 │ elip-fast-X, elip-half-X,[^│]* elip-X │ open_clip", out)
+    offered = [elip_plugin.get(name) for name in elip_plugin.list_models("open_clip")]
+    assert {model.base for model in offered} <= {*out.split()}  # whole, in a pipe
+    for model in offered:
+        assert model.name.endswith(model.base)
 
 
-def test_names_are_whole_in_a_pipe() -> None:
+def test_models_takes_a_part_of_a_name() -> None:
     pytest.importorskip("open_clip")
-    names = elip("models --host open_clip").split()
-    assert {*elip_plugin.list_models("open_clip")} <= {*names}
+    out = elip("models b-16-siglip --host open_clip")
+    assert "ViT-B-16-SigLIP-256" in out and "ViT-B-32" not in out
+    with pytest.raises(AssertionError, match="no model's name has 'xyzzy' in it"):
+        elip("models xyzzy --host open_clip")
 
 
 def test_models_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,12 @@ from entry_points import elip
 from PIL import Image
 
 from elip_plugin import create
+from elip_plugin.errors import DataError
 from elip_plugin.measure.counts import count_flops
-from elip_plugin.measure.parts import Parts, describe_parts, measure_parts
+from elip_plugin.measure.parts import Parts, describe_parts, measure_parts, time_loading
 from elip_plugin.measure.shares import TextShare, count_text_share, describe_text_share
 from elip_plugin.measure.speed import Row
+from elip_plugin.pictures import find_items
 
 TINY = "ViT-tiny"
 
@@ -88,31 +89,36 @@ def rows(tower: float, step: float, pruned: float) -> list[Row]:
     return [Row(v, m, seconds, 1, 1, 1, 0, 0) for m, v, seconds in made]
 
 
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [
-        (Parts(0.1, 0.1), "The text tower does not limit: the vision tower is 60%"),
-        (Parts(0.1, 0.1, 0.2), "Neither the text tower nor the loader limits"),
-        (Parts(0.7, 0.1), "The text tower limits .*no faster than 0.40 of full"),
-        (Parts(0.1, 0.1, 1.5), "The loader limits: .*1.50 s .* saves nothing"),
-        (Parts(0.1, 0.1, 0.9), "limits the pruned step: .* saves 10% instead of 30%"),
-        (Parts(None, 0.1), "reads the image tokens, so pruning may save more"),
-    ],
-)
-def test_what_limits_is_one_line(parts: Parts, message: str) -> None:
-    shares, limit = describe_parts(rows(0.6, 1.0, 0.7), parts)
-    assert "vision tower 60%" in shares
-    assert re.search(message, limit), limit
-    assert describe_parts(rows(0.6, 1.0, 0.7)[1:], parts) == []
+def test_shares_are_said_and_what_loading_takes() -> None:
+    made = rows(0.6, 1.0, 0.7)
+    (shares,) = describe_parts(made, Parts(0.1, 0.1))
+    assert "vision tower 60%, text tower 10%, optimizer 10%, loss and all else 20%" in shares
+    _, loading = describe_parts(made, Parts(0.1, 0.1, 0.9, 3))
+    assert "0.900 s" in loading and "3 workers, 0.90 of a step of full" in loading
+    assert "read the image tokens too 30%" in describe_parts(made, Parts(None, 0.1))[0]
+    assert describe_parts(made[1:], Parts(0.1, 0.1)) == []
 
 
 def test_parts_are_measured_and_printed(host_model: Any, tmp_path: Path) -> None:
-    loaded: list[int] = []
-    parts = measure_parts(host_model, batch=2, rounds=1, load=lambda: loaded.append(1), workers=2)
-    assert len(loaded) == 3 and parts.text and parts.optimizer > 0 and parts.workers == 2
+    parts = measure_parts(host_model, batch=2, rounds=1, loader=(0.5, 2))
+    assert parts.text and parts.optimizer > 0 and (parts.loader, parts.workers) == (0.5, 2)
     Image.new("RGB", (80, 60)).save(tmp_path / "a.jpg")
     out = elip(
-        f"bench speed --model elip-{TINY} --batch 2 --rounds 1 --variants full,fast "
-        f"--data {tmp_path} --passes tower,step"
+        f"bench speed --model {TINY} --batch 2 --rounds 1 --variants full,fast "
+        f"--data {tmp_path} --workers 1 --passes tower,step"
     )
-    assert "text tower" in out and "loader limits" in out
+    assert "text tower" in out and "decode and prepare with 1 workers" in out
+
+
+def test_loading_is_timed_on_pictures_that_are_listed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+    items = find_items([tmp_path])
+    monkeypatch.setattr(Path, "rglob", lambda *given: pytest.fail("the folder is listed anew"))
+    seconds, workers = time_loading(items, lambda image: torch.zeros(3, 8, 8), 4, 1, 2)
+    assert seconds > 0 and workers == 1
+    (tmp_path / "0.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"--data: 0\.png cannot be read"):
+        time_loading(items, lambda image: torch.zeros(3, 8, 8), 4, 1, 2)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from torch import Tensor, nn
 from elip_plugin import ElipConfig, create, find_handle, plan
 from elip_plugin.errors import ConfigError
 from elip_plugin.measure.counts import count_flops, saved_bytes
-from elip_plugin.measure.speed import measure_speed, time_in_turn
-from elip_plugin.measure.startup import measure_startup
-from elip_plugin.measure.variants import PASSES, Variant, make_variants, variant_names
+from elip_plugin.measure.report import notes_on
+from elip_plugin.measure.speed import Row, measure_speed, time_in_turn
+from elip_plugin.measure.variants import PASSES, Variant, make_variants, pruned_variants
 from elip_plugin.patching.install import find_pruner
 
 TINY = "ViT-tiny"
@@ -29,6 +28,11 @@ TINY = "ViT-tiny"
 def host_model() -> Any:
     pytest.importorskip("open_clip")
     return create(TINY)
+
+
+def runnable(host_model: Any) -> list[str]:
+    """List the pruned variants that every tower can do."""
+    return [name for name, plan in pruned_variants().items() if not plan.reducer.needs]
 
 
 def test_flops_are_two_per_multiply_add_with_the_backward_pass() -> None:
@@ -112,9 +116,9 @@ def test_inference_prunes_by_the_image_alone_and_the_tower_by_text(host_model: A
 
 @pytest.mark.slow
 def test_every_variant_runs_every_pass(host_model: Any) -> None:
-    _, rows = measure_speed(host_model, batch=2, rounds=1)
-    names = variant_names(host_model)
-    assert names[:3] == ["full", "paper", "fast"] and {"evit", "tome", "random"} <= {*names}
+    names = ["full", *runnable(host_model)]
+    _, rows = measure_speed(host_model, variants=names, batch=2, rounds=1)
+    assert {"paper", "fast", "evit", "tome", "random"} <= {*names}
     assert [(r.measured, r.variant) for r in rows] == [(p, v) for p in PASSES for v in names]
     assert all(row.seconds > 0 and row.low <= row.ratio <= row.high for row in rows)
     assert all(row.ratio == 1 for row in rows if row.variant == "full")
@@ -124,11 +128,11 @@ def test_every_variant_runs_every_pass(host_model: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"passes": ["sleep"]}, "passes .*'sleep'.* not known"),
-        ({"variants": ["full", "halve"]}, "variants .*'halve'.* not known"),
-        ({"precision": "fp8"}, "precision must be one of"),
-        ({"batch": 0}, "batch must be 1 or more"),
-        ({"rounds": 0}, "rounds must be 1 or more"),
+        ({"passes": ["sleep"]}, "--passes .*'sleep'.* not known"),
+        ({"variants": ["full", "halve"]}, "--variants .*'halve'.* not known"),
+        ({"precision": "fp8"}, "--precision must be one of"),
+        ({"batch": 0}, "--batch must be 1 or more"),
+        ({"rounds": 0}, "--rounds must be 1 or more"),
     ],
 )
 def test_faults(host_model: Any, options: dict[str, Any], message: str) -> None:
@@ -145,13 +149,11 @@ def test_steps_take_turns() -> None:
 
 def test_the_command_prints_and_writes(tmp_path: Path) -> None:
     pytest.importorskip("open_clip")
-    command = f"bench speed --model elip-{TINY} --batch 2 --rounds 1 --variants full,fast"
+    command = f"bench speed --model {TINY} --batch 2 --rounds 1 --variants full,fast"
     assert "medians of 1 rounds" in elip(f"{command} --out {tmp_path}")
     made = json.loads((tmp_path / "speed.json").read_text())
     assert made["setting"]["model"] == TINY and len(made["rows"]) == 6
-    rows = list(csv.DictReader((tmp_path / "speed.csv").open()))
-    assert [row["variant"] for row in rows] == ["full", "fast"] * 3
-    assert (tmp_path / "speed.svg").read_text().count("<rect") == 6
+    assert [row["variant"] for row in made["rows"]] == ["full", "fast"] * 3
 
 
 @pytest.mark.slow
@@ -159,7 +161,7 @@ def test_every_variant_suits_a_map_pooling_tower() -> None:
     pytest.importorskip("open_clip")
     pytest.importorskip("timm.layers")
     host_model = create("ViT-B-16-SigLIP", image_size=64)
-    for name, variant in make_variants(host_model, variant_names(host_model), batch=1).items():
+    for name, variant in make_variants(host_model, runnable(host_model), batch=1).items():
         assert variant.tower_loss().isfinite(), name
 
 
@@ -170,7 +172,6 @@ def test_lavis_is_measured_beside_its_own_and_fused_attention() -> None:
     for variant in made.values():
         variant.host_model.model.eval()
     torch.testing.assert_close(made["full"].features(), made["fused"].features())
-    assert {"fused", "evit", "tome", "random"} <= {*variant_names(host_model)}
     _, rows = measure_speed(
         host_model, variants=["full", "fused", "tome"], passes=["step"], batch=4, rounds=1
     )
@@ -182,7 +183,25 @@ def test_lavis_is_measured_beside_its_own_and_fused_attention() -> None:
     assert len({saved_bytes(fast.loss, weights) for _ in range(3)}) == 1
 
 
-@pytest.mark.slow
-def test_the_start_up_file_is_measured() -> None:
-    plain, quartiles = measure_startup(sys.executable, pairs=3)
-    assert plain > 0 and quartiles == sorted(quartiles)
+def test_a_plan_of_ones_own_keeps_its_text_weight_and_comes_last(host_model: Any) -> None:
+    """Whatever plan the model came with."""
+    model = create(f"elip-half-{TINY}")
+    own = ElipConfig.from_mapping({"preset": "paper", "text_weight": 0.7})
+    made = make_variants(model, ["full", "paper"], batch=2, own=own)
+    assert list(made) == ["full", "paper", "paper with text_weight 0.7"]
+    weights = [find_pruner(v.host_model.model).config.text_weight for v in [*made.values()][1:]]
+    assert weights == [0.2, 0.7]
+
+
+@pytest.mark.parametrize(
+    ("low", "ratio", "high", "said"), [(1.1, 1.3, 1.5, True), (0.9, 1.3, 1.6, False)]
+)
+def test_only_what_every_round_shows_is_said_to_be_slower(
+    low: float, ratio: float, high: float, said: bool
+) -> None:
+    rows = [Row("full", "tower", 1, 1, 1, 1, 0, 0), Row("half", "tower", 1, ratio, low, high, 0, 0)]
+    assert any("more in every round" in line for line in notes_on(rows, None, 5)) == said
+    assert not notes_on(rows, None, 4)
+    model_says = notes_on([replace(rows[0], measured="inference")], ElipConfig.preset("half"), 1)
+    assert "keeps all tokens in evaluation" in model_says[0]
+    assert not notes_on([replace(rows[0], measured="inference")], ElipConfig.preset("embed"), 1)

@@ -189,7 +189,7 @@ def test_an_end_is_shown(tmp_path: Any) -> None:
     from PIL import Image
 
     from elip_plugin import create
-    from elip_plugin.visualize.pictures import Picture
+    from elip_plugin.pictures import Picture
     from elip_plugin.visualize.stages import visualize
 
     mapping = {"stages": [stage(2, 6, 16), stage(6, None, 32)], "text_weight": 0.0}

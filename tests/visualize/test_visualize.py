@@ -24,9 +24,9 @@ from elip_plugin.core.select import Selection
 from elip_plugin.core.trace import Trace
 from elip_plugin.errors import ConfigError, DataError
 from elip_plugin.patching.calls import thread
+from elip_plugin.pictures import Picture, find_pictures
 from elip_plugin.visualize.html import to_html
-from elip_plugin.visualize.pictures import Picture, find_pictures
-from elip_plugin.visualize.png import BORDER, CELL, GAP, HEAD, LEFT, write_png
+from elip_plugin.visualize.png import BORDER, CELL, GAP, LEFT, head_of, write_png
 from elip_plugin.visualize.stages import MOST_STAGES, view_of, visualize
 from elip_plugin.visualize.views import Row, StageView, Visualization
 
@@ -61,7 +61,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_folder_gives_its_images_by_name_with_captions_beside_them(folder: Path) -> None:
     found = find_pictures([folder], most=9)
     assert [(p.name, p.caption) for p in found] == [("a.jpg", None), ("b.png", "a red field")]
-    assert [p.name for p in find_pictures([folder / "b.png", folder], most=2)] == ["b.png", "a.jpg"]
+    assert [p.name for p in find_pictures([folder / "b.png", folder], most=9)] == ["a.jpg", "b.png"]
 
 
 def test_a_shard_gives_its_images_with_their_captions(tmp_path: Path) -> None:
@@ -77,7 +77,9 @@ def test_a_shard_gives_its_images_with_their_captions(tmp_path: Path) -> None:
             info.size = len(raw)
             file.addfile(info, io.BytesIO(raw))
     found = [(p.name, p.caption) for p in find_pictures([shard], most=9)]
-    assert found == [("x.png", "an x"), ("y.jpg", "a y"), ("z.PNG", None)]
+    assert found == [
+        ("00000.tar/x.png", "an x"), ("00000.tar/y.jpg", "a y"), ("00000.tar/z.PNG", None)
+    ]  # fmt: skip
 
 
 def test_faults_of_pictures(tmp_path: Path, folder: Path) -> None:
@@ -86,7 +88,7 @@ def test_faults_of_pictures(tmp_path: Path, folder: Path) -> None:
     (folder / "bad.png").write_bytes(b"none")
     for path, message in (
         (tmp_path / "none.png", "does not exist"),
-        (tmp_path / "empty", "holds no image"),
+        (tmp_path / "empty", "no picture is in"),
         (tmp_path / "no.tar", "is not a webdataset shard"),
         (folder / "bad.png", "bad.png cannot be read as an image"),
     ):
@@ -199,7 +201,7 @@ def example(grid: tuple[int, int] = (2, 3), text: str = NASTY) -> Visualization:
     image = picture("lime", (columns * 8, rows * 10))
     shown = Row(0, text, (stage,), None), Row(0, None, (stage,), 1)
     pictures = (("a<b.png", image),)
-    return Visualization("elip-X", "random weights", "6 tokens -> 3", grid, pictures, shown)
+    return Visualization("elip-X", "6 tokens -> 3", grid, pictures, shown)
 
 
 class Page(HTMLParser):
@@ -248,7 +250,7 @@ def test_the_page_is_one_file_escaped_and_described_in_words() -> None:
 def test_the_sheet_fades_and_colours_the_right_patches(tmp_path: Path) -> None:
     write_png(example(), tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
-        x, y = LEFT + CELL + GAP, HEAD
+        x, y = LEFT + CELL + GAP, head_of(example())
         side = CELL // 3
 
         def at(column: int, row: int) -> Any:
@@ -266,7 +268,7 @@ def grouped() -> Visualization:
     image = picture("black", (24, 20))
     image.paste((200, 100, 0), (0, 0, 8, 10))
     rows = (Row(0, None, (stage,), None),)
-    return Visualization("elip-X", "random weights", "6 -> 4", (2, 3), (("a", image),), rows)
+    return Visualization("elip-X", "6 -> 4", (2, 3), (("a", image),), rows)
 
 
 def test_groups_are_filled_with_their_mean_colour_and_bordered(tmp_path: Path) -> None:
@@ -286,11 +288,11 @@ def test_groups_are_filled_with_their_mean_colour_and_bordered(tmp_path: Path) -
     with Image.open(tmp_path / "sheet.png") as sheet:
         side = CELL // 3
         points = [(column * side + side // 2, side // 2) for column in range(3)]
-        seen = [sheet.getpixel((LEFT + CELL + GAP + x, HEAD + y)) for x, y in points]
+        seen = [sheet.getpixel((LEFT + CELL + GAP + x, head_of(made) + y)) for x, y in points]
         assert seen == [(100, 50, 0), (0, 0, 0), (0, 0, 0)]
         edge = LEFT + CELL + GAP + round(CELL / 3)
-        assert sheet.getpixel((edge, HEAD + side // 2)) == BORDER
-        assert sheet.getpixel((edge + side, HEAD + side // 2)) == (0, 0, 0)
+        assert sheet.getpixel((edge, head_of(made) + side // 2)) == BORDER
+        assert sheet.getpixel((edge + side, head_of(made) + side // 2)) == (0, 0, 0)
 
 
 def test_reducers_that_merge_groups_are_shown() -> None:
@@ -319,10 +321,10 @@ def test_the_command(name: str, folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("open_clip")
     out = tmp_path / name
     made = run("--model", TINY, "--image", str(folder), "--text", "a cat", "--text", "a dog",
-               "--preset", "fast", "-o", str(out))  # fmt: skip
+               "--plan", "fast", "-o", str(out))  # fmt: skip
     assert made.exit_code == 0, made.output
     assert f"2 pictures, 4 rows: {out}" in made.output
-    assert "weights: random weights; give --checkpoint" in made.output
+    assert "ViT-tiny, plan fast, evaluation not pruned, weights random: " in made.output
     assert out.stat().st_size > 1000
 
 

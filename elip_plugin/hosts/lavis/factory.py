@@ -18,7 +18,6 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from elip_plugin.config import ElipConfig
-from elip_plugin.data.vocab import write_vocab
 from elip_plugin.errors import DataError, UnsupportedModelError
 from elip_plugin.hosts.base import HostModel
 from elip_plugin.hosts.building import seeded
@@ -30,6 +29,7 @@ from elip_plugin.hosts.lavis.models import ARCHS
 from elip_plugin.hosts.lavis.names import PREFIX
 from elip_plugin.hosts.lavis.text import text_token
 from elip_plugin.hosts.lavis.towers import fuse_attention
+from elip_plugin.hosts.lavis.vocab import write_vocab
 from elip_plugin.patching.checkpoints import load_checkpoint
 
 EXAMPLE = "a photograph of a cat on a sofa"

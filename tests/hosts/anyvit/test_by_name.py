@@ -25,7 +25,8 @@ from elip_plugin.errors import (
 )
 from elip_plugin.export import export, load
 from elip_plugin.hosts.anyvit import factory, names
-from elip_plugin.measure.preview import preview_model
+from elip_plugin.measure.preview import solve
+from elip_plugin.patching.install import find_pruner
 
 PICTURE = Image.linear_gradient("L").convert("RGB").resize((90, 70))
 
@@ -100,7 +101,8 @@ def test_another_plan_does_not_search_the_model_again(dino: str, monkeypatch: An
     assert handle.config == elip_plugin.ElipConfig.preset("half")
     assert handle.plan.tokens[0] == 17  # at the side of the processor, not of the config
     monkeypatch.undo()
-    faster = preview_model(f"hf:{dino}", image_size=64, target_speedup=1.2)
+    faster = elip_plugin.create(f"hf:{dino}", image_size=64, device="meta")
+    faster.prune(solve(find_pruner(faster.model), 1.2))
     assert elip_plugin.find_handle(faster.model).plan.tokens[0] == 65
 
 

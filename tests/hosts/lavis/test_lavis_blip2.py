@@ -23,12 +23,12 @@ from lavis_family import (
 )
 
 import elip_plugin
-from elip_plugin.data.vocab import write_vocab
 from elip_plugin.errors import ConfigError, GuideError, UnsupportedModelError
 from elip_plugin.hosts.lavis.compat import fixes
 from elip_plugin.hosts.lavis.describe import RUNNER_HOOKS
 from elip_plugin.hosts.lavis.factory import LavisModel, create
 from elip_plugin.hosts.lavis.models import ARCHS
+from elip_plugin.hosts.lavis.vocab import write_vocab
 from elip_plugin.measure.speed import measure_speed
 from elip_plugin.patching.install import find_pruner
 from elip_plugin.reducers import reducers

@@ -42,7 +42,8 @@ def emoji(tmp_path_factory: pytest.TempPathFactory) -> Any:
     two runs are equal, and the batch is learned in a few steps.
     """
     pytest.importorskip("resvg_py")
-    from elip_plugin.data import emojis, openmoji
+    from examples.openmoji import emojis
+    from examples.openmoji import writing as openmoji
 
     folder = tmp_path_factory.mktemp("emoji")
     found, _ = emojis.find_emojis()

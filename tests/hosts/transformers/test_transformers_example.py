@@ -29,7 +29,7 @@ VOCABULARY = [
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A folder as `elip data openmoji` writes it, with a few plain pictures."""
+    """A folder as `python -m examples.openmoji` writes it, with a few plain pictures."""
     (tmp_path / "images").mkdir()
     (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
     for split, count in (("train", 6), ("held_out", 3)):

@@ -58,7 +58,7 @@ def splits(train: Any = None, test: Any = None, images: Any = None) -> dict[str,
 
 @pytest.fixture
 def openmoji(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Files as `elip data openmoji` writes them, in the working directory."""
+    """Files as `python -m examples.openmoji` writes them, in the working directory."""
     for i in range(4):
         draw(tmp_path / "set" / "images" / f"{i}.png")
     rows = [{"image": f"images/{i}.png", "caption": f"an emoji of É: {i}"} for i in range(4)]

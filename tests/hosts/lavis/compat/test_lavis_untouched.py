@@ -44,7 +44,6 @@ HERE = Path(__file__).parents[3]
 PINNED = Version(metadata.version("transformers")) < Version("4.27")
 
 ALLOWED = (
-    "elip_plugin.data",
     "elip_plugin.errors",
     "elip_plugin.hosts.lavis.compat",
     "elip_plugin.hosts.versions",

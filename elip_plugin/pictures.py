@@ -1,18 +1,38 @@
-"""List the pictures of folders and webdataset shards without reading them."""
+"""The pictures of folders and webdataset shards, and what lies beside them."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
+import math
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from elip_plugin.errors import DataError
-from elip_plugin.visualize.pictures import SUFFIXES
+from elip_plugin.errors import DataError, shown
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+PAUSES = (0.1, 0.5, 0.0)
+"""Seconds between the tries to read a picture; 0 ends them."""
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom in pixels."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture (Pillow), its name, and what came with it."""
+
+    name: str
+    image: Any
+    caption: str | None = None
+    boxes: Mapping[str, Box] = field(default_factory=dict)  # what objects cover, by their names
 
 
 @dataclass(frozen=True)
@@ -26,6 +46,7 @@ class Item:
         modified: When `path` was last changed, in nanoseconds.
         offset: Where it begins in `path`.
         caption: The text that lies beside it, if any.
+        more: Where the JSON beside it lies, if any: file, place and bytes.
     """
 
     name: str
@@ -34,6 +55,7 @@ class Item:
     modified: int
     offset: int = 0
     caption: str | None = None
+    more: tuple[Path, int, int] | None = None
 
     @property
     def group(self) -> str:
@@ -50,9 +72,7 @@ class Item:
         """Read the picture (Pillow, RGB); raises whatever Pillow does on a broken one."""
         from PIL import Image, UnidentifiedImageError
 
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            raw = file.read(self.size)
+        raw = _part(self.path, self.offset, self.size)
         try:
             with Image.open(io.BytesIO(raw)) as image:
                 return image.convert("RGB")
@@ -115,9 +135,10 @@ def _in_file(path: Path, name: str) -> Iterable[Item]:
     if path.suffix.lower() not in SUFFIXES:
         return ()
     state = path.stat()
-    text = path.with_suffix(".txt")
+    text, notes = path.with_suffix(".txt"), path.with_suffix(".json")
     caption = _caption(text.read_bytes(), str(text)) if text.is_file() else None
-    return (Item(name, path, state.st_size, state.st_mtime_ns, caption=caption),)
+    more = (notes, 0, notes.stat().st_size) if notes.is_file() else None
+    return (Item(name, path, state.st_size, state.st_mtime_ns, 0, caption, more),)
 
 
 def _in_shard(path: Path, name: str) -> Iterator[Item]:
@@ -132,8 +153,10 @@ def _in_shard(path: Path, name: str) -> Iterator[Item]:
                 text = members.get(f"{stem}.txt")
                 file = None if text is None else shard.extractfile(text)
                 caption = None if file is None else _caption(file.read(), f"{path}: {stem}.txt")
+                notes = members.get(f"{stem}.json")
+                more = None if notes is None else (path, notes.offset_data, notes.size)
                 inner = f"{name}/{member.name.removeprefix('./')}"
-                yield Item(inner, path, member.size, modified, member.offset_data, caption)
+                yield Item(inner, path, member.size, modified, member.offset_data, caption, more)
     except (tarfile.TarError, OSError) as error:
         raise DataError(f"{path} is not a webdataset shard ({error})") from error
 
@@ -143,3 +166,68 @@ def _caption(raw: bytes, name: str) -> str | None:
         return raw.decode().strip() or None
     except UnicodeDecodeError as error:
         raise DataError(f"{name} is not UTF-8 text ({error})") from error
+
+
+def _part(path: Path, offset: int, size: int) -> bytes:
+    """Read a part of a file; what a disk or a network refuses is tried again."""
+    for pause in PAUSES:
+        try:
+            with path.open("rb") as file:
+                file.seek(offset)
+                return file.read(size)
+        except (FileNotFoundError, PermissionError):
+            raise
+        except OSError:
+            if not pause:
+                raise
+            time.sleep(pause)
+    raise AssertionError
+
+
+def find_pictures(paths: Sequence[Path], most: int) -> list[Picture]:
+    """Read pictures, with what lies beside them.
+
+    Args:
+        paths: As for `find_items`.
+        most: How many, the first by name.
+
+    Returns:
+        The pictures.
+
+    Raises:
+        DataError: If one of them cannot be read, or there is none.
+    """
+    return [_read(item) for item in find_items(paths)[:most]]
+
+
+def _read(item: Item) -> Picture:
+    caption, boxes = _read_more(item.name, b"" if item.more is None else _part(*item.more))
+    try:
+        return Picture(item.name, item.read(), item.caption or caption, boxes)
+    except Exception as error:  # Pillow's readers raise nearly anything on broken files
+        raise DataError(f"{item.name} cannot be read as an image ({error})") from error
+
+
+def _read_more(name: str, raw: bytes) -> tuple[str | None, dict[str, Box]]:
+    """Read caption and boxes from the JSON beside a picture; it may be about other things."""
+    try:
+        values = json.loads(raw) if raw else {}
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"the JSON beside {name} cannot be read ({error})") from error
+    if not isinstance(values, dict):
+        return None, {}
+    caption, given = values.get("caption"), values.get("boxes", {})
+    if not (isinstance(given, dict) and all(map(_is_box, given.values()))):
+        raise DataError(
+            f'boxes beside {name} must be {{"name": [left, top, right, bottom], ...}} in pixels, '
+            f"got {shown(given)}"
+        )
+    boxes = {of: tuple(box) for of, box in given.items()}
+    return caption if isinstance(caption, str) else None, boxes
+
+
+def _is_box(box: Any) -> bool:
+    numbers = isinstance(box, list) and all(
+        isinstance(v, (int, float)) and abs(v) < math.inf for v in box
+    )
+    return numbers and len(box) == 4 and box[0] < box[2] and box[1] < box[3]

@@ -1,19 +1,36 @@
-"""`elip bench gpu` at a toy size: what it measures, its limits, its report."""
+"""`python -m benchmarks.machine` at a toy size: what it measures, its limits, its report."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from entry_points import elip
+from typer.testing import CliRunner
 
+from benchmarks.machine import sweep as module
+from benchmarks.machine.memory import fit_batches, largest_batch
+from benchmarks.machine.startup import measure_startup
+from benchmarks.machine.sweep import Sweep, counts_up_to, measurements, run_sweep
+from elip_plugin import create
 from elip_plugin.errors import ConfigError, DataError
-from elip_plugin.measure import sweep as module
-from elip_plugin.measure.sweep import Sweep, counts_up_to, measurements, run_sweep
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(command: str) -> str:
+    from benchmarks.machine.__main__ import app
+
+    result = CliRunner().invoke(app, command.split())
+    assert result.exit_code == 0, result.exception
+    return result.output
+
 
 TOY = Sweep("elip-ViT-tiny-6", 2, "cpu", "full,fast", rounds=1, image_size=32)
 GPUS = [("A Card", 81000 * 2**20), ("A Card", 80000 * 2**20)]
@@ -32,16 +49,18 @@ def test_every_measurement_is_a_command_with_known_options() -> None:
     import typer
     from torch.distributed.run import get_args_parser
 
+    from benchmarks.machine.__main__ import app as machine
     from elip_plugin.cli.main import app
 
     for name, (_, program, *words) in measurements(replace(TOY, data="pics"), GPUS).items():
-        if program != "elip_plugin":
+        if program == "torch.distributed.run":
             made = get_args_parser().parse_args(words)
-            assert made.module and made.training_script == "elip_plugin", name
-            words = made.training_script_args
-        command: Any = typer.main.get_command(app)
-        bench = command.commands[words[0]].commands[words[1]]
-        assert bench.make_context(words[1], list(words[2:])).params["model"] == TOY.model
+            assert made.module, name
+            program, words = made.training_script, made.training_script_args
+        command: Any = typer.main.get_command(app if program == "elip_plugin" else machine)
+        while hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        assert command.make_context(name, list(words)).params["model"] == TOY.model
 
 
 @pytest.mark.parametrize(
@@ -129,11 +148,64 @@ def test_the_command_at_a_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return {name: words for name, words in every(*given).items() if name in kinds}
 
     monkeypatch.setattr(module, "measurements", fewer)
-    elip(
-        f"bench gpu --model {TOY.model} --toy --device cpu --variants full,fast --processes 2 "
+    run(
+        f"gpu --model {TOY.model} --toy --device cpu --variants full,fast --processes 2 "
         f"--minutes 10 -o {tmp_path}"
     )
     report = (tmp_path / "report.md").read_text()
     assert set(re.findall("^## .+: (.+)$", report, re.M)) == {"done"}, report
     assert "pairs per second" in report and "largest batch" in report
-    assert report.count("(bf16/speed.svg)") == 1 and "Of a step of full" in report
+    assert "Of a step of full" in report
+
+
+def test_pruning_fits_more_pairs(tmp_path: Path) -> None:
+    pytest.importorskip("open_clip")
+    full, fast = fit_batches(create("ViT-tiny", device="meta"), 2**30, ["full", "fast"])
+    assert fast.batch > 1.25 * full.batch
+    said = run("memory --fit 1GiB --model ViT-tiny --device cpu --variants full")
+    assert str(full.batch) in said and "predicted" in said
+
+
+def test_doubling_finds_the_largest_batch_to_an_eighth() -> None:
+    for most in (0, 1, 2, 3, 7, 100, 1000):
+        tried: list[int] = []
+
+        def fits(batch: int, most: int = most, tried: list[int] = tried) -> bool:
+            tried.append(batch)
+            return batch <= most
+
+        found = largest_batch(fits)
+        assert 0.87 * most <= found <= most
+        assert max(tried) <= max(1, 2 * most)  # nothing much larger is ever run
+
+
+@pytest.mark.slow
+def test_runtimes_are_timed_beside_the_unpruned_tower(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    run(
+        "runtimes --model elip-ViT-tiny-6 --runtime torch,openvino --batch 3 --rounds 1 "
+        f"-o {tmp_path}"
+    )
+    rows = json.loads((tmp_path / "runtimes.json").read_text())["rows"]
+    assert [(row["runtime"], row["batch"], row["variant"]) for row in rows] == [
+        (runtime, batch, variant)
+        for runtime in ("torch", "openvino")
+        for batch in (1, 3)
+        for variant in ("full", "embed")
+    ]
+    assert {row["counted"] < 0.6 for row in rows if row["variant"] == "embed"} == {True}
+
+
+@pytest.mark.slow
+def test_the_start_up_file_is_measured() -> None:
+    plain, quartiles = measure_startup(sys.executable, pairs=3)
+    assert plain > 0 and quartiles == sorted(quartiles)
+
+
+def test_the_store_is_measured(tmp_path: Path) -> None:
+    code = "import sys; from benchmarks.machine.__main__ import app; app()"
+    words = ["store", "--rows", "600", "--folder", str(tmp_path)]  # it lowers a limit for good
+    made = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT
+    )
+    assert made.returncode == 0 and "600 rows: adding" in made.stdout, made.stderr

@@ -25,7 +25,7 @@ LONGEST, SHORTEST = 480.0, 15.0
 
 @dataclass(frozen=True)
 class Sweep:
-    """The options of `elip bench gpu`; variants are joined by commas."""
+    """The options of `gpu`; variants are joined by commas."""
 
     model: str
     batch: int
@@ -76,8 +76,6 @@ def run_sweep(
                 write_text(ended, f"{status}\n{printed}")
         progress(f"{name}: {status}")
         sections.append(f"## {name}: {status}\n\n```\n{printed}\n```")
-        if status == DONE and (out / "speed.svg").is_file():
-            sections.append(f"![{name}: time over the first variant's]({out.name}/speed.svg)")
     write_text(folder / REPORT, "\n\n".join(sections) + "\n")
     return folder / REPORT
 
@@ -105,18 +103,18 @@ def measurements(sweep: Sweep, gpus: Sequence[tuple[str, int]]) -> dict[str, lis
         common += ["--image-size", str(sweep.image_size)]
     timed = [*common, "--batch", str(sweep.batch), "--rounds", str(sweep.rounds)]
     loader = ["--data", sweep.data, "--workers", str(sweep.workers)] if sweep.data else []
-    bench = ["-m", "elip_plugin", "bench"]
+    bench, machine = ["-m", "elip_plugin", "bench"], ["-m", "benchmarks.machine"]
     both = [*bench, "speed", *timed, "--passes", "tower,step", "--precision"]
     memory = min((size for _, size in gpus), default=2**30)
     fit = ["--precision", "bf16", "--fit", f"{0.9 * memory / 2**20:.0f}MiB"]
     found = {
         "bf16": [*bench, "speed", *timed, "--precision", "bf16", *loader],
         "fp32": [*both, "fp32"],
-        "memory bf16": [*bench, "memory", *common, *fit],
+        "memory bf16": [*machine, "memory", *common, *fit],
     }
     for count in counts_up_to(sweep.processes or len(gpus)):
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-        found[f"{count} processes"] = [*launcher, *bench, "together", *timed]
+        found[f"{count} processes"] = [*launcher, *machine, "together", *timed]
     return found | {
         "bf16 plain attention": [*both, "bf16", "--attention", "plain"],
         "bf16 compiled": [*both, "bf16", "--compile"],

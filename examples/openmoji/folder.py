@@ -13,7 +13,7 @@ from elip_plugin.errors import DataError, some
 from elip_plugin.files import UNFINISHED, replacing
 
 MANIFEST = "openmoji.json"
-_WRITER = "elip data openmoji"
+_WRITER = "examples.openmoji"
 # A manifest is a file anyone can edit: only names of this form are ever replaced or removed.
 _OURS = re.compile(
     r"(train|held_out)/\d{5}\.tar|images/[0-9A-F-]+\.png|(train|held_out)\.json"
@@ -39,7 +39,7 @@ def write_files(out: Path, files: Mapping[str, bytes], settings: Mapping[str, An
     foreign = [f for f in (*files, MANIFEST) if f not in old and os.path.lexists(out / f)]
     if foreign:
         raise DataError(
-            f"{out} holds files that `elip data openmoji` did not write but would replace "
+            f"{out} holds files that examples.openmoji did not write but would replace "
             f"({some(foreign)}); nothing was changed: move them away or name another folder."
         )
     manifest = {"writer": _WRITER, **settings, "files": sorted(files)}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from elip_plugin.hosts.registry import create
+from elip_plugin import create
 from elip_plugin.measure.speed import time_in_turn, timed
 from elip_plugin.measure.variants import Variant, make_variants
 

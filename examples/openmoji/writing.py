@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
 
-from elip_plugin.data.emojis import Emoji, find_emojis
-from elip_plugin.data.folder import check_folder, write_files
-from elip_plugin.data.vocab import vocab_bytes
 from elip_plugin.errors import DataError
+from elip_plugin.hosts.lavis.vocab import vocab_bytes
+from examples.openmoji.emojis import Emoji, find_emojis
+from examples.openmoji.folder import check_folder, write_files
 
 ATTRIBUTION = (
     "All emojis designed by OpenMoji \N{EN DASH} the open-source emoji and icon project "

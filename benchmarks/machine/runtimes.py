@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from elip_plugin import HostModel
 from elip_plugin.errors import ConfigError
 from elip_plugin.export.formats import FORMATS, find_format
 from elip_plugin.export.tower import ImageTower, capture
-from elip_plugin.hosts.base import HostModel
 from elip_plugin.measure.counts import count_flops
 from elip_plugin.measure.speed import compare, time_in_turn
 from elip_plugin.measure.variants import UNPRUNED, Variant, make_variants

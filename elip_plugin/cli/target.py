@@ -1,0 +1,182 @@
+"""Which model, which plan: what the options of every command mean, and what its output is about."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import typer
+
+from elip_plugin.config import ElipConfig
+from elip_plugin.errors import ConfigError
+from elip_plugin.label import RANDOM, plan_name
+
+if TYPE_CHECKING:
+    from elip_plugin.hosts.base import HostModel
+
+IMAGE_ONLY_PLAN = "embed"
+"""The preset of commands that embed pictures, for a name that says no plan."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model and a plan, as the options of a command name them.
+
+    Attributes:
+        model: `--model`.
+        config: The plan; None for what the host makes of the model's name.
+        said: Whether the name or an option says the plan; else it is a default.
+        options: The options that name both again, for advice.
+    """
+
+    model: str
+    config: ElipConfig | None
+    said: bool
+    options: str
+
+    def build(
+        self, *, checkpoint: str = "", image_size: int | None = None, device: str = "cpu"
+    ) -> HostModel:
+        """Build the model, pruned by the plan.
+
+        Args:
+            checkpoint: Weights, as the host takes them; "" for random ones.
+            image_size: Pixels of a side; None for the model's own.
+            device: Where to build it; "meta" builds shapes without weights.
+
+        Returns:
+            The model; `elip_plugin.label.label_of` names it and its plan.
+        """
+        from elip_plugin.hosts.registry import create
+
+        if image_size is not None and image_size < 1:
+            raise ConfigError(f"--image-size {image_size} must be 1 or more")
+        return create(
+            self.model, self.config, checkpoint=checkpoint, image_size=image_size, device=device
+        )
+
+
+def resolve(
+    model: str, plan: str = "", keep: str = "", image_only: bool = False, default: str = ""
+) -> Target:
+    """Find the plan that a command's options name.
+
+    Args:
+        model: `--model`; a name of ours, such as elip-half-X, says a plan.
+        plan: `--plan`: a preset or a file; "" for what the name says.
+        keep: `--keep`: other keep ratios for the stages of that plan.
+        image_only: Whether evaluation is pruned here, by the image alone, whatever the plan says.
+        default: The preset for a name that says no plan; "" for the host's own.
+
+    Returns:
+        The model and its plan.
+
+    Raises:
+        ConfigError: If the plan, or its keep ratios, are not valid.
+    """
+    from elip_plugin.hosts.registry import create, find_model
+    from elip_plugin.measure.preview import by_the_image
+    from elip_plugin.patching.install import find_pruner
+
+    values = _read_keep(keep)
+    config = find_plan(plan) if plan else None
+    said = bool(plan) or _says_plan(model)
+    if not said and default:
+        config = ElipConfig.preset(default)
+    if config is None and (values or image_only):  # the host knows what the name says
+        config = find_pruner(create(model, device="meta").model).config
+    if config is not None and values:
+        config = _with_keep(config, values, keep)
+    if config is not None and image_only:
+        config = by_the_image(config)
+    find_model(model)  # an unknown name is said before any work
+    options = [f"--model {shlex.quote(model)}"]
+    options += [f"--plan {shlex.quote(plan)}"] if plan else []
+    return Target(model, config, said or bool(keep), " ".join(options))
+
+
+def find_plan(plan: str, keep: str = "") -> ElipConfig:
+    """Read `--plan`, a preset or a file, with the keep ratios of `--keep`."""
+    try:
+        config = ElipConfig.from_mapping(plan)
+    except ConfigError as error:
+        raise ConfigError(f"--plan {plan}: {error}") from error
+    return _with_keep(config, _read_keep(keep), keep) if keep else config
+
+
+def _says_plan(model: str) -> bool:
+    """Whether a model's name, or the config that it names, says what is pruned."""
+    from elip_plugin.hosts.base import FROM_CONFIG
+    from elip_plugin.hosts.registry import find_model
+
+    if model.startswith("elip"):
+        return True
+    found = find_model(model)
+    return found.name == model and found.preset == FROM_CONFIG
+
+
+def _read_keep(keep: str) -> list[float | int]:
+    try:
+        return [float(v) if "." in v else int(v) for v in keep.split(",")] if keep else []
+    except ValueError:
+        raise ConfigError(
+            f"--keep {keep!r}: write ratios or counts, such as 0.9,0.65,0.4"
+        ) from None
+
+
+def _with_keep(config: ElipConfig, values: list[float | int], keep: str) -> ElipConfig:
+    """Return a plan with other keep ratios."""
+    stages, name = config.stages, plan_name(config)
+    if len(values) != len(stages):
+        now = ",".join(f"{stage.keep:g}" for stage in stages)
+        many = "1 stage" if len(stages) == 1 else f"{len(stages)} stages"
+        raise ConfigError(
+            f"--keep {keep} has {len(values)} values, and the plan {name!r} has {many}: write "
+            f"{len(stages)}, such as its own --keep {now}, or name another plan by --plan"
+        )
+    pairs = zip(stages, values)
+    try:
+        return replace(config, stages=tuple(replace(s, keep=v) for s, v in pairs))
+    except ConfigError as error:
+        raise ConfigError(f"--keep {keep}, for the plan {name!r}: {error}") from error
+
+
+def check_weights(command: str, model: str, checkpoint: str, random: bool) -> None:
+    """Refuse random weights where a command's result depends on them, before any work.
+
+    Args:
+        command: The command's name.
+        model: `--model`.
+        checkpoint: `--checkpoint`.
+        random: `--random`, by which the user asks for them.
+
+    Raises:
+        ConfigError: If no weights are named, and random ones were not asked for.
+    """
+    from elip_plugin.hosts.registry import create
+
+    if checkpoint and random:
+        raise ConfigError(f"--random and --checkpoint {checkpoint}: leave one of them out")
+    if not checkpoint and not random and create(model, device="meta").weights == RANDOM:
+        raise ConfigError(
+            f"elip {command} of {model} needs weights: give --checkpoint (a file, a tag of "
+            "OpenCLIP's, or a folder of save_pretrained), or --random to try it without"
+        )
+
+
+def renamed(plan: str, preset: str) -> str:
+    """Return `--plan`, for which `--preset` is the old spelling."""
+    if not preset:
+        return plan
+    if plan:
+        raise ConfigError(f"--plan {plan} and --preset {preset} say two plans: leave --preset out")
+    typer.echo("--preset is now --plan; it goes with 1.0", err=True)
+    return preset
+
+
+def default_device(device: str) -> str:
+    """Return `--device`, by default cuda where there is one."""
+    import torch
+
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
