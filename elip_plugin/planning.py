@@ -75,6 +75,7 @@ class Plan:
         reducer = self.reducer
         full = self.depth * block_macs(self.prefix + self.num_patches, width, mlp_ratio)
         main = sum(block_macs(tokens, width, mlp_ratio) for tokens in self.tokens)
+        main -= sum(reducer.saved_inside(stage, width, mlp_ratio) for stage in self.stages)
         choosing = sum(reducer.selection_macs(stage, width, mlp_ratio) for stage in self.stages)
         return main / full, choosing / full
 

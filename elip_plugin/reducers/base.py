@@ -162,6 +162,19 @@ class Reducer:
         row = stage.tokens_in * (width**2 + width)  # key projection, one row of logits
         return (stage.lookahead - 1) * block_macs(stage.tokens_in, width, mlp_ratio) + row
 
+    def saved_inside(self, stage: PlannedStage, width: int, mlp_ratio: float) -> float:
+        """Count what a stage saves in the block before it, where tokens leave inside that block.
+
+        Args:
+            stage: The stage.
+            width: Tower width D.
+            mlp_ratio: Hidden width of a block's MLP over D.
+
+        Returns:
+            Multiply-adds per image; by default none.
+        """
+        return 0.0
+
     # What it does in a forward.
 
     def blocks_run(self, stages: Iterable[PlannedStage], depth: int) -> set[int]:
