@@ -17,7 +17,7 @@ from elip_plugin.errors import ConfigError, DataError
 pytest.importorskip("open_clip")
 
 PICTURES = torch.nn.functional.interpolate(
-    torch.randn(96, 3, 8, 8, generator=torch.Generator().manual_seed(0)), (64, 64)
+    torch.randn(96, 3, 20, 20, generator=torch.Generator().manual_seed(0)), (64, 64), mode="bicubic"
 )
 STEPS = 60
 
@@ -41,7 +41,7 @@ def features(made: Any, images: Tensor, pruned: bool = True) -> Tensor:
 
 
 def adapt(made: Any, **options: Any) -> None:
-    elip_plugin.adapt(made, 64, load, **{"steps": STEPS, "batch": 16, "rate": 1e-3, **options})
+    elip_plugin.adapt(made, 64, load, **{"steps": STEPS, "batch": 16, "rate": 3e-4, **options})
 
 
 def test_pruned_features_come_nearer_to_unpruned_ones_of_other_pictures(made: Any) -> None:

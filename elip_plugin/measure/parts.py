@@ -47,7 +47,8 @@ def measure_parts(
     if host_model.has_text_tower:
         steps["text"] = timed(partial(_run_text, variant, weights))
     seconds = {name: statistics.median(t) for name, t in time_in_turn(steps, rounds).items()}
-    return Parts(seconds.get("text"), seconds["optimizer"], *(loader or ()))
+    text = 0.0 if variant.tokens is None else seconds.get("text")
+    return Parts(text, seconds["optimizer"], *(loader or ()))
 
 
 class Pictures(Dataset[Tensor]):

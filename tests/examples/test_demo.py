@@ -83,7 +83,7 @@ print(count_text_share(made).step(average_step(find_pruner(made.model))))
     made = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     assert demo.PRUNED.endswith(demo.BASE)
-    assert demo.SHARE - 0.05 < float(made.stdout.split()[-1]) <= demo.SHARE
+    assert demo.SHARE - 0.1 < float(made.stdout.split()[-1]) <= demo.SHARE
 
 
 @pytest.mark.slow

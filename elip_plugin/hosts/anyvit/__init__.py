@@ -7,6 +7,9 @@ from torch import Tensor, nn
 from elip_plugin.hosts.base import PackageHost
 from elip_plugin.patching.description import Description
 
+PRESET = "embed"
+"""What prunes models by name where nothing else is asked for: they have no text."""
+
 
 class AnyVitHost(PackageHost):
     """Torch itself: every module is one of its classes, so it is asked where no other host is."""

@@ -11,10 +11,10 @@ import torch
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import ConfigError, UnsupportedModelError
+from elip_plugin.hosts.anyvit import PRESET
 from elip_plugin.hosts.anyvit.consumer import without_weights
 from elip_plugin.hosts.anyvit.describe import describe
 from elip_plugin.hosts.anyvit.image_model import ImageModel, Library, no_texts
-from elip_plugin.hosts.anyvit.names import PRESET
 from elip_plugin.hosts.building import seeded
 from elip_plugin.patching.install import install
 from elip_plugin.patching.monkeypatch import silenced

@@ -9,10 +9,8 @@ from pathlib import Path
 from torch import nn
 
 from elip_plugin.errors import MissingHostError
+from elip_plugin.hosts.anyvit import PRESET
 from elip_plugin.hosts.base import ModelName
-
-PRESET = "embed"
-"""What prunes them where nothing else is asked for: they have no text."""
 
 INSTALL = {
     "hf": ("transformers", "pip install 'elip-plugin[transformers]'"),

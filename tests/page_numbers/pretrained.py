@@ -1,0 +1,65 @@
+"""What docs/pretrained.md says by its log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+from benchmarks import results_log
+from benchmarks.pretrained import page
+
+
+@cache
+def rows() -> list[Mapping[str, Any]]:
+    return list(results_log.read(page.LOG))
+
+
+def row(name: str, share: float) -> Mapping[str, Any]:
+    (found,) = (r for r in rows() if (r["name"], r["share"]) == (name, share))
+    return found
+
+
+def lost(name: str, share: float, kind: str = "both", score: str = "t2i R@1") -> str:
+    """Points that are lost."""
+    return f"{-100 * row(name, share)[kind][score]['loss'][0]:.1f}"
+
+
+def stay(name: str, share: float) -> str:
+    """Neighbors that stay, of ten, by the class token."""
+    return f"{10 * row(name, share)['overlap']['cls']:.1f}"
+
+
+def sentences() -> Iterator[str]:
+    base = row("ward", 0.5)
+    yield (
+        f"R@1 is {100 * base['cls']['t2i R@1']['unpruned']:.1f}% by the class token and "
+        f"{100 * base['both']['t2i R@1']['unpruned']:.1f}% by both."
+    )
+    yield (
+        f"`ward` loses {lost('ward', 0.5)} points of R@1 by both features, and {stay('ward', 0.5)} "
+        "of ten neighbors stay."
+    )
+    yield (
+        f"ToMe as published loses {lost('tome', 0.5)}, a random part of the patches "
+        f"{lost('random', 0.5)}, a choice by attention {lost('evit', 0.5)}."
+    )
+    small = row("smaller picture", 0.5)
+    yield (
+        f"A smaller picture, at {small['cost']:.2f} of the operations, loses "
+        f"{lost('smaller picture', 0.5)}, and {stay('smaller picture', 0.5)} neighbors stay."
+    )
+    adapted = next(r for r in rows() if r["name"] == "ward, adapted")
+    loss = [f"{-100 * x:.1f}" for x in adapted["both"]["t2i R@1"]["loss"]]
+    yield (
+        f"at {adapted['cost']:.2f} of the operations, R@1 by both features is {loss[0]} points "
+        f"below unpruned (95% interval {loss[2]} to {loss[1]})"
+    )
+    yield (
+        f"{10 * adapted['overlap']['cls']:.1f} of ten neighbors stay by the class token, and "
+        f"{100 * adapted['mixed']['cls']:.1f}% of the photographs find themselves in an index of "
+        "unpruned features."
+    )
+
+
+NO_LOG = ("2.4 points of R@1",)
