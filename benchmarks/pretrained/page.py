@@ -11,7 +11,10 @@ from benchmarks.tables import fill, markdown
 
 DOCS = Path(__file__).parents[2] / "docs"
 LOG = DOCS / "results" / "pretrained.jsonl"
-PAGE = DOCS / "pretrained.md"
+PAGES = (DOCS / "pretrained.md", DOCS.parent / "research" / "pretrained.md")
+"""For users: a short table; for who wants to know: all rows."""
+
+SHORT = ("ward", "tome", "tofu", "evit", "random", NAMES[-1])
 CHART = DOCS / "results" / "pretrained.svg"
 Rows = Sequence[Mapping[str, Any]]
 
@@ -62,7 +65,8 @@ def tables(rows: Rows) -> dict[str, str]:
         "operations", "plan", "R@1, class token", "R@1, both", "R@5, both", "image to text R@1",
         "neighbors that stay", "itself in a mixed index", "`ward` is ahead by",
     )  # fmt: skip
-    made["pretrained"] = markdown(header, cells)
+    made["pretrained all"] = markdown(header, cells)
+    made["pretrained"] = _short(test)
     made["pretrained plans"] = markdown(
         ("plan", "what it does"), [(f"`{n}`" if n != NAMES[-1] else n, MEANINGS[n]) for n in NAMES]
     )
@@ -80,6 +84,21 @@ def tables(rows: Rows) -> dict[str, str]:
             ],
         )  # fmt: skip
     return made
+
+
+def _short(test: Rows) -> str:
+    """Make the table of losses of R@1 by both features, and of neighbors, of some plans."""
+
+    def cell(name: str, share: float) -> str:
+        (row,) = _of(test, share=share, name=name)
+        loss = 100 * row["both"]["t2i R@1"]["loss"][0]
+        text = f"{loss:+.1f}, {row['overlap']['cls']:.2f}"
+        return f"{text} ({row['cost']:.2f})" if name == NAMES[-1] else text
+
+    header = ("operations", *(f"`{name}`" for name in SHORT[:-1]), f"{SHORT[-1]} (operations)")
+    return markdown(
+        header, [(f"{share:.2f}", *(cell(name, share) for name in SHORT)) for share in SHARES]
+    )
 
 
 def draw(rows: Rows, path: Path) -> None:
@@ -123,5 +142,6 @@ def draw(rows: Rows, path: Path) -> None:
 
 def write(rows: Rows) -> None:
     """Write the page's tables and its chart."""
-    PAGE.write_text(fill(PAGE.read_text(), tables(rows)))
+    for path in PAGES:
+        path.write_text(fill(path.read_text(), tables(rows)))
     draw(rows, CHART)

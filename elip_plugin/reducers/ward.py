@@ -49,10 +49,10 @@ class Ward(ToMe):
 
     name = "ward"
     pairs: ClassVar[type[Pairs]] = InOrder
-    plan: ClassVar[Mapping[str, Any]] = keeping(0.5)
+    plan: ClassVar[Mapping[str, Any]] = keeping(0.73)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        # For weights that are there: evaluation is pruned too.
-        "embed": {**keeping(0.5), "eval_mode": "image"},
+        # For weights that are there, pruned in evaluation (docs/pretrained.md).
+        "embed": {**keeping(0.73), "eval_mode": "image"},
     }
 
     def entering(self, num_patches: int, depth: int, removed: int) -> list[int]:

@@ -119,4 +119,4 @@ def check_by_lavis(path: Path, overrides: list[str]) -> None:
     from elip_plugin.hosts.lavis.names import register
 
     register()
-    check_run_config(path, overrides, evaluate=False)
+    check_run_config(path, overrides)

@@ -1,32 +1,25 @@
-"""What docs/embedding.md says by the logs."""
+"""What docs/embedding.md says by the log of docs/pretrained.md."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from page_numbers.logs import answered, asked, bare, said
+from page_numbers.pretrained import lost, row, stay
 
 
 def sentences() -> Iterator[str]:
-    trained, unpruned = asked("Trained with ToMe"), "After unpruned training"
-    yield f"({said(trained)} points of MRR from scratch, {trained.seeds} seeds)"
+    by_class, both = lost("ward", 0.7, "cls"), lost("ward", 0.7)
     yield (
-        f"{bare(asked(unpruned))} and {bare(asked(unpruned, 'continued'))} points after unpruned "
-        "training (from scratch and continued)."
+        f"On DINOv2 ViT-S/14 `embed` runs 0.7 of the operations and loses {by_class} points of R@1 "
+        f"by the class token and {both} with the mean of the patches beside it; "
+        f"{stay('ward', 0.7)} of ten neighbors stay."
     )
-    after_half, after_unpruned, attention = map(
-        answered,
-        (
-            "Trained with ToMe",
-            "After unpruned training: does half of the token-layers at test time, by ToMe",
-            "After unpruned training: does half of the token-layers by ToMe score as half by the",
-        ),
-    )
-    assert {after_half.seeds, after_unpruned.seeds, attention.seeds} == {8}
+    small = row("smaller picture", 0.7)
     yield (
-        f"{bare(after_half)} after `half`, {bare(after_unpruned)} after unpruned training (8 seeds "
-        f"each); by the class token's attention {bare(attention)} more."
+        f"A smaller picture ({small['picture']} px, {small['cost']:.2f} of the operations) keeps "
+        f"{stay('smaller picture', 0.7)} of them."
     )
+    yield f"At half of the operations {lost('ward', 0.5)} points are lost"
 
 
 NO_LOG = ("with Ray 2.60",)

@@ -33,27 +33,38 @@ def stay(name: str, share: float) -> str:
 def sentences() -> Iterator[str]:
     base = row("ward", 0.5)
     yield (
-        f"R@1 is {100 * base['cls']['t2i R@1']['unpruned']:.1f}% by the class token and "
-        f"{100 * base['both']['t2i R@1']['unpruned']:.1f}% by both."
+        f"photograph is found first: {100 * base['cls']['t2i R@1']['unpruned']:.1f}% by the class "
+        f"token and {100 * base['both']['t2i R@1']['unpruned']:.1f}% by both, unpruned."
     )
     yield (
-        f"`ward` loses {lost('ward', 0.5)} points of R@1 by both features, and {stay('ward', 0.5)} "
-        "of ten neighbors stay."
+        f"{lost('ward', 0.7, 'cls')} points of R@1 are lost by the class token and "
+        f"{lost('ward', 0.7)} by both, and {stay('ward', 0.7)} of ten neighbors stay."
+    )
+    yield (
+        f"{lost('ward', 0.5)} points of R@1 by both, and {stay('ward', 0.5)} of ten neighbors stay."
     )
     yield (
         f"ToMe as published loses {lost('tome', 0.5)}, a random part of the patches "
-        f"{lost('random', 0.5)}, a choice by attention {lost('evit', 0.5)}."
+        f"{lost('random', 0.5)}, the class token's attention {lost('evit', 0.5)}."
     )
     small = row("smaller picture", 0.5)
     yield (
-        f"A smaller picture, at {small['cost']:.2f} of the operations, loses "
+        f"A smaller picture, {small['picture']} px at {small['cost']:.2f} of the operations, loses "
         f"{lost('smaller picture', 0.5)}, and {stay('smaller picture', 0.5)} neighbors stay."
+    )
+    assert (
+        row("ward", 0.35)["both"]["t2i R@1"]["loss"][0]
+        < row("tome", 0.35)["both"]["t2i R@1"]["loss"][0]
+    )
+    yield (
+        f"at a third of the operations `tome` loses {lost('tome', 0.35)} and `ward` "
+        f"{lost('ward', 0.35)} points."
     )
     adapted = next(r for r in rows() if r["name"] == "ward, adapted")
     loss = [f"{-100 * x:.1f}" for x in adapted["both"]["t2i R@1"]["loss"]]
     yield (
-        f"at {adapted['cost']:.2f} of the operations, R@1 by both features is {loss[0]} points "
-        f"below unpruned (95% interval {loss[2]} to {loss[1]})"
+        f"R@1 by both is {loss[0]} points below unpruned at {adapted['cost']:.2f} of the "
+        f"operations (from {loss[1]} below to {-float(loss[2]):.1f} above)."
     )
     yield (
         f"{10 * adapted['overlap']['cls']:.1f} of ten neighbors stay by the class token, and "
@@ -62,4 +73,4 @@ def sentences() -> Iterator[str]:
     )
 
 
-NO_LOG = ("2.4 points of R@1",)
+NO_LOG = ("2.4 points of R@1", "at about 0.7 of the operations")
