@@ -258,6 +258,8 @@ def evaluate(arch: str, model: Any, given: dict[str, Any] | None = None) -> dict
             made["nucleus"] = model.generate(
                 dict(given), use_nucleus_sampling=True, max_length=12, min_length=5, num_captions=2
             )
+        if arch == "blip_caption" and not WRITES:
+            made["loss"] = model(dict(given))["loss"]
         if arch == "blip_image_text_matching":
             made["itm"] = model(dict(given))
             made["itc"] = model(dict(given), match_head="itc")
