@@ -13,6 +13,7 @@ from elip_plugin.hosts import autoload as _autoload
 if TYPE_CHECKING:
     from elip_plugin.adapting import adapt
     from elip_plugin.api import Handle, apply, find_handle
+    from elip_plugin.check.embed import embed
     from elip_plugin.config import ElipConfig, Stage
     from elip_plugin.errors import ElipError
     from elip_plugin.hosts.anyvit.describe import describe
@@ -27,6 +28,7 @@ __version__ = "0.4.0"
 
 _MODULES = {
     "adapting": ("adapt",),
+    "check.embed": ("embed",),
     "api": ("Handle", "apply", "find_handle"),
     "config": ("ElipConfig", "Stage"),
     "errors": ("ElipError",),
@@ -53,6 +55,7 @@ __all__ = [
     "apply",
     "create",
     "describe",
+    "embed",
     "find_handle",
     "get",
     "list_models",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +21,11 @@ from elip_plugin.check.store import KEY, Rows, Store
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import DataError, UnsupportedModelError
 from elip_plugin.export.manifest import hash_weights
+from elip_plugin.files import replacing, writable, write_text
 from elip_plugin.hosts.base import HostModel
-from elip_plugin.pictures import Item, strict_decoding
+from elip_plugin.measure.preview import by_the_image
+from elip_plugin.patching.install import find_pruner
+from elip_plugin.pictures import Item, find_items, strict_decoding
 
 READERS, AHEAD = 4, 2
 """Threads that read pictures, and batches that are read before they are wanted."""
@@ -181,6 +185,50 @@ def fill(
                 done += len(places) + len(bad)
                 progress(done)
     return store.rows([key for i, key in enumerate(keys) if i not in faults]), faults
+
+
+def embed(
+    host_model: HostModel,
+    pictures: Sequence[str | Path],
+    out: str | Path,
+    *,
+    batch: int = 32,
+    progress: Progress = lambda what, done, total: None,
+) -> tuple[Rows, list[str]]:
+    """Embed folders of pictures by a model's plan, into files of a folder.
+
+    Args:
+        host_model: What `elip_plugin.create` makes, with trained weights.
+        pictures: Pictures, folders of pictures or of .tar shards at any depth, or shards.
+        out: Gets `features.npy` [N, E], of length 1, `names.json` with the N names, and a cache,
+            from which the same call goes on; other weights and plans are kept apart there.
+        batch: Pictures per forward.
+        progress: Told what is done, how much, and of how much.
+
+    Returns:
+        The features and the names of the pictures that can be read.
+
+    Raises:
+        DataError: If there is no picture, or features are not finite.
+        ConfigError: If the plan chooses by a text.
+
+    Example:
+        >>> made = elip_plugin.create("elip-embed-ViT-B-32", checkpoint="weights.pt")
+        >>> features, names = elip_plugin.embed(made, ["photos"], "index")
+    """
+    out, items = Path(out), find_items([Path(path) for path in pictures])
+    config = by_the_image(find_pruner(host_model.model).config)
+    with writable(out):
+        out.mkdir(parents=True, exist_ok=True)
+    rows, faults = Embedder(host_model, out / "cache", batch, progress).pictures(items, config)
+    names = [item.name for i, item in enumerate(items) if i not in faults]
+    for name, why in ((items[i].name, why) for i, why in faults.items()):
+        warnings.warn(f"left out: {name}: {why}", stacklevel=2)
+    features = out / "features.npy"
+    with writable(features), replacing(features) as unfinished, unfinished.open("wb") as file:
+        np.save(file, rows)
+    write_text(out / "names.json", json.dumps(names, indent=0, ensure_ascii=False) + "\n")
+    return rows, names
 
 
 def read_ahead(

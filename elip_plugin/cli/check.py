@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,14 +18,12 @@ from elip_plugin.cli.options import (
     examples,
     make_folder,
     print_table,
+    progress_bars,
 )
 from elip_plugin.cli.target import IMAGE_ONLY_PLAN, check_weights, default_device, resolve
 from elip_plugin.errors import DataError
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
-
-    from elip_plugin.check.embed import Progress
     from elip_plugin.check.study import Result
     from elip_plugin.check.tables import Table
 
@@ -88,7 +84,7 @@ def check(
     target = resolve(model, plan, keep, image_only=True, default=IMAGE_ONLY_PLAN)
     check_weights("check", model, checkpoint, random)
     make_folder(out)
-    with _progress() as progress:
+    with progress_bars() as progress:
         # Before the model is built, which may take minutes.
         readable, _, broken = look(items, out / "cache", progress)
         if not readable:
@@ -115,36 +111,6 @@ def check(
     typer.echo(f"written to {out / 'index.html'}, with the worst pictures")
     if not result.holds:
         raise typer.Exit(1)
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """Show a bar for each thing that is done, with how many a second, on stderr."""
-    from rich.console import Console
-    from rich.progress import (
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.finished_speed or task.speed or 0:.0f}/s")
-
-    first = Progress.get_default_columns()[:2]
-    columns = (*first, MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True, markup=False, emoji=False)) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what)
-            bars.update(tasks[what], completed=done, total=total)
-
-        yield show
 
 
 def _print(result: Result) -> None:

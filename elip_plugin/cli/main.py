@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from elip_plugin.cli import adapt, bench, check, doctor, export, lavis, plan, show
+from elip_plugin.cli import adapt, bench, check, doctor, embed, export, lavis, plan, show
 from elip_plugin.cli.options import examples
 from elip_plugin.errors import ElipError
 
@@ -19,6 +19,7 @@ app.command(epilog=plan.PLAN_EXAMPLES)(plan.plan)
 app.command(epilog=show.EXAMPLES)(show.show)
 app.command(epilog=export.EXAMPLES)(export.export)
 app.command(epilog=check.EXAMPLES)(check.check)
+app.command(epilog=embed.EXAMPLES)(embed.embed)
 app.command(epilog=adapt.EXAMPLES)(adapt.adapt)
 app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
 app.add_typer(bench.app, name="bench")
