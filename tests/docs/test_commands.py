@@ -293,6 +293,7 @@ RULES = [
     Rule("elip plan --model hf:", run_elip, host="transformers"),
     Rule("elip plan .*--batch", run_small, slow=True, host="open_clip"),
     Rule("elip plan", run_elip, host="open_clip"),
+    Rule("elip embed", parse_elip, "weights, and pictures; tests/cli/test_embed.py runs it"),
     Rule("elip adapt", parse_elip, "hundreds of pictures; tests/cli/test_adapt.py runs it"),
     Rule("elip check .*--bound", parse_elip, "hundreds of pictures; tests/check run it"),
     Rule("elip check --model hf:", run_elip, host="transformers"),
