@@ -193,7 +193,7 @@ def test_runtimes_are_timed_beside_the_unpruned_tower(tmp_path: Path) -> None:
         for batch in (1, 3)
         for variant in ("full", "embed")
     ]
-    assert {row["counted"] < 0.6 for row in rows if row["variant"] == "embed"} == {True}
+    assert {row["counted"] < 0.75 for row in rows if row["variant"] == "embed"} == {True}
 
 
 @pytest.mark.slow
