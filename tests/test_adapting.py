@@ -28,7 +28,9 @@ def load(places: Any) -> Tensor:
 
 @pytest.fixture
 def made() -> Any:
-    return elip_plugin.create("elip-embed-ViT-tiny")
+    stages = [{"block": 0, "lookahead": 1, "keep": 0.4}]
+    strong = {"reducer": "ward", "stages": stages, "reference_depth": 12, "eval_mode": "image"}
+    return elip_plugin.create("ViT-tiny", elip_plugin.ElipConfig.from_mapping(strong))
 
 
 def features(made: Any, images: Tensor, pruned: bool = True) -> Tensor:
