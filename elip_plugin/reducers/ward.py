@@ -59,6 +59,8 @@ class Ward(ToMe):
         """Return how many patches enter each block; see `ToMe.entering`."""
         least = _falling(num_patches, depth, float(num_patches))
         if num_patches * depth - removed < sum(least) - depth / 2:
+            if 2 * removed <= depth * (num_patches + 1):
+                return least  # a tower of few blocks: as many as it can spare, as ToMe does
             raise PlanError(
                 f"reducer 'ward' merges pairs, hence at most half of the tokens in a block: of "
                 f"{depth} blocks' tokens it leaves {sum(least) / num_patches / depth:.2f} or more, "
