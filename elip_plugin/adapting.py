@@ -22,6 +22,7 @@ from torch import Tensor
 
 from elip_plugin.api import find_handle
 from elip_plugin.errors import ConfigError, DataError
+from elip_plugin.export.manifest import hash_weights
 from elip_plugin.files import replacing, writable
 from elip_plugin.hosts.base import HostModel
 
@@ -78,7 +79,8 @@ def adapt(
         progress: Told the steps that are done, and the loss.
 
     Raises:
-        ConfigError: If the plan does not prune in evaluation, or a number means nothing.
+        ConfigError: If the plan does not prune in evaluation, no weight requires a gradient, or a
+            number means nothing.
         DataError: If the loss is no number, or `state` is of another call.
 
     Example:
@@ -101,10 +103,15 @@ def adapt(
     teacher.model.eval().requires_grad_(False)
     model = host_model.model.eval()  # no dropout: its unpruned self is the aim
     learning = [p for p in model.parameters() if p.requires_grad]
+    if not learning:
+        raise ConfigError(
+            "no weight of this model requires a gradient, so nothing would be learned: call "
+            "model.requires_grad_(True), or add adapters"
+        )
     optimizer = torch.optim.AdamW(learning, lr=rate, betas=BETAS, weight_decay=0.0)
     key = {
         "steps": steps, "batch": batch, "rate": rate, "bf16": bf16, "seed": seed, "count": count,
-        "plan": repr(config),
+        "plan": repr(config), "weights": hash_weights(model.state_dict()),
     }  # fmt: skip
     first, means = _read_state(state, key, model, optimizer)
     device = next(model.parameters()).device

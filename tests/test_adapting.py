@@ -76,6 +76,11 @@ def test_a_stopped_call_goes_on_and_ends_with_the_same_weights(tmp_path: Path) -
     assert state.exists()
     with pytest.raises(DataError, match="is the state of another call"):
         adapt(elip_plugin.create("elip-embed-ViT-tiny"), state=state, rate=2e-3)
+    others = elip_plugin.create("elip-embed-ViT-tiny")
+    with torch.no_grad():
+        others.model.visual.proj.mul_(2)
+    with pytest.raises(DataError, match="is the state of another call"):
+        adapt(others, state=state)
     resumed, steps = elip_plugin.create("elip-embed-ViT-tiny"), list[int]()
     adapt(resumed, state=state, progress=lambda step, loss: steps.append(step))
     assert steps == list(range(51, STEPS + 1)) and not state.exists()
@@ -90,6 +95,12 @@ def test_only_what_requires_a_gradient_learns(made: Any) -> None:
     adapt(made, steps=3)
     changed = [n for n, v in made.model.state_dict().items() if not torch.equal(v, before[n])]
     assert changed == ["visual.proj"]
+
+
+def test_a_model_that_cannot_learn_is_refused(made: Any) -> None:
+    made.model.requires_grad_(False)
+    with pytest.raises(ConfigError, match="nothing would be learned"):
+        adapt(made)
 
 
 def test_several_features_are_taught(made: Any) -> None:

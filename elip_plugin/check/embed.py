@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elip_plugin.adapting import embedding
 from elip_plugin.api import find_handle
 from elip_plugin.check.store import KEY, Rows, Store
 from elip_plugin.config import ElipConfig
@@ -118,9 +119,8 @@ class Embedder:
     def _encode(self, images: list[Tensor]) -> Rows:
         batch = torch.stack(images).to(self.device, self._dtype)
         with torch.inference_mode():
-            features = self.host_model.encode_image(batch)
-        # Tokens of a model without a feature: its class token, which no plan removes.
-        return _unit(features if features.ndim == 2 else features[:, 0], "a picture")
+            (features,) = embedding(self.host_model, batch)
+        return _unit(features, "a picture")
 
     @contextmanager
     def _pruned(self, config: ElipConfig | None) -> Iterator[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +18,7 @@ from elip_plugin.cli.options import (
     examples,
     make_folder,
     print_table,
+    progress_bars,
 )
 from elip_plugin.cli.target import IMAGE_ONLY_PLAN, default_device, resolve
 from elip_plugin.errors import DataError
@@ -25,7 +26,9 @@ from elip_plugin.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from elip_plugin.check.embed import Embedder
     from elip_plugin.check.store import Rows
+    from elip_plugin.config import ElipConfig
     from elip_plugin.hosts.base import HostModel
     from elip_plugin.pictures import Item
 
@@ -65,11 +68,10 @@ def adapt(
     pictures is held out for the report.
     """
     import torch
-    from rich.console import Console
-    from rich.progress import Progress
 
-    from elip_plugin.adapting import adapt, embedding
+    from elip_plugin.adapting import adapt
     from elip_plugin.api import find_handle
+    from elip_plugin.check.embed import Embedder
     from elip_plugin.files import write_text
     from elip_plugin.label import label_of
     from elip_plugin.pictures import find_items
@@ -87,28 +89,28 @@ def adapt(
     device = default_device(device)
     made = target.build(checkpoint=checkpoint, image_size=image_size, device=device)
     make_folder(out)
-    full, before = _features(made, held_out, batch, pruned=False), _features(made, held_out, batch)
+    config = find_handle(made.model).config
     steps = max(1, round(passes * len(learned) / batch))
 
     def load(places: Sequence[int]) -> Tensor:
         return _read(made, [learned[i] for i in places])
 
-    with Progress(console=Console(stderr=True)) as bars:
-        task = bars.add_task("adapting", total=steps)
-
-        def progress(step: int, loss: float) -> None:
-            bars.update(task, completed=step, description=f"adapting, loss {loss:.4f}")
-
+    with progress_bars() as shown:
+        embedder = Embedder(made, out / "cache", batch, shown)
+        full, before = _rows(embedder, held_out, None), _rows(embedder, held_out, config)
         adapt(
             made, len(learned), load, steps=steps, batch=batch, rate=rate, bf16=bf16,
-            state=out / "state.pt", encode=embedding, progress=progress,
+            state=out / "state.pt", progress=lambda step, loss: shown("adapting", step, steps),
         )  # fmt: skip
-    report = _report(full, before, _features(made, held_out, batch))
+        # Another one, for the weights are others now.
+        after = _rows(Embedder(made, out / "cache", batch, shown), held_out, config)
+    report = _report(full, before, after)
     weights = made.save_weights(out)
-    plan_used = find_handle(made.model).config.to_mapping()
-    about = {"label": label_of(made), "model": made.name, "plan": plan_used, "steps": steps}
-    about["held_out"] = kept
-    write_text(out / "report.json", json.dumps({**about, "measures": report}, indent=1) + "\n")
+    about = {
+        "label": label_of(made), "model": made.name, "plan": config.to_mapping(), "steps": steps,
+        "held_out": kept, "measures": report,
+    }  # fmt: skip
+    write_text(out / "report.json", json.dumps(about, indent=1) + "\n")
     _print(report, f"{label_of(made)}; {kept} pictures that were held out, with 95% intervals")
     typer.echo(f"weights: --checkpoint {weights}, pruned by the same plan")
 
@@ -119,30 +121,20 @@ def _read(made: HostModel, items: Sequence[Item]) -> Tensor:
     from elip_plugin.check.embed import read_ahead
 
     ((_, images, faults),) = read_ahead(items, made.preprocess, len(items))(range(len(items)))
-    if faults:
-        place, why = next(iter(faults.items()))
-        raise DataError(f"{items[place].name} cannot be read ({why}): remove it, and start again")
+    _refuse(items, faults)
     return torch.stack(images)
 
 
-def _features(made: HostModel, items: Sequence[Item], batch: int, pruned: bool = True) -> Rows:
-    """Return features of length 1 [n, E]."""
-    from contextlib import nullcontext
+def _rows(embedder: Embedder, items: Sequence[Item], config: ElipConfig | None) -> Rows:
+    rows, faults = embedder.pictures(items, config)
+    _refuse(items, faults)
+    return rows
 
-    import torch
-    import torch.nn.functional as F
 
-    from elip_plugin.adapting import embedding
-    from elip_plugin.api import find_handle
-
-    handle, found = find_handle(made.model), []
-    device = next(made.model.parameters()).device
-    with nullcontext() if pruned else handle.disabled(), torch.no_grad():
-        for start in range(0, len(items), batch):
-            images = _read(made, items[start : start + batch]).to(device)
-            found.append(F.normalize(embedding(made, images)[0].float(), dim=1).cpu())
-    features: Rows = torch.cat(found).numpy()
-    return features
+def _refuse(items: Sequence[Item], faults: Mapping[int, str]) -> None:
+    """Refuse pictures that cannot be read."""
+    for place, why in faults.items():
+        raise DataError(f"{items[place].name} cannot be read ({why}): remove it, and start again")
 
 
 def _report(full: Rows, before: Rows, after: Rows) -> dict[str, list[list[float]]]:

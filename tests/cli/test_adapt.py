@@ -49,7 +49,11 @@ def test_the_report_is_about_pictures_held_out(
     before, after = report["measures"]["cosine"]
     assert report["held_out"] == 100 and report["steps"] == 40
     assert after[0] > before[2], "the mean afterwards is above the interval before"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "weights.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "cache",
+        "report.json",
+        "weights.pt",
+    ]
     # What it names as weights embeds, pruned, nearer to the first weights' unpruned features.
     assert f"--checkpoint {tmp_path / 'weights.pt'}" in " ".join(found.output.split())
     full = elip_plugin.create("elip-half-ViT-tiny", checkpoint=str(weights))
