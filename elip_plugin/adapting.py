@@ -27,8 +27,9 @@ from elip_plugin.files import replacing, writable
 from elip_plugin.hosts.base import HostModel
 
 BETAS = (0.9, 0.99)
-WARMUP = 0.05
-"""Share of the steps in which the learning rate rises."""
+WARMUP, FEWEST_RISING = 0.05, 10
+"""Share of the steps in which the learning rate rises, and the fewest of them: Adam's first steps
+are as long as the rate, however small the gradient is."""
 
 LARGEST_NORM = 1.0
 """Longer gradients are cut to this length."""
@@ -161,7 +162,7 @@ def _updated(means: list[Tensor], wanted: Sequence[Tensor], step: int) -> list[T
 
 def _share(step: int, steps: int) -> float:
     """Return the share of the learning rate at a step: a linear rise, then a cosine."""
-    rise = min(1.0, (step + 1) / max(1.0, WARMUP * steps))
+    rise = min(1.0, (step + 1) / max(FEWEST_RISING, WARMUP * steps))
     return rise * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 

@@ -112,6 +112,13 @@ def adapt(
     }  # fmt: skip
     write_text(out / "report.json", json.dumps(about, indent=1) + "\n")
     _print(report, f"{label_of(made)}; {kept} pictures that were held out, with 95% intervals")
+    (before_mean, *_), (after_mean, *_) = report["cosine"]
+    if after_mean < before_mean:
+        typer.echo(
+            "the adapted weights are farther from the unpruned features than before: give more "
+            "pictures or --passes, or a smaller --rate, and another --out",
+            err=True,
+        )
     typer.echo(f"weights: --checkpoint {weights}, pruned by the same plan")
 
 

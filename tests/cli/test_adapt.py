@@ -74,6 +74,11 @@ def test_the_report_is_about_pictures_held_out(
     assert near > far
 
 
+def test_weights_that_became_worse_are_named(weights: Path, pictures: Path, tmp_path: Path) -> None:
+    found = run(weights, pictures, tmp_path, "--rate", "0.1", "--passes", "0.5")
+    assert found.exit_code == 0 and "are farther from the unpruned features" in found.output
+
+
 def test_too_few_pictures_and_a_broken_one(weights: Path, pictures: Path, tmp_path: Path) -> None:
     few = tmp_path / "few"
     few.mkdir()

@@ -29,6 +29,8 @@ class Library:
         encode: From the model, images [B, 3, side, side] and the number of prefix tokens to
             features [B, E].
         save: Writes the preprocessing into a folder, in the library's own files.
+        save_weights: Writes the model's weights into a folder that is then a checkpoint; None where
+            a checkpoint is a file of weights.
         checkpoint: Turns the model's gradient checkpointing on; None where a pruned one has none.
     """
 
@@ -39,6 +41,7 @@ class Library:
     std: tuple[float, ...]
     encode: Callable[[Any, Tensor, int], Tensor]
     save: Callable[[Path], None] = lambda folder: None
+    save_weights: Callable[[Any, Path], None] | None = None
     checkpoint: Callable[[Any], None] | None = None
 
 
@@ -92,6 +95,14 @@ class ImageModel(HostModel):
     def save_preprocessing(self, folder: Path) -> None:
         """Write what prepares pictures, where the library has a file for it."""
         self.library.save(folder)
+
+    def save_weights(self, folder: Path) -> Path:
+        """Write the weights, and what prepares pictures."""
+        self.save_preprocessing(folder)
+        if self.library.save_weights is None:
+            return super().save_weights(folder)
+        self.library.save_weights(self.model, folder)
+        return folder
 
     def checkpoint(self) -> None:
         """Turn gradient checkpointing on, where the library's works with pruning."""

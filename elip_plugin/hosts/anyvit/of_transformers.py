@@ -65,6 +65,7 @@ def load(folder: str, checkpoint: str, image_size: int | None) -> Library:
         tuple(std or (1.0,) * 3),
         encode,
         partial(_save, processor),
+        save_weights=_save_weights,
         checkpoint=_checkpoint,
     )
 
@@ -107,6 +108,10 @@ def _from_pretrained(checkpoint: str, **options: Any) -> tuple[Any, list[str]]:
         checkpoint, output_loading_info=True, dtype=torch.float32, **OPTIONS, **options
     )
     return model, sorted(info["missing_keys"])
+
+
+def _save_weights(model: Any, folder: Path) -> None:
+    model.save_pretrained(folder)
 
 
 def _own_side(config: Any) -> int | None:

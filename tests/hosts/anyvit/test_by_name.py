@@ -78,6 +78,22 @@ def test_features_and_preprocessing_are_those_of_transformers(
     assert torch.equal(made.model(images).pooler_output, expected)
 
 
+def test_written_weights_are_a_checkpoint(dino: str, tmp_path: Path) -> None:
+    pytest.importorskip("timm", "1.0")
+    images = torch.randn(2, 3, 64, 64)
+    for name, given in ((f"hf:{dino}", dino), ("timm:vit_tiny_patch16_224", "")):
+        made = elip_plugin.create(name, checkpoint=given, image_size=64)
+        with torch.no_grad():
+            for weight in made.model.parameters():
+                weight.add_(0.01)
+        folder = tmp_path / name[:2]
+        folder.mkdir()
+        written = str(made.save_weights(folder))
+        again = elip_plugin.create(name, checkpoint=written, image_size=64)
+        with torch.no_grad():
+            assert torch.equal(again.encode_image(images), made.encode_image(images))
+
+
 def test_what_is_pooled_where_the_model_has_no_pooler(tmp_path: Path) -> None:
     hf = pytest.importorskip("transformers", "4.57")
     for kind, first in (("ViT", True), ("IJepa", False)):
