@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ import elip_plugin
 from benchmarks.pretrained import heads, scores
 from benchmarks.pretrained.features import load_tower, to_images
 from benchmarks.pretrained.photos import Photos
+from benchmarks.stats import difference
+from benchmarks.tables import markdown, signed
 from elip_plugin import ElipConfig
 
 ARMS: dict[str, str | dict[str, Any] | None] = {
@@ -191,3 +193,43 @@ def evaluate(
             hits = scores.hits([heads.ranks_of(images, texts)])
             found[plan] = {name: round(float(values.mean()), 5) for name, values in hits.items()}
     return found
+
+
+def table(rows: Sequence[Mapping[str, Any]], side: int, score: str = "t2i R@1") -> str:
+    """Make the table of a side: points over unpruned training, paired by seed.
+
+    Args:
+        rows: The log.
+        side: Pixels.
+        score: Of `scores.hits`.
+
+    Returns:
+        A table in Markdown; its first row has shares of 100 themselves.
+    """
+    own = {(row["name"], row["seed"]): row for row in rows if row["side"] == side}
+
+    def scored(name: str, budget: str, tested: str) -> dict[int, float]:
+        return {s: row[budget][tested][score] for (n, s), row in own.items() if n == name}
+
+    cells = []
+    for name in ARMS:
+        seeds = scored(name, "steps", "unpruned")
+        if not seeds:
+            continue
+        columns = [(budget, tested) for tested in EVALUATED for budget in ("steps", "operations")]
+        texts = []
+        for budget, tested in columns:
+            base = scored("unpruned", "steps", tested)
+            if name == "unpruned":
+                texts.append(f"{100 * np.mean(list(base.values())):.1f}")
+            else:
+                found = difference(scored(name, budget, tested), base)
+                texts.append(f"{signed(found)} ({found.seeds})")
+        some = [row for (n, _), row in own.items() if n == name]
+        seconds = np.mean([r["operations"]["seconds"] / r["operations"]["trained"] for r in some])
+        cells.append((f"`{name}`", f"{some[0]['cost']:.2f}", *texts, f"{seconds:.1f}"))
+    header = (
+        "plan", "step", "equal steps", "equal operations", "equal steps, `embed` at test",
+        "equal operations, `embed` at test", "processor s per step",
+    )  # fmt: skip
+    return markdown(header, cells)
