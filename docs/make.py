@@ -339,7 +339,7 @@ def idea(checkpoint: str, pictures: list[Path]) -> None:
 
     from elip_plugin.hosts.registry import create
     from elip_plugin.pictures import find_pictures
-    from elip_plugin.visualize.png import draw_stage
+    from elip_plugin.visualize.drawing import draw_stage
     from elip_plugin.visualize.stages import visualize
 
     host_model = create("elip-half-ViT-emoji", checkpoint=checkpoint)
@@ -352,7 +352,7 @@ def idea(checkpoint: str, pictures: list[Path]) -> None:
         axes[0].imshow(image)
         axes[0].set_title(f"{made.grid[0] * made.grid[1]} patches", fontsize=13)
         for panel, stage in zip(axes[1:], row.stages):
-            panel.imshow(draw_stage(made, image, stage))
+            panel.imshow(draw_stage(made.grid, image, stage))
             tokens = len(stage.kept) + len(stage.groups)
             panel.set_title(f"block {stage.block}: {tokens} tokens", fontsize=13)
         for panel in axes:
