@@ -24,7 +24,7 @@ from elip_plugin.errors import DataError, UnsupportedModelError
 from elip_plugin.export.manifest import hash_weights
 from elip_plugin.files import replacing, writable, write_text
 from elip_plugin.hosts.base import HostModel
-from elip_plugin.measure.preview import by_the_image
+from elip_plugin.measure.preview import image_only
 from elip_plugin.patching.install import find_pruner
 from elip_plugin.pictures import Item, find_items, strict_decoding
 
@@ -217,7 +217,7 @@ def embed(
         >>> features, names = elip_plugin.embed(made, ["photos"], "index")
     """
     out, items = Path(out), find_items([Path(path) for path in pictures])
-    config = by_the_image(find_pruner(host_model.model).config)
+    config = image_only(find_pruner(host_model.model).config)
     with writable(out):
         out.mkdir(parents=True, exist_ok=True)
     rows, faults = Embedder(host_model, out / "cache", batch, progress).pictures(items, config)

@@ -76,7 +76,7 @@ def resolve(
         ConfigError: If the plan, or its keep ratios, are not valid.
     """
     from elip_plugin.hosts.registry import create, find_model
-    from elip_plugin.measure.preview import by_the_image
+    from elip_plugin.measure import preview
     from elip_plugin.patching.install import find_pruner
 
     values = _read_keep(keep)
@@ -89,7 +89,7 @@ def resolve(
     if config is not None and values:
         config = _with_keep(config, values, keep)
     if config is not None and image_only:
-        config = by_the_image(config)
+        config = preview.image_only(config)
     find_model(model)  # an unknown name is said before any work
     options = [f"--model {shlex.quote(model)}"]
     options += [f"--plan {shlex.quote(plan)}"] if plan else []

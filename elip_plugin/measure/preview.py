@@ -20,7 +20,7 @@ PARTS = 1000
 """Into how many parts a training is cut to average its steps."""
 
 
-def by_the_image(config: ElipConfig) -> ElipConfig:
+def image_only(config: ElipConfig) -> ElipConfig:
     """Return a plan that prunes in evaluation, by the image alone: as an index is embedded."""
     try:
         return replace(config, eval_mode="image")

@@ -26,8 +26,8 @@ from elip_plugin.core.trace import Trace
 from elip_plugin.errors import ConfigError, DataError
 from elip_plugin.patching.calls import thread
 from elip_plugin.pictures import Picture, find_pictures
-from elip_plugin.visualize.html import to_html
 from elip_plugin.visualize.drawing import GRAY, WIDTH, draw_stage
+from elip_plugin.visualize.html import to_html
 from elip_plugin.visualize.png import GAP, LEFT, head_of, write_png
 from elip_plugin.visualize.stages import MOST_STAGES, view_of, visualize
 from elip_plugin.visualize.views import Row, StageView, Visualization
