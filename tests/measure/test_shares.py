@@ -15,7 +15,7 @@ from elip_plugin import create
 from elip_plugin.errors import DataError
 from elip_plugin.measure.counts import count_flops
 from elip_plugin.measure.parts import Parts, describe_parts, measure_parts, time_loading
-from elip_plugin.measure.shares import TextShare, count_text_share, describe_text_share
+from elip_plugin.measure.shares import Operations, count_operations, describe_text_share
 from elip_plugin.measure.speed import Row
 from elip_plugin.pictures import find_items
 
@@ -29,8 +29,8 @@ def host_model() -> Any:
 
 
 def test_shares_are_those_of_the_towers(host_model: Any) -> None:
-    counted = count_text_share(create(TINY, device="meta"))
-    assert counted is not None and counted == count_text_share(host_model)
+    counted = count_operations(create(TINY, device="meta"))
+    assert counted == count_operations(host_model)
     images, texts = host_model.example_batch(1)
     text = count_flops(lambda: host_model.encode_text(texts))
     image = count_flops(lambda: host_model.encode_image(images))  # unpruned in evaluation
@@ -54,34 +54,34 @@ NAMES = {
 def test_texts_of_every_kind_are_counted(name: str) -> None:
     host, length = NAMES[name]
     pytest.importorskip(host, minversion="4.57" if host == "transformers" else None)
-    counted = count_text_share(create(name, device="meta"))
-    assert counted is not None and counted.length == length
+    counted = count_operations(create(name, device="meta"))
+    assert counted.length == length
     assert 0.05 < counted.share < 0.5 and counted.attention > 0
-    assert "operations and is not pruned" in describe_text_share(counted, 0.8, "")
+    assert f"{counted.share:.0%} of the unpruned step" in describe_text_share(counted, 0.8, "")
 
 
 def test_examples_without_a_text(host_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = type(host_model)
     monkeypatch.setattr(kind, "example_batch", lambda self, n: (torch.zeros(n, 3, 64, 64), None))
-    assert count_text_share(host_model) is None
-    assert "only the vision tower is counted" in elip(f"plan --model {TINY}")
+    assert count_operations(host_model).text == 0
+    assert "this model takes no text" in elip(f"plan --model {TINY}")
 
 
 def test_the_saving_that_the_text_tower_leaves() -> None:
-    counted = TextShare(vision=300, text=100, attention=20, length=40)
+    counted = Operations(vision=300, text=100, attention=20, length=40)
     assert counted.share == 0.25
     assert counted.step(0.8) == pytest.approx(0.85)
     assert counted.text_at(20) == pytest.approx((80 / 2 + 20 / 4) / 100)
     text = describe_text_share(counted, 0.8, "--length")
-    assert "25%" in text and "0.85" in text and "--length 20" in text
+    assert "25%" in text and f"{counted.step(0.8, 20):.2f} (--length 20)" in text
     assert "cut" not in describe_text_share(counted, 0.8, "")
 
 
 def test_a_text_side_of_lavis_that_reads_images_is_not_counted() -> None:
     pytest.importorskip("lavis")
     host_model = create("elip_albef_pretrain:openmoji", device="meta")
-    assert count_text_share(host_model) is None
-    assert "reads the images too" in elip("plan --model elip_albef_pretrain:openmoji")
+    assert count_operations(host_model).text == 0
+    assert "reads the image tokens too" in elip("plan --model elip_albef_pretrain:openmoji")
 
 
 def rows(tower: float, step: float, pruned: float) -> list[Row]:
