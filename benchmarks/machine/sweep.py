@@ -114,9 +114,9 @@ def measurements(sweep: Sweep, gpus: Sequence[tuple[str, int]]) -> dict[str, lis
     }
     for count in counts_up_to(sweep.processes or len(gpus)):
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-        found[f"{count} processes"] = [*launcher, *machine, "together", *timed]
+        found[f"{count} processes"] = [*launcher, *machine, "ddp-step", *timed]
     return found | {
-        "bf16 plain attention": [*both, "bf16", "--attention", "plain"],
+        "bf16 plain attention": [*machine, "attention", *timed, "--precision", "bf16"],
         "bf16 compiled": [*both, "bf16", "--compile"],
         "fp32 compiled": [*both, "fp32", "--compile"],
     }
@@ -131,7 +131,7 @@ def _run(words: list[str], out: Path, seconds: float) -> tuple[str, str]:
     """Run this Python with some arguments; return what became of it, and what it printed."""
     if seconds < SHORTEST:
         return "not started: the time was up", ""
-    options = [] if "together" in words else ["--out", str(out)]
+    options = [] if "ddp-step" in words else ["--out", str(out)]
     # A session of its own, so that processes which it started end with it.
     process = subprocess.Popen(
         [sys.executable, *words, *options],

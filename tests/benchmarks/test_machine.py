@@ -144,7 +144,7 @@ def test_the_command_at_a_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     every = module.measurements  # one of each kind: the others differ in options
 
     def fewer(*given: Any) -> dict[str, list[str]]:
-        kinds = ("bf16", "memory bf16", "2 processes")
+        kinds = ("bf16", "memory bf16", "2 processes", "bf16 plain attention")
         return {name: words for name, words in every(*given).items() if name in kinds}
 
     monkeypatch.setattr(module, "measurements", fewer)
