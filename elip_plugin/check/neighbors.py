@@ -25,32 +25,16 @@ TIE = 2e-7
 
 
 def cosines(full: Rows, pruned: Rows) -> Values:
-    """Return the cosine of each picture's two features.
-
-    Args:
-        full: Unpruned features [N, E].
-        pruned: Pruned features [N, E].
-
-    Returns:
-        Cosines [N].
-    """
+    """Return the cosine of each picture's unpruned and pruned features [N, E], as [N]."""
     made: Values = np.einsum("ne,ne->n", full, pruned, dtype=np.float64)
     return made
 
 
 def overlaps(full: Rows, pruned: Rows, ks: Sequence[int]) -> dict[str, Values]:
-    """Return which share of each picture's nearest neighbors stays, itself left out.
+    """Return which share of each picture's k nearest neighbors stays, as [N], by way and `@k`.
 
-    A neighbor stays if, unpruned, it is at least as near as the k-th nearest: where several are
-    equally near, any of them will do.
-
-    Args:
-        full: Unpruned features [N, E].
-        pruned: Pruned features [N, E].
-        ks: Numbers of neighbors, each less than N.
-
-    Returns:
-        Shares [N], by the names `WAYS` with `@k`.
+    A picture is no neighbor of itself. A neighbor stays if, unpruned, it is at least as near as the
+    k-th nearest: where several are equally near, any of them will do.
     """
     most = max(ks)
     made = {f"{way}@{k}": np.zeros(len(full)) for way in WAYS for k in ks}
@@ -67,15 +51,7 @@ def overlaps(full: Rows, pruned: Rows, ks: Sequence[int]) -> dict[str, Values]:
 
 
 def cosine_at(full: Rows, k: int) -> Values:
-    """Return the cosine of each picture with its k-th nearest.
-
-    Args:
-        full: Features [N, E].
-        k: Less than N.
-
-    Returns:
-        Cosines [N].
-    """
+    """Return the cosine of each picture with its k-th nearest, as [N]; k is less than N."""
     made = np.zeros(len(full))
     for rows in _chunks(len(full), len(full)):
         made[rows] = np.partition(similarities(full, full, rows), -k, axis=1)[:, -k]
@@ -108,15 +84,8 @@ def nearest_in(similar: Rows, k: int) -> NDArray[np.intp]:
 def ranks(pictures: Rows, texts: Rows, own: NDArray[np.intp]) -> tuple[Values, Values]:
     """Rank each picture's text among all texts, and the picture among all pictures for its text.
 
-    Other pictures with the same text do not count. Ties count half.
-
-    Args:
-        pictures: Features [N, E].
-        texts: Features [T, E], each text once.
-        own: Which text is each picture's [N].
-
-    Returns:
-        Ranks from 1 up, of texts [N] and of pictures [N].
+    Texts [T, E] are given once each, `own` says which is each picture's. Other pictures with the
+    same text do not count, and ties count half. Ranks [N] start at 1.
     """
     of_texts, of_pictures = np.zeros(len(pictures)), np.zeros(len(pictures))
     for rows in _chunks(len(pictures), len(texts)):

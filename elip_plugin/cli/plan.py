@@ -94,7 +94,7 @@ def plan(
     ] = "",
     batch: Annotated[
         int | None,
-        typer.Option(help="Count the memory of this batch; with --memory, what makes it fit."),
+        typer.Option(help="Count the memory of this batch."),
     ] = None,
     precision: Annotated[
         str, typer.Option(help="Of fp32, bf16 (autocast) and pure_bf16, for the memory.")
@@ -132,7 +132,7 @@ def plan(
     has_text = host_model.example_batch(1)[1] is not None
     _print_costs(pruner, counted, READS_IMAGES if has_text else NO_TEXT)
     if memory or batch is not None:
-        print_memory(host_model, asked, target.options)
+        print_memory(host_model, asked)
     if out is not None:
         _write(out, pruner.config.to_mapping())
         typer.echo(f"written to {out}")

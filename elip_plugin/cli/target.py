@@ -21,33 +21,17 @@ IMAGE_ONLY_PLAN = "embed"
 
 @dataclass(frozen=True)
 class Target:
-    """A model and a plan, as the options of a command name them.
-
-    Attributes:
-        model: `--model`.
-        config: The plan; None for what the host makes of the model's name.
-        said: Whether the name or an option says the plan; else it is a default.
-        options: The options that name both again, for advice.
-    """
+    """A model and a plan, as the options of a command name them."""
 
     model: str
-    config: ElipConfig | None
-    said: bool
-    options: str
+    config: ElipConfig | None  # None for what the host makes of the model's name
+    said: bool  # whether the name or an option says the plan; else it is a default
+    options: str  # which name both again, for advice
 
     def build(
         self, *, checkpoint: str = "", image_size: int | None = None, device: str = "cpu"
     ) -> HostModel:
-        """Build the model, pruned by the plan.
-
-        Args:
-            checkpoint: Weights, as the host takes them; "" for random ones.
-            image_size: Pixels of a side; None for the model's own.
-            device: Where to build it; "meta" builds shapes without weights.
-
-        Returns:
-            The model; `elip_plugin.label.label_of` names it and its plan.
-        """
+        """Build the model, pruned by the plan; the device "meta" builds shapes without weights."""
         from elip_plugin.hosts.registry import create
 
         if image_size is not None and image_size < 1:
@@ -62,18 +46,9 @@ def resolve(
 ) -> Target:
     """Find the plan that a command's options name.
 
-    Args:
-        model: `--model`; a name of ours, such as elip-half-X, says a plan.
-        plan: `--plan`: a preset or a file; "" for what the name says.
-        keep: `--keep`: other keep ratios for the stages of that plan.
-        image_only: Whether evaluation is pruned here, by the image alone, whatever the plan says.
-        default: The preset for a name that says no plan; "" for the host's own.
-
-    Returns:
-        The model and its plan.
-
-    Raises:
-        ConfigError: If the plan, or its keep ratios, are not valid.
+    `image_only` prunes evaluation by the image alone, whatever the plan says; `default` is the
+    preset for a name that says no plan, "" for what the host makes of it. Raises a ConfigError if
+    the plan or its keep ratios are not valid.
     """
     from elip_plugin.hosts.registry import create, find_model
     from elip_plugin.measure import preview
@@ -143,17 +118,7 @@ def _with_keep(config: ElipConfig, values: list[float | int], keep: str) -> Elip
 
 
 def check_weights(command: str, model: str, checkpoint: str, random: bool) -> None:
-    """Refuse random weights where a command's result depends on them, before any work.
-
-    Args:
-        command: The command's name.
-        model: `--model`.
-        checkpoint: `--checkpoint`.
-        random: `--random`, by which the user asks for them.
-
-    Raises:
-        ConfigError: If no weights are named, and random ones were not asked for.
-    """
+    """Refuse random weights before any work, unless the user asks for them by `--random`."""
     from elip_plugin.hosts.registry import create
 
     if checkpoint and random:

@@ -36,17 +36,11 @@ Run = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Format:
-    """A format of files.
+    """A format of files."""
 
-    Attributes:
-        suffix: End of the file's name.
-        packages: What must be installed.
-        write: Writes a graph: `write(program, path, names)`, with the names of its inputs.
-        open: Makes what runs a file: `open(path, threads)`; None for a runtime's own number.
-    """
-
-    suffix: str
-    packages: tuple[str, ...]
+    suffix: str  # end of the file's name
+    packages: tuple[str, ...]  # what must be installed
+    # Writes a graph with the names of its inputs; runs a file by a number of threads, or None.
     write: Callable[[ExportedProgram, Path, tuple[str, ...]], None]
     open: Callable[[Path, int | None], Run]
 
@@ -62,18 +56,7 @@ class Format:
 
 
 def find_format(name: str) -> Format:
-    """Find a format by name.
-
-    Args:
-        name: "onnx", "openvino" or "torch".
-
-    Returns:
-        The format, whose packages are installed.
-
-    Raises:
-        ConfigError: If there is none of that name.
-        MissingPackageError: If a package is missing.
-    """
+    """Find a format by name, and check that its packages are installed."""
     if name not in FORMATS:
         raise ConfigError(f"format {name!r} is not known; choose from {list(FORMATS)}")
     FORMATS[name].check_packages()

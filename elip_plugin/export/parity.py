@@ -26,17 +26,11 @@ class ParityError(ElipError):
 
 @dataclass(frozen=True)
 class Parity:
-    """How far an exported tower is from the model.
+    """How far an exported tower is from the model."""
 
-    Attributes:
-        differences: Largest difference of a feature by size of the batch.
-        largest: The largest feature.
-        rankings: Rankings that were compared, one for each input.
-    """
-
-    differences: dict[int, float]
-    largest: float
-    rankings: int
+    differences: dict[int, float]  # largest difference of a feature, by size of the batch
+    largest: float  # the largest feature
+    rankings: int  # that were compared, one for each input
 
 
 def compare(
@@ -45,19 +39,10 @@ def compare(
     inputs: Sequence[Tensor],
     batches: Sequence[int] = BATCHES,
 ) -> Parity:
-    """Run both on batches of several sizes.
+    """Run both on batches of several sizes, of inputs with one row per picture or text.
 
-    Args:
-        model: From inputs to features [B, E].
-        exported: The same, of the exported file.
-        inputs: What both take, of as many pictures or texts as the batches have together, or fewer.
-        batches: Sizes of batches.
-
-    Returns:
-        The differences.
-
-    Raises:
-        ParityError: If features differ by more than rounding, or an order of neighbors changes.
+    Raises a ParityError if features [B, E] differ by more than rounding, or an order of neighbors
+    changes.
     """
     count, start = inputs[0].shape[0], 0
     differences, pairs = {}, []
@@ -92,16 +77,7 @@ def compare(
 
 
 def count_changed_rankings(expected: Tensor, found: Tensor, tie: float = TIE) -> int:
-    """Count the inputs for which others are ranked in another order.
-
-    Args:
-        expected: Features [B, E].
-        found: Features [B, E] of the same inputs.
-        tie: Cosines nearer than this may change places.
-
-    Returns:
-        How many of the B rankings by cosine differ.
-    """
+    """Count the rows of features [B, E] whose cosines rank the others in another order."""
     first, second = (F.normalize(each.float(), dim=1) for each in (expected, found))
     order = (first @ first.T).argsort(dim=1, descending=True)
     ranked = (second @ second.T).gather(1, order)

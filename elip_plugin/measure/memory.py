@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from elip_plugin.errors import ConfigError
+from elip_plugin.errors import ConfigError, UnsupportedModelError
 from elip_plugin.hosts.base import HostModel
 from elip_plugin.measure.allocations import count_step, weight_bytes, without_memory
-from elip_plugin.measure.variants import make_variants
+from elip_plugin.measure.variants import UNPRUNED, make_variants
 
 UNITS = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 PRECISIONS = ("fp32", "bf16", "pure_bf16")
@@ -105,6 +106,46 @@ def count_memory(
     updating = trained if on_gpu else 2 * largest
     kept, peaks = (kept_low, kept_high), (tuple(low), tuple(high))
     return StepMemory(weights, trained, images, updating, kept, peaks)
+
+
+@dataclass(frozen=True)
+class MemoryOption:
+    """What a user may choose, and the memory of a step without pruning and by the model's plan."""
+
+    precision: str
+    checkpointing: bool
+    unpruned: StepMemory
+    pruned: StepMemory
+
+    @property
+    def name(self) -> str:
+        """Name of the option, for the reader."""
+        return self.precision + (", checkpoint" if self.checkpointing else "")
+
+
+def count_options(
+    host_model: HostModel,
+    precisions: Sequence[str] = PRECISIONS,
+    *,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[MemoryOption]:
+    """Count the memory in each precision, without checkpointing and, where there is any, with."""
+    check_precisions(precisions)
+    options = []
+    for precision in precisions:
+        for checkpointing in (False, True):
+            progress(f"counting {precision}{', checkpoint' if checkpointing else ''}")
+            choice: dict[str, Any] = {"precision": precision, "checkpointing": checkpointing}
+            try:
+                unpruned = count_memory(host_model, variant=UNPRUNED, **choice)
+            except UnsupportedModelError:
+                if not checkpointing:
+                    raise
+                continue
+            options.append(
+                MemoryOption(**choice, unpruned=unpruned, pruned=count_memory(host_model, **choice))
+            )
+    return options
 
 
 def check_precisions(names: Sequence[str]) -> None:

@@ -65,24 +65,11 @@ def measure_speed(
     compiled: bool = False,
     progress: Callable[[str], None] = lambda text: None,
 ) -> tuple[Setting, list[Row]]:
-    """Measure variants of a model in turn, round by round.
+    """Time variants of a model in turn, round by round; count their arithmetic and memory.
 
-    Args:
-        host_model: The model.
-        variants: Names of variants; the first is the reference.
-        own: A plan to measure besides those.
-        passes: Keys of `PASSES`.
-        batch: Pairs.
-        precision: "fp32" or "bf16".
-        rounds: Rounds that count.
-        compiled: Whether each variant is compiled.
-        progress: Told what is being measured.
-
-    Returns:
-        Where and how it was measured, and a row for each pass of each variant.
-
-    Raises:
-        ConfigError: If a name is not known.
+    The first variant is the reference; `own` is a plan besides those that have names. Returns where
+    and how it was measured, and a row for each pass of each variant. Raises a ConfigError if a name
+    is not known.
     """
     unknown = [name for name in passes if name not in PASSES]
     if unknown:

@@ -24,17 +24,10 @@ def resize(image: Any) -> Any:
 
 
 def draw_stage(grid: tuple[int, int], image: Any, stage: StageView) -> Any:
-    """Draw what a stage left of a picture.
+    """Draw what a stage left of a picture as the model sees it; both are Pillow images.
 
-    Args:
-        grid: Rows and columns of patches.
-        image: The picture as the model sees it (Pillow).
-        stage: The stage.
-
-    Returns:
-        A Pillow image, `WIDTH` pixels wide. Patches that were dropped, or merged by an earlier
-        stage, are faded; those that this stage merged are orange; groups of similar patches have
-        their mean color, and a gray border.
+    Patches that were dropped, or merged by an earlier stage, are faded; those that this stage
+    merged are orange; groups of similar patches have their mean color, and a gray border.
     """
     from PIL import Image
 

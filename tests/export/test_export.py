@@ -275,8 +275,7 @@ def test_a_changed_manifest(copied: Path) -> None:
     assert "has no manifest.json" in message(copied)
 
 
-def test_another_runtime_or_tower(folder: Path) -> None:
-    assert "exported for 'torch', not for 'onnx'" in message(folder, runtime="onnx")
+def test_another_tower(folder: Path) -> None:
     assert "has the towers ['image'], not 'text'" in message(folder, tower="text")
 
 
