@@ -114,6 +114,27 @@ def attention(
 
 
 @app.command()
+def loading(
+    model: Model,
+    data: Annotated[Path, typer.Option(help="Pictures or shards.")],
+    batch: Annotated[int, typer.Option(min=1, help="Pictures per batch.")] = 64,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that load.")] = 4,
+    rounds: Rounds = 7,
+    image_size: ImageSize = None,
+) -> None:
+    """Time reading, decoding and preparing batches, while workers are at the next ones."""
+    from benchmarks.machine.loading import time_loading
+    from elip_plugin.pictures import find_items
+
+    preprocess = create(model, image_size=image_size, device="meta").preprocess
+    seconds = time_loading(find_items([data]), preprocess, batch, workers, rounds)
+    typer.echo(
+        f"a batch of {batch} takes {seconds:.3f} s with {workers} workers; loading and training "
+        "overlap, so the slower of the two sets the pace"
+    )
+
+
+@app.command()
 def memory(
     fit: Annotated[str, typer.Option(help="Memory to fill, such as 24GiB.")],
     model: Model = "elip-ViT-B-16",

@@ -11,6 +11,7 @@ import typer
 
 from elip_plugin.cli.options import (
     Device,
+    Images,
     ImageSize,
     Keep,
     Model,
@@ -45,10 +46,7 @@ EXAMPLES = examples(
 
 def adapt(
     model: Model,
-    images: Annotated[
-        list[Path],
-        typer.Option(help="A folder of pictures or .tar shards, or one of either; repeatable."),
-    ],
+    images: Images,
     checkpoint: Annotated[
         str, typer.Option(help="Weights: a file, a tag of OpenCLIP's, or a folder.")
     ],
@@ -144,20 +142,13 @@ def _refuse(items: Sequence[Item], faults: Mapping[int, str]) -> None:
         raise DataError(f"{items[place].name} cannot be read ({why}): remove it, and start again")
 
 
-def _report(full: Rows, before: Rows, after: Rows) -> dict[str, list[list[float]]]:
+def _report(full: Rows, *sides: Rows) -> dict[str, list[list[float]]]:
     """Return mean and interval of each measure, before and after."""
-    import numpy as np
-
     from elip_plugin.check.neighbors import cosines, overlaps
     from elip_plugin.check.statistics import estimate
 
-    made: dict[str, list[list[float]]] = {}
-    for pruned in (before, after):
-        values = {"cosine": cosines(full, pruned), **overlaps(full, pruned, [NEIGHBORS])}
-        found = estimate(np.stack(list(values.values()), axis=1))
-        for name, each in zip(values, found, strict=True):
-            made.setdefault(name, []).append(list(each))
-    return made
+    values = [{"cosine": cosines(full, s), **overlaps(full, s, [NEIGHBORS])} for s in sides]
+    return {name: [list(estimate(side[name][:, None])[0]) for side in values] for name in values[0]}
 
 
 def _print(report: dict[str, list[list[float]]], title: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -61,23 +60,15 @@ def speed(
     ),
     rounds: Annotated[int, typer.Option(min=1, help="Rounds that count.")] = 7,
     compile: Annotated[bool, typer.Option("--compile", help="Compile each variant.")] = False,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Time loading too: a folder of pictures or shards, or one of either."),
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that load --data.")] = 4,
     out: OutFolder = None,
 ) -> None:
     """Time a plan beside no pruning, in turn, with what both cost in arithmetic and memory."""
-    from elip_plugin.measure.loading import time_loading
-    from elip_plugin.measure.report import describe_shares, notes_on, speed_table, write_files
+    from elip_plugin.measure.report import describe_share, notes_on, speed_table, write_files
     from elip_plugin.measure.speed import measure_speed
     from elip_plugin.patching.install import find_pruner
-    from elip_plugin.pictures import find_items
 
     if out is not None:
         make_folder(out)
-    items = None if data is None else find_items([data])
     target = resolve(model, plan, keep)
     host_model = target.build(image_size=image_size, device=default_device(device))
     names = variants.split(",") if variants else ["full"]
@@ -94,10 +85,7 @@ def speed(
         progress=lambda text: typer.echo(text, err=True),
     )
     print_table(speed_table(setting, rows))
-    loading = None
-    if items is not None:
-        loading = time_loading(items, host_model.preprocess, batch, workers, rounds)
-    for line in [*notes_on(rows, own, rounds), *describe_shares(rows, loading)]:
+    for line in [*notes_on(rows, own, rounds), *describe_share(rows)]:
         typer.echo(line)
     if out is not None:
-        write_files(out, setting, rows, loading)
+        write_files(out, setting, rows)

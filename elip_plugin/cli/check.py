@@ -10,6 +10,7 @@ import typer
 from elip_plugin.cli.options import (
     Checkpoint,
     Device,
+    Images,
     ImageSize,
     Keep,
     Model,
@@ -34,10 +35,7 @@ EXAMPLES = examples(
 
 def check(
     model: Model,
-    images: Annotated[
-        list[Path],
-        typer.Option(help="A folder of pictures or .tar shards, or one of either; repeatable."),
-    ],
+    images: Images,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the report and the cache.")],
     checkpoint: Checkpoint = "",
     random: RandomWeights = False,

@@ -11,6 +11,7 @@ import typer
 from elip_plugin.cli.options import (
     Checkpoint,
     Device,
+    Images,
     ImageSize,
     Keep,
     Model,
@@ -29,10 +30,7 @@ EXAMPLES = examples(
 
 def embed(
     model: Model,
-    images: Annotated[
-        list[Path],
-        typer.Option(help="A folder of pictures or .tar shards, or one of either; repeatable."),
-    ],
+    images: Images,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for features and names.")],
     checkpoint: Checkpoint = "",
     random: RandomWeights = False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -21,50 +21,32 @@ NOT_COUNTED = (
 )
 
 
-@dataclass(frozen=True)
-class MemoryAsked:
-    """The options of `elip plan` that are about memory, as they were given."""
+def read_budget(memory: str, reserve: str) -> int | None:
+    """Return the bytes of --memory less --reserve; None if no memory was given."""
+    from elip_plugin.measure.memory import parse_bytes
 
-    memory: str
-    reserve: str
-    batch: int | None
-    precision: str
-
-    @property
-    def budget(self) -> int | None:
-        """Bytes that may be filled; None if no memory was given."""
-        from elip_plugin.measure.memory import parse_bytes
-
-        return parse_bytes(self.memory) - parse_bytes(self.reserve) if self.memory else None
-
-    def check(self) -> None:
-        """Refuse what cannot be counted."""
-        from elip_plugin.measure.memory import check_precisions
-
-        check_precisions(self.precision.split(","))
-        if self.batch is not None and self.batch < 1:
-            raise ConfigError(f"--batch must be 1 or more, got {self.batch}")
-        if self.budget is not None and self.budget <= 0:
-            raise ConfigError(
-                f"--memory {self.memory} less --reserve {self.reserve} leaves nothing"
-            )
+    if not memory:
+        return None
+    budget = parse_bytes(memory) - parse_bytes(reserve)
+    if budget <= 0:
+        raise ConfigError(f"--memory {memory} less --reserve {reserve} leaves nothing")
+    return budget
 
 
-def print_memory(host_model: HostModel, asked: MemoryAsked) -> None:
+def print_memory(
+    host_model: HostModel, precisions: Sequence[str], budget: int | None, batch: int | None
+) -> None:
     """Count the memory of a training step of a model of shapes, and print what fits."""
     from rich.table import Table
 
     from elip_plugin.label import label_of
     from elip_plugin.measure.memory import count_options
 
-    batch, budget = asked.batch, asked.budget
     options = count_options(
-        host_model,
-        asked.precision.split(","),
-        progress=lambda text: typer.echo(f"{text} ...", err=True),
+        host_model, precisions, progress=lambda text: typer.echo(f"{text} ...", err=True)
     )
     title = f"Training step of {label_of(host_model)}"
-    title += f" in {asked.memory} less {asked.reserve} reserve" if asked.memory else ""
+    title += "" if budget is None else f" in {_gib(budget)}, which is --memory less --reserve"
     table = Table("precision", title=title)
     columns = ["fixed"]
     columns += [] if budget is None else ["max batch", "pruned"]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -94,7 +93,7 @@ def plan(
     ] = "",
     batch: Annotated[
         int | None,
-        typer.Option(help="Count the memory of this batch."),
+        typer.Option(min=1, help="Count the memory of this batch."),
     ] = None,
     precision: Annotated[
         str, typer.Option(help="Of fp32, bf16 (autocast) and pure_bf16, for the memory.")
@@ -107,12 +106,14 @@ def plan(
     ] = None,
 ) -> None:
     """Show the tokens in each block, and what the plan saves, without any weights."""
-    from elip_plugin.cli.memory import MemoryAsked, print_memory
+    from elip_plugin.cli.memory import print_memory, read_budget
+    from elip_plugin.measure.memory import check_precisions
+    from elip_plugin.measure.preview import solve
     from elip_plugin.measure.shares import count_operations, describe_text_share
     from elip_plugin.patching.install import find_pruner
 
-    asked = MemoryAsked(memory, reserve, batch, precision)
-    asked.check()
+    budget, precisions = read_budget(memory, reserve), precision.split(",")
+    check_precisions(precisions)
     if out is not None:
         check_file(out, ".yaml", ".yml", ".json")
     with warnings.catch_warnings():  # said below, with what would win
@@ -121,10 +122,10 @@ def plan(
         host_model = target.build(image_size=image_size, device="meta")
         counted = count_operations(host_model)
         if target_speedup is not None:
-            _solve(host_model, target_speedup, counted.step)
+            host_model.prune(solve(find_pruner(host_model.model), target_speedup, counted.step))
     pruner = find_pruner(host_model.model)
     _print_blocks(host_model)
-    _print_notes(pruner, keep)
+    _print_notes(pruner)
     if counted.text:
         tower = pruner.step_cost(pruner.plan)
         typer.echo(describe_text_share(counted, tower, host_model.context_option))
@@ -132,18 +133,10 @@ def plan(
     has_text = host_model.example_batch(1)[1] is not None
     _print_costs(pruner, counted, READS_IMAGES if has_text else NO_TEXT)
     if memory or batch is not None:
-        print_memory(host_model, asked)
+        print_memory(host_model, precisions, budget, batch)
     if out is not None:
         _write(out, pruner.config.to_mapping())
         typer.echo(f"written to {out}")
-
-
-def _solve(host_model: HostModel, speedup: float, whole: Callable[[float], float]) -> None:
-    """Prune a model as little as a speed-up of its training step needs."""
-    from elip_plugin.measure.preview import solve
-    from elip_plugin.patching.install import find_pruner
-
-    host_model.prune(solve(find_pruner(host_model.model), speedup, whole))
 
 
 def _write(out: Path, config: dict[str, Any]) -> None:
@@ -183,7 +176,7 @@ def _print_blocks(host_model: HostModel) -> None:
     print_table(table)
 
 
-def _print_notes(pruner: Pruner, keep: str) -> None:
+def _print_notes(pruner: Pruner) -> None:
     """Say what a schedule changes, and where the plan costs more than it saves."""
     from elip_plugin.measure.preview import average_step
 
@@ -194,11 +187,11 @@ def _print_notes(pruner: Pruner, keep: str) -> None:
         )
     why = "choosing costs more than it saves"
     if pruner.step_cost(pruner.plan) >= 1:
-        others = _what_wins(pruner, keep, pruner.step_cost)
+        others = _what_wins(pruner, pruner.step_cost)
         typer.echo(f"Training by this plan is slower than no pruning: {why}. {others}")
     width = pruner.shape.width
     if pruner.plan.forward_cost(width) >= 1:
-        others = _what_wins(pruner, keep, lambda plan: plan.forward_cost(width))
+        others = _what_wins(pruner, lambda plan: plan.forward_cost(width))
         typer.echo(
             f"With eval_mode 'image' this plan is slower than no pruning: {why} in a forward "
             f"alone. {others}"
@@ -243,7 +236,7 @@ def _print_recommended(pruner: Pruner) -> None:
     """Name the recommended preset where it costs less than the plan."""
     from elip_plugin.config import OUTSCORED, RECOMMENDED
 
-    plan = dict(_other_plans(pruner, "")).get(f"--plan {RECOMMENDED}")
+    plan = _presets(pruner).get(RECOMMENDED)
     if plan is not None and pruner.step_cost(plan) < pruner.step_cost(pruner.plan):
         typer.echo(
             f"Recommended by the quality report (docs/plans.md): --plan {RECOMMENDED}, whose "
@@ -252,26 +245,20 @@ def _print_recommended(pruner: Pruner) -> None:
         )
 
 
-def _what_wins(pruner: Pruner, keep: str, cost: Callable[[MadePlan], float]) -> str:
-    """Return the options of `elip plan` whose plans cost less than no pruning, as a sentence."""
-    costs = {options: cost(other) for options, other in _other_plans(pruner, keep)}
-    faster = [f"{options} ({value:.2f})" for options, value in costs.items() if value < 0.995]
+def _what_wins(pruner: Pruner, cost: Callable[[MadePlan], float]) -> str:
+    """Name the presets that cost less than no pruning, in a sentence."""
+    costs = {name: cost(plan) for name, plan in _presets(pruner).items()}
+    faster = [f"--plan {name} ({value:.2f})" for name, value in costs.items() if value < 0.995]
     return f"Faster, as counted: {', '.join(faster[:3])}." if faster else "No preset is faster."
 
 
-def _other_plans(pruner: Pruner, keep: str) -> Iterator[tuple[str, MadePlan]]:
-    """Yield other plans for a tower by their options, those with the same keep ratios first."""
-    from elip_plugin.cli.target import find_plan
-    from elip_plugin.config import OUTSCORED, RECOMMENDED, TRAINING_PRESETS
+def _presets(pruner: Pruner) -> dict[str, MadePlan]:
+    """Return the plans of the presets that fit a tower, the recommended one first."""
+    from elip_plugin.config import OUTSCORED, RECOMMENDED, TRAINING_PRESETS, ElipConfig
     from elip_plugin.measure.preview import plan_for
 
-    makers: dict[str, Callable[[], Any]] = {
-        f"--plan {name}" + (f" --keep {ratios}" if ratios else ""): partial(find_plan, name, ratios)
-        for ratios in dict.fromkeys((keep, ""))
-        for name in sorted(
-            TRAINING_PRESETS, key=lambda name: (name != RECOMMENDED, name in OUTSCORED)
-        )
-    }
-    for options, make in makers.items():
+    plans = {}
+    for name in sorted(TRAINING_PRESETS, key=lambda n: (n != RECOMMENDED, n in OUTSCORED)):
         with suppress(ConfigError, PlanError):  # raised by plans that do not fit this tower
-            yield options, plan_for(pruner, make())
+            plans[name] = plan_for(pruner, ElipConfig.preset(name))
+    return plans

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,6 @@ class Target:
     model: str
     config: ElipConfig | None  # None for what the host makes of the model's name
     said: bool  # whether the name or an option says the plan; else it is a default
-    options: str  # which name both again, for advice
 
     def build(
         self, *, checkpoint: str = "", image_size: int | None = None, device: str = "cpu"
@@ -66,9 +64,7 @@ def resolve(
     if config is not None and image_only:
         config = preview.image_only(config)
     find_model(model)  # an unknown name is said before any work
-    options = [f"--model {shlex.quote(model)}"]
-    options += [f"--plan {shlex.quote(plan)}"] if plan else []
-    return Target(model, config, said or bool(keep), " ".join(options))
+    return Target(model, config, said or bool(keep))
 
 
 def find_plan(plan: str, keep: str = "") -> ElipConfig:

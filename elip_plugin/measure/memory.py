@@ -137,14 +137,12 @@ def count_options(
             progress(f"counting {precision}{', checkpoint' if checkpointing else ''}")
             choice: dict[str, Any] = {"precision": precision, "checkpointing": checkpointing}
             try:
-                unpruned = count_memory(host_model, variant=UNPRUNED, **choice)
+                memory = [count_memory(host_model, variant=v, **choice) for v in (UNPRUNED, "")]
             except UnsupportedModelError:
                 if not checkpointing:
                     raise
                 continue
-            options.append(
-                MemoryOption(**choice, unpruned=unpruned, pruned=count_memory(host_model, **choice))
-            )
+            options.append(MemoryOption(precision, checkpointing, *memory))
     return options
 
 

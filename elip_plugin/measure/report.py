@@ -58,33 +58,21 @@ def notes_on(rows: Sequence[Row], own: ElipConfig | None, rounds: int) -> list[s
     return lines
 
 
-def describe_shares(rows: Sequence[Row], loading: float | None) -> list[str]:
-    """Say what pruning can save of the first variant's step, and what loading a batch takes.
-
-    `loading` is in seconds; None if it was not measured.
-    """
+def describe_share(rows: Sequence[Row]) -> list[str]:
+    """Say how much of the first variant's step the tower takes, if both were timed."""
     first = rows[0].variant
     seconds = {row.measured: row.seconds for row in rows if row.variant == first}
-    lines = []
-    if {"tower", "step"} <= {*seconds}:
-        lines.append(
-            f"Of a step of {first}, {seconds['step']:.2f} s, the vision tower takes "
-            f"{seconds['tower'] / seconds['step']:.0%}; pruning saves of that."
-        )
-    if loading is not None and "step" in seconds:
-        lines.append(
-            f"A batch takes {loading:.3f} s to read, decode and prepare, "
-            f"{loading / seconds['step']:.2f} of a step of {first}; loading and training overlap, "
-            "so the slower of the two sets the pace."
-        )
-    return lines
+    if not {"tower", "step"} <= {*seconds}:
+        return []
+    return [
+        f"Of a step of {first}, {seconds['step']:.2f} s, the vision tower takes "
+        f"{seconds['tower'] / seconds['step']:.0%}; pruning saves of that."
+    ]
 
 
-def write_files(
-    folder: Path, setting: Setting, rows: Sequence[Row], loading: float | None = None
-) -> None:
+def write_files(folder: Path, setting: Setting, rows: Sequence[Row]) -> None:
     """Write a run as speed.json."""
-    values = {"setting": asdict(setting), "rows": [asdict(row) for row in rows], "loading": loading}
+    values = {"setting": asdict(setting), "rows": [asdict(row) for row in rows]}
     write_text(folder / "speed.json", json.dumps(values, indent=1) + "\n")
 
 

@@ -178,7 +178,10 @@ def test_the_command_says_what_fits(tiny: Any) -> None:
     _, meta = tiny
     command = f"plan --model elip-{TINY} --memory 400MiB --reserve 50MiB --batch 200"
     out = elip(f"{command} --precision fp32")
-    assert "in 400MiB less 50MiB reserve" in out and "Not counted, hence --reserve" in out
+    assert (
+        "in 0.34 GiB, which is --memory less --reserve" in out
+        and "Not counted, hence --reserve" in out
+    )
     counted = count_options(meta, ["fp32"])
     assert [option.name for option in counted] == ["fp32", "fp32, checkpoint"]
     for option in counted:

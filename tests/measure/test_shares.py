@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import copy
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from entry_points import elip
-from PIL import Image
 
 from elip_plugin import create
-from elip_plugin.errors import DataError
 from elip_plugin.measure.counts import count_flops
-from elip_plugin.measure.loading import time_loading
-from elip_plugin.measure.report import describe_shares
+from elip_plugin.measure.report import describe_share
 from elip_plugin.measure.shares import Operations, count_operations, describe_text_share
 from elip_plugin.measure.speed import Row
-from elip_plugin.pictures import find_items
 
 TINY = "ViT-tiny"
 
@@ -91,34 +85,8 @@ def rows(tower: float, step: float, pruned: float) -> list[Row]:
     return [Row(v, m, seconds, 1, 1, 1, 0, 0) for m, v, seconds in made]
 
 
-def test_shares_are_said_and_what_loading_takes() -> None:
+def test_the_towers_share_is_said() -> None:
     made = rows(0.6, 1.0, 0.7)
-    (share,) = describe_shares(made, None)
+    (share,) = describe_share(made)
     assert "Of a step of full, 1.00 s, the vision tower takes 60%" in share
-    _, loading = describe_shares(made, 0.9)
-    assert "0.900 s" in loading and "0.90 of a step of full" in loading
-    assert describe_shares(made[1:], None) == []  # the tower was not timed
-
-
-def test_loading_is_measured_and_printed(tmp_path: Path) -> None:
-    pytest.importorskip("open_clip")
-    Image.new("RGB", (80, 60)).save(tmp_path / "a.jpg")
-    out = elip(
-        f"bench speed --model {TINY} --batch 2 --rounds 1 --variants full,fast "
-        f"--data {tmp_path} --workers 1 --passes tower,step -o {tmp_path / 'out'}"
-    )
-    loading = json.loads((tmp_path / "out" / "speed.json").read_text())["loading"]
-    assert "the vision tower takes" in out and f"A batch takes {loading:.3f} s" in out
-
-
-def test_loading_is_timed_on_pictures_that_are_listed_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for i in range(3):
-        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
-    items = find_items([tmp_path])
-    monkeypatch.setattr(Path, "rglob", lambda *given: pytest.fail("the folder is listed anew"))
-    assert time_loading(items, lambda image: torch.zeros(3, 8, 8), 4, 1, 2) > 0
-    (tmp_path / "0.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"--data: 0\.png cannot be read"):
-        time_loading(items, lambda image: torch.zeros(3, 8, 8), 4, 1, 2)
+    assert describe_share(made[1:]) == []  # the tower was not timed

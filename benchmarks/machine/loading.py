@@ -1,4 +1,4 @@
-"""What loading a batch takes."""
+"""What loading a batch takes, beside which a step may be short."""
 
 from __future__ import annotations
 
