@@ -158,7 +158,7 @@ def memory(
     if device != "cpu":
         host_model = create(model, image_size=image_size, device=device)
         fits = try_batches(host_model, budget, fits, precision)
-    table = Table("variant", "largest batch", "at no pair", "each pair", "how")
+    table = Table("variant", "largest batch", "fixed", "per pair", "how")
     for made in fits:
         how = f"tried out; predicted {made.predicted}" if made.measured else "predicted by counting"
         fixed, pair = f"{made.fixed / 2**30:.2f} GiB", f"{made.per_pair / 2**20:.1f} MiB"

@@ -29,10 +29,10 @@ class Estimate(NamedTuple):
 def resampled_means(values: Values, seed: int = 0, draws: int = DRAWS) -> Values:
     """Return the means [R, M] of as many pictures as there are [N, M], drawn with replacement."""
     generator, count = np.random.default_rng(seed), len(values)
-    made = np.empty((draws, values.shape[1]))
+    means = np.empty((draws, values.shape[1]))
     for i in range(draws):
-        made[i] = values[generator.integers(count, size=count)].mean(axis=0)
-    return made
+        means[i] = values[generator.integers(count, size=count)].mean(axis=0)
+    return means
 
 
 def estimate(values: Values, seed: int = 0) -> list[Estimate]:
@@ -40,7 +40,7 @@ def estimate(values: Values, seed: int = 0) -> list[Estimate]:
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(resampled_means(values, seed), (tail, 100 - tail), axis=0)
     means = values.mean(axis=0)
-    return [Estimate(*map(float, each)) for each in zip(means, low, high)]
+    return [Estimate(*map(float, values)) for values in zip(means, low, high)]
 
 
 def bound_for_others(values: Values, others: int, seed: int = 0) -> float:

@@ -85,31 +85,31 @@ def adapt(
     order = torch.randperm(len(items), generator=torch.Generator().manual_seed(0)).tolist()
     held_out, learned = [items[i] for i in order[:kept]], [items[i] for i in order[kept:]]
     device = default_device(device)
-    made = target.build(checkpoint=checkpoint, image_size=image_size, device=device)
+    host_model = target.build(checkpoint=checkpoint, image_size=image_size, device=device)
     make_folder(out)
-    config = find_handle(made.model).config
+    config = find_handle(host_model.model).config
     steps = max(1, round(passes * len(learned) / batch))
 
     def load(places: Sequence[int]) -> Tensor:
-        return _read(made, [learned[i] for i in places])
+        return _read(host_model, [learned[i] for i in places])
 
     with progress_bars() as shown:
-        embedder = Embedder(made, out / "cache", batch, shown)
+        embedder = Embedder(host_model, out / "cache", batch, shown)
         full, before = _rows(embedder, held_out, None), _rows(embedder, held_out, config)
         adapt(
-            made, len(learned), load, steps=steps, batch=batch, rate=rate, bf16=bf16,
+            host_model, len(learned), load, steps=steps, batch=batch, rate=rate, bf16=bf16,
             state=out / "state.pt", progress=lambda step, loss: shown("adapting", step, steps),
         )  # fmt: skip
         # Another one, for the weights are others now.
-        after = _rows(Embedder(made, out / "cache", batch, shown), held_out, config)
+        after = _rows(Embedder(host_model, out / "cache", batch, shown), held_out, config)
     report = _report(full, before, after)
-    weights = made.save_weights(out)
+    weights, label = host_model.save_weights(out), label_of(host_model)
     about = {
-        "label": label_of(made), "model": made.name, "plan": config.to_mapping(), "steps": steps,
+        "label": label, "model": host_model.name, "plan": config.to_mapping(), "steps": steps,
         "held_out": kept, "measures": report,
     }  # fmt: skip
     write_text(out / "report.json", json.dumps(about, indent=1) + "\n")
-    _print(report, f"{label_of(made)}; {kept} pictures that were held out, with 95% intervals")
+    _print(report, f"{label}; {kept} pictures that were held out, with 95% intervals")
     (before_mean, *_), (after_mean, *_) = report["cosine"]
     if after_mean < before_mean:
         typer.echo(
@@ -120,12 +120,12 @@ def adapt(
     typer.echo(f"weights: --checkpoint {weights}, pruned by the same plan")
 
 
-def _read(made: HostModel, items: Sequence[Item]) -> Tensor:
+def _read(host_model: HostModel, items: Sequence[Item]) -> Tensor:
     import torch
 
     from elip_plugin.check.embed import read_ahead
 
-    ((_, images, faults),) = read_ahead(items, made.preprocess, len(items))(range(len(items)))
+    ((_, images, faults),) = read_ahead(items, host_model.preprocess, len(items))(range(len(items)))
     _refuse(items, faults)
     return torch.stack(images)
 

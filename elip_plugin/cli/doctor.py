@@ -56,12 +56,12 @@ def _check_optional() -> Iterator[Finding]:
 
 
 def _check_torch() -> Iterator[Finding]:
-    found = version_of("torch")
-    if not found:
+    version = version_of("torch")
+    if not version:
         yield Finding("torch", "not installed", "pip install 'torch>=2.4'")
         return
     old = installed_version("torch") < OLDEST_TORCH
-    yield Finding("torch", found, "pip install -U 'torch>=2.4'" if old else "")
+    yield Finding("torch", version, "pip install -U 'torch>=2.4'" if old else "")
     import torch
 
     available = torch.cuda.is_available()
@@ -87,19 +87,19 @@ def _check_hosts() -> Iterator[Finding]:
     for name, host in hosts().items():
         if host.distribution == "torch":  # models of no library; torch itself was checked
             continue
-        found = version_of(host.distribution)
-        if not found:
+        version = version_of(host.distribution)
+        if not version:
             yield Finding(name, "not installed (only needed if you use it)")
         elif host.is_too_old():
-            text = f"{found} is too old"
+            text = f"{version} is too old"
             if host.dependency:  # it may be here for another package only
                 yield Finding(name, f"{text} (only needed if you use it)")
             else:
                 yield Finding(name, text, host.install)
         elif (fault := _import_fault(host.module)) is not None:
-            yield Finding(name, f"{found} does not import: {fault}", host.import_advice())
+            yield Finding(name, f"{version} does not import: {fault}", host.import_advice())
         else:
-            yield Finding(name, found)
+            yield Finding(name, version)
 
 
 def _import_fault(module: str) -> str | None:

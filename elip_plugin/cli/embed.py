@@ -49,12 +49,14 @@ def embed(
 
     target = resolve(model, plan, keep, image_only=True, default=IMAGE_ONLY_PLAN)
     check_weights("embed", model, checkpoint, random)
-    made = target.build(checkpoint=checkpoint, image_size=image_size, device=default_device(device))
+    host_model = target.build(
+        checkpoint=checkpoint, image_size=image_size, device=default_device(device)
+    )
     with progress_bars() as progress, warnings.catch_warnings(record=True) as faults:
         warnings.simplefilter("always")
-        features, _ = embed(made, images, out, batch=batch, progress=progress)
+        features, _ = embed(host_model, images, out, batch=batch, progress=progress)
     for fault in faults:
         typer.echo(str(fault.message), err=True)
     typer.echo(
-        f"{label_of(made)}: {len(features)} pictures, {features.shape[1]} numbers each: {out}"
+        f"{label_of(host_model)}: {len(features)} pictures, {features.shape[1]} numbers each: {out}"
     )

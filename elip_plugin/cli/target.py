@@ -83,8 +83,8 @@ def _says_plan(model: str) -> bool:
 
     if model.startswith("elip"):
         return True
-    found = find_model(model)
-    return found.name == model and found.preset == FROM_CONFIG
+    known = find_model(model)
+    return known.name == model and known.preset == FROM_CONFIG
 
 
 def _read_keep(keep: str) -> list[float | int]:

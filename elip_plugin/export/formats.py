@@ -101,7 +101,7 @@ def open_torch(path: Path, threads: int | None) -> Run:
 def write_onnx(program: ExportedProgram, path: Path, names: tuple[str, ...]) -> None:
     """Write the graph as ONNX; see `Format.write`."""
     with _quiet():
-        made = torch.onnx.export(
+        graph = torch.onnx.export(
             program,
             dynamo=True,
             input_names=names,
@@ -109,8 +109,8 @@ def write_onnx(program: ExportedProgram, path: Path, names: tuple[str, ...]) -> 
             custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
             verbose=False,
         )
-    assert made is not None
-    made.save(path)
+    assert graph is not None
+    graph.save(path)
 
 
 def _stable_sort(self: Any, stable: Any = None, dim: int = -1, descending: bool = False) -> Any:
@@ -143,11 +143,11 @@ def write_openvino(program: ExportedProgram, path: Path, names: tuple[str, ...])
     """Write the graph for OpenVINO, with weights in float32; see `Format.write`."""
     openvino = importlib.import_module("openvino")
     with _quiet():
-        made = openvino.convert_model(program)
-    for given, name in zip(made.inputs, names, strict=True):
+        graph = openvino.convert_model(program)
+    for given, name in zip(graph.inputs, names, strict=True):
         given.set_names({name})
-    made.outputs[0].set_names({"features"})
-    openvino.save_model(made, path, compress_to_fp16=False)
+    graph.outputs[0].set_names({"features"})
+    openvino.save_model(graph, path, compress_to_fp16=False)
 
 
 def open_openvino(path: Path, threads: int | None) -> Run:

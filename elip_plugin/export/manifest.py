@@ -41,8 +41,8 @@ def hash_file(path: Path) -> str:
 def write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
     """Write a manifest: what is given, and the hash of each file in the folder."""
     files = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
-    made = {"manifest": VERSION, **values, "files": files}
-    (folder / NAME).write_text(json.dumps(made, indent=1) + "\n")
+    manifest = {"manifest": VERSION, **values, "files": files}
+    (folder / NAME).write_text(json.dumps(manifest, indent=1) + "\n")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -79,8 +79,8 @@ def capture(module: nn.Module, example: tuple[Tensor, ...]) -> ExportedProgram:
     Raises an UnsupportedModelError with the reason if torch.export cannot follow the tower.
     """
     batch = torch.export.Dim("batch", min=1)
-    each: Any = tuple({0: batch} for _ in example)
-    shapes = (each,) if isinstance(module, TextTower) else each
+    dims: Any = tuple({0: batch} for _ in example)
+    shapes = (dims,) if isinstance(module, TextTower) else dims
     try:
         with torch.no_grad():
             program = torch.export.export(module, example, dynamic_shapes=shapes)

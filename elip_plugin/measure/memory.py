@@ -44,7 +44,7 @@ class StepMemory:
 
     @property
     def fixed(self) -> int:
-        """What is there whatever the batch: weights, gradients and AdamW's moments."""
+        """What a step holds at any batch: weights, gradients and AdamW's moments."""
         return self.weights + self.trained + self.states
 
     def kept_at(self, batch: int) -> int:
@@ -155,7 +155,7 @@ def check_precisions(names: Sequence[str]) -> None:
 
 def parse_bytes(text: str) -> int:
     """Read an amount of memory."""
-    found = re.fullmatch(r"\s*(\d+\.?\d*)\s*([KMG]i?B)\s*", text, re.IGNORECASE)
-    if found is None:
+    match = re.fullmatch(r"\s*(\d+\.?\d*)\s*([KMG]i?B)\s*", text, re.IGNORECASE)
+    if match is None:
         raise ConfigError(f"{text!r} is no amount of memory: write such as 24GiB or 500MB")
-    return int(float(found[1]) * UNITS[found[2].upper()])
+    return int(float(match[1]) * UNITS[match[2].upper()])

@@ -119,7 +119,7 @@ def make_variants(
     if batch < 1:
         raise ConfigError(f"--batch must be 1 or more, got {batch}")
     images, tokens = host_model.example_batch(batch)
-    made = {}
+    variants = {}
     for name in dict.fromkeys([*names, *([] if own is None else [plan_name(own)])]):
         model = _make_model(host_model, name, plans.get(name), compiled=compiled)
         copied = replace(host_model, model=model.train())
@@ -128,8 +128,8 @@ def make_variants(
             guided = _opened(copied, tokens)
         if compiled:  # some passes call the tower alone
             copied.encode_image = torch.compile(copied.encode_image)  # type: ignore[method-assign]
-        made[name] = Variant(copied, images, tokens, guided, precision)
-    return made
+        variants[name] = Variant(copied, images, tokens, guided, precision)
+    return variants
 
 
 def _opened(variant: HostModel, tokens: Any) -> Callable[[], AbstractContextManager[None]]:
