@@ -35,17 +35,17 @@ def measures_table(result: Result) -> Table:
 
 def folders_table(result: Result) -> Table:
     """Return the same by folder."""
-    heads = ("folder", "pictures", f"overlap@{result.k}", "cosine", "")
+    heads = ("folder", "pictures", f"overlap@{result.k}", "cosine", "beside all")
     return heads, [
         (part.folder, str(part.pictures), _interval(part.overlap), _interval(part.cosine),
-         "below the rest" if part.lower else "")
+         "lower" if part.lower else "not lower")
         for part in result.folders
     ]  # fmt: skip
 
 
 def trials_table(result: Result) -> Table:
     """Return the plans that were tried for a bound."""
-    heads = ("keep", "counted forward", "first half", "shown at 95%", "second half", "")
+    heads = ("keep", "counted forward", "first half", "at least, at 95%", "second half", "bound")
     return heads, [
         (
             ", ".join(f"{stage.keep:g}" for stage in trial.candidate.config.stages),

@@ -60,7 +60,7 @@ def adapt(
     image_size: ImageSize = None,
     device: Device = "",
 ) -> None:
-    """Adapt weights to a plan by your pictures, without labels; the same command goes on.
+    """Adapt weights to a plan by your pictures, without labels; a stopped command continues.
 
     The result embeds at the pruned cost into an index of unpruned embeddings. A tenth of the
     pictures is held out for the report.

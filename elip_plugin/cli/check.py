@@ -62,8 +62,8 @@ def check(
 ) -> None:
     """Compare pruned embeddings of your pictures with unpruned ones by the same weights.
 
-    The same command goes on where an earlier one was stopped. With --bound the exit code is 1 if no
-    plan is shown to keep it.
+    The same command continues where an earlier one was stopped. With --bound the exit code is 1 if
+    no plan is shown to keep it.
     """
     from elip_plugin.check.bound import parse_bound
     from elip_plugin.check.page import write_page

@@ -42,7 +42,7 @@ def embed(
 ) -> None:
     """Embed pictures, pruned: features.npy, of length 1, and names.json.
 
-    The same command goes on where an earlier one was stopped.
+    The same command continues where an earlier one was stopped.
     """
     from elip_plugin.check.embed import embed
     from elip_plugin.label import label_of
@@ -58,5 +58,6 @@ def embed(
     for fault in faults:
         typer.echo(str(fault.message), err=True)
     typer.echo(
-        f"{label_of(host_model)}: {len(features)} pictures, {features.shape[1]} numbers each: {out}"
+        f"{label_of(host_model)}: features {list(features.shape)} of {len(features)} pictures in "
+        f"{out / 'features.npy'}, their names in {out / 'names.json'}"
     )

@@ -54,7 +54,7 @@ def models(
     from elip_plugin.hosts.registry import hosts, list_names
     from elip_plugin.hosts.versions import version_of
 
-    table = Table("model", "names that say a plan", "host")
+    table = Table("model", "names that say a plan; X is the model", "host")
     for name in [host] if host else hosts():
         try:
             offered = list_names(name).values()
@@ -63,11 +63,12 @@ def models(
                 raise
             typer.echo(f"{name}: {error}")
             continue
-        version = version_of(hosts()[name].distribution) or "of unknown version"
         by_base: dict[str, list[str]] = {}
         for model in offered:
             by_base.setdefault(model.base, []).append(model.name.removesuffix(model.base))
-        typer.echo(f"{name} {version}: {len(by_base)} models")
+        version = version_of(hosts()[name].distribution) or "of unknown version"
+        unlisted = "no list of models; its docs say how they are named"
+        typer.echo(f"{name} {version}: {f'{len(by_base)} models' if by_base else unlisted}")
         for base, prefixes in by_base.items():
             if filter.casefold() in base.casefold():
                 # A host whose names are its models' own has one for each, with a prefix.
@@ -129,7 +130,8 @@ def plan(
     if counted.text:
         tower = pruner.step_cost(pruner.plan)
         typer.echo(describe_text_share(counted, tower, host_model.context_option))
-        _print_recommended(pruner)  # what was measured are towers apart
+        if target_speedup is None:
+            _print_recommended(pruner)  # what was measured are towers apart
     has_text = host_model.example_batch(1)[1] is not None
     _print_costs(pruner, counted, READS_IMAGES if has_text else NO_TEXT)
     if memory or batch is not None:

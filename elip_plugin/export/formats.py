@@ -65,7 +65,7 @@ def find_format(name: str) -> Format:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out what exporters print and warn of, which is about their own insides."""
+    """Leave out what exporters print and warn of about their own internals."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

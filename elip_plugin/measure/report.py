@@ -22,7 +22,8 @@ def speed_table(setting: Setting, rows: Sequence[Row]) -> Table:
     """Make the table of a run."""
     memory = "peak memory" if setting.on_gpu else "kept for backward"
     table = Table(title=_describe(setting), title_justify="left")
-    for name in ("pass", "variant", "time", "of the first (lowest-highest)", "operations", memory):
+    ratio = f"ratio to {rows[0].variant} (lowest-highest)"
+    for name in ("pass", "variant", "time", ratio, "operations", memory):
         table.add_column(name, justify="left" if name in ("pass", "variant") else "right")
     first: dict[str, Row] = {}
     for row in rows:
@@ -65,8 +66,8 @@ def describe_share(rows: Sequence[Row]) -> list[str]:
     if not {"tower", "step"} <= {*seconds}:
         return []
     return [
-        f"Of a step of {first}, {seconds['step']:.2f} s, the vision tower takes "
-        f"{seconds['tower'] / seconds['step']:.0%}; pruning saves of that."
+        f"The vision tower takes {seconds['tower'] / seconds['step']:.0%} of a step of {first}, "
+        f"{seconds['step']:.2f} s; pruning can shorten that part only."
     ]
 
 
@@ -82,5 +83,5 @@ def _describe(run: Setting) -> str:
     compiled = ", compiled" if run.compiled else ""
     return (
         f"{run.label}; batch {run.batch}, {run.image_size} px, {run.precision}{compiled}; "
-        f"{run.device}{threads}, torch {run.torch}; medians of {run.rounds} rounds in turn"
+        f"{run.device}{threads}, torch {run.torch}; medians; rounds in turn: {run.rounds}"
     )

@@ -82,7 +82,7 @@ def measure_speed(
     optimizer = torch.optim.AdamW(host_model.model.parameters(), lr=1e-6)
     rows = []
     for name in passes:
-        progress(f"{name}: {rounds} rounds of {', '.join(by_name)}")
+        progress(f"{name}: timing {', '.join(by_name)}")
         steps = {}
         for key, variant in by_name.items():
             variant.host_model.model.train(PASSES[name].training)

@@ -88,5 +88,5 @@ def rows(tower: float, step: float, pruned: float) -> list[Row]:
 def test_the_towers_share_is_said() -> None:
     made = rows(0.6, 1.0, 0.7)
     (share,) = describe_share(made)
-    assert "Of a step of full, 1.00 s, the vision tower takes 60%" in share
+    assert "The vision tower takes 60% of a step of full, 1.00 s" in share
     assert describe_share(made[1:]) == []  # the tower was not timed
