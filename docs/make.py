@@ -388,8 +388,9 @@ def screen(name: str, arguments: list[str], most: int = 34) -> None:
     lines = printed.splitlines()
     if len(lines) > most:
         lines = [*lines[:most], f"... and {len(lines) - most} more lines"]
+    width = max(88, *(len(line) for line in lines if line.startswith(("┃", "│"))))
     with open("/dev/null", "w") as nowhere:
-        console = Console(record=True, width=88, file=nowhere)
+        console = Console(record=True, width=width, file=nowhere)
         console.print(Text(f"$ elip {' '.join(arguments)}", style="bold"))
         console.print(Text("\n".join(lines)))
         drawn = console.export_svg(title="elip", unique_id=f"elip-{name}")

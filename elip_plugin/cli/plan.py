@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from elip_plugin.planning import PlannedStage
 
 BAR = 28
-READS_IMAGES = "not counted: the text side reads the image tokens too; elip bench speed counts it"
+READS_IMAGES = "not counted, as texts read the image tokens too: elip bench speed"
 NO_TEXT = "not counted: this model takes no text"
 MODELS_EXAMPLES = examples("elip models", "elip models ViT-B --host open_clip")
 PLAN_EXAMPLES = examples(
@@ -215,12 +215,12 @@ def _print_costs(pruner: Pruner, counted: Operations, without_text: str) -> None
 
     plan, frozen = pruner.plan, pruner.shape.frozen
     forward, tower = plan.forward_cost(pruner.shape.width), pruner.step_cost(plan)
-    add("tower, forward", counted.vision, forward, "operations of the blocks and of choosing")
+    add("tower, forward", counted.vision, forward, "operations of blocks and of choosing")
     how = "the forward alone: this tower is frozen" if frozen else "a backward pass is two forwards"
     add("tower, training step", counted.vision_step, tower, how)
     name, tokens = "whole training step", plan.depth * (plan.prefix + plan.num_patches)
     if counted.text:
-        how = "with the text tower, which is not pruned"
+        how = "with the text tower, which stays"
         add(name, counted.vision_step + counted.text_step, counted.step(tower), how)
     else:
         table.add_row(name, "-", "-", "-", without_text)
@@ -229,7 +229,7 @@ def _print_costs(pruner: Pruner, counted: Operations, without_text: str) -> None
         table.add_row(name, "-", "-", "-", "nothing is kept: this tower is frozen")
     else:
         sizes = (f"{count} tokens" for count in (tokens, sum(plan.tokens)))
-        how = "tokens in all blocks, to which it is nearly in proportion; --batch 64 counts bytes"
+        how = "roughly: tokens in all blocks (--batch 64: bytes)"
         table.add_row(name, *sizes, f"{1 - plan.removed:.2f}", how)
     print_table(table)
 

@@ -32,15 +32,16 @@ def draw_stage(grid: tuple[int, int], image: Any, stage: StageView) -> Any:
     from PIL import Image
 
     rows, columns = grid
-    means = np.array(image.convert("RGB").resize((columns, rows), Image.Resampling.BOX), float)
-    color, opacity = means.reshape(-1, 3), np.zeros((rows * columns, 1))
+    small = image.convert("RGB").resize((columns, rows), Image.Resampling.BOX)
+    means = np.array(small, float).reshape(-1, 3)  # of each patch
+    color, opacity = means.copy(), np.zeros((rows * columns, 1))
     token = np.arange(rows * columns)
     for patch in (*stage.earlier, *stage.gone):
         color[patch], opacity[patch] = WHITE, FADED
     for patch, share in stage.opacities.items():
         color[patch], opacity[patch] = ORANGE, share
     for patches in map(list, stage.groups):
-        color[patches], opacity[patches] = color[patches].mean(axis=0), 1.0
+        color[patches], opacity[patches] = means[patches].mean(axis=0), 1.0
         token[patches] = token[patches[0]]
     picture = np.array(resize(image.convert("RGB")), float)
     height, width, _ = picture.shape

@@ -271,7 +271,8 @@ def test_the_sheet_fades_and_colours_the_right_patches(tmp_path: Path) -> None:
 
 def grouped() -> Visualization:
     """A picture of 2 x 3 patches: the left column and the upper right pair are averaged."""
-    stage = StageView(1, (4, 5), {}, (), (), None, ((0, 3), (1, 2)))
+    # Two patches are in a token of another place, which the trace has as gone.
+    stage = StageView(1, (4, 5), {}, (), (2, 3), None, ((0, 3), (1, 2)))
     image = picture("black", (24, 20))
     image.paste((200, 100, 0), (0, 0, 8, 10))
     rows = (Row(0, None, (stage,), None),)
