@@ -118,7 +118,8 @@ def plan(
     if out is not None:
         check_file(out, ".yaml", ".yml", ".json")
     with warnings.catch_warnings():  # said below, with what would win
-        warnings.filterwarnings("ignore", "(this plan|eval_mode 'image' with this plan) is counted")
+        warnings.filterwarnings("ignore", "(this|eval_mode 'image' with this) plan is counted")
+        warnings.filterwarnings("ignore", ".* has the paper's cuts")
         target = resolve(model, renamed(plan, preset), keep)
         host_model = target.build(image_size=image_size, device="meta")
         counted = count_text_share(host_model)
