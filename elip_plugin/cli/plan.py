@@ -16,13 +16,12 @@ from elip_plugin.cli.options import (
     ImageSize,
     Keep,
     Model,
-    OldPreset,
     Plan,
     check_file,
     examples,
     print_table,
 )
-from elip_plugin.cli.target import renamed, resolve
+from elip_plugin.cli.target import resolve
 from elip_plugin.errors import ConfigError, PlanError
 from elip_plugin.files import write_text
 
@@ -85,7 +84,6 @@ def models(
 def plan(
     model: Model,
     plan: Plan = "",
-    preset: OldPreset = "",
     keep: Keep = "",
     target_speedup: Annotated[
         float | None, typer.Option(help="Solve for a counted speed-up of the training step.")
@@ -120,7 +118,7 @@ def plan(
     with warnings.catch_warnings():  # said below, with what would win
         warnings.filterwarnings("ignore", "(this|eval_mode 'image' with this) plan is counted")
         warnings.filterwarnings("ignore", ".* has the paper's cuts")
-        target = resolve(model, renamed(plan, preset), keep)
+        target = resolve(model, plan, keep)
         host_model = target.build(image_size=image_size, device="meta")
         counted = count_text_share(host_model)
         whole = counted.step if counted else float
