@@ -1,7 +1,6 @@
 """Write what the docs show of the code: the reference, lists of models, the figure, the screens.
 
     .venv-openclip/bin/python docs/make.py    # configuration.md, reducers.md, open_clip_models.md
-    .venv-openclip/bin/python docs/make.py --found    # the table of anyvit.md; minutes
     .venv/bin/python docs/make.py --screens   # the figure (by matplotlib), and the screens
     .venv/bin/python docs/make.py --show PAGE # the pictures of a page of `elip show`
     .venv-openclip/bin/python docs/make.py --idea CHECKPOINT --pictures FOLDER   # README's picture
@@ -12,17 +11,14 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import inspect
 import json
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from elip_plugin.config import PRESETS, ElipConfig, Stage
@@ -214,88 +210,6 @@ def open_clip_models() -> str:
     return text
 
 
-TINY = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
-
-
-def _clip() -> Any:
-    package = ModuleType("clip")  # whose own start imports pkg_resources
-    package.__path__ = importlib.util.find_spec("clip").submodule_search_locations
-    sys.modules["clip"] = package
-    return importlib.import_module("clip.model").CLIP(64, 224, 12, 192, 32, 9, 100, 64, 1, 2)
-
-
-def _torchvision() -> Any:
-    vision = importlib.import_module("torchvision.models.vision_transformer")
-    return vision.VisionTransformer(224, 16, 12, 3, 192, 768)
-
-
-def _timm(name: str) -> Any:
-    return importlib.import_module("timm").create_model(
-        name, img_size=224, embed_dim=192, num_heads=3
-    )
-
-
-def _transformers(kind: str, model: str = "Model") -> Any:
-    transformers = importlib.import_module("transformers")
-    return getattr(transformers, kind + model)(getattr(transformers, f"{kind}Config")(**TINY))
-
-
-def _dual(kind: str) -> Any:
-    transformers = importlib.import_module("transformers")
-    vision = getattr(transformers, f"{kind}Config")(**TINY)
-    text = transformers.BertConfig(**TINY, num_hidden_layers=2)
-    both = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(vision, text)
-    return transformers.VisionTextDualEncoderModel(both)
-
-
-FOUND: dict[str, Callable[[], Any]] = {
-    "OpenAI's `clip` (of `clip-anytorch`)": _clip,
-    "torchvision `VisionTransformer`": _torchvision,
-    "timm `vit_tiny_patch16_224`": lambda: _timm("vit_tiny_patch16_224"),
-    "timm `deit_tiny_distilled_patch16_224`": lambda: _timm("deit_tiny_distilled_patch16_224"),
-    "timm `deit3_small_patch16_224`": lambda: _timm("deit3_small_patch16_224"),
-    "timm `vit_small_patch14_reg4_dinov2`": lambda: _timm("vit_small_patch14_reg4_dinov2"),
-    "timm `vit_medium_patch16_gap_240`": lambda: _timm("vit_medium_patch16_gap_240"),
-    "timm `vit_base_patch32_siglip_256`": lambda: _timm("vit_base_patch32_siglip_256"),
-    "transformers `Dinov2Model`": lambda: _transformers("Dinov2"),
-    "transformers `Dinov2WithRegistersModel`": lambda: _transformers("Dinov2WithRegisters"),
-    "transformers `DeiTModel`": lambda: _transformers("DeiT"),
-    "transformers `DeiTForImageClassification`": lambda: _transformers(
-        "DeiT", "ForImageClassification"
-    ),
-    "DINOv2 in a `VisionTextDualEncoderModel`": lambda: _dual("Dinov2"),
-    "DeiT in a `VisionTextDualEncoderModel`": lambda: _dual("DeiT"),
-}
-"""What `anyvit.md` calls models of other libraries, and how each is built, untrained."""
-
-FOUND_TABLE = re.compile(r"^\| model \| class of its blocks .*?\n(?=\n)", re.MULTILINE | re.DOTALL)
-
-
-def found_by_itself() -> str:
-    """Describe each model; return a table of what was found, and how far it is from the model."""
-    import torch
-
-    from elip_plugin.hosts.anyvit.check import check
-    from elip_plugin.hosts.registry import describe
-
-    rows = []
-    for name, make in FOUND.items():
-        torch.manual_seed(0)
-        tower = describe(make()).tower
-        block, shape = tower.blocks[0].module, tower.shape
-        difference = f"{check(tower):.1e}".replace("0.0e+00", "0")
-        query = "first token" if shape.class_query else "mean of the patches"
-        rows.append(
-            f"| {name} | `{type(block).__module__}.{type(block).__name__}` | {shape.prefix} + "
-            f"{shape.num_patches} | {query} | {difference} |\n"
-        )
-        print(rows[-1], end="", flush=True)
-    return (
-        "| model | class of its blocks | tokens | stands for the image | largest difference |\n"
-        "|---|---|---|---|---|\n" + "".join(rows)
-    )
-
-
 # Figure and screens.
 
 
@@ -420,17 +334,12 @@ def main() -> None:
     """Write the pages, or the pictures that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--screens", action="store_true")
-    parser.add_argument("--found", action="store_true")
     parser.add_argument("--show", type=Path, help="a page of `elip show` to photograph")
     parser.add_argument("--idea", metavar="CHECKPOINT", help="weights of elip-half-ViT-emoji")
     parser.add_argument("--pictures", type=Path, nargs="+", help="pictures for --idea")
     args = parser.parse_args()
     if args.idea is not None:
         idea(args.idea, args.pictures)
-    elif args.found:
-        page = DOCS / "anyvit.md"
-        table = found_by_itself()
-        page.write_text(FOUND_TABLE.sub(lambda _: table, page.read_text()))
     elif not args.screens and args.show is None:
         (DOCS / "configuration.md").write_text(configuration())
         page = DOCS / "reducers.md"

@@ -9,7 +9,9 @@ import torch
 import typer
 
 from benchmarks import results_log
-from benchmarks.pretrained import page, plans, rivals, weights
+from benchmarks.board.options import read_seeds
+from benchmarks.pretrained import finetuning, page, plans, rivals, weights
+from benchmarks.pretrained.photos import read as read_photos
 from benchmarks.pretrained.study import Study
 
 app = typer.Typer(
@@ -87,6 +89,29 @@ def adapt(
     found = study.score(study.adapt(row, steps, typer.echo))
     results_log.append(log, {**found, "steps": steps})
     typer.echo(page.line(found))
+
+
+@app.command("finetune")
+def finetune(
+    vision: Annotated[Path, typer.Option(help="Folder of DINOv2 ViT-S/14.")],
+    text: Annotated[Path, typer.Option(help="Folder of the text model.")],
+    photos: Annotated[Path, typer.Option(help="Folder of photographs.")],
+    captions: Annotated[Path, typer.Option(help="CSV of file name and caption.")],
+    names: Annotated[str, typer.Option(help='Plans, joined by ";"; all by default.')] = "",
+    seeds: Annotated[str, typer.Option(help="Such as 0-4, 3 or 0,2.")] = "0-4",
+    side: Annotated[int, typer.Option(help="Pixels: 112 or 224.")] = 112,
+    cache: Cache = Path("data/pretrained"),
+    log: Annotated[Path, typer.Option(help="Gets a line per training.")] = finetuning.LOG,
+) -> None:
+    """Fine-tune both towers with and without pruning; trainings that the log has are left out."""
+    torch.set_num_threads(1)
+    given = read_photos(photos, captions, cache)
+    chosen = names.split(";") if names else list(finetuning.ARMS)
+    for seed in read_seeds(seeds):
+        for name in chosen:
+            key = (name, seed, side)
+            if key not in {(r["name"], r["seed"], r["side"]) for r in results_log.read(log)}:
+                results_log.append(log, finetuning.run(vision, text, given, name, seed, side))
 
 
 def results_log_key(row: dict[str, object]) -> tuple[object, ...]:

@@ -99,11 +99,15 @@ def train(images: Tensor, texts: Tensor, seed: int, kept: Path) -> Head:
 
 @torch.no_grad()
 def ranks(head: Head, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+    """Rank the right answers of a head: those of `ranks_of` its embeddings."""
+    return ranks_of(head.images(images), head.texts(texts.flatten(0, 1)))
+
+
+def ranks_of(images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
     """Rank the right answers from 0: [N, 5] of captions to images, [N] of images to captions."""
-    a, b = head.images(images), head.texts(texts.flatten(0, 1))
-    similar = b @ a.T
-    own = torch.arange(len(a)).repeat_interleave(5)
-    mine = similar[torch.arange(len(b)), own]
+    similar = texts @ images.T
+    own = torch.arange(len(images)).repeat_interleave(5)
+    mine = similar[torch.arange(len(texts)), own]
     to_image = (similar > mine[:, None]).sum(1).reshape(-1, 5)
     to_text = (mine.reshape(-1, 5).max(1).values[:, None] < similar.T).sum(1)
     return to_image, to_text

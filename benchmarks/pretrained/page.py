@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import results_log
+from benchmarks.pretrained import finetuning
 from benchmarks.pretrained.plans import MEANINGS, NAMES, SHARES
 from benchmarks.tables import fill, markdown
 
@@ -14,6 +16,7 @@ LOG = DOCS / "results" / "pretrained.jsonl"
 PAGES = (DOCS / "pretrained.md", DOCS.parent / "research" / "pretrained.md")
 """For users: a short table; for who wants to know: all rows."""
 
+SIDES = tuple(finetuning.STEPS)
 SHORT = ("ward", "tome", "tofu", "random", NAMES[-1])
 CHART = DOCS / "results" / "pretrained.svg"
 Rows = Sequence[Mapping[str, Any]]
@@ -141,7 +144,9 @@ def draw(rows: Rows, path: Path) -> None:
 
 
 def write(rows: Rows) -> None:
-    """Write the page's tables and its chart."""
+    """Write the pages' tables and the chart."""
+    tuned = results_log.read(finetuning.LOG)
+    made = tables(rows) | {f"finetuning {side}": finetuning.table(tuned, side) for side in SIDES}
     for path in PAGES:
-        path.write_text(fill(path.read_text(), tables(rows)))
+        path.write_text(fill(path.read_text(), made))
     draw(rows, CHART)

@@ -258,7 +258,7 @@ def _say_others(known: Mapping[str, str], faults: Mapping[str, Exception]) -> st
 
 def create(
     name: str,
-    config: ElipConfig | None = None,
+    config: ElipConfig | Mapping[str, Any] | str | None = None,
     *,
     checkpoint: str = "",
     image_size: int | None = None,
@@ -268,7 +268,7 @@ def create(
 
     Args:
         name: A model name of any installed host, with or without our prefix.
-        config: What to prune; None for what the name says.
+        config: What to prune, as `apply` takes it; None for what the name says.
         checkpoint: Weights, as the host takes them; "" for random ones.
         image_size: Pixels of a side; None for the model's own.
         device: Where to build it; "meta" builds shapes without weights.
@@ -277,6 +277,7 @@ def create(
         The model.
 
     Raises:
+        ConfigError: If the configuration is at fault.
         UnknownModelError: If no installed host knows the name.
         UnsupportedModelError: If the model cannot be pruned.
         DataError: If the checkpoint cannot be read, or does not fit.
@@ -287,6 +288,8 @@ def create(
         >>> made.encode_image(images).shape
         torch.Size([2, 512])
     """
+    if config is not None and not isinstance(config, ElipConfig):
+        config = ElipConfig.from_mapping(config)
     host = load_catalogue(find_model(name).host)
     return host.create(
         name, config=config, checkpoint=checkpoint, image_size=image_size, device=device

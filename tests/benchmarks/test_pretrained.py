@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import results_log
-from benchmarks.pretrained import page, plans, scores
+from benchmarks.pretrained import finetuning, page, plans, scores
 from benchmarks.pretrained.features import to_images
 from benchmarks.tables import fill
 
@@ -80,3 +80,22 @@ def test_the_page_is_that_of_the_log() -> None:
         text = path.read_text()
         assert text == fill(text, page.tables(rows))
         assert f"`{plans.NAMES[0]}` |" in text
+
+
+def trained(name: str, seed: int, score: float, longer: float) -> dict[str, object]:
+    def one(value: float, steps: int) -> dict[str, object]:
+        tested = {plan: {"t2i R@1": value} for plan in finetuning.EVALUATED}
+        return {"trained": steps, "seconds": 2.0 * steps, "loss": 1.0, **tested}
+
+    both = {"steps": one(score, 10), "operations": one(longer, 20)}
+    return {"name": name, "seed": seed, "side": 112, "cost": 0.5, **both}
+
+
+def test_fine_tuning_is_compared_by_seed_and_by_budget() -> None:
+    rows = [trained("unpruned", seed, 0.1 * seed, 0.1 * seed) for seed in (1, 2, 3)]
+    rows += [trained("half", seed, 0.1 * seed - 0.02, 0.1 * seed + 0.01) for seed in (1, 2)]
+    first, second = finetuning.table(rows, 112).splitlines()[2:]
+    assert first.startswith("| `unpruned` | 0.50 | 20.0 | 20.0 |")
+    assert second.startswith("| `half` | 0.50 | -2.0 ± 0.0 (2) | +1.0 ± 0.0 (2) |")
+    assert second.endswith("| 2.0 |")
+    assert len(finetuning.table(rows, 224).splitlines()) == 2

@@ -13,6 +13,7 @@ import pytest
 from entry_points import installed_package
 from scripts import load
 
+from benchmarks import found
 from elip_plugin import reducers
 
 ROOT = Path(__file__).parents[2]
@@ -80,13 +81,14 @@ def test_the_list_of_openclip_models_is_current() -> None:
     assert written == load("docs/make.py").open_clip_models()
 
 
-def test_the_table_of_what_is_found_by_itself_names_all() -> None:
-    """Write it anew with `python docs/make.py --found`."""
-    page = (ROOT / "docs" / "anyvit.md").read_text()
-    made = load("docs/make.py")
-    rows = [row.split(" | ") for row in made.FOUND_TABLE.search(page)[0].splitlines()[2:]]
-    assert [row[0].removeprefix("| ") for row in rows] == list(made.FOUND)
-    assert all(float(row[-1].removesuffix(" |")) < 1e-12 for row in rows)
+def test_the_table_of_other_libraries_models_names_all() -> None:
+    """Write it anew with `python -m benchmarks.found`."""
+    page = (ROOT / "research" / "anyvit.md").read_text()
+    rows = [row[2:-2].split(" | ") for row in page.splitlines() if row.startswith("| ")][2:]
+    assert [row[0] for row in rows] == list(found.MODELS)
+    done = [row for row in rows if not row[1].startswith("refused: ")]
+    assert len(done) >= 15
+    assert all(float(row[2]) < 1e-10 and float(row[4]) < 1e-4 for row in done)
 
 
 def test_every_page_is_in_the_menu_and_on_the_start_page() -> None:
