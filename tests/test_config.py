@@ -332,7 +332,8 @@ def test_a_default_is_for_what_names_no_plan() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reducer", "preset"), [("tome", "half"), ("ward", "embed"), ("elip", "paper"), ("evit", "fast")]
+    ("reducer", "preset"),
+    [("tome", "half"), ("ward", "embed"), ("elip", "paper"), ("evit", "fast")],
 )
 def test_a_reducer_by_itself_has_its_own_stages(reducer: str, preset: str) -> None:
     config = ElipConfig.from_mapping({"reducer": reducer})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
@@ -26,7 +27,11 @@ LIST = Path(__file__).parent / "public.txt"
 
 
 def signature(of: Any) -> str:
-    return str(inspect.signature(of)).replace("elip_plugin.", "")
+    """Names and defaults, without types."""
+    found = inspect.signature(of)
+    plain = [each.replace(annotation=inspect.Parameter.empty) for each in found.parameters.values()]
+    made = str(found.replace(parameters=plain, return_annotation=inspect.Signature.empty))
+    return re.sub(r"<function (\S+) at \w+>", r"\1", made)
 
 
 def members(cls: type[Any]) -> Iterator[str]:

@@ -93,7 +93,9 @@ def test_the_table_of_other_libraries_models_names_all() -> None:
 
 def test_every_page_is_in_the_menu_and_on_the_start_page() -> None:
     pages = {page.stem for page in (ROOT / "docs").glob("*.md")} - {"README"}
-    assert pages == set(re.findall(r"^   ([\w.]+)$", (ROOT / "docs" / "index.rst").read_text(), re.M))
+    assert pages == set(
+        re.findall(r"^   ([\w.]+)$", (ROOT / "docs" / "index.rst").read_text(), re.M)
+    )
     assert pages <= set(re.findall(r"\(([\w.]+)\.md\)", (ROOT / "docs" / "README.md").read_text()))
 
 
