@@ -9,7 +9,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ import elip_plugin
 from elip_plugin import errors
 from elip_plugin.config import PRESETS, ElipConfig
 from elip_plugin.config.stage import Stage
-from elip_plugin.reducers import reducers
+from elip_plugin.hosts.base import Catalogue, Host
+from elip_plugin.patching.description import Description, Tower
+from elip_plugin.reducers import Reducer, reducers
 
 LIST = Path(__file__).parent / "public.txt"
 
@@ -37,17 +39,16 @@ def signature(of: Any) -> str:
 def members(cls: type[Any]) -> Iterator[str]:
     """What a class has of its own."""
     for name, value in sorted(vars(cls).items()):
-        if name.startswith("_"):
+        if name.startswith("_") or name in getattr(cls, "__dataclass_fields__", ()):
             continue
         value = getattr(value, "__func__", value)
         yield name + (signature(value) if inspect.isfunction(value) else "")
 
 
-def names() -> Iterator[str]:
-    for name in elip_plugin.__all__:
-        value = getattr(elip_plugin, name)
+def names(values: Iterable[Any]) -> Iterator[str]:
+    for value in values:
         is_error = isinstance(value, type) and issubclass(value, Exception)
-        yield name if is_error else name + signature(value)
+        yield value.__name__ + ("" if is_error else signature(value))
         if isinstance(value, type):
             yield from (f"  .{member}" for member in members(value))
 
@@ -86,7 +87,8 @@ def listing() -> str:
     from elip_plugin.cli.main import app
 
     parts = {
-        "elip_plugin": names(),
+        "elip_plugin": names(getattr(elip_plugin, name) for name in elip_plugin.__all__),
+        "For hosts and reducers": names([Catalogue, Description, Host, Reducer, Tower]),
         "elip_plugin.errors": errors_raised(),
         "Presets": plans(),
         "Keys": keys(),
