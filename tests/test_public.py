@@ -25,6 +25,7 @@ from elip_plugin.hosts.base import Catalogue, Host
 from elip_plugin.patching.description import Description, Tower
 from elip_plugin.reducers import Reducer, reducers
 
+pytestmark = pytest.mark.filterwarnings("error::DeprecationWarning")
 LIST = Path(__file__).parent / "public.txt"
 
 
