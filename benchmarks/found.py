@@ -1,4 +1,4 @@
-"""`python -m benchmarks.found`: what is done with image models of other libraries, by their names.
+"""`python -m benchmarks.found [MODEL ...]`: what is done with models of other libraries, by name.
 
 Each is built untrained, pruned by `embed`, checked, exported to ONNX and run. The table goes into
 research/anyvit.md.
@@ -6,9 +6,10 @@ research/anyvit.md.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -72,7 +73,9 @@ MODELS: dict[str, Model] = {
     "DINOv2": lambda: of_transformers("Dinov2", **TINY, image_size=518, patch_size=14),
     "DINOv2 with registers": lambda: of_transformers("Dinov2WithRegisters", **TINY),
     **{
-        f"DINOv3 ViT-{letter}": partial(of_transformers, "DINOv3ViT", **shape)
+        f"DINOv3 ViT-{letter}": partial(
+            of_transformers, "DINOv3ViT", num_register_tokens=4, **shape
+        )
         for letter, shape in SHAPES.items()
     },
     "ViT": lambda: of_transformers("ViT", **TINY),
@@ -132,16 +135,20 @@ def row_of(label: str, model: Model) -> tuple[str, ...]:
         return (label, "refused: " + reason.replace(name, label), "", "", "", "")
 
 
-def main() -> None:
-    """Make the table, and write it into the page."""
+def main(labels: Sequence[str]) -> None:
+    """Make rows, all or those of some models, and write each into the page's table."""
     warnings.simplefilter("ignore")
-    rows = []
-    for label, model in MODELS.items():
+    for label in labels or MODELS:
         torch.manual_seed(0)
-        rows.append(row_of(label, model))
-        print(*rows[-1], sep=" | ", flush=True)
-    PAGE.write_text(fill(PAGE.read_text(), {"found": markdown(HEADER, rows)}))
+        row = row_of(label, MODELS[label])
+        print(*row, sep=" | ", flush=True)
+        written = [
+            line[2:-2].split(" | ") for line in PAGE.read_text().splitlines() if "| " in line
+        ]
+        rows = {cells[0]: cells for cells in [*written, row]}
+        ordered = [rows[label] for label in MODELS if label in rows]
+        PAGE.write_text(fill(PAGE.read_text(), {"found": markdown(HEADER, ordered)}))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

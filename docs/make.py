@@ -253,7 +253,7 @@ def idea(checkpoint: str, pictures: list[Path]) -> None:
 
     from elip_plugin.hosts.registry import create
     from elip_plugin.pictures import find_pictures
-    from elip_plugin.visualize.png import draw_stage
+    from elip_plugin.visualize.drawing import draw_stage
     from elip_plugin.visualize.stages import visualize
 
     host_model = create("elip-half-ViT-emoji", checkpoint=checkpoint)
@@ -266,7 +266,7 @@ def idea(checkpoint: str, pictures: list[Path]) -> None:
         axes[0].imshow(image)
         axes[0].set_title(f"{made.grid[0] * made.grid[1]} patches", fontsize=13)
         for panel, stage in zip(axes[1:], row.stages):
-            panel.imshow(draw_stage(made, image, stage))
+            panel.imshow(draw_stage(made.grid, image, stage))
             tokens = len(stage.kept) + len(stage.groups)
             panel.set_title(f"block {stage.block}: {tokens} tokens", fontsize=13)
         for panel in axes:
@@ -302,8 +302,9 @@ def screen(name: str, arguments: list[str], most: int = 34) -> None:
     lines = printed.splitlines()
     if len(lines) > most:
         lines = [*lines[:most], f"... and {len(lines) - most} more lines"]
+    width = max(88, *(len(line) for line in lines if line.startswith(("┃", "│"))))
     with open("/dev/null", "w") as nowhere:
-        console = Console(record=True, width=88, file=nowhere)
+        console = Console(record=True, width=width, file=nowhere)
         console.print(Text(f"$ elip {' '.join(arguments)}", style="bold"))
         console.print(Text("\n".join(lines)))
         drawn = console.export_svg(title="elip", unique_id=f"elip-{name}")

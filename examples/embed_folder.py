@@ -30,9 +30,9 @@ from elip_plugin.check import (
     Item,
     Rows,
     Store,
-    by_the_image,
     fill,
     find_items,
+    image_only,
     nearest_in,
     read_ahead,
     similarities,
@@ -43,7 +43,7 @@ SIDE, QUERIES, NEIGHBORS = 96, 8, 6
 
 def by_torch(args: argparse.Namespace, items: list[Item], progress: Any) -> Any:
     """Embed by torch: an OpenCLIP name, or `hf:` and a folder of transformers."""
-    config = by_the_image(elip_plugin.ElipConfig.from_mapping(args.plan))
+    config = image_only(elip_plugin.ElipConfig.from_mapping(args.plan))
     host_model = elip_plugin.create(args.model, config, checkpoint=args.pretrained)
     return Embedder(host_model, args.out / "cache", args.batch, progress).pictures(items, config)
 

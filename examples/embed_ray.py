@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 import elip_plugin
-from elip_plugin.check import Item, by_the_image, find_items
+from elip_plugin.check import Item, find_items, image_only
 
 
 class Embedder:
@@ -31,7 +31,7 @@ class Embedder:
         self, items: list[Item], model: str, pretrained: str, plan: str, die_once: Path | None
     ) -> None:
         self.items = items
-        config = by_the_image(elip_plugin.ElipConfig.from_mapping(plan))
+        config = image_only(elip_plugin.ElipConfig.from_mapping(plan))
         self.host_model = elip_plugin.create(model, config, checkpoint=pretrained)
         self.die_once = die_once
 

@@ -59,7 +59,7 @@ def gpu(
 
 
 @app.command(hidden=True)
-def together(
+def ddp_step(
     model: Model,
     batch: int = typer.Option(),
     device: str = typer.Option(),
@@ -68,16 +68,70 @@ def together(
     image_size: ImageSize = None,
 ) -> None:
     """Time the training step of several processes; each of them is started by torchrun."""
-    from benchmarks.machine.scaling import time_together
+    from benchmarks.machine.scaling import time_ddp_step
 
     names = variants.split(",")
-    processes, seconds = time_together(model, names, batch, device, rounds, image_size)
+    processes, seconds = time_ddp_step(model, names, batch, device, rounds, image_size)
     if not seconds:
         return  # the first process prints for all
     table = Table("processes", "variant", "step", "pairs per second")
     for name, each in seconds.items():
         table.add_row(str(processes), name, f"{each:.3f} s", f"{processes * batch / each:.1f}")
     print_table(table)
+
+
+@app.command()
+def attention(
+    model: Model,
+    batch: int = typer.Option(),
+    device: str = "cuda",
+    precision: str = "fp32",
+    variants: Variants = "full,half",
+    rounds: Rounds = 7,
+    image_size: ImageSize = None,
+    out: Out = None,
+) -> None:
+    """Time the tower and the step without fused attention, else as `elip bench speed`."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    from elip_plugin.measure.report import speed_table, write_files
+    from elip_plugin.measure.speed import measure_speed
+
+    with sdpa_kernel(SDPBackend.MATH):
+        setting, rows = measure_speed(
+            create(model, image_size=image_size, device=device),
+            variants=variants.split(","),
+            passes=["tower", "step"],
+            batch=batch,
+            precision=precision,
+            rounds=rounds,
+        )
+    typer.echo("attention without a fused kernel:")
+    print_table(speed_table(setting, rows))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_files(out, setting, rows)
+
+
+@app.command()
+def loading(
+    model: Model,
+    data: Annotated[Path, typer.Option(help="Pictures or shards.")],
+    batch: Annotated[int, typer.Option(min=1, help="Pictures per batch.")] = 64,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that load.")] = 4,
+    rounds: Rounds = 7,
+    image_size: ImageSize = None,
+) -> None:
+    """Time reading, decoding and preparing batches, while workers are at the next ones."""
+    from benchmarks.machine.loading import time_loading
+    from elip_plugin.pictures import find_items
+
+    preprocess = create(model, image_size=image_size, device="meta").preprocess
+    seconds = time_loading(find_items([data]), preprocess, batch, workers, rounds)
+    typer.echo(
+        f"a batch of {batch} takes {seconds:.3f} s with {workers} workers; loading and training "
+        "overlap, so the slower of the two sets the pace"
+    )
 
 
 @app.command()
@@ -104,7 +158,7 @@ def memory(
     if device != "cpu":
         host_model = create(model, image_size=image_size, device=device)
         fits = try_batches(host_model, budget, fits, precision)
-    table = Table("variant", "largest batch", "at no pair", "each pair", "how")
+    table = Table("variant", "largest batch", "fixed", "per pair", "how")
     for made in fits:
         how = f"tried out; predicted {made.predicted}" if made.measured else "predicted by counting"
         fixed, pair = f"{made.fixed / 2**30:.2f} GiB", f"{made.per_pair / 2**20:.1f} MiB"

@@ -32,7 +32,7 @@ class Step(nn.Module):
         return self._variant.loss()
 
 
-def time_together(
+def time_ddp_step(
     model: str, names: Sequence[str], batch: int, device: str, rounds: int, image_size: int | None
 ) -> tuple[int, dict[str, float]]:
     """Return the number of processes; in the first one also the median seconds of each variant."""

@@ -99,24 +99,34 @@ def _title(sweep: Sweep, gpus: Sequence[tuple[str, int]]) -> str:
 def measurements(sweep: Sweep, gpus: Sequence[tuple[str, int]]) -> dict[str, list[str]]:
     """List the measurements by name, as arguments of Python, the most telling first."""
     common = ["--model", sweep.model, "--device", sweep.device, "--variants", sweep.variants]
-    if sweep.image_size is not None:
-        common += ["--image-size", str(sweep.image_size)]
+    size = [] if sweep.image_size is None else ["--image-size", str(sweep.image_size)]
+    common += size
     timed = [*common, "--batch", str(sweep.batch), "--rounds", str(sweep.rounds)]
-    loader = ["--data", sweep.data, "--workers", str(sweep.workers)] if sweep.data else []
     bench, machine = ["-m", "elip_plugin", "bench"], ["-m", "benchmarks.machine"]
     both = [*bench, "speed", *timed, "--passes", "tower,step", "--precision"]
     memory = min((size for _, size in gpus), default=2**30)
     fit = ["--precision", "bf16", "--fit", f"{0.9 * memory / 2**20:.0f}MiB"]
     found = {
-        "bf16": [*bench, "speed", *timed, "--precision", "bf16", *loader],
+        "bf16": [*bench, "speed", *timed, "--precision", "bf16"],
         "fp32": [*both, "fp32"],
         "memory bf16": [*machine, "memory", *common, *fit],
     }
+    if sweep.data:
+        sized = ["--batch", str(sweep.batch), "--workers", str(sweep.workers), *size]
+        found["loading"] = [
+            *machine,
+            "loading",
+            "--model",
+            sweep.model,
+            "--data",
+            sweep.data,
+            *sized,
+        ]
     for count in counts_up_to(sweep.processes or len(gpus)):
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-        found[f"{count} processes"] = [*launcher, *machine, "together", *timed]
+        found[f"{count} processes"] = [*launcher, *machine, "ddp-step", *timed]
     return found | {
-        "bf16 plain attention": [*both, "bf16", "--attention", "plain"],
+        "bf16 plain attention": [*machine, "attention", *timed, "--precision", "bf16"],
         "bf16 compiled": [*both, "bf16", "--compile"],
         "fp32 compiled": [*both, "fp32", "--compile"],
     }
@@ -131,7 +141,7 @@ def _run(words: list[str], out: Path, seconds: float) -> tuple[str, str]:
     """Run this Python with some arguments; return what became of it, and what it printed."""
     if seconds < SHORTEST:
         return "not started: the time was up", ""
-    options = [] if "together" in words else ["--out", str(out)]
+    options = [] if {"ddp-step", "loading"} & {*words} else ["--out", str(out)]
     # A session of its own, so that processes which it started end with it.
     process = subprocess.Popen(
         [sys.executable, *words, *options],

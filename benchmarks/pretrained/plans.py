@@ -11,7 +11,7 @@ from elip_plugin.reducers import block_macs
 
 SHARES = (0.8, 0.7, 0.6, 0.5, 0.35)
 WIDTH, DEPTH, PATCH = 384, 12, 14
-REDUCERS = ("ward", "tome", "tome-falling", "pitome", "tofu", "unique", "evit", "random")
+REDUCERS = ("ward", "tome", "tome-falling", "pitome", "atc", "tofu", "unique", "evit", "random")
 SMALLER = "smaller picture"
 NAMES = (*REDUCERS, SMALLER)
 MEANINGS = {
@@ -19,6 +19,7 @@ MEANINGS = {
     "tome": "ToMe as published, its constant rate (ICLR 2023)",
     "tome-falling": "ToMe with its falling schedule",
     "pitome": "PiToMe (NeurIPS 2024), our reading",
+    "atc": "Agglomerative Token Clustering (ECCV 2024), our reading",
     "tofu": "Token Fusion (WACV 2024), our reading",
     "unique": "the most unusual tokens stay, in blocks 3, 6 and 9",
     "evit": "the class token's attention, in blocks 3, 6 and 9 (ICLR 2022)",

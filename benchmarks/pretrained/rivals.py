@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.cluster.hierarchy import linkage
 from torch import Tensor
 
 from elip_plugin import register_reducer
@@ -96,6 +98,37 @@ class PiToMe(ToMe):
 
 
 @dataclass(frozen=True)
+class Atc(PiToMe):
+    """ATC (ECCV 2024): in each block, agglomerative clustering of the keys by average linkage."""
+
+    name = "atc"
+
+    def match(self, keys: Tensor, x: Tensor, sizes: Tensor, remove: int, prefix: int) -> Pairs:
+        """Join the nearest clusters, again and again; see `ToMe.match`."""
+        metric = F.normalize(keys.detach().float().mean(dim=1)[:, prefix:], dim=-1)
+        with torch.autocast(x.device.type, enabled=False):
+            distances = 1 - (metric @ metric.transpose(1, 2)).cpu().numpy()
+        count = metric.shape[1]
+        upper = np.triu_indices(count, 1)
+        gone, into = [], []
+        for each in distances:
+            first = list(range(count))  # the first token of each cluster, as scipy numbers them
+            goes: dict[int, int] = {}
+            for a, b, *_ in linkage(each[upper], "average")[:remove]:
+                low, high = sorted((first[int(a)], first[int(b)]))
+                first.append(low)
+                goes = {token: low if end == high else end for token, end in goes.items()}
+                goes[high] = low
+            gone.append(sorted(goes))
+            into.append([goes[token] for token in sorted(goes)])
+        leave = torch.tensor(gone, device=x.device)
+        left = torch.ones(len(gone), count, dtype=torch.bool, device=x.device)
+        left = left.scatter(1, leave, False)
+        stay = left.nonzero()[:, 1].reshape(len(gone), count - remove)
+        return Anywhere(leave, stay, torch.tensor(into, device=x.device), 0)
+
+
+@dataclass(frozen=True)
 class _Dropping(ToMe):
     """ToMe's pairs, of which one token is dropped."""
 
@@ -147,7 +180,7 @@ class ToFu(ToMe):
 
 def register() -> None:
     """Make them known by name, in this process."""
-    for each in (ToMeFalling, PiToMe, ToFu):
+    for each in (ToMeFalling, PiToMe, Atc, ToFu):
         register_reducer(each)
 
 

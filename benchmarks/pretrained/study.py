@@ -55,14 +55,14 @@ class Study:
 
     @cached_property
     def heads(self) -> dict[str, list[heads.Head]]:
-        """Trained heads by kind."""
+        """Heads by kind, trained at the side of the files, also for features of another."""
         training = self.photos.parts["training"]
-        unseen = self._features(unpruned(self.side), training)
+        unseen = self._features(unpruned(photos.SIDE), training)
         return {
             kind: [
                 heads.train(
                     heads.concatenated(unseen, kind), self.texts[training], seed,
-                    self.cache / f"head-{self.side}-{kind}-{seed}.pt",
+                    self.cache / f"head-{photos.SIDE}-{kind}-{seed}.pt",
                 )
                 for seed in range(self.seeds)
             ]

@@ -3,7 +3,7 @@
 from elip_plugin.check.embed import Embedder, fill, read_ahead
 from elip_plugin.check.neighbors import nearest_in, similarities
 from elip_plugin.check.store import Rows, Store
-from elip_plugin.measure.preview import by_the_image
+from elip_plugin.measure.preview import image_only
 from elip_plugin.pictures import Item, find_items
 
 __all__ = [
@@ -11,9 +11,9 @@ __all__ = [
     "Item",
     "Rows",
     "Store",
-    "by_the_image",
     "fill",
     "find_items",
+    "image_only",
     "nearest_in",
     "read_ahead",
     "similarities",

@@ -15,10 +15,10 @@ from elip_plugin.measure.preview import plan_for, scaled
 from elip_plugin.patching.pruner import Pruner
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-"""How much of what the given plan removes is removed by each plan of the ladder."""
+"""How much of what the given plan removes each of the plans that are tried removes."""
 
 CHEAPER = 0.99
-"""Counted cost of a forward, over an unpruned one, above which a plan is not worth its drift."""
+"""Counted cost of a forward, over an unpruned one, that a plan must stay below to be tried."""
 
 FEWEST = 100
 """Pictures by which a bound can be shown."""
@@ -32,52 +32,28 @@ class Bound(NamedTuple):
     least: float
 
 
-class Rung(NamedTuple):
-    """A plan of a ladder.
-
-    Attributes:
-        config: What it prunes.
-        cost: Counted operations of a forward, over an unpruned one.
-    """
+class Candidate(NamedTuple):
+    """A plan, and the counted operations of its forward over those of an unpruned one."""
 
     config: ElipConfig
     cost: float
 
 
-class Tried(NamedTuple):
-    """What a plan was found to do.
+class Trial(NamedTuple):
+    """What was measured of a candidate."""
 
-    Attributes:
-        rung: The plan.
-        mean: Mean over the first half of the pictures.
-        shown: What the mean over the second half is not below, as the first half shows.
-        holds: Whether that reaches the bound.
-        other_mean: Mean over the second half; it was not looked at in the search.
-        confirmed: Whether that reaches the bound.
-    """
-
-    rung: Rung
-    mean: float
-    shown: float
-    holds: bool
-    other_mean: float
-    confirmed: bool
+    candidate: Candidate
+    mean: float  # over the first half of the pictures
+    shown: float  # what the mean over the second half is not below, as the first half shows
+    holds: bool  # whether that reaches the bound
+    other_mean: float  # over the second half, which took no part in the search
+    confirmed: bool  # whether that reaches the bound
 
 
 def parse_bound(text: str) -> Bound:
-    """Read a bound such as `overlap@10=0.95`.
-
-    Args:
-        text: What the user gave.
-
-    Returns:
-        The bound.
-
-    Raises:
-        ConfigError: If it is none.
-    """
-    found = re.fullmatch(r"([\w-]+?)(?:@(\d+))?=([\d.]+)", text.strip())
-    metric, k, least = found.groups() if found else ("", None, "")
+    """Read a bound such as `overlap@10=0.95`."""
+    match = re.fullmatch(r"([\w-]+?)(?:@(\d+))?=([\d.]+)", text.strip())
+    metric, k, least = match.groups() if match else ("", None, "")
     known = metric in WAYS and int(k or 0) > 0 if metric != "cosine" else k is None
     with suppress(ValueError):
         if known and 0 < float(least) < 1:
@@ -89,65 +65,47 @@ def parse_bound(text: str) -> Bound:
     )
 
 
-def ladder(pruner: Pruner, config: ElipConfig) -> list[Rung]:
-    """Return plans of the same stages that remove less and more, the mildest first.
-
-    Args:
-        pruner: That of the model.
-        config: The plan that the user gave, which is one of them.
-
-    Returns:
-        Plans that fit the tower and are cheaper than no pruning.
-
-    Raises:
-        ConfigError: If there is none.
-    """
+def candidates(pruner: Pruner, config: ElipConfig) -> list[Candidate]:
+    """Return the plans of a config's stages that cost less than no pruning, the mildest first."""
     shape = pruner.shape
-    rungs: dict[tuple[int, ...], Rung] = {}
+    by_tokens: dict[tuple[int, ...], Candidate] = {}
     for strength in STRENGTHS:
         with suppress(ConfigError, PlanError):  # its reducer fixes the ratio, or no token is left
-            made = config if strength == 1 else scaled(config, strength, shape.num_patches)
-            planned = plan_for(pruner, made)
-            rungs.setdefault(planned.tokens, Rung(made, planned.forward_cost(shape.width)))
-    cheaper = [rung for rung in rungs.values() if rung.cost < CHEAPER]
+            other = config if strength == 1 else scaled(config, strength, shape.num_patches)
+            plan = plan_for(pruner, other)
+            by_tokens.setdefault(plan.tokens, Candidate(other, plan.forward_cost(shape.width)))
+    cheaper = [candidate for candidate in by_tokens.values() if candidate.cost < CHEAPER]
     if not cheaper:
         raise ConfigError(
             "no keep ratios of this plan are cheaper than no pruning, as counted: see elip plan, "
             "and give another --plan"
         )
-    return sorted(cheaper, key=lambda rung: -rung.cost)
+    return sorted(cheaper, key=lambda candidate: -candidate.cost)
 
 
 def search(
-    rungs: Sequence[Rung], measure: Callable[[Rung], Values], bound: Bound, seed: int = 0
-) -> list[Tried]:
-    """Try plans from the mildest on, until one does not hold.
+    plans: Sequence[Candidate], measure: Callable[[Candidate], Values], bound: Bound, seed: int = 0
+) -> list[Trial]:
+    """Try plans from the mildest on, until one does not hold; all but the last of them do.
 
     A plan is tried only if all milder ones hold, so that the confidence is that of one test,
-    however long the ladder is.
-
-    Args:
-        rungs: The plans, the mildest first.
-        measure: Measures the bound's quantity for each picture [N].
-        bound: The bound.
-        seed: Of the halves and the draws.
-
-    Returns:
-        The plans that were tried; all but the last of them hold.
+    however many plans there are. `measure` gives the bound's quantity for each picture [N]; `seed`
+    is that of the halves and the draws.
     """
-    tried: list[Tried] = []
-    for rung in rungs:
-        values = measure(rung)
+    trials: list[Trial] = []
+    for candidate in plans:
+        values = measure(candidate)
         first, second = halves(len(values), seed)
         shown = bound_for_others(values[first], len(second), seed)
         mean, other = float(values[first].mean()), float(values[second].mean())
-        tried.append(Tried(rung, mean, shown, shown >= bound.least, other, other >= bound.least))
-        if not tried[-1].holds:
+        holds, confirmed = shown >= bound.least, other >= bound.least
+        trials.append(Trial(candidate, mean, shown, holds, other, confirmed))
+        if not holds:
             break
-    return tried
+    return trials
 
 
-def chosen(tried: Sequence[Tried]) -> Tried | None:
-    """Return the cheapest plan that holds; None if none does."""
-    holding = [each for each in tried if each.holds]
+def cheapest(trials: Sequence[Trial]) -> Trial | None:
+    """Return the trial of the cheapest plan that holds; None if none does."""
+    holding = [trial for trial in trials if trial.holds]
     return holding[-1] if holding else None

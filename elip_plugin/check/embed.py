@@ -24,7 +24,7 @@ from elip_plugin.errors import DataError, UnsupportedModelError
 from elip_plugin.export.manifest import hash_weights
 from elip_plugin.files import replacing, writable, write_text
 from elip_plugin.hosts.base import HostModel
-from elip_plugin.measure.preview import by_the_image
+from elip_plugin.measure.preview import image_only
 from elip_plugin.patching.install import find_pruner
 from elip_plugin.pictures import Item, find_items, strict_decoding
 
@@ -140,10 +140,10 @@ class Embedder:
         from PIL import Image
 
         # What the preprocessing makes of a picture says what it is, whatever the host.
-        made = self.host_model.preprocess(
+        prepared = self.host_model.preprocess(
             Image.linear_gradient("L").convert("RGB").resize((97, 61))
         )
-        seen = hashlib.sha256(made.float().cpu().numpy().tobytes()).hexdigest()
+        seen = hashlib.sha256(prepared.float().cpu().numpy().tobytes()).hexdigest()
         version = import_module("elip_plugin").__version__
         parts = (self._weights, plan, seen, version, torch.__version__, self.device.type)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
@@ -213,11 +213,11 @@ def embed(
         ConfigError: If the plan chooses by a text.
 
     Example:
-        >>> made = elip_plugin.create("elip-embed-ViT-B-32", checkpoint="weights.pt")
-        >>> features, names = elip_plugin.embed(made, ["photos"], "index")
+        >>> model = elip_plugin.create("elip-embed-ViT-B-32", checkpoint="weights.pt")
+        >>> features, names = elip_plugin.embed(model, ["photos"], "index")
     """
     out, items = Path(out), find_items([Path(path) for path in pictures])
-    config = by_the_image(find_pruner(host_model.model).config)
+    config = image_only(find_pruner(host_model.model).config)
     with writable(out):
         out.mkdir(parents=True, exist_ok=True)
     rows, faults = Embedder(host_model, out / "cache", batch, progress).pictures(items, config)
@@ -265,11 +265,11 @@ def read_ahead(
     return batches
 
 
-def _sorted(places: Sequence[int], made: Sequence[tuple[Any, str]]) -> Batch:
+def _sorted(places: Sequence[int], results: Sequence[tuple[Any, str]]) -> Batch:
     """Tell what was read from what could not be."""
-    both = list(zip(places, made))
+    both = list(zip(places, results))
     good = [place for place, (_, why) in both if not why]
-    return good, [v for v, why in made if not why], {i: why for i, (_, why) in both if why}
+    return good, [v for v, why in results if not why], {i: why for i, (_, why) in both if why}
 
 
 def _unit(features: Tensor, what: str) -> Rows:

@@ -25,61 +25,37 @@ TIE = 2e-7
 
 
 def cosines(full: Rows, pruned: Rows) -> Values:
-    """Return the cosine of each picture's two features.
-
-    Args:
-        full: Unpruned features [N, E].
-        pruned: Pruned features [N, E].
-
-    Returns:
-        Cosines [N].
-    """
-    made: Values = np.einsum("ne,ne->n", full, pruned, dtype=np.float64)
-    return made
+    """Return the cosine of each picture's unpruned and pruned features [N, E], as [N]."""
+    products: Values = np.einsum("ne,ne->n", full, pruned, dtype=np.float64)
+    return products
 
 
 def overlaps(full: Rows, pruned: Rows, ks: Sequence[int]) -> dict[str, Values]:
-    """Return which share of each picture's nearest neighbors stays, itself left out.
+    """Return which share of each picture's k nearest neighbors stays, as [N], by way and `@k`.
 
-    A neighbor stays if, unpruned, it is at least as near as the k-th nearest: where several are
-    equally near, any of them will do.
-
-    Args:
-        full: Unpruned features [N, E].
-        pruned: Pruned features [N, E].
-        ks: Numbers of neighbors, each less than N.
-
-    Returns:
-        Shares [N], by the names `WAYS` with `@k`.
+    A picture is no neighbor of itself. A neighbor stays if, unpruned, it is at least as near as the
+    k-th nearest: where several are equally near, any of them will do.
     """
     most = max(ks)
-    made = {f"{way}@{k}": np.zeros(len(full)) for way in WAYS for k in ks}
+    shares = {f"{way}@{k}": np.zeros(len(full)) for way in WAYS for k in ks}
     for rows in _chunks(len(full), len(full)):
         wanted = similarities(full, full, rows)
         nearest = -np.sort(-np.partition(wanted, -most, axis=1)[:, -most:], axis=1)
         for way, queries, index in zip(WAYS, (pruned, pruned, full), (pruned, full, pruned)):
-            found = nearest_in(similarities(queries, index, rows), most)
-            near = np.take_along_axis(wanted, found, axis=1)
+            nearest_now = nearest_in(similarities(queries, index, rows), most)
+            near = np.take_along_axis(wanted, nearest_now, axis=1)
             for k in ks:
                 stays = near[:, :k] >= nearest[:, k - 1 : k] - TIE
-                made[f"{way}@{k}"][rows] = stays.mean(axis=1)
-    return made
+                shares[f"{way}@{k}"][rows] = stays.mean(axis=1)
+    return shares
 
 
 def cosine_at(full: Rows, k: int) -> Values:
-    """Return the cosine of each picture with its k-th nearest.
-
-    Args:
-        full: Features [N, E].
-        k: Less than N.
-
-    Returns:
-        Cosines [N].
-    """
-    made = np.zeros(len(full))
+    """Return the cosine of each picture with its k-th nearest, as [N]; k is less than N."""
+    values = np.zeros(len(full))
     for rows in _chunks(len(full), len(full)):
-        made[rows] = np.partition(similarities(full, full, rows), -k, axis=1)[:, -k]
-    return made
+        values[rows] = np.partition(similarities(full, full, rows), -k, axis=1)[:, -k]
+    return values
 
 
 def similarities(queries: Rows, index: Rows, rows: slice) -> Rows:
@@ -93,30 +69,23 @@ def similarities(queries: Rows, index: Rows, rows: slice) -> Rows:
     Returns:
         Cosines [R, N].
     """
-    made: Rows = queries[rows] @ np.asarray(index).T
-    made[np.arange(len(made)), np.arange(rows.start, rows.start + len(made))] = -np.inf
-    return made
+    similar: Rows = queries[rows] @ np.asarray(index).T
+    similar[np.arange(len(similar)), np.arange(rows.start, rows.start + len(similar))] = -np.inf
+    return similar
 
 
 def nearest_in(similar: Rows, k: int) -> NDArray[np.intp]:
     """Return the places of the k largest of each row [R, k], the largest first."""
-    found = np.argpartition(-similar, k - 1, axis=1)[:, :k]
-    order = np.argsort(-np.take_along_axis(similar, found, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(found, order, axis=1)
+    nearest = np.argpartition(-similar, k - 1, axis=1)[:, :k]
+    order = np.argsort(-np.take_along_axis(similar, nearest, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(nearest, order, axis=1)
 
 
 def ranks(pictures: Rows, texts: Rows, own: NDArray[np.intp]) -> tuple[Values, Values]:
     """Rank each picture's text among all texts, and the picture among all pictures for its text.
 
-    Other pictures with the same text do not count. Ties count half.
-
-    Args:
-        pictures: Features [N, E].
-        texts: Features [T, E], each text once.
-        own: Which text is each picture's [N].
-
-    Returns:
-        Ranks from 1 up, of texts [N] and of pictures [N].
+    Texts [T, E] are given once each, `own` says which is each picture's. Other pictures with the
+    same text do not count, and ties count half. Ranks [N] start at 1.
     """
     of_texts, of_pictures = np.zeros(len(pictures)), np.zeros(len(pictures))
     for rows in _chunks(len(pictures), len(texts)):
@@ -135,8 +104,8 @@ def ranks(pictures: Rows, texts: Rows, own: NDArray[np.intp]) -> tuple[Values, V
 
 def _rank(similar: Rows, wanted: Rows) -> Values:
     above, equal = (similar > wanted).sum(axis=1), (similar == wanted).sum(axis=1)
-    made: Values = 1 + above + (equal - 1) / 2
-    return made
+    ranks: Values = 1 + above + (equal - 1) / 2
+    return ranks
 
 
 def _chunks(rows: int, columns: int) -> Iterator[slice]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from contextlib import suppress
 from html import escape
 from importlib.resources import files
@@ -15,16 +13,16 @@ from elip_plugin.check.study import Result
 from elip_plugin.check.tables import (
     Table,
     describe_plan,
+    folders_table,
     measures_table,
-    slices_table,
-    tried_table,
+    trials_table,
     verdict,
 )
 from elip_plugin.errors import ElipError
 from elip_plugin.files import write_text
 from elip_plugin.hosts.base import HostModel
 from elip_plugin.pictures import Item, Picture
-from elip_plugin.visualize.html import to_html
+from elip_plugin.visualize.html import image_tag, to_html
 from elip_plugin.visualize.stages import visualize
 
 SIDE = 96
@@ -35,13 +33,7 @@ NEIGHBORS, DRAWN = 5, 12
 
 
 def write_page(result: Result, host_model: HostModel, out: Path) -> None:
-    """Write `index.html`, and `patches.html`: what the plan makes of the worst pictures.
-
-    Args:
-        result: What was found.
-        host_model: The model, pruned by the plan that is reported.
-        out: A folder.
-    """
+    """Write `index.html`, and `patches.html`: what the plan makes of the worst pictures."""
     patches = ""
     pictures = [Picture(result.items[i].name, result.items[i].read()) for i in result.worst[:DRAWN]]
     with suppress(ElipError):  # of a reducer that records nothing
@@ -49,22 +41,20 @@ def write_page(result: Result, host_model: HostModel, out: Path) -> None:
         write_text(out / "patches.html", drawn, errors="replace")
         patches = '<a href="patches.html">Which patches are merged or dropped in them.</a>'
     page = files("elip_plugin.check").joinpath("page.html").read_text(encoding="utf-8")
-    about = f"{describe_plan(result)}."
     said = f"<p><strong>{escape(verdict(result))}</strong></p>" if result.bound else ""
-    if result.bound:
-        said += _table(tried_table(result))
+    said += _table(trials_table(result)) if result.bound else ""
     said += "".join(f"<p>{escape(note)}</p>" for note in result.notes)
-    made = Template(page).substitute(
+    text = Template(page).substitute(
         model=escape(host_model.name),
-        about=escape(about),
+        about=escape(f"{describe_plan(result)}."),
         verdict=said,
         measures=_table(measures_table(result)),
-        slices=_table(slices_table(result)),
+        folders=_titled("Folders", folders_table(result)),
         patches=patches,
         worst=_worst(result),
-        broken=_broken(result),
+        broken=_titled("Pictures that cannot be read", _broken(result)),
     )
-    write_text(out / "index.html", made, errors="replace")
+    write_text(out / "index.html", text, errors="replace")
 
 
 def _table(table: Table) -> str:
@@ -72,6 +62,14 @@ def _table(table: Table) -> str:
     head = "".join(f'<th scope="col">{escape(word)}</th>' for word in heads)
     body = "".join(f"<tr>{''.join(f'<td>{escape(w)}</td>' for w in row)}</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _titled(title: str, table: Table) -> str:
+    """Write a table under a title; nothing for a table without rows."""
+    if not table[1]:
+        return ""
+    region = f'<div class="scroll" tabindex="0" role="region" aria-label="{title}">'
+    return f"<h2>{title}</h2>{region}{_table(table)}</div>"
 
 
 def _worst(result: Result) -> str:
@@ -101,16 +99,9 @@ def _worst(result: Result) -> str:
 def _image(item: Item, new: bool = False) -> str:
     image = item.read()
     image.thumbnail((SIDE, SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    data = base64.b64encode(buffer.getvalue()).decode()
     kind = ' class="new"' if new else ""
-    name = escape(item.name)
-    return f'<img{kind} alt="{name}" title="{name}" src="data:image/jpeg;base64,{data}">'
+    return image_tag(image, item.name, "JPEG", f'{kind} title="{escape(item.name)}"')
 
 
-def _broken(result: Result) -> str:
-    if not result.broken:
-        return ""
-    rows: list[tuple[str, ...]] = [(name, why) for name, why in result.broken.items()]
-    return f"<h2>Pictures that cannot be read</h2>{_table((('picture', 'fault'), rows))}"
+def _broken(result: Result) -> Table:
+    return ("picture", "fault"), list(result.broken.items())

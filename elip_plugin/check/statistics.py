@@ -27,53 +27,28 @@ class Estimate(NamedTuple):
 
 
 def resampled_means(values: Values, seed: int = 0, draws: int = DRAWS) -> Values:
-    """Draw as many pictures as there are, with replacement, again and again.
-
-    Args:
-        values: What was measured of each picture [N, M].
-        seed: Of the draws.
-        draws: How often, R.
-
-    Returns:
-        The means [R, M].
-    """
+    """Return the means [R, M] of as many pictures as there are [N, M], drawn with replacement."""
     generator, count = np.random.default_rng(seed), len(values)
-    made = np.empty((draws, values.shape[1]))
+    means = np.empty((draws, values.shape[1]))
     for i in range(draws):
-        made[i] = values[generator.integers(count, size=count)].mean(axis=0)
-    return made
+        means[i] = values[generator.integers(count, size=count)].mean(axis=0)
+    return means
 
 
 def estimate(values: Values, seed: int = 0) -> list[Estimate]:
-    """Estimate means with bootstrap intervals (percentiles).
-
-    Args:
-        values: What was measured of each picture [N, M].
-        seed: Of the draws.
-
-    Returns:
-        An estimate for each quantity.
-    """
+    """Estimate the mean of each quantity [N, M], with bootstrap intervals (percentiles)."""
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(resampled_means(values, seed), (tail, 100 - tail), axis=0)
     means = values.mean(axis=0)
-    return [Estimate(*map(float, each)) for each in zip(means, low, high)]
+    return [Estimate(*map(float, values)) for values in zip(means, low, high)]
 
 
 def bound_for_others(values: Values, others: int, seed: int = 0) -> float:
     """Return what the mean over other pictures of the same kind is not below, at 95% confidence.
 
-    Both means vary, the one that was measured and that of the others, so this is lower than the
-    end of an interval for the mean of all such pictures. One picture with the value 0 is added, as
-    if the next one failed: some dozens of pictures without a fault do not show that there is none.
-
-    Args:
-        values: What was measured of each picture [N], 0 to 1.
-        others: How many other pictures there are.
-        seed: Of the draws.
-
-    Returns:
-        The bound.
+    Both means vary, that of `values` [N] and that of the others, so this is lower than the end of
+    an interval for the mean of all such pictures. One picture with the value 0 is added, as if the
+    next one failed: some dozens of pictures without a fault do not show that there is none.
     """
     cautious: NDArray[np.float64] = np.append(values, 0.0)
     means = resampled_means(cautious[:, None], seed)[:, 0]

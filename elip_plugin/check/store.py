@@ -54,8 +54,8 @@ class Store:
         if len(known) >= len(wanted) and (known[: len(wanted)] == wanted).all():
             return np.arange(len(wanted))  # as they were written
         order = np.argsort(known, kind="stable")
-        found = order[np.minimum(np.searchsorted(known, wanted, sorter=order), len(known) - 1)]
-        return np.where(known[found] == wanted, found, -1)
+        rows = order[np.minimum(np.searchsorted(known, wanted, sorter=order), len(known) - 1)]
+        return np.where(known[rows] == wanted, rows, -1)
 
     def rows(self, keys: Sequence[str]) -> Rows:
         """Return rows that are there.
@@ -74,15 +74,15 @@ class Store:
             return np.zeros((0, 0), np.float32)
         if (places < 0).any():
             raise DataError(f"{self.folder} was changed while it was in use: run again")
-        made = self._mapped()
+        mapped = self._mapped()
         if (places == np.arange(len(places))).all():
-            return made[: len(places)]
-        header = {"descr": "<f4", "fortran_order": False, "shape": (len(places), made.shape[1])}
+            return mapped[: len(places)]
+        header = {"descr": "<f4", "fortran_order": False, "shape": (len(places), mapped.shape[1])}
         # By writing: a memory map ends the process where the disk is full.
         with self.writing(), replacing(self.folder / "all.npy") as path, path.open("wb") as out:
             np.lib.format.write_array_header_1_0(out, header)
             for start in range(0, len(places), PER_COPY):
-                out.write(made[places[start : start + PER_COPY]].astype("<f4").tobytes())
+                out.write(mapped[places[start : start + PER_COPY]].astype("<f4").tobytes())
         copied: Rows = np.load(self.folder / "all.npy", mmap_mode="r")
         return copied
 

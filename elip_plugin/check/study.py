@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from elip_plugin.check.bound import FEWEST, Bound, Rung, Tried, chosen, ladder, search
+from elip_plugin.check.bound import (
+    FEWEST,
+    Bound,
+    Candidate,
+    Trial,
+    candidates,
+    cheapest,
+    search,
+)  # fmt: skip
 from elip_plugin.check.embed import Embedder, Progress
 from elip_plugin.check.neighbors import Values, cosine_at, cosines, overlaps, ranks
-from elip_plugin.check.slices import Slice, look_at_all, slices
 from elip_plugin.check.statistics import Estimate, estimate
 from elip_plugin.check.store import Rows
 from elip_plugin.config import ElipConfig
@@ -21,7 +28,7 @@ from elip_plugin.errors import DataError
 from elip_plugin.files import write_text
 from elip_plugin.hosts.base import HostModel
 from elip_plugin.label import label_of
-from elip_plugin.measure.preview import by_the_image, plan_for
+from elip_plugin.measure.preview import image_only, plan_for
 from elip_plugin.patching.install import find_pruner
 from elip_plugin.pictures import Item
 
@@ -35,8 +42,12 @@ TEXT_MEASURES = ("text of a picture: first", "text of a picture: 1/rank",
                  "picture of a text: first", "picture of a text: 1/rank")  # fmt: skip
 
 
+FEWEST_IN_FOLDER = 10
+"""Pictures of a folder that has numbers of its own."""
+
+
 @dataclass(frozen=True)
-class Measured:
+class Measure:
     """A quantity over pictures, with its interval; where it is a difference, what of."""
 
     name: str
@@ -46,10 +57,11 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class OnSlice:
-    """What became of a slice; `lower` if its intervals lie below those of all pictures."""
+class FolderMeasure:
+    """What was measured of a folder's pictures; `lower` if below the interval of all pictures."""
 
-    slice: Slice
+    folder: str
+    pictures: int
     cosine: Estimate
     overlap: Estimate
     lower: bool
@@ -57,39 +69,21 @@ class OnSlice:
 
 @dataclass(frozen=True)
 class Result:
-    """What a check found.
+    """The comparison of N pictures, with features [N, E]."""
 
-    Attributes:
-        label: Model, plan, evaluation and weights.
-        items: The pictures that could be read.
-        broken: What is wrong with the others, by their names.
-        looks: Width, height and how busy each picture is [N, 3].
-        full: Unpruned features [N, E].
-        pruned: Those of the plan that is reported [N, E].
-        values: What was measured of each picture, by name [N].
-        k: Neighbors that `overlap` is about.
-        rung: The plan that is reported.
-        measures: Means and intervals.
-        slices: The same by slices.
-        bound: What was asked for; None if nothing was.
-        tried: The plans that were tried for it.
-        notes: What the reader should know besides.
-    """
-
-    label: str
-    items: list[Item]
-    broken: dict[str, str]
-    looks: Rows
-    full: Rows
-    pruned: Rows
-    values: dict[str, Values]
-    k: int
-    rung: Rung
-    measures: list[Measured]
-    slices: list[OnSlice]
-    bound: Bound | None
-    tried: list[Tried]
-    notes: list[str] = field(default_factory=list)
+    label: str  # model, plan, evaluation and weights
+    items: list[Item]  # the pictures that could be read
+    broken: dict[str, str]  # what is wrong with the others, by their names
+    full: Rows  # unpruned features
+    pruned: Rows  # those of the plan that is reported
+    values: dict[str, Values]  # what was measured of each picture, by name [N]
+    k: int  # the neighbors that `overlap` is about
+    candidate: Candidate  # the plan that is reported
+    measures: list[Measure]
+    folders: list[FolderMeasure]
+    bound: Bound | None  # None if none was asked for
+    trials: list[Trial]
+    notes: list[str]
 
     @property
     def overlap(self) -> Values:
@@ -105,7 +99,7 @@ class Result:
     @property
     def holds(self) -> bool:
         """Whether a plan keeps the bound, and the second half confirms it; true without one."""
-        best = chosen(self.tried)
+        best = cheapest(self.trials)
         return self.bound is None or (best is not None and best.confirmed)
 
 
@@ -123,15 +117,6 @@ def check_count(count: int, k: int, bound: Bound | None) -> None:
         )
 
 
-def look(
-    items: Sequence[Item], folder: Path, progress: Progress
-) -> tuple[list[Item], Rows, dict[str, str]]:
-    """Look at pictures: those that can be read, what they look like, and the faults by name."""
-    looks, faults = look_at_all(items, folder, progress)
-    good = [item for i, item in enumerate(items) if i not in faults]
-    return good, looks, {items[i].name: why for i, why in faults.items()}
-
-
 def check(
     host_model: HostModel,
     items: Sequence[Item],
@@ -146,61 +131,46 @@ def check(
 ) -> Result:
     """Compare unpruned and pruned embeddings by the same weights.
 
-    Args:
-        host_model: The model.
-        items: The pictures.
-        config: The plan; with a bound, the one whose keep ratios are varied.
-        folder: Where embeddings are kept; the same call goes on where it was stopped.
-        k: Neighbors to look at.
-        bound: What must hold.
-        batch: Pictures per forward.
-        texts_asked: Whether the user gave texts: then a model without text features is an error.
-        progress: Told how far it is.
-
-    Returns:
-        What was found.
-
-    Raises:
-        DataError: If too few pictures can be read.
-        ConfigError: If the plan needs a text, or none is cheaper than no pruning.
+    With a bound, the keep ratios of `config` are varied. `folder` keeps embeddings, from which the
+    same call continues. Raises an error for a model without text features only if the user gave
+    texts (`texts_asked`).
     """
-    config = by_the_image(config)
-    good, looks, broken = look(items, folder, progress)
-    check_count(len(good), max(k, bound.k if bound else 0), bound)
+    config = image_only(config)
+    most = max(k, bound.k if bound else 0)
     embedder, notes = Embedder(host_model, folder, batch, progress), []
-    rungs = ladder(find_pruner(host_model.model), config) if bound else []
-    texted = [i for i, item in enumerate(good) if item.caption]
-    if texted:
+    plans = candidates(find_pruner(host_model.model), config) if bound else []
+    with_texts = any(item.caption for item in items)
+    if with_texts:
         try:
             embedder.check_texts()
         except Exception as error:
             if texts_asked:
                 raise
-            texted, notes = [], [f"the texts beside the pictures are not used: {error}"]
-    full, faults = embedder.pictures(good, None)
-    if faults:  # such as pictures of one pixel, which cannot be resized
-        broken |= {good[i].name: why for i, why in faults.items()}
-        stay = [i for i in range(len(good)) if i not in faults]
-        good, looks = [good[i] for i in stay], looks[stay]
-        texted = [i for i, item in enumerate(good) if item.caption] if texted else []
-        check_count(len(good), max(k, bound.k if bound else 0), bound)
+            with_texts, notes = False, [f"the texts beside the pictures are not used: {error}"]
+    full, faults = embedder.pictures(items, None)
+    broken = {items[i].name: why for i, why in faults.items()}
+    good = [item for i, item in enumerate(items) if i not in faults]
+    if not good:
+        name, why = next(iter(broken.items()))
+        raise DataError(f"none of {len(items)} pictures can be read; {name}: {why}")
+    check_count(len(good), most, bound)
 
-    def measure(rung: Rung) -> tuple[Rows, dict[str, Values]]:
-        pruned, faults = embedder.pictures(good, rung.config)
+    def measure(candidate: Candidate) -> tuple[Rows, dict[str, Values]]:
+        pruned, faults = embedder.pictures(good, candidate.config)
         if faults:
             name = good[next(iter(faults))].name
             raise DataError(f"{name} can no longer be read: were pictures changed? start again")
         ks = sorted({k, bound.k} - {0} if bound else {k})
         return pruned, {"cosine": cosines(full, pruned), **overlaps(full, pruned, ks)}
 
-    tried: list[Tried] = []
+    trials: list[Trial] = []
     if bound:
-        tried = search(rungs, lambda rung: measure(rung)[1][bound.metric], bound)
-        rung = (chosen(tried) or tried[0]).rung
+        trials = search(plans, lambda candidate: measure(candidate)[1][bound.metric], bound)
+        candidate = (cheapest(trials) or trials[0]).candidate
     else:
         pruner = find_pruner(host_model.model)
-        rung = Rung(config, plan_for(pruner, config).forward_cost(pruner.shape.width))
-    pruned, values = measure(rung)
+        candidate = Candidate(config, plan_for(pruner, config).forward_cost(pruner.shape.width))
+    pruned, values = measure(candidate)
     same = float((cosine_at(full, k) > NOT_TOLD_APART).mean())
     if same > SOME:
         notes.append(
@@ -209,35 +179,24 @@ def check(
             "the nearest says little"
         )
     measures = _measures(values)
-    if texted:
+    if with_texts and (texted := [i for i, item in enumerate(good) if item.caption]):
         measures += _text_measures(embedder, good, texted, full, pruned)
-    parts = _on_slices(slices(good, looks), values, k)
+    folders = _by_folder(good, values, k)
+    label = label_of(host_model)
     return Result(
-        label_of(host_model),
-        good,
-        broken,
-        looks,
-        full,
-        pruned,
-        values,
-        k,
-        rung,
-        measures,
-        parts,
-        bound,
-        tried,
+        label, good, broken, full, pruned, values, k, candidate, measures, folders, bound, trials,
         notes,
-    )
+    )  # fmt: skip
 
 
-def _measures(values: dict[str, Values]) -> list[Measured]:
-    made = estimate(np.stack(list(values.values()), axis=1))
-    return [Measured(name, value) for name, value in zip(values, made)]
+def _measures(values: dict[str, Values]) -> list[Measure]:
+    estimates = estimate(np.stack(list(values.values()), axis=1))
+    return [Measure(name, value) for name, value in zip(values, estimates)]
 
 
 def _text_measures(
     embedder: Embedder, items: Sequence[Item], texted: Sequence[int], full: Rows, pruned: Rows
-) -> list[Measured]:
+) -> list[Measure]:
     """Rank texts and pictures for each other, unpruned and pruned; intervals of the difference."""
     given = [str(items[i].caption) for i in texted]
     texts = sorted(set(given))
@@ -251,68 +210,63 @@ def _text_measures(
     changes = estimate(sides[1] - sides[0])
     means = [side.mean(axis=0) for side in sides]
     return [
-        Measured(name, change, float(before), float(after))
+        Measure(name, change, float(before), float(after))
         for name, change, before, after in zip(TEXT_MEASURES, changes, *means)
     ]
 
 
-def _on_slices(parts: Sequence[Slice], values: dict[str, Values], k: int) -> list[OnSlice]:
+def _by_folder(items: Sequence[Item], values: dict[str, Values], k: int) -> list[FolderMeasure]:
+    """Measure the pictures of each folder or shard, where there are several."""
     both = np.stack([values["cosine"], values[f"overlap@{k}"]], axis=1)
-    whole = estimate(both)
-    made = []
-    for part in parts:
-        each = estimate(both[part.places])
-        lower = any(mine.high < all_.low for mine, all_ in zip(each, whole))
-        made.append(OnSlice(part, each[0], each[1], lower))
-    return made
+    whole, groups = estimate(both), np.array([item.group for item in items])
+    measures = []
+    for name in np.unique(groups):
+        inside = groups == name
+        if FEWEST_IN_FOLDER <= inside.sum() < len(items):
+            cosine, overlap = estimate(both[inside])
+            lower = cosine.high < whole[0].low or overlap.high < whole[1].low
+            folder, count = str(name) or ".", int(inside.sum())
+            measures.append(FolderMeasure(folder, count, cosine, overlap, lower))
+    return measures
 
 
 def write_result(result: Result, host_model: HostModel, out: Path) -> None:
-    """Write `report.json`, `pictures.tsv` with every picture, and `plan.json`, which `apply` reads.
-
-    Args:
-        result: What was found.
-        host_model: The model.
-        out: A folder.
-    """
+    """Write `report.json`, `pictures.tsv` with each picture, and `plan.json` for `apply`."""
     report: dict[str, Any] = {
         "label": result.label,
         "model": host_model.name,
         "weights": host_model.weights,
-        "plan": result.rung.config.to_mapping(),
-        "forward_cost": result.rung.cost,
+        "plan": result.candidate.config.to_mapping(),
+        "forward_cost": result.candidate.cost,
         "pictures": len(result.items),
         "broken": result.broken,
-        "measures": [asdict(each) | {"value": each.value._asdict()} for each in result.measures],
-        "slices": [
-            {"kind": s.slice.kind, "name": s.slice.name, "pictures": len(s.slice.places),
-             "cosine": s.cosine._asdict(), f"overlap@{result.k}": s.overlap._asdict(),
-             "lower": s.lower}
-            for s in result.slices
+        "measures": [asdict(m) | {"value": m.value._asdict()} for m in result.measures],
+        "folders": [
+            {"folder": f.folder, "pictures": f.pictures, "cosine": f.cosine._asdict(),
+             f"overlap@{result.k}": f.overlap._asdict(), "lower": f.lower}
+            for f in result.folders
         ],
         "worst": [result.items[i].name for i in result.worst],
         "notes": result.notes,
     }  # fmt: skip
     if result.bound:
-        best = chosen(result.tried)
+        best = cheapest(result.trials)
         report["bound"] = {
             **result.bound._asdict(),
-            "found": None if best is None else best.rung.config.to_mapping(),
+            "found": None if best is None else best.candidate.config.to_mapping(),
             "confirmed": result.holds,
-            "tried": [
-                {**each._asdict(), "rung": {
-                    "keep": [stage.keep for stage in each.rung.config.stages],
-                    "forward_cost": each.rung.cost,
+            "trials": [
+                {**trial._asdict(), "candidate": {
+                    "keep": [stage.keep for stage in trial.candidate.config.stages],
+                    "forward_cost": trial.candidate.cost,
                 }}
-                for each in result.tried
+                for trial in result.trials
             ],
         }  # fmt: skip
     write_text(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    names = ("picture", *result.values, "width", "height", "busy")
-    columns = [*result.values.values(), *result.looks.T]
-    lines = ["\t".join(names)]
-    for i, item in enumerate(result.items):
-        lines.append("\t".join([item.name, *(f"{column[i]:.6g}" for column in columns)]))
+    lines = ["\t".join(("picture", *result.values))]
+    for item, *values in zip(result.items, *result.values.values()):
+        lines.append("\t".join([item.name, *(f"{value:.6g}" for value in values)]))
     write_text(out / "pictures.tsv", "\n".join(lines) + "\n")
-    plan = json.dumps({"elip": result.rung.config.to_mapping()}, indent=1)
+    plan = json.dumps({"elip": result.candidate.config.to_mapping()}, indent=1)
     write_text(out / "plan.json", plan + "\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from elip_plugin.check.bound import Tried, chosen
+from elip_plugin.check.bound import cheapest
 from elip_plugin.check.statistics import Estimate
 from elip_plugin.check.study import Result
 
@@ -12,49 +12,48 @@ Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 def describe_plan(result: Result) -> str:
     """Say what the numbers are about."""
-    config = result.rung.config
+    config = result.candidate.config
     keep = ", ".join(f"{stage.keep:g}" for stage in config.stages)
     return (
         f"{result.label}; {len(result.items)} pictures, keep {keep}: counted "
-        f"forward {result.rung.cost:.2f} of the unpruned one"
+        f"forward {result.candidate.cost:.2f} of the unpruned one"
     )
 
 
 def measures_table(result: Result) -> Table:
     """Return what was measured over all pictures."""
     rows: list[tuple[str, ...]] = []
-    for each in result.measures:
-        sides = [each.unpruned, each.pruned]
-        change = "" if each.unpruned is None else "change "
-        rows.append((each.name, *map(_number, sides), change + _interval(each.value, bool(change))))
+    for measure in result.measures:
+        sides = map(_number, (measure.unpruned, measure.pruned))
+        change = "" if measure.unpruned is None else "change "
+        rows.append((measure.name, *sides, change + _interval(measure.value, bool(change))))
     heads = ("measure", "unpruned", "pruned", "mean, 95% interval")
-    if all(each.unpruned is None for each in result.measures):  # no texts: nothing to rank
+    if all(measure.unpruned is None for measure in result.measures):  # no texts: nothing to rank
         return heads[::3], [row[::3] for row in rows]
     return heads, rows
 
 
-def slices_table(result: Result) -> Table:
-    """Return the same by slices."""
-    heads = ("slice", "", "pictures", f"overlap@{result.k}", "cosine", "")
-    rows: list[tuple[str, ...]] = [
-        (each.slice.kind, each.slice.name, str(len(each.slice.places)), _interval(each.overlap),
-         _interval(each.cosine), "below the rest" if each.lower else "")
-        for each in result.slices
+def folders_table(result: Result) -> Table:
+    """Return the same by folder."""
+    heads = ("folder", "pictures", f"overlap@{result.k}", "cosine", "beside all")
+    return heads, [
+        (part.folder, str(part.pictures), _interval(part.overlap), _interval(part.cosine),
+         "lower" if part.lower else "not lower")
+        for part in result.folders
     ]  # fmt: skip
-    return heads, rows
 
 
-def tried_table(result: Result) -> Table:
+def trials_table(result: Result) -> Table:
     """Return the plans that were tried for a bound."""
-    heads = ("keep", "counted forward", "first half", "shown at 95%", "second half", "")
+    heads = ("keep", "counted forward", "first half", "at least, at 95%", "second half", "bound")
     return heads, [
         (
-            ", ".join(f"{stage.keep:g}" for stage in each.rung.config.stages),
-            f"{each.rung.cost:.2f}",
-            *(f"{value:.4f}" for value in (each.mean, each.shown, each.other_mean)),
-            "holds" if each.holds else "not shown to hold",
+            ", ".join(f"{stage.keep:g}" for stage in trial.candidate.config.stages),
+            f"{trial.candidate.cost:.2f}",
+            *(f"{value:.4f}" for value in (trial.mean, trial.shown, trial.other_mean)),
+            "holds" if trial.holds else "not shown to hold",
         )
-        for each in result.tried
+        for trial in result.trials
     ]
 
 
@@ -63,11 +62,11 @@ def verdict(result: Result) -> str:
     if result.bound is None:
         return ""
     asked = f"{result.bound.metric} of {result.bound.least:g}"
-    best: Tried | None = chosen(result.tried)
+    best = cheapest(result.trials)
     if best is None:
-        return f"No plan of this ladder is shown to keep {asked}: embed without pruning."
-    keep = ", ".join(f"{stage.keep:g}" for stage in best.rung.config.stages)
-    said = f"keep {keep}, counted forward {best.rung.cost:.2f}"
+        return f"No plan that was tried is shown to keep {asked}: embed without pruning."
+    keep = ", ".join(f"{stage.keep:g}" for stage in best.candidate.config.stages)
+    said = f"keep {keep}, counted forward {best.candidate.cost:.2f}"
     if not best.confirmed:
         return (
             f"{asked}: {said} held on one half of the pictures and not on the other "

@@ -11,6 +11,7 @@ import typer
 
 from elip_plugin.cli.options import (
     Device,
+    Images,
     ImageSize,
     Keep,
     Model,
@@ -45,10 +46,7 @@ EXAMPLES = examples(
 
 def adapt(
     model: Model,
-    images: Annotated[
-        list[Path],
-        typer.Option(help="A folder of pictures or .tar shards, or one of either; repeatable."),
-    ],
+    images: Images,
     checkpoint: Annotated[
         str, typer.Option(help="Weights: a file, a tag of OpenCLIP's, or a folder.")
     ],
@@ -62,7 +60,7 @@ def adapt(
     image_size: ImageSize = None,
     device: Device = "",
 ) -> None:
-    """Adapt weights to a plan by your pictures, without labels; the same command goes on.
+    """Adapt weights to a plan by your pictures, without labels; a stopped command continues.
 
     The result embeds at the pruned cost into an index of unpruned embeddings. A tenth of the
     pictures is held out for the report.
@@ -87,31 +85,31 @@ def adapt(
     order = torch.randperm(len(items), generator=torch.Generator().manual_seed(0)).tolist()
     held_out, learned = [items[i] for i in order[:kept]], [items[i] for i in order[kept:]]
     device = default_device(device)
-    made = target.build(checkpoint=checkpoint, image_size=image_size, device=device)
+    host_model = target.build(checkpoint=checkpoint, image_size=image_size, device=device)
     make_folder(out)
-    config = find_handle(made.model).config
+    config = find_handle(host_model.model).config
     steps = max(1, round(passes * len(learned) / batch))
 
     def load(places: Sequence[int]) -> Tensor:
-        return _read(made, [learned[i] for i in places])
+        return _read(host_model, [learned[i] for i in places])
 
     with progress_bars() as shown:
-        embedder = Embedder(made, out / "cache", batch, shown)
+        embedder = Embedder(host_model, out / "cache", batch, shown)
         full, before = _rows(embedder, held_out, None), _rows(embedder, held_out, config)
         adapt(
-            made, len(learned), load, steps=steps, batch=batch, rate=rate, bf16=bf16,
+            host_model, len(learned), load, steps=steps, batch=batch, rate=rate, bf16=bf16,
             state=out / "state.pt", progress=lambda step, loss: shown("adapting", step, steps),
         )  # fmt: skip
         # Another one, for the weights are others now.
-        after = _rows(Embedder(made, out / "cache", batch, shown), held_out, config)
+        after = _rows(Embedder(host_model, out / "cache", batch, shown), held_out, config)
     report = _report(full, before, after)
-    weights = made.save_weights(out)
+    weights, label = host_model.save_weights(out), label_of(host_model)
     about = {
-        "label": label_of(made), "model": made.name, "plan": config.to_mapping(), "steps": steps,
+        "label": label, "model": host_model.name, "plan": config.to_mapping(), "steps": steps,
         "held_out": kept, "measures": report,
     }  # fmt: skip
     write_text(out / "report.json", json.dumps(about, indent=1) + "\n")
-    _print(report, f"{label_of(made)}; {kept} pictures that were held out, with 95% intervals")
+    _print(report, f"{label}; {kept} pictures that were held out, with 95% intervals")
     (before_mean, *_), (after_mean, *_) = report["cosine"]
     if after_mean < before_mean:
         typer.echo(
@@ -122,12 +120,12 @@ def adapt(
     typer.echo(f"weights: --checkpoint {weights}, pruned by the same plan")
 
 
-def _read(made: HostModel, items: Sequence[Item]) -> Tensor:
+def _read(host_model: HostModel, items: Sequence[Item]) -> Tensor:
     import torch
 
     from elip_plugin.check.embed import read_ahead
 
-    ((_, images, faults),) = read_ahead(items, made.preprocess, len(items))(range(len(items)))
+    ((_, images, faults),) = read_ahead(items, host_model.preprocess, len(items))(range(len(items)))
     _refuse(items, faults)
     return torch.stack(images)
 
@@ -144,20 +142,13 @@ def _refuse(items: Sequence[Item], faults: Mapping[int, str]) -> None:
         raise DataError(f"{items[place].name} cannot be read ({why}): remove it, and start again")
 
 
-def _report(full: Rows, before: Rows, after: Rows) -> dict[str, list[list[float]]]:
+def _report(full: Rows, *sides: Rows) -> dict[str, list[list[float]]]:
     """Return mean and interval of each measure, before and after."""
-    import numpy as np
-
     from elip_plugin.check.neighbors import cosines, overlaps
     from elip_plugin.check.statistics import estimate
 
-    made: dict[str, list[list[float]]] = {}
-    for pruned in (before, after):
-        values = {"cosine": cosines(full, pruned), **overlaps(full, pruned, [NEIGHBORS])}
-        found = estimate(np.stack(list(values.values()), axis=1))
-        for name, each in zip(values, found, strict=True):
-            made.setdefault(name, []).append(list(each))
-    return made
+    values = [{"cosine": cosines(full, s), **overlaps(full, s, [NEIGHBORS])} for s in sides]
+    return {name: [list(estimate(side[name][:, None])[0]) for side in values] for name in values[0]}
 
 
 def _print(report: dict[str, list[list[float]]], title: str) -> None:

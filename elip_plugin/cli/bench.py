@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -61,26 +60,15 @@ def speed(
     ),
     rounds: Annotated[int, typer.Option(min=1, help="Rounds that count.")] = 7,
     compile: Annotated[bool, typer.Option("--compile", help="Compile each variant.")] = False,
-    attention: Annotated[
-        str, typer.Option(help="fused (torch's choice) or plain (no fused kernel).")
-    ] = "fused",
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Time loading too: a folder of pictures or shards, or one of either."),
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that load --data.")] = 4,
     out: OutFolder = None,
 ) -> None:
     """Time a plan beside no pruning, in turn, with what both cost in arithmetic and memory."""
-    from elip_plugin.measure.parts import describe_parts, measure_parts, time_loading
-    from elip_plugin.measure.report import notes_on, speed_table, write_files
+    from elip_plugin.measure.report import describe_share, notes_on, speed_table, write_files
     from elip_plugin.measure.speed import measure_speed
     from elip_plugin.patching.install import find_pruner
-    from elip_plugin.pictures import find_items
 
     if out is not None:
         make_folder(out)
-    items = None if data is None else find_items([data])
     target = resolve(model, plan, keep)
     host_model = target.build(image_size=image_size, device=default_device(device))
     names = variants.split(",") if variants else ["full"]
@@ -94,20 +82,10 @@ def speed(
         precision=precision,
         rounds=rounds,
         compiled=compile,
-        attention=attention,
         progress=lambda text: typer.echo(text, err=True),
     )
     print_table(speed_table(setting, rows))
-    lines, parts = notes_on(rows, own, rounds), None
-    if {"tower", "step"} <= {*passes.split(",")}:
-        loader = None
-        if items is not None:
-            loader = time_loading(items, host_model.preprocess, batch, workers, rounds)
-        parts = measure_parts(
-            host_model, batch=batch, precision=precision, rounds=rounds, loader=loader
-        )
-        lines += describe_parts(rows, parts)
-    for line in lines:
+    for line in [*notes_on(rows, own, rounds), *describe_share(rows)]:
         typer.echo(line)
     if out is not None:
-        write_files(out, setting, rows, parts)
+        write_files(out, setting, rows)

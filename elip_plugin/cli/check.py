@@ -10,6 +10,7 @@ import typer
 from elip_plugin.cli.options import (
     Checkpoint,
     Device,
+    Images,
     ImageSize,
     Keep,
     Model,
@@ -21,7 +22,6 @@ from elip_plugin.cli.options import (
     progress_bars,
 )
 from elip_plugin.cli.target import IMAGE_ONLY_PLAN, check_weights, default_device, resolve
-from elip_plugin.errors import DataError
 
 if TYPE_CHECKING:
     from elip_plugin.check.study import Result
@@ -35,17 +35,14 @@ EXAMPLES = examples(
 
 def check(
     model: Model,
-    images: Annotated[
-        list[Path],
-        typer.Option(help="A folder of pictures or .tar shards, or one of either; repeatable."),
-    ],
+    images: Images,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the report and the cache.")],
     checkpoint: Checkpoint = "",
     random: RandomWeights = False,
     texts: Annotated[
         Path | None,
         typer.Option(
-            help="Texts of the pictures, .tsv or .jsonl; by default the .txt beside each picture."
+            help="Texts of the pictures, a .tsv; by default the .txt beside each picture."
         ),
     ] = None,
     plan: Plan = "",
@@ -65,12 +62,12 @@ def check(
 ) -> None:
     """Compare pruned embeddings of your pictures with unpruned ones by the same weights.
 
-    The same command goes on where an earlier one was stopped. With --bound the exit code is 1 if no
-    plan is shown to keep it.
+    The same command continues where an earlier one was stopped. With --bound the exit code is 1 if
+    no plan is shown to keep it.
     """
     from elip_plugin.check.bound import parse_bound
     from elip_plugin.check.page import write_page
-    from elip_plugin.check.study import check, check_count, look, write_result
+    from elip_plugin.check.study import check, check_count, write_result
     from elip_plugin.check.texts import with_texts
     from elip_plugin.patching.install import find_pruner
     from elip_plugin.pictures import find_items
@@ -85,12 +82,6 @@ def check(
     check_weights("check", model, checkpoint, random)
     make_folder(out)
     with progress_bars() as progress:
-        # Before the model is built, which may take minutes.
-        readable, _, broken = look(items, out / "cache", progress)
-        if not readable:
-            name, why = next(iter(broken.items()))
-            raise DataError(f"none of {len(items)} pictures can be read; {name}: {why}")
-        check_count(len(readable), most, asked)
         host_model = target.build(
             checkpoint=checkpoint, image_size=image_size, device=default_device(device)
         )
@@ -116,21 +107,21 @@ def check(
 def _print(result: Result) -> None:
     from elip_plugin.check.tables import (
         describe_plan,
+        folders_table,
         measures_table,
-        slices_table,
-        tried_table,
+        trials_table,
         verdict,
     )
 
     _print_table(measures_table(result), describe_plan(result))
-    if result.slices:
-        _print_table(slices_table(result), "slices")
+    if result.folders:
+        _print_table(folders_table(result), "by folder")
     for name, why in result.broken.items():
         typer.echo(f"left out: {name}: {why}", err=True)
     for note in result.notes:
         typer.echo(note, err=True)
     if result.bound:
-        _print_table(tried_table(result), "plans tried, the mildest first")
+        _print_table(trials_table(result), "plans tried, the mildest first")
         typer.echo(verdict(result))
 
 
@@ -139,7 +130,7 @@ def _print_table(table: Table, title: str) -> None:
     from rich.text import Text
 
     heads, rows = table
-    made = RichTable(*heads, title=title)
+    printed = RichTable(*heads, title=title)
     for row in rows:
-        made.add_row(*map(Text, row))  # a folder's name may look like markup
-    print_table(made)
+        printed.add_row(*map(Text, row))  # a folder's name may look like markup
+    print_table(printed)

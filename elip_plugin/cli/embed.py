@@ -11,6 +11,7 @@ import typer
 from elip_plugin.cli.options import (
     Checkpoint,
     Device,
+    Images,
     ImageSize,
     Keep,
     Model,
@@ -29,10 +30,7 @@ EXAMPLES = examples(
 
 def embed(
     model: Model,
-    images: Annotated[
-        list[Path],
-        typer.Option(help="A folder of pictures or .tar shards, or one of either; repeatable."),
-    ],
+    images: Images,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for features and names.")],
     checkpoint: Checkpoint = "",
     random: RandomWeights = False,
@@ -44,19 +42,22 @@ def embed(
 ) -> None:
     """Embed pictures, pruned: features.npy, of length 1, and names.json.
 
-    The same command goes on where an earlier one was stopped.
+    The same command continues where an earlier one was stopped.
     """
     from elip_plugin.check.embed import embed
     from elip_plugin.label import label_of
 
     target = resolve(model, plan, keep, image_only=True, default=IMAGE_ONLY_PLAN)
     check_weights("embed", model, checkpoint, random)
-    made = target.build(checkpoint=checkpoint, image_size=image_size, device=default_device(device))
+    host_model = target.build(
+        checkpoint=checkpoint, image_size=image_size, device=default_device(device)
+    )
     with progress_bars() as progress, warnings.catch_warnings(record=True) as faults:
         warnings.simplefilter("always")
-        features, _ = embed(made, images, out, batch=batch, progress=progress)
+        features, _ = embed(host_model, images, out, batch=batch, progress=progress)
     for fault in faults:
         typer.echo(str(fault.message), err=True)
     typer.echo(
-        f"{label_of(made)}: {len(features)} pictures, {features.shape[1]} numbers each: {out}"
+        f"{label_of(host_model)}: features {list(features.shape)} of {len(features)} pictures in "
+        f"{out / 'features.npy'}, their names in {out / 'names.json'}"
     )

@@ -61,8 +61,9 @@ def export(
         parity = tower["parity"]
         worst = max(parity["differences"].values())
         typer.echo(
-            f"{name}: {out / tower['file']}, features within {worst:.1g} of the model's (the "
-            f"largest is {parity['largest']:.2g}), {parity['rankings']} rankings equal"
+            f"{out / tower['file']}: features of the {name} tower differ from the model's by at "
+            f"most {worst:.1g} (the largest is {parity['largest']:.2g}); the neighbors of "
+            f"{parity['rankings']} inputs come in the same order"
         )
     typer.echo(
         f"{manifest['label']}; counted: {manifest['counted_forward']:.2f} of an unpruned forward."

@@ -98,10 +98,10 @@ def _run(cfg_path: Path, overrides: list[str], **given: Any) -> None:
     from elip_plugin.hosts.lavis.compat.paths import find_config
     from elip_plugin.hosts.lavis.compat.train import run
 
-    found = find_config(cfg_path)
-    if found != cfg_path:
-        typer.echo(f"run config: {found}")
-    for split, values in run(found, overrides, **given).items():
+    config = find_config(cfg_path)
+    if config != cfg_path:
+        typer.echo(f"run config: {config}")
+    for split, values in run(config, overrides, **given).items():
         figures = (values or {}).items()
         shown = [f"{k} {v:.1f}" for k, v in figures if isinstance(v, (int, float))]
         if shown:

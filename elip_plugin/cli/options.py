@@ -38,6 +38,10 @@ Checkpoint = Annotated[
         "random."
     ),
 ]
+Images = Annotated[
+    list[Path],
+    typer.Option(help="A folder of pictures or .tar shards, or one of either; repeatable."),
+]
 RandomWeights = Annotated[
     bool, typer.Option("--random", help="Take random weights, only to try the command out.")
 ]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,16 +26,14 @@ from elip_plugin.files import write_text
 
 if TYPE_CHECKING:
     from elip_plugin.hosts.base import HostModel
+    from elip_plugin.measure.shares import Operations
     from elip_plugin.patching.pruner import Pruner
     from elip_plugin.planning import Plan as MadePlan
     from elip_plugin.planning import PlannedStage
 
 BAR = 28
-READS_IMAGES = (
-    "The text side of this model reads the images too, so the step beyond the vision tower depends "
-    "on the plan as well: elip bench speed counts it."
-)
-NO_TEXT = "This model's example batch has no text, so only the vision tower is counted."
+READS_IMAGES = "not counted, as texts read the image tokens too: elip bench speed"
+NO_TEXT = "not counted: this model takes no text"
 MODELS_EXAMPLES = examples("elip models", "elip models ViT-B --host open_clip")
 PLAN_EXAMPLES = examples(
     "elip plan --model elip-ViT-B-16 --plan half",
@@ -56,7 +53,7 @@ def models(
     from elip_plugin.hosts.registry import hosts, list_names
     from elip_plugin.hosts.versions import version_of
 
-    table = Table("model", "names that say a plan", "host")
+    table = Table("model", "names that say a plan; X is the model", "host")
     for name in [host] if host else hosts():
         try:
             offered = list_names(name).values()
@@ -65,11 +62,12 @@ def models(
                 raise
             typer.echo(f"{name}: {error}")
             continue
-        version = version_of(hosts()[name].distribution) or "of unknown version"
         by_base: dict[str, list[str]] = {}
         for model in offered:
             by_base.setdefault(model.base, []).append(model.name.removesuffix(model.base))
-        typer.echo(f"{name} {version}: {len(by_base)} models")
+        version = version_of(hosts()[name].distribution) or "of unknown version"
+        unlisted = "no list of models; its docs say how they are named"
+        typer.echo(f"{name} {version}: {f'{len(by_base)} models' if by_base else unlisted}")
         for base, prefixes in by_base.items():
             if filter.casefold() in base.casefold():
                 # A host whose names are its models' own has one for each, with a prefix.
@@ -94,7 +92,7 @@ def plan(
     ] = "",
     batch: Annotated[
         int | None,
-        typer.Option(help="Count the memory of this batch; with --memory, what makes it fit."),
+        typer.Option(min=1, help="Count the memory of this batch."),
     ] = None,
     precision: Annotated[
         str, typer.Option(help="Of fp32, bf16 (autocast) and pure_bf16, for the memory.")
@@ -107,12 +105,14 @@ def plan(
     ] = None,
 ) -> None:
     """Show the tokens in each block, and what the plan saves, without any weights."""
-    from elip_plugin.cli.memory import MemoryAsked, print_memory
-    from elip_plugin.measure.shares import count_text_share, describe_text_share
+    from elip_plugin.cli.memory import print_memory, read_budget
+    from elip_plugin.measure.memory import check_precisions
+    from elip_plugin.measure.preview import solve
+    from elip_plugin.measure.shares import count_operations, describe_text_share
     from elip_plugin.patching.install import find_pruner
 
-    asked = MemoryAsked(memory, reserve, batch, precision)
-    asked.check()
+    budget, precisions = read_budget(memory, reserve), precision.split(",")
+    check_precisions(precisions)
     if out is not None:
         check_file(out, ".yaml", ".yml", ".json")
     with warnings.catch_warnings():  # said below, with what would win
@@ -120,32 +120,24 @@ def plan(
         warnings.filterwarnings("ignore", ".* has the paper's cuts")
         target = resolve(model, plan, keep)
         host_model = target.build(image_size=image_size, device="meta")
-        counted = count_text_share(host_model)
-        whole = counted.step if counted else float
+        counted = count_operations(host_model)
         if target_speedup is not None:
-            _solve(host_model, target_speedup, whole)
+            host_model.prune(solve(find_pruner(host_model.model), target_speedup, counted.step))
     pruner = find_pruner(host_model.model)
-    _print_plan(host_model, keep)
-    if counted is None:
-        no_text = host_model.example_batch(1)[1] is None
-        typer.echo(NO_TEXT if no_text else READS_IMAGES)
-    else:
+    _print_blocks(host_model)
+    _print_notes(pruner)
+    if counted.text:
         tower = pruner.step_cost(pruner.plan)
         typer.echo(describe_text_share(counted, tower, host_model.context_option))
-        _print_recommended(pruner)  # what was measured are towers apart
+        if target_speedup is None:
+            _print_recommended(pruner)  # what was measured are towers apart
+    has_text = host_model.example_batch(1)[1] is not None
+    _print_costs(pruner, counted, READS_IMAGES if has_text else NO_TEXT)
     if memory or batch is not None:
-        print_memory(host_model, asked, target.options)
+        print_memory(host_model, precisions, budget, batch)
     if out is not None:
         _write(out, pruner.config.to_mapping())
         typer.echo(f"written to {out}")
-
-
-def _solve(host_model: HostModel, speedup: float, whole: Callable[[float], float]) -> None:
-    """Prune a model as little as a speed-up of its training step needs."""
-    from elip_plugin.measure.preview import solve
-    from elip_plugin.patching.install import find_pruner
-
-    host_model.prune(solve(find_pruner(host_model.model), speedup, whole))
 
 
 def _write(out: Path, config: dict[str, Any]) -> None:
@@ -167,54 +159,85 @@ def _describe(pruner: Pruner, stage: PlannedStage) -> str:
     return about
 
 
-def _print_plan(host_model: HostModel, keep: str) -> None:
-    """Print a plan as a table with bars."""
+def _print_blocks(host_model: HostModel) -> None:
+    """Print the tokens in each block as a table with bars."""
     from rich.table import Table
 
     from elip_plugin.label import label_of
-    from elip_plugin.measure.preview import average_step
     from elip_plugin.patching.install import find_pruner
 
     pruner = find_pruner(host_model.model)
-    plan, width = pruner.plan, pruner.shape.width
-    full = plan.prefix + plan.num_patches
-    title = f"{label_of(host_model)}; {full} tokens of width {width}"
-    table = Table("block", "tokens", "", "stage", title=title, title_justify="left")
+    plan, full = pruner.plan, pruner.plan.prefix + pruner.plan.num_patches
+    title = f"{label_of(host_model)}; {full} tokens of width {pruner.shape.width}"
+    table = Table("block", "tokens", "", "stage", title=title)
     for block, tokens in enumerate(plan.tokens):
         stage = plan.by_block.get(block)
         about = "" if stage is None else _describe(pruner, stage)
         table.add_row(str(block), str(tokens), "█" * round(BAR * tokens / full), about)
     print_table(table)
-    forward, step = plan.forward_cost(width), pruner.step_cost(plan)
-    kept = f"memory kept for backward about {1 - plan.removed:.2f}"
-    if pruner.shape.frozen:
-        kept = "which is a forward: this tower is frozen"
-    typer.echo(
-        f"{plan.removed:.0%} of the tokens of all blocks removed. Of the unpruned tower, counted: "
-        f"forward {forward:.2f}, training step {step:.2f} ({1 / step:.2f} times as fast), {kept}."
-    )
+
+
+def _print_notes(pruner: Pruner) -> None:
+    """Say what a schedule changes, and where the plan costs more than it saves."""
+    from elip_plugin.measure.preview import average_step
+
     if pruner.config.warmup or pruner.config.final_unpruned:
         typer.echo(
             "Averaged over a training with its schedule (warmup, final_unpruned), the tower's step "
             f"is {average_step(pruner):.2f} of the unpruned one."
         )
     why = "choosing costs more than it saves"
-    if step >= 1:
-        others = _what_wins(pruner, keep, pruner.step_cost)
+    if pruner.step_cost(pruner.plan) >= 1:
+        others = _what_wins(pruner, pruner.step_cost)
         typer.echo(f"Training by this plan is slower than no pruning: {why}. {others}")
-    if forward >= 1:
-        others = _what_wins(pruner, keep, lambda plan: plan.forward_cost(width))
+    width = pruner.shape.width
+    if pruner.plan.forward_cost(width) >= 1:
+        others = _what_wins(pruner, lambda plan: plan.forward_cost(width))
         typer.echo(
             f"With eval_mode 'image' this plan is slower than no pruning: {why} in a forward "
             f"alone. {others}"
         )
 
 
+def _print_costs(pruner: Pruner, counted: Operations, without_text: str) -> None:
+    """Print what is counted of the plan, beside no pruning, and how it is counted."""
+    from rich.table import Table
+
+    table = Table("of an image and its text")
+    for name in ("unpruned", "this plan", "ratio"):
+        table.add_column(name, justify="right")
+    table.add_column("how it is counted")
+
+    def add(name: str, unpruned: int, ratio: float, how: str) -> None:
+        numbers = (f"{value / 1e9:.3g} GFLOP" for value in (unpruned, ratio * unpruned))
+        table.add_row(name, *numbers, f"{ratio:.2f}", how)
+
+    plan, frozen = pruner.plan, pruner.shape.frozen
+    forward, tower = plan.forward_cost(pruner.shape.width), pruner.step_cost(plan)
+    add("tower, forward", counted.vision, forward, "operations of blocks and of choosing")
+    how = "the forward alone: this tower is frozen" if frozen else "a backward pass is two forwards"
+    add("tower, training step", counted.vision_step, tower, how)
+    name, tokens = "whole training step", plan.depth * (plan.prefix + plan.num_patches)
+    if counted.text:
+        how = "with the text tower, which stays"
+        add(name, counted.vision_step + counted.text_step, counted.step(tower), how)
+    else:
+        table.add_row(name, "-", "-", "-", without_text)
+    name = "memory for backward"
+    if frozen:
+        table.add_row(name, "-", "-", "-", "nothing is kept: this tower is frozen")
+    else:
+        sizes = (f"{count} tokens" for count in (tokens, sum(plan.tokens)))
+        how = "roughly: tokens in all blocks (--batch 64: bytes)"
+        table.add_row(name, *sizes, f"{1 - plan.removed:.2f}", how)
+    print_table(table)
+
+
 def _print_recommended(pruner: Pruner) -> None:
     """Name the recommended preset where it costs less than the plan."""
     from elip_plugin.config import OUTSCORED, RECOMMENDED
 
-    plan = dict(_other_plans(pruner, "")).get(f"--plan {RECOMMENDED}")
+    plan = _presets(pruner).get(RECOMMENDED)
     if plan is not None and pruner.step_cost(plan) < pruner.step_cost(pruner.plan):
         typer.echo(
             f"Recommended by the quality report (docs/plans.md): --plan {RECOMMENDED}, whose "
@@ -223,26 +246,20 @@ def _print_recommended(pruner: Pruner) -> None:
         )
 
 
-def _what_wins(pruner: Pruner, keep: str, cost: Callable[[MadePlan], float]) -> str:
-    """Return the options of `elip plan` whose plans cost less than no pruning, as a sentence."""
-    costs = {options: cost(other) for options, other in _other_plans(pruner, keep)}
-    faster = [f"{options} ({value:.2f})" for options, value in costs.items() if value < 0.995]
+def _what_wins(pruner: Pruner, cost: Callable[[MadePlan], float]) -> str:
+    """Name the presets that cost less than no pruning, in a sentence."""
+    costs = {name: cost(plan) for name, plan in _presets(pruner).items()}
+    faster = [f"--plan {name} ({value:.2f})" for name, value in costs.items() if value < 0.995]
     return f"Faster, as counted: {', '.join(faster[:3])}." if faster else "No preset is faster."
 
 
-def _other_plans(pruner: Pruner, keep: str) -> Iterator[tuple[str, MadePlan]]:
-    """Yield other plans for a tower by their options, those with the same keep ratios first."""
-    from elip_plugin.cli.target import find_plan
-    from elip_plugin.config import OUTSCORED, RECOMMENDED, TRAINING_PRESETS
+def _presets(pruner: Pruner) -> dict[str, MadePlan]:
+    """Return the plans of the presets that fit a tower, the recommended one first."""
+    from elip_plugin.config import OUTSCORED, RECOMMENDED, TRAINING_PRESETS, ElipConfig
     from elip_plugin.measure.preview import plan_for
 
-    makers: dict[str, Callable[[], Any]] = {
-        f"--plan {name}" + (f" --keep {ratios}" if ratios else ""): partial(find_plan, name, ratios)
-        for ratios in dict.fromkeys((keep, ""))
-        for name in sorted(
-            TRAINING_PRESETS, key=lambda name: (name != RECOMMENDED, name in OUTSCORED)
-        )
-    }
-    for options, make in makers.items():
+    plans = {}
+    for name in sorted(TRAINING_PRESETS, key=lambda n: (n != RECOMMENDED, n in OUTSCORED)):
         with suppress(ConfigError, PlanError):  # raised by plans that do not fit this tower
-            yield options, plan_for(pruner, make())
+            plans[name] = plan_for(pruner, ElipConfig.preset(name))
+    return plans

@@ -53,11 +53,11 @@ def show(
         raise ConfigError(f"--most must be 1 or more, got {most}")
     target = resolve(model, plan, keep)
     pictures = find_pictures(image, most)
-    made = visualize(
+    shown = visualize(
         target.build(checkpoint=checkpoint, image_size=image_size), pictures, text or []
     )
     if out.suffix == ".html":
-        write_text(out, to_html(made), errors="replace")
+        write_text(out, to_html(shown), errors="replace")
     else:
-        write_png(made, out)
-    typer.echo(f"{made.label}: {len(made.pictures)} pictures, {len(made.rows)} rows: {out}")
+        write_png(shown, out)
+    typer.echo(f"{shown.label}: {len(shown.pictures)} pictures, {len(shown.rows)} rows: {out}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -19,37 +18,20 @@ IMAGE_ONLY_PLAN = "embed"
 
 @dataclass(frozen=True)
 class Target:
-    """A model and a plan, as the options of a command name them.
-
-    Attributes:
-        model: `--model`.
-        config: The plan; None for what the host makes of the model's name.
-        said: Whether the name or an option says the plan; else it is a default.
-        options: The options that name both again, for advice.
-    """
+    """A model and a plan, as the options of a command name them."""
 
     model: str
-    config: ElipConfig | None
-    said: bool
-    options: str
+    config: ElipConfig | None  # None for what the host makes of the model's name
+    said: bool  # whether the name or an option says the plan; else it is a default
 
     def build(
         self, *, checkpoint: str = "", image_size: int | None = None, device: str = "cpu"
     ) -> HostModel:
-        """Build the model, pruned by the plan.
-
-        Args:
-            checkpoint: Weights, as the host takes them; "" for random ones.
-            image_size: Pixels of a side; None for the model's own.
-            device: Where to build it; "meta" builds shapes without weights.
-
-        Returns:
-            The model; `elip_plugin.label.label_of` names it and its plan.
-        """
+        """Build the model, pruned by the plan; the device "meta" builds shapes without weights."""
         from elip_plugin.hosts.registry import create
 
         if image_size is not None and image_size < 1:
-            raise ConfigError(f"--image-size {image_size} must be 1 or more")
+            raise ConfigError(f"--image-size must be 1 or more, got {image_size}")
         return create(
             self.model, self.config, checkpoint=checkpoint, image_size=image_size, device=device
         )
@@ -60,21 +42,12 @@ def resolve(
 ) -> Target:
     """Find the plan that a command's options name.
 
-    Args:
-        model: `--model`; a name of ours, such as elip-half-X, says a plan.
-        plan: `--plan`: a preset or a file; "" for what the name says.
-        keep: `--keep`: other keep ratios for the stages of that plan.
-        image_only: Whether evaluation is pruned here, by the image alone, whatever the plan says.
-        default: The preset for a name that says no plan; "" for the host's own.
-
-    Returns:
-        The model and its plan.
-
-    Raises:
-        ConfigError: If the plan, or its keep ratios, are not valid.
+    `image_only` prunes evaluation by the image alone, whatever the plan says; `default` is the
+    preset for a name that says no plan, "" for what the host makes of it. Raises a ConfigError if
+    the plan or its keep ratios are not valid.
     """
     from elip_plugin.hosts.registry import create, find_model
-    from elip_plugin.measure.preview import by_the_image
+    from elip_plugin.measure import preview
     from elip_plugin.patching.install import find_pruner
 
     values = _read_keep(keep)
@@ -87,11 +60,9 @@ def resolve(
     if config is not None and values:
         config = _with_keep(config, values, keep)
     if config is not None and image_only:
-        config = by_the_image(config)
+        config = preview.image_only(config)
     find_model(model)  # an unknown name is said before any work
-    options = [f"--model {shlex.quote(model)}"]
-    options += [f"--plan {shlex.quote(plan)}"] if plan else []
-    return Target(model, config, said or bool(keep), " ".join(options))
+    return Target(model, config, said or bool(keep))
 
 
 def find_plan(plan: str, keep: str = "") -> ElipConfig:
@@ -110,8 +81,8 @@ def _says_plan(model: str) -> bool:
 
     if model.startswith("elip"):
         return True
-    found = find_model(model)
-    return found.name == model and found.preset == FROM_CONFIG
+    known = find_model(model)
+    return known.name == model and known.preset == FROM_CONFIG
 
 
 def _read_keep(keep: str) -> list[float | int]:
@@ -141,17 +112,7 @@ def _with_keep(config: ElipConfig, values: list[float | int], keep: str) -> Elip
 
 
 def check_weights(command: str, model: str, checkpoint: str, random: bool) -> None:
-    """Refuse random weights where a command's result depends on them, before any work.
-
-    Args:
-        command: The command's name.
-        model: `--model`.
-        checkpoint: `--checkpoint`.
-        random: `--random`, by which the user asks for them.
-
-    Raises:
-        ConfigError: If no weights are named, and random ones were not asked for.
-    """
+    """Refuse random weights before any work, unless the user asks for them by `--random`."""
     from elip_plugin.hosts.registry import create
 
     if checkpoint and random:

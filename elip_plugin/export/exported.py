@@ -72,7 +72,6 @@ class Exported:
 
 def load(
     folder: str | Path,
-    runtime: str | None = None,
     *,
     tower: str = "image",
     threads: int | None = None,
@@ -82,7 +81,6 @@ def load(
 
     Args:
         folder: The folder.
-        runtime: "onnx", "openvino" or "torch"; None for the one that the file was written for.
         tower: "image", or "text" where that was exported as well.
         threads: Threads of the runtime; None for its own number.
         trusted: Whether a file of torch.export may be read, which can run code. Without it, only
@@ -93,7 +91,7 @@ def load(
 
     Raises:
         DataError: If a file is missing or damaged, or the manifest was changed.
-        ConfigError: If the folder has no such tower, or one for another runtime.
+        ConfigError: If the folder has no such tower.
         MissingPackageError: If the runtime is not installed.
 
     Example:
@@ -104,11 +102,6 @@ def load(
     folder = Path(folder)
     manifest = read_manifest(folder)
     written = manifest["format"]
-    if runtime not in (None, written):
-        raise ConfigError(
-            f"{folder} was exported for {written!r}, not for {runtime!r}: leave runtime out, or "
-            f"export the model by --format {runtime}"
-        )
     if tower not in manifest["towers"]:
         raise ConfigError(f"{folder} has the towers {list(manifest['towers'])}, not {tower!r}")
     path = folder / manifest["towers"][tower]["file"]

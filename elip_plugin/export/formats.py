@@ -36,17 +36,11 @@ Run = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Format:
-    """A format of files.
+    """A format of files."""
 
-    Attributes:
-        suffix: End of the file's name.
-        packages: What must be installed.
-        write: Writes a graph: `write(program, path, names)`, with the names of its inputs.
-        open: Makes what runs a file: `open(path, threads)`; None for a runtime's own number.
-    """
-
-    suffix: str
-    packages: tuple[str, ...]
+    suffix: str  # end of the file's name
+    packages: tuple[str, ...]  # what must be installed
+    # Writes a graph with the names of its inputs; runs a file by a number of threads, or None.
     write: Callable[[ExportedProgram, Path, tuple[str, ...]], None]
     open: Callable[[Path, int | None], Run]
 
@@ -62,18 +56,7 @@ class Format:
 
 
 def find_format(name: str) -> Format:
-    """Find a format by name.
-
-    Args:
-        name: "onnx", "openvino" or "torch".
-
-    Returns:
-        The format, whose packages are installed.
-
-    Raises:
-        ConfigError: If there is none of that name.
-        MissingPackageError: If a package is missing.
-    """
+    """Find a format by name, and check that its packages are installed."""
     if name not in FORMATS:
         raise ConfigError(f"format {name!r} is not known; choose from {list(FORMATS)}")
     FORMATS[name].check_packages()
@@ -82,7 +65,7 @@ def find_format(name: str) -> Format:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out what exporters print and warn of, which is about their own insides."""
+    """Leave out what exporters print and warn of about their own internals."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -118,7 +101,7 @@ def open_torch(path: Path, threads: int | None) -> Run:
 def write_onnx(program: ExportedProgram, path: Path, names: tuple[str, ...]) -> None:
     """Write the graph as ONNX; see `Format.write`."""
     with _quiet():
-        made = torch.onnx.export(
+        graph = torch.onnx.export(
             program,
             dynamo=True,
             input_names=names,
@@ -126,8 +109,8 @@ def write_onnx(program: ExportedProgram, path: Path, names: tuple[str, ...]) -> 
             custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
             verbose=False,
         )
-    assert made is not None
-    made.save(path)
+    assert graph is not None
+    graph.save(path)
 
 
 def _stable_sort(self: Any, stable: Any = None, dim: int = -1, descending: bool = False) -> Any:
@@ -160,11 +143,11 @@ def write_openvino(program: ExportedProgram, path: Path, names: tuple[str, ...])
     """Write the graph for OpenVINO, with weights in float32; see `Format.write`."""
     openvino = importlib.import_module("openvino")
     with _quiet():
-        made = openvino.convert_model(program)
-    for given, name in zip(made.inputs, names, strict=True):
+        graph = openvino.convert_model(program)
+    for given, name in zip(graph.inputs, names, strict=True):
         given.set_names({name})
-    made.outputs[0].set_names({"features"})
-    openvino.save_model(made, path, compress_to_fp16=False)
+    graph.outputs[0].set_names({"features"})
+    openvino.save_model(graph, path, compress_to_fp16=False)
 
 
 def open_openvino(path: Path, threads: int | None) -> Run:

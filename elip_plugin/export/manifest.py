@@ -20,15 +20,7 @@ KEYS = ("manifest", "format", "model", "towers", "files", "image_size", "elip")
 
 
 def hash_weights(state: Mapping[str, Tensor]) -> str:
-    """Compute a hash of weights.
-
-    Args:
-        state: Tensors by name, as of `state_dict()`.
-
-    Returns:
-        SHA-256, in hexadecimal digits, of the names, types, shapes and bytes, in the order of the
-        names.
-    """
+    """Compute the SHA-256 of tensors: names, types, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -47,29 +39,14 @@ def hash_file(path: Path) -> str:
 
 
 def write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
-    """Write a manifest for all files that are in a folder.
-
-    Args:
-        folder: The folder.
-        values: What it says, without the files.
-    """
+    """Write a manifest: what is given, and the hash of each file in the folder."""
     files = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
-    made = {"manifest": VERSION, **values, "files": files}
-    (folder / NAME).write_text(json.dumps(made, indent=1) + "\n")
+    manifest = {"manifest": VERSION, **values, "files": files}
+    (folder / NAME).write_text(json.dumps(manifest, indent=1) + "\n")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read a manifest, and check it and the files that it names.
-
-    Args:
-        folder: What `elip export` wrote.
-
-    Returns:
-        What it says.
-
-    Raises:
-        DataError: If there is none, if it cannot be read, or if a file is missing or was changed.
-    """
+    """Read a manifest; raises a DataError if a file that it names is missing or was changed."""
     path = folder / NAME
     again = "export the model again, by elip export"
     if not path.is_file():

@@ -26,17 +26,11 @@ class ParityError(ElipError):
 
 @dataclass(frozen=True)
 class Parity:
-    """How far an exported tower is from the model.
+    """How far an exported tower is from the model."""
 
-    Attributes:
-        differences: Largest difference of a feature by size of the batch.
-        largest: The largest feature.
-        rankings: Rankings that were compared, one for each input.
-    """
-
-    differences: dict[int, float]
-    largest: float
-    rankings: int
+    differences: dict[int, float]  # largest difference of a feature, by size of the batch
+    largest: float  # the largest feature
+    rankings: int  # that were compared, one for each input
 
 
 def compare(
@@ -45,44 +39,35 @@ def compare(
     inputs: Sequence[Tensor],
     batches: Sequence[int] = BATCHES,
 ) -> Parity:
-    """Run both on batches of several sizes.
+    """Run both on batches of several sizes, of inputs with one row per picture or text.
 
-    Args:
-        model: From inputs to features [B, E].
-        exported: The same, of the exported file.
-        inputs: What both take, of as many pictures or texts as the batches have together, or fewer.
-        batches: Sizes of batches.
-
-    Returns:
-        The differences.
-
-    Raises:
-        ParityError: If features differ by more than rounding, or an order of neighbors changes.
+    Raises a ParityError if features [B, E] differ by more than rounding, or an order of neighbors
+    changes.
     """
     count, start = inputs[0].shape[0], 0
     differences, pairs = {}, []
     for batch in batches:
         index = (torch.arange(batch) + start) % count
         given = [tensor[index] for tensor in inputs]
-        expected, found = model(*given), exported(*given)
-        if expected.shape != found.shape:
+        expected, actual = model(*given), exported(*given)
+        if expected.shape != actual.shape:
             raise ParityError(
-                f"batches of {batch}: the exported tower gives features {tuple(found.shape)}, the "
+                f"batches of {batch}: the exported tower gives features {tuple(actual.shape)}, the "
                 f"model {tuple(expected.shape)}"
             )
-        differences[batch] = float((expected - found).abs().max())
-        pairs.append((expected, found))
+        differences[batch] = float((expected - actual).abs().max())
+        pairs.append((expected, actual))
         start += batch
-    expected, found = (torch.cat(each).flatten(1) for each in zip(*pairs, strict=True))
+    expected, actual = (torch.cat(side).flatten(1) for side in zip(*pairs, strict=True))
     parity = Parity(differences, float(expected.abs().max()), expected.shape[0])
     # One that is no number is not the largest of them.
-    if not all(each <= ROUNDING * parity.largest for each in differences.values()):
+    if not all(d <= ROUNDING * parity.largest for d in differences.values()):
         worst = next((d for d in differences.values() if d != d), max(differences.values()))
         raise ParityError(
             f"the exported tower gives other features: they differ by up to {worst:.2g}, and the "
             f"largest is {parity.largest:.2g}"
         )
-    changed = count_changed_rankings(expected, found)
+    changed = count_changed_rankings(expected, actual)
     if changed:
         raise ParityError(
             f"the exported tower ranks neighbors in another order for {changed} of "
@@ -91,18 +76,9 @@ def compare(
     return parity
 
 
-def count_changed_rankings(expected: Tensor, found: Tensor, tie: float = TIE) -> int:
-    """Count the inputs for which others are ranked in another order.
-
-    Args:
-        expected: Features [B, E].
-        found: Features [B, E] of the same inputs.
-        tie: Cosines nearer than this may change places.
-
-    Returns:
-        How many of the B rankings by cosine differ.
-    """
-    first, second = (F.normalize(each.float(), dim=1) for each in (expected, found))
+def count_changed_rankings(expected: Tensor, actual: Tensor, tie: float = TIE) -> int:
+    """Count the rows of features [B, E] whose cosines rank the others in another order."""
+    first, second = (F.normalize(features.float(), dim=1) for features in (expected, actual))
     order = (first @ first.T).argsort(dim=1, descending=True)
     ranked = (second @ second.T).gather(1, order)
     rises = ranked - ranked.cummin(dim=1).values  # above one that ought to be nearer

@@ -54,14 +54,7 @@ def example_texts(host_model: HostModel, batch: int) -> tuple[tuple[str, ...], t
 
 
 def why_not(host_model: HostModel) -> str:
-    """Say why a model's image tower cannot be exported.
-
-    Args:
-        host_model: A pruned model, or one without pruning, which always can be.
-
-    Returns:
-        A clause about the model; "" if nothing is known against it.
-    """
+    """Say as a clause why a model's image tower cannot be exported; "" if it can be."""
     if host_model.no_export:
         return host_model.no_export
     pruner = find_pruner(host_model.model)
@@ -81,21 +74,13 @@ def why_not(host_model: HostModel) -> str:
 
 
 def capture(module: nn.Module, example: tuple[Tensor, ...]) -> ExportedProgram:
-    """Export a tower with a dynamic batch.
+    """Export a tower in evaluation mode with a dynamic batch, by an example of two inputs or more.
 
-    Args:
-        module: An `ImageTower` or `TextTower` in evaluation mode.
-        example: Its inputs, for two or more.
-
-    Returns:
-        The graph, with the weights that it uses.
-
-    Raises:
-        UnsupportedModelError: If torch.export cannot follow the tower, with the reason.
+    Raises an UnsupportedModelError with the reason if torch.export cannot follow the tower.
     """
     batch = torch.export.Dim("batch", min=1)
-    each: Any = tuple({0: batch} for _ in example)
-    shapes = (each,) if isinstance(module, TextTower) else each
+    dims: Any = tuple({0: batch} for _ in example)
+    shapes = (dims,) if isinstance(module, TextTower) else dims
     try:
         with torch.no_grad():
             program = torch.export.export(module, example, dynamic_shapes=shapes)

@@ -97,7 +97,6 @@ def _write_towers(
         images, _ = host_model.example_batch(count)
     shown = [host_model.preprocess(picture) for picture in pictures]
     checked = torch.stack(shown) if shown else images
-    # Named after what the model gets: a dynamic batch needs an example of two.
     towers: dict[str, tuple[Any, tuple[str, ...], tuple[Tensor, ...]]] = {
         "image": (ImageTower(host_model), ("images",), (checked,))
     }
@@ -109,6 +108,7 @@ def _write_towers(
     for name, (module, inputs, example) in towers.items():
         file = name + written.suffix
         progress(f"{name} tower: exporting to {file}")
+        # A dynamic batch needs an example of two.
         pair = tuple(tensor[:1].repeat(2, *[1] * (tensor.ndim - 1)) for tensor in example)
         written.write(capture(module.eval(), pair), folder / file, inputs)
         progress(f"{name} tower: comparing with the model, batches of {list(BATCHES)}")
@@ -119,20 +119,15 @@ def _write_towers(
             for key, given in zip(inputs, example, strict=True)
         }
         about[name] = {"file": file, "inputs": shapes, "parity": asdict(parity)}
+    # The package itself, which has the version and else only what its modules have.
+    own = import_module("elip_plugin").__version__
     return {
         **_describe(host_model, images),
         "format": format,
-        **_versions(written),
+        "versions": {"elip-plugin": own, **written.versions()},
+        "runtime_options": OPENVINO_OPTIONS if format == "openvino" else {},
         "towers": about,
     }
-
-
-def _versions(written: Format) -> dict[str, Any]:
-    # The package itself, which has the version and else only what its modules have.
-    own = import_module("elip_plugin").__version__
-    versions = {"elip-plugin": own, **written.versions()}
-    options = OPENVINO_OPTIONS if "openvino" in written.packages else {}
-    return {"versions": versions, "runtime_options": options}
 
 
 def _describe(host_model: HostModel, images: Tensor) -> dict[str, Any]:

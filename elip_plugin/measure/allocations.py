@@ -86,19 +86,19 @@ def without_memory(
 ) -> Iterator[HostModel]:
     """Copy a model of the meta device: its weights are then a CPU's, without bytes."""
     copied = replace(host_model, model=copy.deepcopy(host_model.model))
-    made: dict[int, Tensor] = {}
+    copies: dict[int, Tensor] = {}
 
     def convert(tensor: Tensor) -> Tensor:
-        if id(tensor) not in made:  # tied weights stay tied
+        if id(tensor) not in copies:  # tied weights stay tied
             to = dtype if tensor.is_floating_point() else tensor.dtype
-            made[id(tensor)] = torch.empty(tensor.shape, dtype=to)
-        return made[id(tensor)]
+            copies[id(tensor)] = torch.empty(tensor.shape, dtype=to)
+        return copies[id(tensor)]
 
     # Not the meta device: autocast and fused attention exist for a CPU and not for that.
     with FakeTensorMode(allow_non_fake_inputs=True):
         before = [*copied.model.parameters(), *copied.model.buffers()]  # so that ids stay theirs
         copied.model._apply(convert)
-        made.clear()
+        copies.clear()
         del before
         yield copied
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from elip_plugin.errors import ConfigError
+from elip_plugin.errors import ConfigError, UnsupportedModelError
 from elip_plugin.hosts.base import HostModel
 from elip_plugin.measure.allocations import count_step, weight_bytes, without_memory
-from elip_plugin.measure.variants import make_variants
+from elip_plugin.measure.variants import UNPRUNED, make_variants
 
 UNITS = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 PRECISIONS = ("fp32", "bf16", "pure_bf16")
@@ -43,7 +44,7 @@ class StepMemory:
 
     @property
     def fixed(self) -> int:
-        """What is there whatever the batch: weights, gradients and AdamW's moments."""
+        """What a step holds at any batch: weights, gradients and AdamW's moments."""
         return self.weights + self.trained + self.states
 
     def kept_at(self, batch: int) -> int:
@@ -107,6 +108,44 @@ def count_memory(
     return StepMemory(weights, trained, images, updating, kept, peaks)
 
 
+@dataclass(frozen=True)
+class MemoryOption:
+    """What a user may choose, and the memory of a step without pruning and by the model's plan."""
+
+    precision: str
+    checkpointing: bool
+    unpruned: StepMemory
+    pruned: StepMemory
+
+    @property
+    def name(self) -> str:
+        """Name of the option, for the reader."""
+        return self.precision + (", checkpoint" if self.checkpointing else "")
+
+
+def count_options(
+    host_model: HostModel,
+    precisions: Sequence[str] = PRECISIONS,
+    *,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[MemoryOption]:
+    """Count the memory in each precision, without checkpointing and, where there is any, with."""
+    check_precisions(precisions)
+    options = []
+    for precision in precisions:
+        for checkpointing in (False, True):
+            progress(f"counting {precision}{', checkpoint' if checkpointing else ''}")
+            choice: dict[str, Any] = {"precision": precision, "checkpointing": checkpointing}
+            try:
+                memory = [count_memory(host_model, variant=v, **choice) for v in (UNPRUNED, "")]
+            except UnsupportedModelError:
+                if not checkpointing:
+                    raise
+                continue
+            options.append(MemoryOption(precision, checkpointing, *memory))
+    return options
+
+
 def check_precisions(names: Sequence[str]) -> None:
     """Refuse precisions that are not known."""
     unknown = [name for name in names if name not in PRECISIONS]
@@ -116,7 +155,7 @@ def check_precisions(names: Sequence[str]) -> None:
 
 def parse_bytes(text: str) -> int:
     """Read an amount of memory."""
-    found = re.fullmatch(r"\s*(\d+\.?\d*)\s*([KMG]i?B)\s*", text, re.IGNORECASE)
-    if found is None:
+    match = re.fullmatch(r"\s*(\d+\.?\d*)\s*([KMG]i?B)\s*", text, re.IGNORECASE)
+    if match is None:
         raise ConfigError(f"{text!r} is no amount of memory: write such as 24GiB or 500MB")
-    return int(float(found[1]) * UNITS[found[2].upper()])
+    return int(float(match[1]) * UNITS[match[2].upper()])

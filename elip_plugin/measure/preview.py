@@ -20,7 +20,7 @@ PARTS = 1000
 """Into how many parts a training is cut to average its steps."""
 
 
-def by_the_image(config: ElipConfig) -> ElipConfig:
+def image_only(config: ElipConfig) -> ElipConfig:
     """Return a plan that prunes in evaluation, by the image alone: as an index is embedded."""
     try:
         return replace(config, eval_mode="image")
@@ -36,38 +36,21 @@ def solve(
 ) -> ElipConfig:
     """Return the weakest pruning by the same stages that reaches a speed-up of the training step.
 
-    Args:
-        pruner: That of the model.
-        target_speedup: How many times as fast the step is to be, counted.
-        whole: Gives the cost of the whole step from the tower's, both over the unpruned ones.
-
-    Returns:
-        The plan.
-
-    Raises:
-        ConfigError: If the speed-up is none.
-        PlanError: If no keep ratios reach it.
+    `whole` gives the cost of the whole step from the tower's, both over the unpruned ones. Raises a
+    PlanError if no keep ratios reach it.
     """
     if not target_speedup > 1:
         raise ConfigError(f"--target-speedup must be above 1, got {target_speedup:g}")
-    try:
-        return weakest(pruner, lambda plan: whole(pruner.step_cost(plan)) * target_speedup <= 1)
-    except PlanError:
-        costs = [whole(pruner.step_cost(planned)) for _, planned in _candidates(pruner)]
-        given = whole(pruner.step_cost(pruner.plan))
-        raise PlanError(
-            f"--target-speedup {target_speedup:g}: no keep ratios of these stages give a step as "
-            f"fast, as counted: the given ones have {1 / given:.2f}, removing up to twice as much "
-            f"{1 / min([given, *costs]):.2f} at most; ask for less, or give another --plan"
-        ) from None
-
-
-def weakest(pruner: Pruner, enough: Callable[[Plan], bool]) -> ElipConfig:
-    """Return the weakest pruning by the same stages that is enough; a `PlanError` if none is."""
+    costs = [whole(pruner.step_cost(pruner.plan))]
     for config, planned in _candidates(pruner):
-        if enough(planned):
+        costs.append(whole(pruner.step_cost(planned)))
+        if costs[-1] * target_speedup <= 1:
             return config
-    raise PlanError("no keep ratios of these stages remove enough tokens")
+    raise PlanError(
+        f"--target-speedup {target_speedup:g}: no keep ratios of these stages give a step as fast, "
+        f"as counted: the given ones have {1 / costs[0]:.2f}, removing up to twice as much "
+        f"{1 / min(costs):.2f} at most; ask for less, or give another --plan"
+    )
 
 
 def _candidates(pruner: Pruner) -> Iterator[tuple[ElipConfig, Plan]]:

@@ -1,4 +1,4 @@
-"""A benchmark's results: a table, sentences and JSON."""
+"""What `elip bench speed` found: a table, sentences and JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from rich.table import Table
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.files import write_text
-from elip_plugin.measure.parts import Parts
 from elip_plugin.measure.speed import Row, Setting
 from elip_plugin.measure.variants import pruned_variants
 
@@ -19,11 +18,12 @@ FEWEST = 5
 """Rounds by which a difference is shown: by chance one in 32 goes the same way in all."""
 
 
-def speed_table(made: Setting, rows: Sequence[Row]) -> Table:
+def speed_table(setting: Setting, rows: Sequence[Row]) -> Table:
     """Make the table of a run."""
-    memory = "peak memory" if made.on_gpu else "kept for backward"
-    table = Table(title=_describe(made), title_justify="left")
-    for name in ("pass", "variant", "time", "of the first (lowest-highest)", "operations", memory):
+    memory = "peak memory" if setting.on_gpu else "kept for backward"
+    table = Table(title=_describe(setting), title_justify="left")
+    ratio = f"ratio to {rows[0].variant} (lowest-highest)"
+    for name in ("pass", "variant", "time", ratio, "operations", memory):
         table.add_column(name, justify="left" if name in ("pass", "variant") else "right")
     first: dict[str, Row] = {}
     for row in rows:
@@ -40,15 +40,9 @@ def speed_table(made: Setting, rows: Sequence[Row]) -> Table:
 
 
 def notes_on(rows: Sequence[Row], own: ElipConfig | None, rounds: int) -> list[str]:
-    """Say which pruned variants are slower, and what the pass `inference` is of a model's plan.
+    """Say which pruned variants are slower in every round, and what `inference` is of `own`.
 
-    Args:
-        rows: What was measured.
-        own: The model's plan, if it was.
-        rounds: Rounds that count.
-
-    Returns:
-        Sentences; none about a difference that some round does not show.
+    `own` is the model's plan, None if it was not measured.
     """
     first, plans = rows[0].variant, pruned_variants(own)
     lines = [
@@ -65,21 +59,29 @@ def notes_on(rows: Sequence[Row], own: ElipConfig | None, rounds: int) -> list[s
     return lines
 
 
-def write_files(
-    folder: Path, made: Setting, rows: Sequence[Row], parts: Parts | None = None
-) -> None:
+def describe_share(rows: Sequence[Row]) -> list[str]:
+    """Say how much of the first variant's step the tower takes, if both were timed."""
+    first = rows[0].variant
+    seconds = {row.measured: row.seconds for row in rows if row.variant == first}
+    if not {"tower", "step"} <= {*seconds}:
+        return []
+    return [
+        f"The vision tower takes {seconds['tower'] / seconds['step']:.0%} of a step of {first}, "
+        f"{seconds['step']:.2f} s; pruning can shorten that part only."
+    ]
+
+
+def write_files(folder: Path, setting: Setting, rows: Sequence[Row]) -> None:
     """Write a run as speed.json."""
-    about = {} if parts is None else {"parts": asdict(parts)}
-    values = {"setting": asdict(made), "rows": [asdict(row) for row in rows], **about}
+    values = {"setting": asdict(setting), "rows": [asdict(row) for row in rows]}
     write_text(folder / "speed.json", json.dumps(values, indent=1) + "\n")
 
 
-def _describe(made: Setting) -> str:
+def _describe(run: Setting) -> str:
     """Describe in one line where and how a run was made."""
-    threads = "" if made.on_gpu else f", {made.threads} threads"
-    compiled = ", compiled" if made.compiled else ""
-    compiled += "" if made.attention == "fused" else ", plain attention"
+    threads = "" if run.on_gpu else f", {run.threads} threads"
+    compiled = ", compiled" if run.compiled else ""
     return (
-        f"{made.label}; batch {made.batch}, {made.image_size} px, {made.precision}{compiled}; "
-        f"{made.device}{threads}, torch {made.torch}; medians of {made.rounds} rounds in turn"
+        f"{run.label}; batch {run.batch}, {run.image_size} px, {run.precision}{compiled}; "
+        f"{run.device}{threads}, torch {run.torch}; medians; rounds in turn: {run.rounds}"
     )

@@ -6,13 +6,10 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import ConfigError
@@ -23,13 +20,6 @@ from elip_plugin.measure.variants import PASSES, UNPRUNED, Pass, Variant, make_v
 
 WARMUP = 2
 """Rounds that are not counted."""
-
-ATTENTION: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-    "fused": nullcontext,
-    "plain": partial(sdpa_kernel, SDPBackend.MATH),
-}
-"""What `torch.nn.functional.scaled_dot_product_attention` may run: torch's choice, or no fused
-kernel."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +47,6 @@ class Setting:
     threads: int
     precision: str
     compiled: bool
-    attention: str
     rounds: int
     torch: str
     image_size: int
@@ -74,55 +63,36 @@ def measure_speed(
     precision: str = "fp32",
     rounds: int = 7,
     compiled: bool = False,
-    attention: str = "fused",
     progress: Callable[[str], None] = lambda text: None,
 ) -> tuple[Setting, list[Row]]:
-    """Measure variants of a model in turn, round by round.
+    """Time variants of a model in turn, round by round; count their arithmetic and memory.
 
-    Args:
-        host_model: The model.
-        variants: Names of variants; the first is the reference.
-        own: A plan to measure besides those.
-        passes: Keys of `PASSES`.
-        batch: Pairs.
-        precision: "fp32" or "bf16".
-        rounds: Rounds that count.
-        compiled: Whether each variant is compiled.
-        attention: A key of `ATTENTION`.
-        progress: Told what is being measured.
-
-    Returns:
-        Where and how it was measured, and a row for each pass of each variant.
-
-    Raises:
-        ConfigError: If a name is not known.
+    The first variant is the reference; `own` is a plan besides those that have names. Returns where
+    and how it was measured, and a row for each pass of each variant. Raises a ConfigError if a name
+    is not known.
     """
     unknown = [name for name in passes if name not in PASSES]
     if unknown:
         raise ConfigError(f"--passes {unknown} are not known; choose from {list(PASSES)}")
     if rounds < 1:
         raise ConfigError(f"--rounds must be 1 or more, got {rounds}")
-    if attention not in ATTENTION:
-        raise ConfigError(f"--attention must be one of {list(ATTENTION)}, got {attention!r}")
-    made = make_variants(
+    by_name = make_variants(
         host_model, variants, batch=batch, own=own, precision=precision, compiled=compiled
     )
     optimizer = torch.optim.AdamW(host_model.model.parameters(), lr=1e-6)
     rows = []
     for name in passes:
-        progress(f"{name}: {rounds} rounds of {', '.join(made)}")
+        progress(f"{name}: timing {', '.join(by_name)}")
         steps = {}
-        for variant, each in made.items():
-            each.host_model.model.train(PASSES[name].training)
-            steps[variant] = timed(partial(PASSES[name].run, each, optimizer))
-        with ATTENTION[attention]():
-            times = time_in_turn(steps, rounds)
-        for variant, each in made.items():
-            with ATTENTION[attention]():
-                memory = _count_memory(PASSES[name], each, steps[variant], compiled)
-            flops = 0 if compiled else _count_flops(PASSES[name], each, steps[variant])
-            rows.append(Row(variant, name, *compare(times, variant), flops, memory))
-    images = made[variants[0]].images
+        for key, variant in by_name.items():
+            variant.host_model.model.train(PASSES[name].training)
+            steps[key] = timed(partial(PASSES[name].run, variant, optimizer))
+        times = time_in_turn(steps, rounds)
+        for key, variant in by_name.items():
+            memory = _count_memory(PASSES[name], variant, steps[key], compiled)
+            flops = 0 if compiled else _count_flops(PASSES[name], variant, steps[key])
+            rows.append(Row(key, name, *compare(times, key), flops, memory))
+    images = by_name[variants[0]].images
     setting = Setting(
         model=host_model.name,
         label=label_of(host_model, with_plan=own is not None),
@@ -131,7 +101,6 @@ def measure_speed(
         threads=torch.get_num_threads(),
         precision=precision,
         compiled=compiled,
-        attention=attention,
         rounds=rounds,
         torch=torch.__version__.partition("+")[0],
         image_size=images.shape[2],

@@ -43,12 +43,6 @@ class Variant:
         """Compute a loss of the image features alone."""
         return self.features().float().square().mean()
 
-    def text_loss(self) -> Tensor:
-        """Compute a loss of the text features alone."""
-        with self._autocast():
-            features = self.host_model.encode_text(self.tokens)
-        return features.float().square().mean()
-
     def loss(self) -> Tensor:
         """Compute the training loss; of a model without texts, which has none, a stand-in."""
         if self.tokens is None:
@@ -110,21 +104,10 @@ def make_variants(
     precision: str = "fp32",
     compiled: bool = False,
 ) -> dict[str, Variant]:
-    """Make variants of a pruned model, and a random batch for all of them.
+    """Make variants of a pruned model by name, and a random batch of pairs for all of them.
 
-    Args:
-        host_model: The model.
-        names: The variants; the first is the reference.
-        batch: Pairs.
-        own: A plan besides those that have names, which comes last unless it is named.
-        precision: A key of `PRECISIONS`.
-        compiled: Whether each is compiled.
-
-    Returns:
-        The variants by name.
-
-    Raises:
-        ConfigError: If a name or the precision is not known.
+    The first is the reference; `own`, a plan besides those that have names, comes last unless it is
+    named. Raises a ConfigError if a name or the precision is not known.
     """
     plans = pruned_variants(own)
     known, names = [UNPRUNED, *host_model.references, *plans], list(names)
@@ -136,7 +119,7 @@ def make_variants(
     if batch < 1:
         raise ConfigError(f"--batch must be 1 or more, got {batch}")
     images, tokens = host_model.example_batch(batch)
-    made = {}
+    variants = {}
     for name in dict.fromkeys([*names, *([] if own is None else [plan_name(own)])]):
         model = _make_model(host_model, name, plans.get(name), compiled=compiled)
         copied = replace(host_model, model=model.train())
@@ -145,8 +128,8 @@ def make_variants(
             guided = _opened(copied, tokens)
         if compiled:  # some passes call the tower alone
             copied.encode_image = torch.compile(copied.encode_image)  # type: ignore[method-assign]
-        made[name] = Variant(copied, images, tokens, guided, precision)
-    return made
+        variants[name] = Variant(copied, images, tokens, guided, precision)
+    return variants
 
 
 def _opened(variant: HostModel, tokens: Any) -> Callable[[], AbstractContextManager[None]]:

@@ -9,70 +9,37 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from elip_plugin.visualize.views import Row, StageView, Visualization
+from elip_plugin.visualize.drawing import draw_stage, resize
+from elip_plugin.visualize.views import Row, Visualization
 
 
-def to_html(made: Visualization) -> str:
+def to_html(shown: Visualization) -> str:
     """Write a visualization as a page that needs nothing else."""
     page = files("elip_plugin.visualize").joinpath("page.html").read_text(encoding="utf-8")
-    pictures = "".join(_definition(i, image) for i, (_, image) in enumerate(made.pictures))
-    heads = "".join(f'<th scope="col">{escape(title)}</th>' for title in made.column_titles)
+    heads = "".join(f'<th scope="col">{escape(title)}</th>' for title in shown.column_titles)
     return Template(page).substitute(
-        label=escape(made.label),
-        plan=escape(made.plan),
-        pictures=pictures,
+        label=escape(shown.label),
+        plan=escape(shown.plan),
         heads=heads,
-        rows="".join(_row(made, row) for row in made.rows),
+        rows="".join(_row(shown, row) for row in shown.rows),
     )
 
 
-def _definition(place: int, image: Any) -> str:
+def image_tag(image: Any, words: str, format: str = "PNG", attributes: str = "") -> str:
+    """Write a Pillow image as an `<img>` that holds its data; `words` describe it."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    width, height = image.size
-    return (
-        f'<image id="picture-{place}" width="{width}" height="{height}" '
-        f'href="data:image/png;base64,{data}"/>'
-    )
+    image.save(buffer, format)
+    data = f"data:image/{format.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f'<img{attributes} alt="{escape(words)}" src="{data}">'
 
 
-def _row(made: Visualization, row: Row) -> str:
-    name, image = made.pictures[row.picture]
-    patches = made.grid[0] * made.grid[1]
-    whole = _figure(row.picture, image.size, "", f"{name}, all {patches} patches")
-    cells = [f"<td>{whole}</td>"]
+def _row(shown: Visualization, row: Row) -> str:
+    name, image = shown.pictures[row.picture]
+    patches = shown.grid[0] * shown.grid[1]
+    cells = [f"<td>{image_tag(resize(image), f'{name}, all {patches} patches')}</td>"]
     for stage in row.stages:
         words = stage.describe()
-        drawn = _figure(row.picture, image.size, _overlay(made, image, stage), words)
+        drawn = image_tag(draw_stage(shown.grid, image, stage), words)
         cells.append(f"<td>{drawn}<p>{escape(words)}</p></td>")
-    title = escape(made.row_title(row))
+    title = escape(shown.row_title(row))
     return f'<tr><th scope="row">{title}</th>{"".join(cells)}</tr>\n'
-
-
-def _figure(place: int, size: tuple[int, int], overlay: str, words: str) -> str:
-    return (
-        f'<svg viewBox="0 0 {size[0]} {size[1]}" role="img" aria-label="{escape(words)}">'
-        f'<use href="#picture-{place}"/>{overlay}</svg>'
-    )
-
-
-def _overlay(made: Visualization, image: Any, stage: StageView) -> str:
-    def square(patch: int) -> str:
-        x, y, width, height = made.box(image, patch)
-        return f"M{x:g} {y:g}h{width:g}v{height:g}h-{width:g}z"
-
-    faded = "".join(square(patch) for patch in (*stage.earlier, *stage.gone))
-    merged = "".join(
-        f'<path d="{square(patch)}" opacity="{opacity:.2f}"/>'
-        for patch, opacity in stage.opacities.items()
-    )
-    made_groups = "".join(
-        f'<path d="{"".join(map(square, group))}" fill="rgb{color}"/>'
-        for group, color in made.fills(image, stage)
-    )
-    if stage.groups:
-        lines = made.borders(image, stage)
-        path = "".join(f"M{x:g} {y:g}L{to_x:g} {to_y:g}" for x, y, to_x, to_y in lines)
-        made_groups += f'<path class="borders" d="{path}"/>'
-    return f'<path class="faded" d="{faded}"/><g class="merged">{merged}</g>{made_groups}'

@@ -5,12 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-BOX = 4
-"""Pillow's filter that averages."""
-
-Color = tuple[int, int, int]
-"""Red, green and blue, 0 to 255."""
-
 
 @dataclass(frozen=True)
 class OnObject:
@@ -98,35 +92,3 @@ class Visualization:
             patches = "patch" if row.differing == 1 else "patches"
             title += f" ({row.differing} {patches} kept by the last stage that the first row lost)"
         return title
-
-    def fills(self, image: Any, stage: StageView) -> list[tuple[tuple[int, ...], Color]]:
-        """Return the patches of each group, and their mean color."""
-        rows, columns = self.grid
-        small = image.convert("RGB").resize((columns, rows), BOX)
-        found = []
-        for group in stage.groups:
-            colors = [small.getpixel((patch % columns, patch // columns)) for patch in group]
-            red, green, blue = (round(sum(part) / len(group)) for part in zip(*colors))
-            found.append((group, (red, green, blue)))
-        return found
-
-    def borders(self, image: Any, stage: StageView) -> list[tuple[float, float, float, float]]:
-        """Return the lines between tokens: both ends' x and y in a picture, in pixels."""
-        rows, columns = self.grid
-        holder = {patch: number for number, group in enumerate(stage.groups) for patch in group}
-        token = [holder.get(patch, -1 - patch) for patch in range(rows * columns)]
-        lines = []
-        for patch in range(rows * columns):
-            x, y, width, height = self.box(image, patch)
-            right, lower = x + width, y + height
-            if (patch + 1) % columns and token[patch] != token[patch + 1]:
-                lines.append((right, y, right, lower))
-            if patch + columns < len(token) and token[patch] != token[patch + columns]:
-                lines.append((x, lower, right, lower))
-        return lines
-
-    def box(self, image: Any, patch: int) -> tuple[float, float, float, float]:
-        """Return a patch's left, top, width and height in a picture, in pixels."""
-        rows, columns = self.grid
-        width, height = image.size[0] / columns, image.size[1] / rows
-        return patch % columns * width, patch // columns * height, width, height

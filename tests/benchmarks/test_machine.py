@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from benchmarks.machine import sweep as module
+from benchmarks.machine.loading import time_loading
 from benchmarks.machine.memory import fit_batches, largest_batch
 from benchmarks.machine.startup import measure_startup
 from benchmarks.machine.sweep import Sweep, counts_up_to, measurements, run_sweep
 from elip_plugin import create
 from elip_plugin.errors import ConfigError, DataError
+from elip_plugin.pictures import find_items
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +44,7 @@ def test_what_is_measured() -> None:
     made = measurements(replace(TOY, data="pics"), GPUS * 2)
     assert {"bf16", "fp32", "bf16 compiled", "bf16 plain attention", "memory bf16"} <= {*made}
     assert [name for name in made if "processes" in name] == [f"{n} processes" for n in (1, 2, 4)]
-    assert "--nproc-per-node=4" in made["4 processes"] and "--data" in made["bf16"]
+    assert "--nproc-per-node=4" in made["4 processes"] and "--data" in made["loading"]
     assert "72000MiB" in made["memory bf16"]  # nine tenths of the smallest
     assert not [name for name in measurements(TOY, GPUS[:1]) if "processes" in name]
 
@@ -130,8 +134,6 @@ def test_a_time_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_no_gpu_is_said(tmp_path: Path) -> None:
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(ConfigError, match=r"no GPU was found.*--device cpu --toy"):
@@ -144,7 +146,7 @@ def test_the_command_at_a_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     every = module.measurements  # one of each kind: the others differ in options
 
     def fewer(*given: Any) -> dict[str, list[str]]:
-        kinds = ("bf16", "memory bf16", "2 processes")
+        kinds = ("bf16", "memory bf16", "2 processes", "bf16 plain attention")
         return {name: words for name, words in every(*given).items() if name in kinds}
 
     monkeypatch.setattr(module, "measurements", fewer)
@@ -155,7 +157,7 @@ def test_the_command_at_a_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     report = (tmp_path / "report.md").read_text()
     assert set(re.findall("^## .+: (.+)$", report, re.M)) == {"done"}, report
     assert "pairs per second" in report and "largest batch" in report
-    assert "Of a step of full" in report
+    assert "of a step of full" in report
 
 
 def test_pruning_fits_more_pairs(tmp_path: Path) -> None:
@@ -209,3 +211,21 @@ def test_the_store_is_measured(tmp_path: Path) -> None:
         [sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT
     )
     assert made.returncode == 0 and "600 rows: adding" in made.stdout, made.stderr
+
+
+def test_loading_is_timed_on_pictures_that_are_listed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+    items = find_items([tmp_path])
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rglob", lambda *given: pytest.fail("the folder is listed anew"))
+        assert time_loading(items, lambda image: torch.zeros(3, 8, 8), 4, 1, 2) > 0
+    (tmp_path / "0.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"--data: 0\.png cannot be read"):
+        time_loading(items, lambda image: torch.zeros(3, 8, 8), 4, 1, 2)
+    (tmp_path / "0.png").unlink()
+    assert re.match(r"a batch of 2 takes \d+\.\d{3} s with 1 workers", run(
+        f"loading --model ViT-tiny --data {tmp_path} --batch 2 --workers 1 --rounds 1"
+    ))  # fmt: skip

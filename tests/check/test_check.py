@@ -20,7 +20,7 @@ from elip_plugin.check import study
 from elip_plugin.check.embed import Embedder
 from elip_plugin.cli import main as cli
 from elip_plugin.config import ElipConfig
-from elip_plugin.pictures import find_items
+from elip_plugin.pictures import Item, find_items
 
 MODEL = "ViT-tiny"
 COUNT = 24
@@ -81,7 +81,9 @@ def test_from_pictures_to_the_page(run: Callable[..., Any], folder: Path, tmp_pa
     }  # fmt: skip
     for each in measures.values():
         assert each["value"]["low"] <= each["value"]["mean"] <= each["value"]["high"]
-    assert {each["name"] for each in found["slices"]} >= {"a", "b"}
+    assert [(part["folder"], part["pictures"]) for part in found["folders"]] == [
+        ("a", COUNT // 2), ("b", COUNT // 2)
+    ]  # fmt: skip
     assert len(found["worst"]) == COUNT
     lines = (tmp_path / "out" / "pictures.tsv").read_text().splitlines()
     shares = [float(line.split("\t")[2]) for line in lines[1:]]
@@ -91,6 +93,18 @@ def test_from_pictures_to_the_page(run: Callable[..., Any], folder: Path, tmp_pa
     assert page.index(found["worst"][0]) < page.index(found["worst"][5])
     assert "which patches survive" in (tmp_path / "out" / "patches.html").read_text()
     assert ElipConfig.from_mapping(str(tmp_path / "out" / "plan.json")).eval_mode == "image"
+
+
+def test_a_folder_that_fares_worse_is_marked() -> None:
+    items = [Item(f"{'aaabbbc'[min(i // 5, 6)]}/{i}.png", Path("x"), 1, 1) for i in range(31)]
+    values = np.random.default_rng(0).uniform(0.9, 1.0, 31)
+    values[15:30] -= 0.5  # folder b
+    found = study._by_folder(items, {"cosine": values, "overlap@3": values}, 3)
+    assert [(part.folder, part.pictures, part.lower) for part in found] == [
+        ("a", 15, False), ("b", 15, True)
+    ]  # fmt: skip  # the one picture of c shows nothing
+    assert found[1].cosine.mean == pytest.approx(values[15:30].mean())
+    assert study._by_folder(items[:15], {"cosine": values[:15], "overlap@3": values[:15]}, 3) == []
 
 
 def test_features_are_those_of_the_model(folder: Path, tmp_path: Path) -> None:
@@ -157,14 +171,14 @@ def test_a_bound_is_found_or_the_exit_code_is_1(
     made = run("--bound", "cosine=0.2")
     assert made.exit_code == 0, made.output
     found = report(tmp_path)
-    costs = [each["rung"]["forward_cost"] for each in found["bound"]["tried"]]
+    costs = [trial["candidate"]["forward_cost"] for trial in found["bound"]["trials"]]
     assert costs == sorted(costs, reverse=True) and len(costs) > 1
     assert found["bound"]["found"] == found["plan"] and found["bound"]["confirmed"]
     assert found["forward_cost"] == costs[-1]
     assert re.search(r"cosine of 0\.2 holds by keep", made.output)
     made = run("--bound", "overlap@2=0.999")
     assert made.exit_code == 1
-    assert "No plan of this ladder is shown to keep overlap@2 of 0.999" in made.output
+    assert "No plan that was tried is shown to keep overlap@2 of 0.999" in made.output
     assert report(tmp_path)["bound"]["found"] is None
 
 

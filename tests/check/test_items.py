@@ -74,21 +74,17 @@ def test_texts_are_read_by_the_path_or_the_name_of_a_file(folder: Path, tmp_path
     table.write_text("filepath\ttitle\nb/2.png\ta two\n3.png\ta three \n")
     items = with_texts(find_items([folder]), table)
     assert [item.caption for item in items] == ["a three", None, "a two"]
-    lines = tmp_path / "texts.jsonl"
-    lines.write_text('{"image": "a.jpg", "caption": "an a"}\n\n{"image": "b/2.png", "text": "b"}\n')
-    assert [item.caption for item in with_texts(items, lines)] == [None, "an a", "b"]
+    table.write_text("a.jpg\tan a\n\nb/2.png\tb\tc\n")  # without a header
+    assert [item.caption for item in with_texts(items, table)] == [None, "an a", "b\tc"]
 
 
 @pytest.mark.parametrize(
     ("name", "text", "fault"),
     [
-        ("t.csv", "a.jpg,x", r"must end in \.tsv or \.jsonl"),
+        ("t.csv", "a.jpg,x", "line 1: 'a.jpg,x' is no pair; give lines of \"picture<TAB>text\""),
         ("t.tsv", "", "holds no text"),
         ("t.tsv", "a.jpg\tx\nno pair\n", "line 2: 'no pair' is no pair"),
         ("t.tsv", "a.jpg\t \n", "line 1"),
-        ("t.jsonl", "{}", "line 1"),
-        ("t.jsonl", '{"image": "a.jpg", "text": 3}', "line 1"),
-        ("t.jsonl", "[", "line 1"),
     ],
 )
 def test_texts_that_cannot_be_read(name: str, text: str, fault: str, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from elip_plugin.check import bound as bounds
-from elip_plugin.check.bound import Bound, Rung, chosen, parse_bound, search
+from elip_plugin.check.bound import Bound, Candidate, cheapest, parse_bound, search
 from elip_plugin.check.neighbors import Values, overlaps
 from elip_plugin.check.statistics import bound_for_others, estimate, halves
 from elip_plugin.config import ElipConfig
@@ -18,7 +18,7 @@ DRAWS = 200
 FEW = 300
 """Resampled sets per interval here: enough for a count of how often it holds."""
 
-RUNGS = [Rung(ElipConfig.preset("half"), cost) for cost in (0.9, 0.75, 0.6, 0.5)]
+PLANS = [Candidate(ElipConfig.preset("half"), cost) for cost in (0.9, 0.75, 0.6, 0.5)]
 
 
 @pytest.fixture(autouse=True)
@@ -83,9 +83,9 @@ def test_the_cheapest_plan_that_is_found_holds_on_the_second_half() -> None:
     bound = Bound("overlap@10", 10, 0.95)
     confirmed, found = 0, []
     for seed in range(DRAWS):
-        ladder = dict(zip(RUNGS, (shares(600, bad, seed) for bad in (0.0, 0.02, 0.06, 0.2))))
-        best = chosen(search(RUNGS, ladder.__getitem__, bound, seed))
-        found.append(None if best is None else best.rung.cost)
+        ladder = dict(zip(PLANS, (shares(600, bad, seed) for bad in (0.0, 0.02, 0.06, 0.2))))
+        best = cheapest(search(PLANS, ladder.__getitem__, bound, seed))
+        found.append(None if best is None else best.candidate.cost)
         confirmed += best is None or best.confirmed
     assert confirmed >= 0.95 * DRAWS
     # The second plan's mean is 0.973, the third's is 0.950: mostly the second is found.
@@ -95,14 +95,14 @@ def test_the_cheapest_plan_that_is_found_holds_on_the_second_half() -> None:
 def test_nothing_is_tried_behind_a_plan_that_does_not_hold() -> None:
     asked = []
 
-    def measure(rung: Rung) -> Values:
-        asked.append(rung.cost)
-        return shares(400, 0.0 if rung.cost != 0.75 else 0.5, 0)
+    def measure(candidate: Candidate) -> Values:
+        asked.append(candidate.cost)
+        return shares(400, 0.0 if candidate.cost != 0.75 else 0.5, 0)
 
-    tried = search(RUNGS, measure, Bound("overlap@10", 10, 0.9))
+    tried = search(PLANS, measure, Bound("overlap@10", 10, 0.9))
     assert asked == [0.9, 0.75] and [each.holds for each in tried] == [True, False]
-    none = search(RUNGS, measure, Bound("overlap@10", 10, 0.999))
-    assert chosen(none) is None and len(none) == 1
+    none = search(PLANS, measure, Bound("overlap@10", 10, 0.999))
+    assert cheapest(none) is None and len(none) == 1
 
 
 def test_a_planted_drift_is_found() -> None:
@@ -119,9 +119,9 @@ def test_a_planted_drift_is_found() -> None:
         return overlaps(full, made.astype(np.float32), [10])["overlap@10"]
 
     bound = Bound("overlap@10", 10, 0.98)
-    assert chosen(search(RUNGS[:1], lambda rung: pruned(0.0), bound)) is not None
+    assert cheapest(search(PLANS[:1], lambda plan: pruned(0.0), bound)) is not None
     drifted = pruned(0.1)
-    assert chosen(search(RUNGS[:1], lambda rung: drifted, bound)) is None
+    assert cheapest(search(PLANS[:1], lambda plan: drifted, bound)) is None
     assert drifted.mean() > 0.9  # on the whole it hardly shows
     assert len({*np.argsort(drifted)[:40]} & {*moved}) >= 38
 

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import elip_plugin
-from elip_plugin.cli import environment
+from elip_plugin.cli import doctor
 from elip_plugin.cli.main import app
 
 
@@ -37,7 +37,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]
 
 
 def fixes() -> dict[str, str]:
-    return {f.about: f.fix for f in environment.check_environment() if f.fix}
+    return {f.about: f.fix for f in doctor.check_environment() if f.fix}
 
 
 def test_all_is_well_here() -> None:
@@ -82,19 +82,19 @@ def test_a_host_that_does_not_import(
 @pytest.mark.newest
 def test_a_crash_of_a_host_is_a_finding(installed: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "open_clip.py").write_text("import os; os._exit(11)")
-    (fault,) = (f for f in environment.check_environment() if f.about == "open_clip")
+    (fault,) = (f for f in doctor.check_environment() if f.about == "open_clip")
     assert "3.3.0 does not import: exit code 11" in fault.text and fault.fix
 
 
 @pytest.mark.newest
 def test_optional_packages_and_this_one_are_named(installed: dict[str, str]) -> None:
     installed["onnx"] = "1.19.0"
-    found = {finding.about: finding for finding in environment.check_environment()}
+    found = {finding.about: finding for finding in doctor.check_environment()}
     assert found["onnx"].text == "1.19.0" and not found["openvino"].fix
     assert "pip install 'elip-plugin[export]'" in found["openvino"].text
     assert found["elip-plugin"].text == elip_plugin.__version__
     project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
-    for extra, names in environment.OPTIONAL.items():
+    for extra, names in doctor.OPTIONAL.items():
         (line,) = re.findall(rf"^{extra} = \[(.+)\]$", project, re.M)
         listed = {re.split("[>=]", name)[0] for name in re.findall(r'"([^"]+)"', line)}
         assert listed - {"torch"} == {*names}
@@ -102,10 +102,10 @@ def test_optional_packages_and_this_one_are_named(installed: dict[str, str]) -> 
 
 def test_autoload_that_is_off(installed: dict[str, str], monkeypatch: Any, tmp_path: Any) -> None:
     monkeypatch.setenv("ELIP_AUTOLOAD", "0")
-    monkeypatch.setattr(environment, "hosts", dict)
+    monkeypatch.setattr(doctor, "hosts", dict)
     assert fixes() == {"autoload": "unset ELIP_AUTOLOAD"}
     monkeypatch.delenv("ELIP_AUTOLOAD")
-    monkeypatch.setattr(environment.sysconfig, "get_paths", lambda: {"purelib": str(tmp_path)})
+    monkeypatch.setattr(doctor.sysconfig, "get_paths", lambda: {"purelib": str(tmp_path)})
     assert "force-reinstall" in fixes()["autoload"]
     (tmp_path / "elip.pth").write_text("... in ('open_clip',) ...")  # of an older version
     assert "force-reinstall" in fixes()["autoload"]

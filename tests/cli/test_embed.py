@@ -38,7 +38,10 @@ def test_the_files_hold_what_the_pruned_model_gives(pictures: Path, tmp_path: Pa
     options = [*given, "-o", str(out), "--keep", "0.5", "--batch", "4"]
     found = CliRunner().invoke(app, ["embed", *options])
     assert found.exit_code == 0, found.output
-    assert "left out: broken.png" in found.output and "10 pictures, 32 numbers" in found.output
+    assert (
+        "left out: broken.png" in found.output
+        and "features [10, 32] of 10 pictures" in found.output
+    )
     names = json.loads((out / "names.json").read_text())
     assert names == [f"{i}.png" for i in range(10)]
     made = elip_plugin.create("elip-embed-ViT-tiny", checkpoint=str(weights))

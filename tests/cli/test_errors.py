@@ -71,9 +71,8 @@ def one_line(words: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> str:
         ("plan --model ViT-B-16 --memory 24", "write such as 24GiB"),
         ("plan --model ViT-B-16 --memory 24GiB --precision fp16", "choose from ['fp32', 'bf16'"),
         ("plan --model ViT-B-16 --memory 1GiB --reserve 2GiB", "leaves nothing"),
-        ("plan --model ViT-B-16 --batch 0", "batch must be 1 or more"),
         ("plan --model hf-hub:no/such-model", "OpenCLIP cannot read the config of hf-hub:"),
-        ("plan --model ViT-B-16 --image-size 0", "--image-size 0 must be 1 or more"),
+        ("plan --model ViT-B-16 --image-size 0", "--image-size must be 1 or more, got 0"),
         ("bench speed --model ViT-tiny --out {file}", "is no folder"),
     ],
 )

@@ -73,11 +73,11 @@ def test_both_trainings_have_the_same_operations(demo: Any) -> None:
     program = f"""
 from elip_plugin import create
 from elip_plugin.measure.preview import average_step
-from elip_plugin.measure.shares import count_text_share
+from elip_plugin.measure.shares import count_operations
 from elip_plugin.patching.install import find_pruner
 
 made = create({demo.PRUNED!r}, device="meta")
-print(count_text_share(made).step(average_step(find_pruner(made.model))))
+print(count_operations(made).step(average_step(find_pruner(made.model))))
 """
     # In a process of its own: model configs are registered when OpenCLIP is imported.
     made = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -18,10 +18,10 @@ from elip_plugin.errors import ConfigError, UnsupportedModelError
 from elip_plugin.hosts.base import HostModel
 from elip_plugin.measure.allocations import Allocations, without_memory
 from elip_plugin.measure.counts import saved_bytes
-from elip_plugin.measure.fitting import Way, count_ways, prune_to_fit
 from elip_plugin.measure.memory import (
     StepMemory,
     count_memory,
+    count_options,
     parse_bytes,
 )
 from elip_plugin.measure.variants import PASSES, Variant, make_variants
@@ -174,32 +174,23 @@ def test_lines_through_the_counted_batches() -> None:
 
 
 @pytest.mark.slow
-def test_keep_ratios_that_make_a_batch_fit(tiny: Any) -> None:
-    _, meta = tiny
-    way = Way("fp32", False, *(count_memory(meta, variant=name) for name in ("full", "")))
-    batch = 256
-    budget = (way.unpruned.peak_at(batch) + way.pruned.peak_at(batch)) // 2
-    found = prune_to_fit(meta, way, batch, budget)
-    assert found is not None
-    config, counted = found
-    assert 0.97 * budget < counted.peak_at(batch) <= budget
-    assert config.stages[0].keep > 0.9  # weaker than the preset
-    assert prune_to_fit(meta, way, batch, way.unpruned.weights) is None
-
-
-@pytest.mark.slow
 def test_the_command_says_what_fits(tiny: Any) -> None:
+    _, meta = tiny
     command = f"plan --model elip-{TINY} --memory 400MiB --reserve 50MiB --batch 200"
     out = elip(f"{command} --precision fp32")
-    assert "in 400MiB less 50MiB reserve" in out and "fp32, checkpoint" in out
-    advice = re.search(
-        r"fp32: batch 200 fits by (?:this plan; also by )?(--model elip-\S+ --keep \S+)", out
+    assert (
+        "in 0.34 GiB, which is --memory less --reserve" in out
+        and "Not counted, hence --reserve" in out
     )
-    assert advice is not None, out  # and what is advised fits
-    again = f"plan {advice[1]} --memory 400MiB --reserve 50MiB --batch 200 --precision fp32"
-    assert "fp32: batch 200 fits by this plan" in elip(again)
-    assert "fp32, checkpoint: batch 200 fits, pruned or not" in out
-    assert "Not counted, hence --reserve" in out
+    counted = count_options(meta, ["fp32"])
+    assert [option.name for option in counted] == ["fp32", "fp32, checkpoint"]
+    for option in counted:
+        steps = (option.unpruned, option.pruned)
+        batches = " │ ".join(str(step.largest(350 * 2**20)) for step in steps)
+        peaks = " │ ".join(f"{step.peak_at(200) / 2**30:.2f} GiB" for step in steps)
+        assert re.search(rf"{option.name} │ [\d.]+ GiB │ {batches} │ {peaks}", out), out
+    first, pruned = counted[0].unpruned, counted[0].pruned
+    assert first.largest(350 * 2**20) < 200 < pruned.largest(350 * 2**20)
 
 
 def test_faults(tiny: Any) -> None:
@@ -207,7 +198,7 @@ def test_faults(tiny: Any) -> None:
     with pytest.raises(ConfigError, match=r"--precision .*'fp8'.* not known"):
         count_memory(meta, precision="fp8")
     with pytest.raises(ConfigError, match=r"--precision .*'fp8'.* not known"):
-        count_ways(meta, ["fp8"])
+        count_options(meta, ["fp8"])
     with pytest.raises(UnsupportedModelError, match="no gradient checkpointing"):
         HostModel.checkpoint(meta)
 

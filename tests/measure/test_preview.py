@@ -16,7 +16,7 @@ from elip_plugin import ElipConfig
 from elip_plugin.cli.target import find_plan
 from elip_plugin.errors import PlanError, UnknownModelError, UnsupportedModelError
 from elip_plugin.measure.preview import average_step, solve
-from elip_plugin.measure.shares import count_text_share
+from elip_plugin.measure.shares import Operations, count_operations
 from elip_plugin.patching.install import find_pruner
 
 
@@ -44,10 +44,39 @@ def test_the_command_shows_each_block_and_the_saving() -> None:
     out = elip("plan --model elip-ViT-B-16")
     assert "197 tokens of width 768" in out
     assert "keep 78, look ahead 2" in out
-    assert "forward 1.23, training step 0.88 (1.13 times as fast)" in out
     assert "slower than no pruning" in out
-    assert "memory kept for backward about 0.71" in out
     assert "slower than no pruning" not in elip("plan --model elip-fast-ViT-B-16")
+
+
+def test_the_command_ends_in_a_table_of_what_is_counted() -> None:
+    pytest.importorskip("open_clip")
+    out = elip("plan --model elip-ViT-B-16")
+    cells = [cell.strip() for cell in out.rpartition("┡")[2].split("│")[1:]]
+    rows = [cells[start : start + 5] for start in range(0, len(cells) - 1, 6)]
+    assert [row[0] for row in rows] == [
+        "tower, forward", "tower, training step", "whole training step", "memory for backward"
+    ]  # fmt: skip
+    assert [row[3] for row in rows] == ["1.23", "0.88", "0.90", "0.71"]
+    assert all(row[4] for row in rows)  # how it is counted
+    counted = count_operations(elip_plugin.create("ViT-B-16", device="meta"))
+    for row, unpruned in zip(
+        rows, (counted.vision, 3 * counted.vision, 3 * (counted.vision + counted.text))
+    ):
+        full, pruned = (float(cell.removesuffix(" GFLOP")) for cell in row[1:3])
+        assert full == pytest.approx(unpruned / 1e9, rel=0.01)
+        assert pruned / full == pytest.approx(float(row[3]), abs=0.02)
+
+
+def test_a_step_of_a_frozen_tower_is_counted_as_a_forward() -> None:
+    counted = Operations(vision=300, text=100, attention=20, length=40, frozen=True)
+    assert counted.share == 0.5 and counted.step(0.8) == pytest.approx(0.9)
+
+
+def test_the_table_of_a_frozen_tower_of_lavis() -> None:
+    pytest.importorskip("lavis")
+    out = elip("plan --model elip_blip2")
+    assert "the forward alone: this tower is frozen" in out
+    assert "nothing is kept: this tower is frozen" in out and "slower than" not in out
 
 
 def test_a_schedule_counts_over_the_whole_training() -> None:
@@ -72,9 +101,7 @@ def test_a_target_is_reached_and_written(tmp_path: Path) -> None:
     assert file.read_text().startswith("elip:\n  stages: [{")  # YAML, as its name says
     config = ElipConfig.from_mapping(str(file))
     pruned = elip_plugin.create("ViT-B-16", config, device="meta")
-    share = count_text_share(pruned)
-    assert share is not None
-    step = 1 / share.step(find_pruner(pruned.model).plan.train_cost(768))
+    step = 1 / count_operations(pruned).step(find_pruner(pruned.model).plan.train_cost(768))
     assert 1.5 <= step <= 1.53  # of the whole step, text tower included
     other = tmp_path / "plan.json"
     elip(f"plan --model elip-fast-ViT-B-16 --target-speedup 1.5 -o {other}")

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from entry_points import elip
-from PIL import Image
 
 from elip_plugin import create
-from elip_plugin.errors import DataError
 from elip_plugin.measure.counts import count_flops
-from elip_plugin.measure.parts import Parts, describe_parts, measure_parts, time_loading
-from elip_plugin.measure.shares import TextShare, count_text_share, describe_text_share
+from elip_plugin.measure.report import describe_share
+from elip_plugin.measure.shares import Operations, count_operations, describe_text_share
 from elip_plugin.measure.speed import Row
-from elip_plugin.pictures import find_items
 
 TINY = "ViT-tiny"
 
@@ -29,8 +25,8 @@ def host_model() -> Any:
 
 
 def test_shares_are_those_of_the_towers(host_model: Any) -> None:
-    counted = count_text_share(create(TINY, device="meta"))
-    assert counted is not None and counted == count_text_share(host_model)
+    counted = count_operations(create(TINY, device="meta"))
+    assert counted == count_operations(host_model)
     images, texts = host_model.example_batch(1)
     text = count_flops(lambda: host_model.encode_text(texts))
     image = count_flops(lambda: host_model.encode_image(images))  # unpruned in evaluation
@@ -54,34 +50,34 @@ NAMES = {
 def test_texts_of_every_kind_are_counted(name: str) -> None:
     host, length = NAMES[name]
     pytest.importorskip(host, minversion="4.57" if host == "transformers" else None)
-    counted = count_text_share(create(name, device="meta"))
-    assert counted is not None and counted.length == length
+    counted = count_operations(create(name, device="meta"))
+    assert counted.length == length
     assert 0.05 < counted.share < 0.5 and counted.attention > 0
-    assert "operations and is not pruned" in describe_text_share(counted, 0.8, "")
+    assert f"{counted.share:.0%} of the unpruned step" in describe_text_share(counted, 0.8, "")
 
 
 def test_examples_without_a_text(host_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = type(host_model)
     monkeypatch.setattr(kind, "example_batch", lambda self, n: (torch.zeros(n, 3, 64, 64), None))
-    assert count_text_share(host_model) is None
-    assert "only the vision tower is counted" in elip(f"plan --model {TINY}")
+    assert count_operations(host_model).text == 0
+    assert "this model takes no text" in elip(f"plan --model {TINY}")
 
 
 def test_the_saving_that_the_text_tower_leaves() -> None:
-    counted = TextShare(vision=300, text=100, attention=20, length=40)
+    counted = Operations(vision=300, text=100, attention=20, length=40)
     assert counted.share == 0.25
     assert counted.step(0.8) == pytest.approx(0.85)
     assert counted.text_at(20) == pytest.approx((80 / 2 + 20 / 4) / 100)
     text = describe_text_share(counted, 0.8, "--length")
-    assert "25%" in text and "0.85" in text and "--length 20" in text
+    assert "25%" in text and f"{counted.step(0.8, 20):.2f} (--length 20)" in text
     assert "cut" not in describe_text_share(counted, 0.8, "")
 
 
 def test_a_text_side_of_lavis_that_reads_images_is_not_counted() -> None:
     pytest.importorskip("lavis")
     host_model = create("elip_albef_pretrain:openmoji", device="meta")
-    assert count_text_share(host_model) is None
-    assert "reads the images too" in elip("plan --model elip_albef_pretrain:openmoji")
+    assert count_operations(host_model).text == 0
+    assert "texts read the image tokens too" in elip("plan --model elip_albef_pretrain:openmoji")
 
 
 def rows(tower: float, step: float, pruned: float) -> list[Row]:
@@ -89,36 +85,8 @@ def rows(tower: float, step: float, pruned: float) -> list[Row]:
     return [Row(v, m, seconds, 1, 1, 1, 0, 0) for m, v, seconds in made]
 
 
-def test_shares_are_said_and_what_loading_takes() -> None:
+def test_the_towers_share_is_said() -> None:
     made = rows(0.6, 1.0, 0.7)
-    (shares,) = describe_parts(made, Parts(0.1, 0.1))
-    assert "vision tower 60%, text tower 10%, optimizer 10%, loss and all else 20%" in shares
-    _, loading = describe_parts(made, Parts(0.1, 0.1, 0.9, 3))
-    assert "0.900 s" in loading and "3 workers, 0.90 of a step of full" in loading
-    assert "read the image tokens too 30%" in describe_parts(made, Parts(None, 0.1))[0]
-    assert describe_parts(made[1:], Parts(0.1, 0.1)) == []
-
-
-def test_parts_are_measured_and_printed(host_model: Any, tmp_path: Path) -> None:
-    parts = measure_parts(host_model, batch=2, rounds=1, loader=(0.5, 2))
-    assert parts.text and parts.optimizer > 0 and (parts.loader, parts.workers) == (0.5, 2)
-    Image.new("RGB", (80, 60)).save(tmp_path / "a.jpg")
-    out = elip(
-        f"bench speed --model {TINY} --batch 2 --rounds 1 --variants full,fast "
-        f"--data {tmp_path} --workers 1 --passes tower,step"
-    )
-    assert "text tower" in out and "decode and prepare with 1 workers" in out
-
-
-def test_loading_is_timed_on_pictures_that_are_listed_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for i in range(3):
-        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
-    items = find_items([tmp_path])
-    monkeypatch.setattr(Path, "rglob", lambda *given: pytest.fail("the folder is listed anew"))
-    seconds, workers = time_loading(items, lambda image: torch.zeros(3, 8, 8), 4, 1, 2)
-    assert seconds > 0 and workers == 1
-    (tmp_path / "0.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"--data: 0\.png cannot be read"):
-        time_loading(items, lambda image: torch.zeros(3, 8, 8), 4, 1, 2)
+    (share,) = describe_share(made)
+    assert "The vision tower takes 60% of a step of full, 1.00 s" in share
+    assert describe_share(made[1:]) == []  # the tower was not timed

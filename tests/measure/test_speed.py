@@ -150,7 +150,7 @@ def test_steps_take_turns() -> None:
 def test_the_command_prints_and_writes(tmp_path: Path) -> None:
     pytest.importorskip("open_clip")
     command = f"bench speed --model {TINY} --batch 2 --rounds 1 --variants full,fast"
-    assert "medians of 1 rounds" in elip(f"{command} --out {tmp_path}")
+    assert "rounds in turn: 1 " in elip(f"{command} --out {tmp_path}")
     made = json.loads((tmp_path / "speed.json").read_text())
     assert made["setting"]["model"] == TINY and len(made["rows"]) == 6
     assert [row["variant"] for row in made["rows"]] == ["full", "fast"] * 3
