@@ -60,14 +60,6 @@ def named(name: str) -> Iterator[str]:
     yield name
 
 
-def dpt(kind: str) -> dict[str, Any]:
-    """Return the options of a DPT with a backbone of transformers."""
-    import transformers
-
-    backbone = getattr(transformers, f"{kind}Config")(**TINY, out_indices=[1, 2, 4, 6])
-    return {"backbone_config": backbone}
-
-
 Model = Callable[[], Any]
 MODELS: dict[str, Model] = {
     "DINOv2": lambda: of_transformers("Dinov2", **TINY, image_size=518, patch_size=14),
@@ -89,7 +81,7 @@ MODELS: dict[str, Model] = {
     "OwlViT": lambda: of_transformers("OwlViT", **vision()),
     "MetaCLIP 2": lambda: of_transformers("MetaClip2", **vision()),
     "ViTMAE": lambda: of_transformers("ViTMAE", **TINY),
-    "DPT with DINOv2": lambda: of_transformers("DPT", **dpt("Dinov2")),
+    "DPT": lambda: of_transformers("DPT", **TINY),
     "Pixtral": lambda: of_transformers("PixtralVision", **TINY),
     "Swin": lambda: of_transformers("Swin", image_size=224),
     "timm `vit_tiny_patch16_224`": lambda: named("timm:vit_tiny_patch16_224"),

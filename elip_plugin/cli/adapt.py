@@ -117,7 +117,7 @@ def adapt(
             "pictures or --passes, or a smaller --rate, and another --out",
             err=True,
         )
-    typer.echo(f"weights: --checkpoint {weights}, pruned by the same plan")
+    typer.echo(f"adapted weights: use --checkpoint {weights} with the same plan")
 
 
 def _read(host_model: HostModel, items: Sequence[Item]) -> Tensor:
@@ -156,5 +156,5 @@ def _print(report: dict[str, list[list[float]]], title: str) -> None:
 
     table = Table("against unpruned", "before", "after", title=title)
     for name, pair in report.items():
-        table.add_row(name, *(f"{mean:.4f} [{low:.4f}, {high:.4f}]" for mean, low, high in pair))
+        table.add_row(name, *(f"{mean:.4f} ({low:.4f} to {high:.4f})" for mean, low, high in pair))
     print_table(table)
