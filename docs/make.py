@@ -37,7 +37,7 @@ every fault of a config. [Reducers](reducers.md) have options of their own.
 
 | key | type | default | meaning |
 |---|---|---|---|
-| `preset` | str | `paper` | a named plan, in place of `stages`: %(presets)s |
+| `preset` | str | `half` | a named plan, in place of `stages`: %(presets)s |
 %(config)s
 
 A stage:

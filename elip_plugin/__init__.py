@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from elip_plugin.planning import Plan, plan
     from elip_plugin.reducers import register_reducer
 
-__version__ = "0.4.0"
+__version__ = "1.0.0"
 
 _MODULES = {
     "adapting": ("adapt",),
@@ -64,11 +64,20 @@ __all__ = [
 ]
 
 
+_GONE = {
+    "Variant": "ModelName",
+    "guide": "find_handle(model).guide(features)",
+    "update_progress": "find_handle(model).update_progress(step, total_steps)",
+}
+"""What to write in place of names of 0.3."""
+
+
 def __getattr__(name: str) -> Any:
     """Load a public name from its module."""
     module = next((module for module, names in _MODULES.items() if name in names), None)
     if module is None:
-        raise AttributeError(f"module 'elip_plugin' has no attribute {name!r}")
+        hint = f": write elip_plugin.{_GONE[name]}" if name in _GONE else ""
+        raise AttributeError(f"module 'elip_plugin' has no attribute {name!r}{hint}")
     value = getattr(import_module(f"elip_plugin.{module}"), name)
     globals()[name] = value
     return value

@@ -14,6 +14,7 @@ from elip_plugin.errors import ConfigError, UnsupportedModelError
 from elip_plugin.hosts.anyvit.check import checked
 from elip_plugin.hosts.registry import describe, find_host
 from elip_plugin.patching.description import Description
+from elip_plugin.patching.forward import GuideUse
 from elip_plugin.patching.install import find_pruner, find_pruners, install
 from elip_plugin.patching.swap import find_patched, restore
 from elip_plugin.patching.wrappers import unwrap
@@ -66,15 +67,19 @@ class Handle:
 
         A guide given here wins over the caption in `model(image, text)`. In evaluation the
         config's `eval_mode` decides whether anything is pruned. It holds for forwards of this
-        thread; around `torch.nn.DataParallel`, which splits the batch, it is refused.
+        thread; around `torch.nn.DataParallel`, which splits the batch, it is refused. A guide that
+        no forward used is warned of once.
 
         Args:
             features: Text features [B, E] for a whole model (any norm), or a guide [B, D]
                 for a bare tower. Detached.
         """
         guide = find_host(self.model).text_guide(self.model, features)
-        with find_pruner(self.model).asked(guide=guide):
+        pruner, use = find_pruner(self.model), GuideUse()
+        with pruner.asked(guide=guide, guide_use=use):
             yield
+        if not use.used:
+            pruner.warn_unused()
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -143,8 +148,8 @@ def apply(
             through. Or a description of one, such as `elip_plugin.describe` makes, which is checked
             by numbers first.
         config: A configuration, a mapping for `ElipConfig.from_mapping`, a preset's name, or a
-            file such as `elip plan -o plan.yaml` writes; None for the default preset, or what the
-            host says of this kind of model.
+            file such as `elip plan -o plan.yaml` writes; None for "half", or what the host says of
+            this kind of model, such as one that answers questions.
         image_size: Pixels of a side of the images that the plan is for, or rows and columns; None
             for the size that the model's own attributes name. It is for models of no known host
             that take several sizes. Forwards of other sizes are pruned by the same ratios, by plans
@@ -182,8 +187,11 @@ def apply(
     else:
         description = describe(module, image_size)
     if not isinstance(config, ElipConfig):
-        config = ElipConfig.from_mapping(description.default if config is None else config)
-    install(description, config)
+        config = ElipConfig.from_mapping(config, default=description.default)
+    pruner = install(description, config)
+    learns = module.training or any(weight.requires_grad for weight in module.parameters())
+    if config.eval_mode == "full" and not learns:
+        pruner.warn_unpruned()
     return Handle(module)
 
 

@@ -56,7 +56,7 @@ def test_blip_of_transformers(family: str, most: int) -> None:
     from hosts.transformers.tiny import inputs, make
 
     model: Any = make(family).train()
-    elip_plugin.apply(model)
+    elip_plugin.apply(model, "paper")
     batch = inputs(family=family)
     counts = own_calls(lambda: model(**batch))
     assert 0 < sum(counts.values()) <= most, counts

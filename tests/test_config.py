@@ -318,20 +318,39 @@ def test_a_bare_string_is_a_preset(name: str) -> None:
 
 
 @pytest.mark.parametrize("nothing", [None, {}])
-def test_nothing_is_the_paper_preset(nothing: Any) -> None:
-    assert ElipConfig.from_mapping(nothing) == PRESETS["paper"]
+def test_nothing_is_the_recommended_preset(nothing: Any) -> None:
+    assert ElipConfig.from_mapping(nothing) == PRESETS["half"]
+    assert ElipConfig.from_mapping(nothing, default="fast") == PRESETS["fast"]
 
 
-OVERRIDES = {"text_weight": 0.0, "merge": False, "eval_mode": "text", "reference_depth": None}
+def test_a_default_is_for_what_names_no_plan() -> None:
+    asked = {"preset": "fast", "reducer": "similarity"}
+    changed = ElipConfig.from_mapping({"eval_mode": "text"}, default=asked)
+    assert changed == ElipConfig.from_mapping({**asked, "eval_mode": "text"})
+    for given in ({"preset": "third"}, {"reducer": "evit"}, vars(ElipConfig(STAGES))):
+        assert ElipConfig.from_mapping(given, default=asked) == ElipConfig.from_mapping(given)
+
+
+@pytest.mark.parametrize(
+    ("reducer", "preset"),
+    [("tome", "half"), ("ward", "embed"), ("elip", "paper"), ("evit", "fast")],
+)
+def test_a_reducer_by_itself_has_its_own_stages(reducer: str, preset: str) -> None:
+    config = ElipConfig.from_mapping({"reducer": reducer})
+    assert config.reducer == find_reducer(reducer) and config.stages == PRESETS[preset].stages
+    assert config.eval_mode == "full"
+
+
+OVERRIDES = {"text_weight": 0.0, "merge": False, "eval_mode": "image", "final_unpruned": 0.5}
 
 
 @pytest.mark.parametrize("field", OVERRIDES)
 @pytest.mark.parametrize("preset", [{"preset": "fast"}, {}])
 def test_fields_override_the_preset_one_by_one(preset: dict[str, Any], field: str) -> None:
-    base = PRESETS[preset.get("preset", "paper")]
+    base = PRESETS[preset.get("preset", "half")]
     config = ElipConfig.from_mapping({**preset, field: OVERRIDES[field]})
     assert config == dataclasses.replace(base, **{field: OVERRIDES[field]})
-    assert config != base
+    assert config != base or base.text_weight == OVERRIDES[field]
 
 
 def test_a_preset_with_stages_is_refused() -> None:

@@ -12,12 +12,11 @@ from elip_plugin.cli.options import (
     ImageSize,
     Keep,
     Model,
-    OldPreset,
     Plan,
     RandomWeights,
     examples,
 )
-from elip_plugin.cli.target import IMAGE_ONLY_PLAN, check_weights, renamed, resolve
+from elip_plugin.cli.target import IMAGE_ONLY_PLAN, check_weights, resolve
 
 EXAMPLES = examples(
     "elip export --model ViT-B-32 --checkpoint openai --out embed-b32",
@@ -34,7 +33,6 @@ def export(
     random: RandomWeights = False,
     format: Annotated[str, typer.Option(help="onnx, openvino or torch.")] = "onnx",
     plan: Plan = "",
-    preset: OldPreset = "",
     keep: Keep = "",
     image_size: ImageSize = None,
     text: Annotated[bool, typer.Option("--text", help="Export the text tower as well.")] = False,
@@ -48,7 +46,7 @@ def export(
     from elip_plugin.pictures import find_pictures
 
     find_format(format)  # before a model is built
-    target = resolve(model, renamed(plan, preset), keep, image_only=True, default=IMAGE_ONLY_PLAN)
+    target = resolve(model, plan, keep, image_only=True, default=IMAGE_ONLY_PLAN)
     check_weights("export", model, checkpoint, random)
     pictures = [] if images is None else [p.image for p in find_pictures([images], MOST_PICTURES)]
     manifest = write(

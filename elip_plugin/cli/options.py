@@ -28,7 +28,6 @@ Plan = Annotated[
         "of elip plan -o. By default what the model's name says."
     ),
 ]
-OldPreset = Annotated[str, typer.Option("--preset", hidden=True)]
 Keep = Annotated[
     str, typer.Option(help="Other keep ratios for the plan's stages, such as 0.9,0.65,0.4.")
 ]

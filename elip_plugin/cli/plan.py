@@ -15,13 +15,12 @@ from elip_plugin.cli.options import (
     ImageSize,
     Keep,
     Model,
-    OldPreset,
     Plan,
     check_file,
     examples,
     print_table,
 )
-from elip_plugin.cli.target import renamed, resolve
+from elip_plugin.cli.target import resolve
 from elip_plugin.errors import ConfigError, PlanError
 from elip_plugin.files import write_text
 
@@ -83,7 +82,6 @@ def models(
 def plan(
     model: Model,
     plan: Plan = "",
-    preset: OldPreset = "",
     keep: Keep = "",
     target_speedup: Annotated[
         float | None, typer.Option(help="Solve for a counted speed-up of the training step.")
@@ -118,8 +116,9 @@ def plan(
     if out is not None:
         check_file(out, ".yaml", ".yml", ".json")
     with warnings.catch_warnings():  # said below, with what would win
-        warnings.filterwarnings("ignore", "(this plan|eval_mode 'image' with this plan) is counted")
-        target = resolve(model, renamed(plan, preset), keep)
+        warnings.filterwarnings("ignore", "(this|eval_mode 'image' with this) plan is counted")
+        warnings.filterwarnings("ignore", ".* has the paper's cuts")
+        target = resolve(model, plan, keep)
         host_model = target.build(image_size=image_size, device="meta")
         counted = count_operations(host_model)
         if target_speedup is not None:

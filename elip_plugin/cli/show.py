@@ -12,12 +12,11 @@ from elip_plugin.cli.options import (
     ImageSize,
     Keep,
     Model,
-    OldPreset,
     Plan,
     check_file,
     examples,
 )
-from elip_plugin.cli.target import renamed, resolve
+from elip_plugin.cli.target import resolve
 from elip_plugin.errors import ConfigError
 from elip_plugin.files import write_text
 
@@ -39,7 +38,6 @@ def show(
     ] = None,
     checkpoint: Checkpoint = "",
     plan: Plan = "",
-    preset: OldPreset = "",
     keep: Keep = "",
     image_size: ImageSize = None,
     most: Annotated[int, typer.Option(help="Most pictures to show.")] = 12,
@@ -53,7 +51,7 @@ def show(
     check_file(out, ".html", ".png")
     if most < 1:
         raise ConfigError(f"--most must be 1 or more, got {most}")
-    target = resolve(model, renamed(plan, preset), keep)
+    target = resolve(model, plan, keep)
     pictures = find_pictures(image, most)
     shown = visualize(
         target.build(checkpoint=checkpoint, image_size=image_size), pictures, text or []

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import typer
-
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import ConfigError
 from elip_plugin.label import RANDOM, plan_name
@@ -124,16 +122,6 @@ def check_weights(command: str, model: str, checkpoint: str, random: bool) -> No
             f"elip {command} of {model} needs weights: give --checkpoint (a file, a tag of "
             "OpenCLIP's, or a folder of save_pretrained), or --random to try it without"
         )
-
-
-def renamed(plan: str, preset: str) -> str:
-    """Return `--plan`, for which `--preset` is the old spelling."""
-    if not preset:
-        return plan
-    if plan:
-        raise ConfigError(f"--plan {plan} and --preset {preset} say two plans: leave --preset out")
-    typer.echo("--preset is now --plan; it goes with 1.0", err=True)
-    return preset
 
 
 def default_device(device: str) -> str:

@@ -2,8 +2,8 @@
 
 from elip_plugin.config.checks import SCHEDULES
 from elip_plugin.config.elip_config import (
-    DEFAULT_PRESET,
     OUTSCORED,
+    PAPER,
     PRESETS,
     RECOMMENDED,
     TRAINING_PRESETS,
@@ -12,8 +12,8 @@ from elip_plugin.config.elip_config import (
 from elip_plugin.config.stage import Stage
 
 __all__ = [
-    "DEFAULT_PRESET",
     "OUTSCORED",
+    "PAPER",
     "PRESETS",
     "RECOMMENDED",
     "SCHEDULES",

@@ -19,7 +19,12 @@ from elip_plugin.config.stage import INCOMPLETE, Stage
 from elip_plugin.errors import ConfigError, join_faults, nearest, shown
 from elip_plugin.reducers import Reducer, find_reducer, reducers
 
-DEFAULT_PRESET = "paper"
+RECOMMENDED = "half"
+"""The preset where nothing is said: it loses less than a point at equal steps, and gains at equal
+operations (docs/plans.md)."""
+
+PAPER = "paper"
+"""The preset of the paper's method, by which models of its name (elip-X, elip_X) are pruned."""
 
 
 @dataclass(frozen=True)
@@ -110,14 +115,21 @@ class ElipConfig:
         return PRESETS[name]
 
     @classmethod
-    def from_mapping(cls, mapping: Mapping[str, Any] | str | None) -> ElipConfig:
+    def from_mapping(
+        cls,
+        mapping: Mapping[str, Any] | str | None,
+        *,
+        default: Mapping[str, Any] | str | None = None,
+    ) -> ElipConfig:
         """Read a configuration from YAML, JSON, OmegaConf or Python keys.
 
         Args:
             mapping: The field names of this class, with `stages` as a list of mappings;
                 or `preset` in place of `stages`, with other fields to override. A bare
                 string is a preset's name, or a file that ends in .json, .yaml or .yml, such as
-                `elip plan -o` writes. None or no `stages` means the default preset, "paper".
+                `elip plan -o` writes. A `reducer` by itself has stages of its own, "tome" those of
+                "half"; without any of the three, what is given changes the default plan.
+            default: That plan, a preset's name or a mapping; None for "half".
 
         Returns:
             The configuration.
@@ -141,13 +153,16 @@ class ElipConfig:
                 f"an ELIP config is a mapping or a preset's name, got {type(mapping).__name__}"
             )
         values = {str(key): mapping[key] for key in mapping}
+        if not values.keys() & {"preset", "stages", "reducer"}:
+            default = RECOMMENDED if default is None else default
+            values = {**({"preset": default} if isinstance(default, str) else default), **values}
         faults = unknown_keys(values, ("preset", *names(cls)))
         if "preset" in values and "stages" in values:
             faults.append("give either 'preset' or 'stages', not both")
         preset = values.get("preset")
         if "preset" in values and not _is_preset(preset):
             faults.append(f"preset {shown(preset)} is not known; {nearest(preset, PRESETS)}")
-            preset = DEFAULT_PRESET
+            preset = RECOMMENDED
         known = {key: values[key] for key in names(cls) if key in values}
         if "reducer" in known:
             base = None if preset is None else PRESETS[preset].reducer
@@ -157,7 +172,7 @@ class ElipConfig:
                 if preset is None and "stages" not in known:
                     preset = reducer.plan.get("preset")
                     known |= {key: reducer.plan[key] for key in reducer.plan if key != "preset"}
-        plan = PRESETS[preset or DEFAULT_PRESET]
+        plan = PRESETS[preset or PAPER]  # whose other keys are the defaults of the fields
         if "stages" in known:
             known["stages"] = read_stages(known["stages"], faults)
             known.setdefault("reference_depth", None)
@@ -205,9 +220,5 @@ PRESETS = _presets()
 TRAINING_PRESETS = [name for name, config in PRESETS.items() if config.eval_mode == "full"]
 """Names of the presets, without those for weights that are there."""
 
-RECOMMENDED = "half"
-"""The preset for contrastive training: it loses less than a point at equal steps, and gains at
-equal operations (docs/plans.md)."""
-
-OUTSCORED = ("paper", "fast")
+OUTSCORED = (PAPER, "fast")
 """Presets that cost more than the recommended one and did not score higher (docs/plans.md)."""

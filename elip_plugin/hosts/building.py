@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,15 @@ import torch
 
 from elip_plugin.errors import DataError, ElipError
 from elip_plugin.patching.checkpoints import reason_of
+
+
+def say_recommended(given: str, better: str) -> None:
+    """Warn that what was given means the paper's plan, and say which one is recommended."""
+    warnings.warn(
+        f"{given} has the paper's cuts; recommended is {better}, which costs less and scored "
+        "higher (docs/plans.md)",
+        stacklevel=2,
+    )
 
 
 @contextmanager

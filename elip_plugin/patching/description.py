@@ -112,7 +112,7 @@ class Description:
         teachable: Whether the guide has a gradient in training, so that a loss on the choice
             teaches what makes it.
         default: What it is pruned by where nothing is said: a preset's name, or a mapping for
-            `ElipConfig.from_mapping`; None for the default preset.
+            `ElipConfig.from_mapping`; None for "half".
     """
 
     module: nn.Module

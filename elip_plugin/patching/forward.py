@@ -13,6 +13,12 @@ from elip_plugin.core.stage import PlannedStage
 from elip_plugin.core.trace import Trace
 
 
+class GuideUse:
+    """Whether any forward has used a caller's guide."""
+
+    used = False
+
+
 @dataclass
 class Forward:
     """What holds for the forwards of a tower in this thread.
@@ -24,6 +30,7 @@ class Forward:
         enabled: Whether anything is pruned.
         guide: A caller's guide, in place of the one that the model makes.
         eval_mode: In place of the configuration's.
+        guide_use: Is told when a plan reads the caller's guide.
         trace: Records what each stage does.
         as_training: Whether a tower in evaluation mode is part of a model that trains.
         level: How much of the plan is in force, 0 (all tokens) to 1; None: nothing is decided.
@@ -40,6 +47,7 @@ class Forward:
 
     enabled: bool = True
     guide: Guide | None = None
+    guide_use: GuideUse | None = None
     eval_mode: str | None = None
     trace: Trace | None = None
     as_training: bool = False

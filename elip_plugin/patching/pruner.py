@@ -10,6 +10,7 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from elip_plugin.config import ElipConfig
@@ -74,6 +75,7 @@ class Pruner:
         self._warn_if_slower()
         self.num_tokens = shape.prefix + self.plan.num_patches
         self.progress = progress
+        self.trained = False
         self._warned: set[str] = set()
 
     # Forwards.
@@ -129,10 +131,16 @@ class Pruner:
             if not progress.reported:
                 progress.warn_unreported()
             level, weight = progress.level, progress.text_weight
+            self.trained = True
         elif forward.enabled:
             mode = forward.eval_mode or self.config.eval_mode
             level = 0.0 if mode == "full" else 1.0
             weight = self.config.text_weight if mode == "text" else 0.0
+            if level == 0 and forward.eval_mode is None:
+                self.warn_unpruned()
+        use, scheduled = forward.guide_use, forward.training and self.progress.scheduled
+        if use is not None and (weight > 0 or scheduled):
+            use.used = True
         if guided and level > 0 and weight > 0 and forward.guide is None:
             self._warn_unguided()
             level = 0.0
@@ -280,15 +288,31 @@ class Pruner:
                 stacklevel=3,
             )
 
-    def _warn_unguided(self) -> None:
-        if "unguided" not in self._warned:
-            self._warned.add("unguided")
-            warnings.warn(
-                "this ELIP tower got images without a text guide, so it keeps all tokens; "
-                "call the model with image and text together, or wrap the image call in "
-                "`with elip_plugin.find_handle(model).guide(text_features):`",
-                stacklevel=2,
+    def warn_unpruned(self) -> None:
+        """Warn once of an evaluation that keeps all tokens, unless a training came before it."""
+        if not torch.compiler.is_compiling() and not self.trained:
+            self._warn_once(
+                "this model is in evaluation, and its plan prunes training alone: eval_mode "
+                "'image' prunes both, and run inside `handle.disabled()` nothing is said"
             )
+
+    def warn_unused(self) -> None:
+        """Warn once of a text that a caller gave and no forward used."""
+        reads = "evaluation reads one with eval_mode 'text' alone, training in every forward"
+        why = reads if self.config.text_weight > 0 else "this plan reads none"
+        self._warn_once(f"no forward inside `handle.guide` used its text: {why}")
+
+    def _warn_unguided(self) -> None:
+        self._warn_once(
+            "this ELIP tower got images without a text guide, so it keeps all tokens; "
+            "call the model with image and text together, or wrap the image call in "
+            "`with elip_plugin.find_handle(model).guide(text_features):`"
+        )
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            warnings.warn(text, stacklevel=3)
 
 
 def _once(further: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -142,8 +142,8 @@ class BlockList(NamedAsReplaced):
         while entry is not None and entry[0] is not pruner:
             entry = entry[2]
         if entry is None or entry[1].tower is None or not entry[1].level:
-            host: Any = super()
-            found: Iterator[Any] = host.__iter__()
+            # As one call: of `host = super()` torch.compile makes no graph on Python 3.13.
+            found: Iterator[Any] = super().__iter__()  # type: ignore[misc]
             return found
         blocks: list[Any] = list(self._modules.values())
         steps = self.elip_steps
@@ -162,8 +162,7 @@ class BlockList(NamedAsReplaced):
         return Step(found) if isinstance(found, functools.partial) else found
 
     def _slice(self, index: slice) -> Any:
-        host: Any = super()
-        return host.__getitem__(index)
+        return super().__getitem__(index)  # type: ignore[misc]
 
     def children(self) -> Iterator[Any]:
         """Iterate as over the list; timm checkpoints what this gives."""

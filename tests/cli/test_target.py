@@ -152,7 +152,6 @@ def test_weights_have_names(tmp_path: Path) -> None:
             "plan --model X --plan fast --keep 2.0,0.5,0.4",
             "--keep 2.0,0.5,0.4, for the",
         ),
-        ("plan --model X --plan fast --preset half", "say two plans: leave --preset out"),
         ("show --model X --plan hlaf --image p.png -o a.png", r"--plan hlaf: .* mean \['half'\]"),
         ("bench speed --model X --plan none.yaml", r"--plan none.yaml: .* cannot be read"),
         ("check --model elip-half-no --random --images pictures --neighbors 2 -o o", "not known"),
@@ -167,11 +166,6 @@ def test_faults_name_the_option(
     assert isinstance(made.exception, ElipError)
     assert re.search(fault, str(made.exception)), made.exception
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
-
-
-def test_the_old_spelling_works_with_one_warning() -> None:
-    old, new = (said_by(f"plan --model {BASE} --{name} half") for name in ("preset", "plan"))
-    assert old == "--preset is now --plan; it goes with 1.0\n" + new
 
 
 def test_a_keep_that_a_wrong_plan_had_is_its_own(tmp_path: Path) -> None:

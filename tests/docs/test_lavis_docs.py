@@ -12,7 +12,7 @@ pytest.importorskip("lavis")
 from elip_plugin.hosts.lavis.models import ARCHS
 
 PAGE = Path(__file__).parents[2] / "docs" / "lavis.md"
-START, RULE = "| arch | training is guided by", "|---|---|---|---|\n"
+START, RULE = "| arch | training is guided by", "|---|---|---|\n"
 
 
 def table() -> str:
@@ -22,10 +22,7 @@ def table() -> str:
         if arch.images_per_text > 1:
             guided += ", both images"
         modes = "`full`, `image`, `text`" if arch.text_at_test else "`full`, `image`"
-        text = "LAVIS' own" if arch.own_text_pass else "one more"
-        if arch.guided_by == "nothing":
-            text = "none"
-        rows.append(f"| `{name}` | {guided} | {modes} | {text} |\n")
+        rows.append(f"| `{name}` | {guided} | {modes} |\n")
     return "".join(rows)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -124,12 +125,31 @@ def test_an_unknown_name_is_an_error_with_near_ones() -> None:
 
 
 def test_a_model_is_created_by_its_own_name_or_its_base_s() -> None:
-    for name in ("ViT-tiny", "elip-ViT-tiny", "elip-fast-ViT-tiny"):
+    presets = {"ViT-tiny": "half", "elip-ViT-tiny": "paper", "elip-fast-ViT-tiny": "fast"}
+    for name, preset in presets.items():
         made = elip_plugin.create(name)
         assert made.name == "ViT-tiny" and made.grid_size == (8, 8)
-        preset = "fast" if "fast" in name else "paper"
         config = elip_plugin.find_handle(made.model).config
         assert config == elip_plugin.ElipConfig.preset(preset)
+
+
+def test_the_papers_name_says_which_plan_is_recommended() -> None:
+    for make in (elip_plugin.create, open_clip.create_model):
+        with pytest.warns(UserWarning, match="elip-X has the paper's cuts; .* is elip-half-X"):
+            make("elip-ViT-tiny")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for name in ("elip-half-ViT-tiny", "elip-fast-ViT-tiny", "ViT-tiny"):
+                make(name)
+
+
+def test_a_plan_that_a_file_says_is_as_its_user_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {**open_clip.get_model_config("ViT-tiny"), "elip": {"preset": "paper"}}
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "ViT-mine", config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = open_clip.create_model("ViT-mine")
+    assert elip_plugin.find_handle(model).config == elip_plugin.ElipConfig.preset("paper")
 
 
 def test_a_missing_host_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,7 @@ def test_variants_share_weights_and_nothing_else(host_model: Any) -> None:
         assert all(a is b for a, b in zip(model.parameters(), weights, strict=True))
     assert type(full).__name__ == "CLIP"
     assert find_handle(fast).plan.stages[0].lookahead == 1
-    assert find_handle(host_model.model).config == ElipConfig.preset("paper")
+    assert find_handle(host_model.model).config == ElipConfig.preset("half")
 
 
 def test_inference_prunes_by_the_image_alone_and_the_tower_by_text(host_model: Any) -> None:

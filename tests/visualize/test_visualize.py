@@ -396,7 +396,7 @@ def test_non_square_images_and_timm_towers(name: str, tmp_path: Path) -> None:
         pytest.importorskip("timm.layers")
     (tmp_path / f"{name}.json").write_text(json.dumps({**NARROW, "vision_cfg": vision}))
     open_clip.add_model_config(tmp_path)
-    made = visualize(create(name), [Picture("n", picture())], ["a cat"])
+    made = visualize(create(name, "paper"), [Picture("n", picture())], ["a cat"])
     assert made.grid == grid
     side = 224 if "timm_model_name" in vision else 64
     assert made.pictures[0][1].size == (side, side * grid[0] // grid[1])

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from elip_plugin.config import ElipConfig
+from elip_plugin.hosts.building import say_recommended
 from elip_plugin.hosts.lavis.compat import fixes
 from elip_plugin.hosts.lavis.compat.offline import build_base, checkpoint_blocks
 from elip_plugin.hosts.lavis.compat.settings import BERT_FAMILY, CLIP_FAMILY, read_settings
@@ -48,9 +49,15 @@ def from_config(patched: Any, cfg: Any, config: ElipConfig | None = None) -> Any
 def pruning_of(patched: Any, cfg: DictConfig) -> ElipConfig:
     """Return what a model section prunes; where it is silent, what its class does by default."""
     given = OmegaConf.to_container(cfg, resolve=True).get(SECTION)  # type: ignore[union-attr]
-    pruning = patched.default if given is None else given
+    default = patched.default
+    if given is None and isinstance(default, str):
+        say_recommended("an arch elip_X without `elip`", "elip: {preset: half}")
     if patched.guided_by == "nothing":
-        # Nothing guides this model, so where the section is silent the image alone chooses.
-        pruning = {"preset": pruning} if isinstance(pruning, str) else dict(pruning)
-        pruning = {"text_weight": 0.0, **pruning}
-    return ElipConfig.from_mapping(pruning)
+        given, default = _by_the_image(given), _by_the_image(default)
+    return ElipConfig.from_mapping(given, default=default)
+
+
+def _by_the_image(pruning: Any) -> dict[str, Any]:
+    """Let the image alone choose where that is not said, for a model that nothing guides."""
+    pruning = {"preset": pruning} if isinstance(pruning, str) else dict(pruning or {})
+    return {"text_weight": 0.0, **pruning}

@@ -48,6 +48,7 @@ def describe_model(module: Any, model: Swap) -> Description:
         leak,
         no_text_guide=_why_no_guide(module, patched),
         teachable=True,
+        default=None if isinstance(patched.default, str) else patched.default,
     )
 
 

@@ -17,12 +17,12 @@ from lavis.processors.blip_processors import BlipImageEvalProcessor
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from elip_plugin.config import ElipConfig
+from elip_plugin.config import RECOMMENDED, ElipConfig
 from elip_plugin.errors import DataError, UnsupportedModelError
 from elip_plugin.hosts.base import HostModel
 from elip_plugin.hosts.building import seeded
 from elip_plugin.hosts.lavis import HOST
-from elip_plugin.hosts.lavis.build import from_config
+from elip_plugin.hosts.lavis.build import SECTION, from_config
 from elip_plugin.hosts.lavis.compat.offline import NumbersOnCpu, checkpoint_blocks
 from elip_plugin.hosts.lavis.guide import CaptionGuide, is_read_by_text
 from elip_plugin.hosts.lavis.models import ARCHS
@@ -132,6 +132,8 @@ def create(
     section = OmegaConf.create(((saved or {}).get("config") or {}).get("model") or {})
     if not section:
         section = OmegaConf.load(patched.default_config_path(kind)).model
+    if not arch.startswith(PREFIX) and SECTION not in section and isinstance(patched.default, str):
+        config = config or ElipConfig.preset(RECOMMENDED)
     if image_size is not None:
         section.image_size = image_size
     place = torch.device(device if device == "meta" else "cpu")

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from elip_plugin.config import DEFAULT_PRESET
+from elip_plugin.config import PAPER
 from elip_plugin.hosts.lavis.build import from_config
 from elip_plugin.hosts.lavis.guide import guided_by_text
 from elip_plugin.hosts.lavis.text import TokenizesOnce, inner_bert, text_pass
@@ -25,8 +25,9 @@ class PrunedModel(TokenizesOnce, Patched):
     guided_by: ClassVar[str] = "caption"
     """What guides the tower: "caption", "question", "sentence", or "nothing"."""
 
-    default: ClassVar[str | Mapping[str, Any]] = DEFAULT_PRESET
-    """What a model section without `elip` prunes by: a preset's name, or a mapping."""
+    default: ClassVar[str | Mapping[str, Any]] = PAPER
+    """What a model section without `elip` prunes by: a preset's name, in place of which another is
+    recommended, or a mapping."""
 
     text_at_test: ClassVar[bool] = False
     """Whether evaluation may prune by text (`eval_mode: text`) without leaking the answer."""

@@ -17,13 +17,13 @@ from open_clip.loss import ClipLoss, SigLipLoss
 from open_clip.model import get_model_preprocess_cfg
 from torch import Tensor
 
-from elip_plugin.config import DEFAULT_PRESET, ElipConfig
+from elip_plugin.config import ElipConfig
 from elip_plugin.hosts.base import HostModel
 from elip_plugin.hosts.building import reading, seeded
 from elip_plugin.hosts.open_clip import HOST
 from elip_plugin.hosts.open_clip.grid import grid_of
 from elip_plugin.hosts.open_clip.models import describe
-from elip_plugin.hosts.open_clip.names import CONFIG_KEY, base_of
+from elip_plugin.hosts.open_clip.names import CONFIG_KEY, base_of, config_of
 from elip_plugin.patching.install import install
 from elip_plugin.patching.monkeypatch import silenced
 
@@ -105,8 +105,7 @@ def create(
     if image_size is not None:
         options["force_image_size"] = image_size
     if config is None:
-        section = (open_clip.get_model_config(name) or {}).get(CONFIG_KEY, DEFAULT_PRESET)
-        config = ElipConfig.from_mapping(section)
+        config = config_of((open_clip.get_model_config(name) or {}).get(CONFIG_KEY))
     options["output_dict"] = True
 
     def build(pretrained: str | None, device: str) -> Any:

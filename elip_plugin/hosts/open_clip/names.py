@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import open_clip
 from open_clip import factory, pretrained
 
-from elip_plugin.config import DEFAULT_PRESET, PRESETS, ElipConfig
+from elip_plugin.config import PAPER, PRESETS, ElipConfig
 from elip_plugin.errors import (
     DataError,
     ElipError,
@@ -25,13 +25,14 @@ from elip_plugin.errors import (
     nearest,
 )
 from elip_plugin.hosts.base import FROM_CONFIG, ModelName
+from elip_plugin.hosts.building import say_recommended
 from elip_plugin.hosts.open_clip import models, schedulers
 from elip_plugin.hosts.open_clip.support import SUPPORTED, why_not
 from elip_plugin.patching.install import install
 
 PREFIXES = {
-    **{f"elip-{name}-": name for name in PRESETS if name != DEFAULT_PRESET},
-    "elip-": DEFAULT_PRESET,
+    **{f"elip-{name}-": name for name in PRESETS if name != PAPER},
+    "elip-": PAPER,
 }
 """Presets by the prefix that asks for them; the one that others begin with comes last."""
 
@@ -80,7 +81,7 @@ def _refuse(name: str) -> NoReturn:
     base = base_of(name)
     prefix = name.removesuffix(base)
     config = factory._MODEL_CONFIGS[base]
-    reason = why_not(config, PREFIXES.get(prefix, DEFAULT_PRESET))
+    reason = why_not(config, PREFIXES.get(prefix, PAPER))
     others = [p + base for p, preset in PREFIXES.items() if why_not(config, preset) is None]
     if reason and others:
         raise UnsupportedModelError(
@@ -187,6 +188,17 @@ def _fault_of(file: Path) -> str | None:
     return None if isinstance(config, dict) else f"it holds a {type(config).__name__}"
 
 
+class _Section(dict[str, Any]):
+    """What a name of ours says; that of a file is a plain dict."""
+
+
+def config_of(section: Any) -> ElipConfig:
+    """Read a model config's section; where a name alone says the paper's plan, say a better one."""
+    if isinstance(section, _Section) and section["preset"] == PAPER:
+        say_recommended("elip-X", "elip-half-X")
+    return ElipConfig.from_mapping(section)
+
+
 class _Derived(dict[str, Any]):
     """A config that was made from its base's; one of a file that has our key is a plain dict."""
 
@@ -201,7 +213,8 @@ def _add_pruned() -> None:
         for prefix, preset in PREFIXES.items():
             if why_not(configs[name], preset) is not None:
                 continue
-            pruned = _Derived(deepcopy(configs[name]), **{CONFIG_KEY: {"preset": preset}})
+            section = _Section(preset=preset)
+            pruned = _Derived(deepcopy(configs[name]), **{CONFIG_KEY: section})
             configs.setdefault(prefix + name, pruned)
             if name in pretrained._PRETRAINED:
                 pretrained._PRETRAINED[prefix + name] = pretrained._PRETRAINED[name]
@@ -217,6 +230,6 @@ class _Dispatcher:
     def __call__(self, *args: Any, elip: Any = None, **kwargs: Any) -> Any:
         model = self.model_class(*args, **kwargs)
         if elip is not None:
-            pruner = install(models.describe(model), ElipConfig.from_mapping(elip))
+            pruner = install(models.describe(model), config_of(elip))
             log.info("ELIP prunes the vision tower: %s", pruner.plan.summary())
         return model

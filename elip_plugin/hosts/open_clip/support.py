@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
-from elip_plugin.config import DEFAULT_PRESET, PRESETS
+from elip_plugin.config import PAPER, PRESETS
 
 SUPPORTED = (
     "OpenCLIP's native ViT (class-token, average or attentional pooling) and timm's "
@@ -30,7 +30,7 @@ OTHER_STEMS = {
 """How the ViTs embed patches whose names in timm begin so, where it is not one convolution."""
 
 
-def why_not(config: Mapping[str, Any], preset: str = DEFAULT_PRESET) -> str | None:
+def why_not(config: Mapping[str, Any], preset: str = PAPER) -> str | None:
     """Return why a model config cannot be pruned, as a clause about its tower; None if it can."""
     return _why_not_at_all(config) or _why_not_by(preset, config["vision_cfg"])
 

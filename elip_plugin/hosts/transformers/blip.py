@@ -16,7 +16,6 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from elip_plugin.config import DEFAULT_PRESET
 from elip_plugin.core.guide import project_to_vision_width
 from elip_plugin.errors import ConfigError, ElipError, GuideError, UnsupportedModelError
 from elip_plugin.hosts.transformers.readers import BlipReader, QFormerReader, Reader
@@ -29,9 +28,6 @@ from elip_plugin.reducers import FOR_INSTRUCTIONS, FOR_QUESTIONS
 
 ENTRIES = ("forward", "generate")
 """Methods by which images and texts enter a model."""
-
-FROZEN = "fast"
-"""The preset for a frozen tower, which pays for a lookahead in full, and saves its forward only."""
 
 LEAK = (
     "at test time its text is the answer, and an image pruned by it would leak it; use 'full' or "
@@ -54,7 +50,7 @@ def _entry(host: Callable[..., Any]) -> Callable[..., Any]:
 class PrunedBlip(PrunedModel):
     """A model whose text is the answer, so that the image alone chooses."""
 
-    elip_default: ClassVar[str | Mapping[str, Any]] = {"preset": DEFAULT_PRESET, "text_weight": 0.0}
+    elip_default: ClassVar[Mapping[str, Any] | None] = None
     """What it is pruned by where nothing is said; see `Description.default`."""
 
     elip_leak: ClassVar[str] = LEAK
@@ -109,7 +105,6 @@ class PrunedBlip(PrunedModel):
 class GuidedByText(PrunedBlip):
     """A model whose text side reads the tower by cross-attention, and can so guide it."""
 
-    elip_default: ClassVar[str | Mapping[str, Any]] = DEFAULT_PRESET
     elip_leak = ""
     elip_teachable = True
 
@@ -220,7 +215,6 @@ class GuidedByInstruction(ReadByQFormer):
 class MatchingByQFormer(Matching, ReadByQFormer):
     """BLIP-2 matching images and texts."""
 
-    elip_default = FROZEN
     elip_head = ("use_image_text_matching_head", False)
 
     def elip_reader(self, given: dict[str, Any]) -> Reader | None:
@@ -231,12 +225,6 @@ class MatchingByQFormer(Matching, ReadByQFormer):
         return super().elip_reader({**given, **cut})
 
 
-class FrozenTower(PrunedBlip):
-    """BLIP-2 with a language model, whose text is the answer and whose tower mostly is frozen."""
-
-    elip_default: ClassVar[Mapping[str, Any]] = {"preset": FROZEN, "text_weight": 0.0}
-
-
 def _text_side(model: Any) -> Any:
     return model.qformer if hasattr(model, "qformer") else model.text_encoder
 
@@ -245,8 +233,8 @@ KINDS: Mapping[str, type[PrunedBlip]] = {
     "BlipForQuestionAnswering": GuidedByQuestion,
     "BlipForImageTextRetrieval": Matching,
     "BlipForConditionalGeneration": PrunedBlip,
-    "Blip2Model": FrozenTower,
-    "Blip2ForConditionalGeneration": FrozenTower,
+    "Blip2Model": PrunedBlip,
+    "Blip2ForConditionalGeneration": PrunedBlip,
     "Blip2ForImageTextRetrieval": MatchingByQFormer,
     "InstructBlipModel": GuidedByInstruction,
     "InstructBlipForConditionalGeneration": GuidedByInstruction,

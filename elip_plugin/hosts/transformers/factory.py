@@ -59,7 +59,7 @@ def create(
     model = model.eval()
     description = describe(model)
     if config is None:
-        config = ElipConfig.from_mapping(description.default if section is None else section)
+        config = ElipConfig.from_mapping(section, default=description.default)
     install(description, config)
     vision = model.config.vision_config
     side = vision.image_size // vision.patch_size

@@ -37,13 +37,12 @@ class TextModel(EncodesOnce):
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Encode text, or return what is encoded already, without the model's hooks."""
-        host: Any = super()
         encoded = find(self, EncodedText)
         if encoded is None:
-            return host.__call__(*args, **options)
+            return super().__call__(*args, **options)  # type: ignore[misc]
         as_tuple = options.pop("return_dict", None) is False
         if encoded.output is None:
-            encoded.output = host.__call__(*args, **options)
+            encoded.output = super().__call__(*args, **options)  # type: ignore[misc]
         # A copy: `get_text_features` overwrites a part of what it is given.
         output = copy.copy(encoded.output)
         return output.to_tuple() if as_tuple and not isinstance(output, tuple) else output

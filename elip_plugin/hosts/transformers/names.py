@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from elip_plugin.config import DEFAULT_PRESET
+from elip_plugin.config import RECOMMENDED
 from elip_plugin.errors import UnknownModelError, nearest
 from elip_plugin.hosts.base import FROM_CONFIG, ModelName
 from elip_plugin.hosts.transformers.shapes import (
@@ -28,7 +28,7 @@ def list_names() -> dict[str, ModelName]:
 
 
 def _name(base: str, model_type: str, saved: bool = False) -> ModelName:
-    preset = FROM_CONFIG if saved or model_type in BLIP_TYPES else DEFAULT_PRESET
+    preset = FROM_CONFIG if saved or model_type in BLIP_TYPES else RECOMMENDED
     return ModelName(PREFIX + base, "transformers", base, preset, build)
 
 

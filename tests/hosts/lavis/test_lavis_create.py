@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,15 @@ from lavis_family import (
     PLANNED,
     pruned,
     section,
+    stock,
 )
 from lavis_recorders import assert_equal, seen
 from omegaconf import OmegaConf
 from PIL import Image
 
-from elip_plugin import ElipConfig, create, find_handle, plan
+from elip_plugin import ElipConfig, apply, create, find_handle, plan
 from elip_plugin.errors import DataError, UnknownModelError, UnsupportedModelError
+from elip_plugin.reducers import FOR_QUESTIONS
 
 GRIDS = {
     "albef_pretrain": 14,
@@ -76,6 +79,29 @@ def test_shapes_of_all_archs_need_no_weights(capsys: pytest.CaptureFixture[str])
         assert find_handle(made.model).config == ElipConfig.preset("fast")
 
 
+def test_a_plan_that_nobody_says() -> None:
+    """The paper's by the name of ours, with a warning; else the recommended one of its kind."""
+    for arch in ("albef_retrieval", "blip_caption", "clip"):
+        with pytest.warns(UserWarning, match="without `elip` has the paper's cuts; .*preset: half"):
+            made = create(f"elip_{arch}", device="meta")
+        assert find_handle(made.model).config.stages == ElipConfig.preset("paper").stages
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            made = create(arch, device="meta")
+            said = pruned(arch, elip={"preset": "half"})
+            applied = apply(stock(arch)).config
+        assert find_handle(made.model).config == find_handle(said).config == applied
+        assert applied == ElipConfig.preset("half")
+    asked = ElipConfig.from_mapping(FOR_QUESTIONS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for name in ("blip_vqa", "elip_blip_vqa"):
+            assert find_handle(create(name, device="meta").model).config == asked
+    assert apply(stock("blip_vqa")).config == asked
+    changed = pruned("blip_vqa", elip={"eval_mode": "text"})
+    assert find_handle(changed).config == dataclasses.replace(asked, eval_mode="text")
+
+
 def test_other_names() -> None:
     with pytest.raises(UnknownModelError, match=r"no model type 'coco'; .*'vqav2'"):
         create("elip_blip_vqa:coco")
@@ -118,7 +144,7 @@ PAIRS = ["albef_pretrain", "albef_retrieval", "blip_pretrain", "blip_retrieval",
 def test_the_checkpoint_of_a_run(arch: str, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint_best.pth"
     given = save(arch, path).state_dict()
-    made = create(arch, checkpoint=str(path))
+    made = create(f"elip_{arch}", checkpoint=str(path))
     assert made.weights == str(path) and made.grid_size == (4, 4) and made.name == arch
     loaded = made.model.state_dict()
     assert_equal(*({k: v for k, v in s.items() if "_m." not in k} for s in (loaded, given)))

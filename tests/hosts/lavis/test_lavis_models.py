@@ -221,7 +221,7 @@ def test_a_text_guides_both_images_of_nlvr() -> None:
 
 @pytest.mark.parametrize("arch", TEXT_AT_TEST)
 def test_the_text_chooses_in_evaluation_where_it_is_an_input(arch: str) -> None:
-    model = pruned(arch, elip={"eval_mode": "text"}).eval()
+    model = pruned(arch, elip={"preset": "paper", "eval_mode": "text"}).eval()
     call = {"albef_vqa": "rank", "blip_vqa": "rank"}.get(arch)
 
     def forward(captions: list[str]) -> Any:
@@ -354,7 +354,7 @@ def test_captioning_has_no_text_to_guide_it() -> None:
     with pytest.raises(ConfigError, match="set text_weight 0"):
         pruned("blip_caption", elip={"text_weight": 0.2})
     with pytest.raises(ConfigError, match="set text_weight 0"):
-        apply(stock("blip_caption"))
+        apply(stock("blip_caption"), "paper")
     model = pruned("blip_caption")
     with choices() as ours:
         run("blip_caption", model)

@@ -39,7 +39,7 @@ from elip_plugin.errors import ConfigError
 from elip_plugin.hosts.lavis.text import fit_mask
 from elip_plugin.patching.install import find_pruner
 
-BOTH = {"prune_momentum": True}
+BOTH = {"preset": "paper", "prune_momentum": True}
 CHECKPOINTED = {"vit_grad_ckpt": True, "vit_ckpt_layer": 12}
 
 each_momentum = pytest.mark.parametrize("arch", MOMENTUM)

@@ -107,7 +107,7 @@ def test_every_arch_trains_with_it_and_its_text_decides(arch: str) -> None:
 @pytest.mark.parametrize("arch", ["albef_pretrain", "albef_retrieval", "albef_vqa"])
 def test_the_text_pass_runs_as_often_as_without_pruning(arch: str) -> None:
     calls = []
-    for elip in ({"text_weight": 0.0}, ELIP):
+    for elip in ({"preset": "paper", "text_weight": 0.0}, ELIP):
         model = family.pruned(arch, elip=elip)
         with recorders.text_calls(model) as modes:
             family.run(arch, model)

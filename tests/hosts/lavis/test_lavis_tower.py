@@ -98,7 +98,7 @@ def test_looking_ahead_is_deterministic_and_equals_the_block_in_evaluation(
     image: Tensor, guide: Tensor
 ) -> None:
     tower = make_tower(drop_path_rate=0.5)
-    handle = apply(tower)
+    handle = apply(tower, "paper")
     block = tower.blocks[11]
     x = torch.randn(3, 17, 32)
     ahead = block(x, run=look_ahead)
@@ -118,7 +118,7 @@ def test_looking_ahead_is_deterministic_and_equals_the_block_in_evaluation(
 def test_the_plan_is_shown_where_the_tower_is_printed() -> None:
     tower = make_tower()
     unpruned = repr(tower)
-    handle = apply(tower)
+    handle = apply(tower, "paper")
     assert f"elip: {handle.plan.summary()}" in repr(tower)
     handle.remove()
     assert repr(tower) == unpruned
@@ -128,13 +128,13 @@ def test_the_plan_is_shown_where_the_tower_is_printed() -> None:
 def test_dropout_in_blocks_is_refused(dropout: str) -> None:
     tower = make_tower(**{dropout: 0.3})
     with pytest.raises(UnsupportedModelError, match="with dropout"):
-        apply(tower)
+        apply(tower, "paper")
     assert type(tower) is vit.VisionTransformerEncoder and type(tower.blocks[0]) is vit.Block
 
 
 def test_the_attention_row_is_that_of_the_whole_block() -> None:
     tower = make_tower().double()
-    apply(tower)
+    apply(tower, "paper")
     block = tower.blocks[9].eval()
     x = torch.randn(3, 17, 32, dtype=torch.float64, requires_grad=True)
     block(x, register_hook=True)
@@ -148,7 +148,7 @@ def test_an_attention_map_is_kept_where_lavis_wants_it(
 ) -> None:
     """Before blocks 2, 4 and 10 tokens are pruned; 9 and 11 are looked through last."""
     tower = make_tower()
-    with apply(tower).guide(guide):
+    with apply(tower, "paper").guide(guide):
         expected = tower(image)
         assert all(block.attn.attention_map is None for block in tower.blocks)
         torch.testing.assert_close(tower(image, register_blk=wanted), expected)
@@ -183,7 +183,7 @@ def test_every_weight_learns_under_autocast(image: Tensor, guide: Tensor) -> Non
 
 def test_copies_are_independent(image: Tensor, guide: Tensor) -> None:
     tower = make_tower()
-    with apply(tower).guide(guide):
+    with apply(tower, "paper").guide(guide):
         expected = tower(image)
     copies = [copy.deepcopy(tower), pickle.loads(pickle.dumps(tower))]
     for copied in copies:
@@ -200,7 +200,7 @@ def test_copies_are_independent(image: Tensor, guide: Tensor) -> None:
 
 def test_bad_input(image: Tensor) -> None:
     tower = make_tower()
-    handle = apply(tower)
+    handle = apply(tower, "paper")
     with pytest.raises(GuideError, match=r"\(3, 31\).*\(3, 32\)"), handle.guide(torch.ones(3, 31)):
         tower(image)
     with pytest.raises(UnsupportedModelError, match="of a model pass visual_encoder"):

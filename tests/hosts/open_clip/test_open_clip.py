@@ -52,7 +52,7 @@ def test_training_prunes_as_planned_and_gradients_flow(
     tiny_clip: Make, pairs: Pairs, custom_text: bool
 ) -> None:
     model = tiny_clip(custom_text=custom_text)
-    handle = apply(model)
+    handle = apply(model, "paper")
     with recorded_lengths(blocks(model)) as lengths:
         out = model(*pairs)
     assert lengths == PLANNED == list(handle.plan.tokens)
@@ -62,7 +62,7 @@ def test_training_prunes_as_planned_and_gradients_flow(
 
 def test_output_has_the_hosts_form(tiny_clip: Make, pairs: Pairs) -> None:
     base, model = tiny_clip(), tiny_clip()
-    apply(model)
+    apply(model, "paper")
     for output_dict in (True, False):
         base.output_dict = model.output_dict = output_dict
         expected, out = base(*pairs), model(*pairs)
@@ -77,7 +77,7 @@ def test_siglip_bias_is_kept(pairs: Pairs) -> None:
     from conftest import TINY
 
     model = open_clip.CLIP(**TINY, output_dict=True, init_logit_bias=-10).train()
-    apply(model)
+    apply(model, "paper")
     assert set(model(*pairs)) == {"image_features", "text_features", "logit_scale", "logit_bias"}
     model.output_dict = False
     assert len(model(*pairs)) == 4
@@ -89,7 +89,7 @@ def test_evaluation_and_single_inputs_equal_the_base_bitwise(
 ) -> None:
     image, text = pairs
     base, model = tiny_clip(custom_text=custom_text), tiny_clip(custom_text=custom_text)
-    handle = apply(model)
+    handle = apply(model, "paper")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert torch.equal(
@@ -107,7 +107,7 @@ def test_evaluation_and_single_inputs_equal_the_base_bitwise(
 
 def test_training_without_text_warns_once(tiny_clip: Make, pairs: Pairs) -> None:
     model = tiny_clip()
-    apply(model)
+    apply(model, "paper")
     with pytest.warns(UserWarning, match="without a text guide, so it keeps all tokens"):
         model.encode_image(pairs[0])
     with warnings.catch_warnings():
@@ -119,7 +119,7 @@ def test_training_without_text_warns_once(tiny_clip: Make, pairs: Pairs) -> None
 def test_own_loop_with_guide_equals_forward(tiny_clip: Make, pairs: Pairs) -> None:
     image, text = pairs
     model = tiny_clip()
-    handle = apply(model)
+    handle = apply(model, "paper")
     assert handle.config == ElipConfig.preset("paper")
     with elip_plugin.find_handle(model).guide(
         7 * model.encode_text(text)
@@ -131,7 +131,7 @@ def test_own_loop_with_guide_equals_forward(tiny_clip: Make, pairs: Pairs) -> No
 def test_an_outer_guide_wins_over_the_caption(tiny_clip: Make, pairs: Pairs) -> None:
     image, text = pairs
     model = tiny_clip()
-    handle = apply(model)
+    handle = apply(model, "paper")
     with handle.guide(model.encode_text(text.flip(0))):
         out = model(image, text)
         guided = model.encode_image(image, normalize=True)
@@ -141,7 +141,7 @@ def test_an_outer_guide_wins_over_the_caption(tiny_clip: Make, pairs: Pairs) -> 
 
 def test_text_is_encoded_once(tiny_clip: Make, pairs: Pairs) -> None:
     model = tiny_clip()
-    apply(model)
+    apply(model, "paper")
     calls = []
     model.transformer.register_forward_hook(lambda *_: calls.append(1))
     model(*pairs)
@@ -150,7 +150,7 @@ def test_text_is_encoded_once(tiny_clip: Make, pairs: Pairs) -> None:
 
 def test_the_guide_carries_no_gradient_to_the_text(tiny_clip: Make, pairs: Pairs) -> None:
     model = tiny_clip()
-    apply(model)
+    apply(model, "paper")
     model(*pairs)["image_features"].square().sum().backward()
     assert model.text_projection.grad is None and model.token_embedding.weight.grad is None
 
@@ -209,7 +209,7 @@ def test_image_only_evaluation_warns_where_it_does_not_pay(tiny_clip: Make) -> N
 def test_eval_text_is_refused_for_contrastive_models_only(tiny_clip: Make, pairs: Pairs) -> None:
     model = tiny_clip()
     with pytest.raises(ConfigError, match="leaks the answer"):
-        apply(model, {"eval_mode": "text"})
+        apply(model, {"preset": "paper", "eval_mode": "text"})
     tower = model.visual.eval()
     handle = apply(tower, {"eval_mode": "text", "preset": "fast"})
     with recorded_lengths(blocks(tower)) as lengths:
@@ -222,7 +222,7 @@ def test_eval_text_is_refused_for_contrastive_models_only(tiny_clip: Make, pairs
 
 def test_bare_tower(tiny_clip: Make, pairs: Pairs) -> None:
     tower = tiny_clip().visual
-    handle = apply(tower)
+    handle = apply(tower, "paper")
     with handle.guide(torch.randn(4, 32)), recorded_lengths(blocks(tower)) as lengths:
         assert tower(pairs[0]).shape == (4, 32)
     assert lengths == PLANNED
@@ -230,7 +230,7 @@ def test_bare_tower(tiny_clip: Make, pairs: Pairs) -> None:
 
 def test_merge_can_be_off(tiny_clip: Make, pairs: Pairs) -> None:
     model = tiny_clip()
-    apply(model, {"merge": False})
+    apply(model, {"preset": "paper", "merge": False})
     with recorded_lengths(blocks(model)) as lengths:
         model(*pairs)
     assert lengths == [n - (n < 65) for n in PLANNED]
@@ -272,7 +272,7 @@ def test_the_reduced_block_scores_as_the_whole_block(
     except TypeError:
         pytest.skip("this open_clip has no such block option")
     block = blocks(tower)[3]
-    apply(tower)
+    apply(tower, "paper")
     y = torch.randn(2, 9, 32, dtype=torch.float64)
     torch.testing.assert_close(block(y, run=look_ahead), block(y), rtol=0, atol=1e-12)
     expected = whole_block_row(block, y, monkeypatch)
@@ -288,7 +288,7 @@ def test_checkpointing_changes_nothing_and_selects_once(tiny_clip: Make, pairs: 
     gradients = []
     for checkpointing in (False, True):
         model = tiny_clip()
-        apply(model)
+        apply(model, "paper")
         model.set_grad_checkpointing(checkpointing)
         with recorded_choices() as made:
             model(*pairs)["image_features"].square().sum().backward()
@@ -300,7 +300,7 @@ def test_checkpointing_changes_nothing_and_selects_once(tiny_clip: Make, pairs: 
 
 def test_accumulation_repeats_the_same_choice(tiny_clip: Make, pairs: Pairs) -> None:
     model = tiny_clip()
-    apply(model)
+    apply(model, "paper")
     with torch.no_grad(), recorded_lengths(blocks(model)) as lengths:
         first = model(*pairs)["image_features"]
     assert lengths == PLANNED  # training is the flag, not the gradient mode
@@ -309,7 +309,7 @@ def test_accumulation_repeats_the_same_choice(tiny_clip: Make, pairs: Pairs) -> 
 
 def test_every_weight_learns_under_autocast(tiny_clip: Make, pairs: Pairs) -> None:
     model = tiny_clip()
-    apply(model)
+    apply(model, "paper")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = model(*pairs)
         loss = (out["image_features"] @ out["text_features"].T).diag().sum()
@@ -321,7 +321,7 @@ def test_every_weight_learns_under_autocast(tiny_clip: Make, pairs: Pairs) -> No
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_precisions(tiny_clip: Make, pairs: Pairs, dtype: torch.dtype) -> None:
     model = tiny_clip().to(dtype)
-    apply(model)
+    apply(model, "paper")
     with recorded_lengths(blocks(model)) as lengths:
         assert model(pairs[0].to(dtype), pairs[1])["image_features"].dtype == dtype
     assert lengths == PLANNED
@@ -329,7 +329,7 @@ def test_other_precisions(tiny_clip: Make, pairs: Pairs, dtype: torch.dtype) -> 
 
 def test_patch_dropout_counts_what_is_left(tiny_clip: Make, pairs: Pairs) -> None:
     model = tiny_clip(patch_dropout=0.5)
-    apply(model)
+    apply(model, "paper")
     with recorded_lengths(blocks(model)) as lengths:
         model(*pairs)
     kept = [int(0.9 * 32), int(0.65 * 32), int(0.4 * 32)]
@@ -348,7 +348,7 @@ def test_counts_that_patch_dropout_makes_impossible_fail_before_a_token_leaves(
 
 def test_state_dicts_exchange_strictly(tiny_clip: Make, pairs: Pairs) -> None:
     base, model = tiny_clip(seed=0), tiny_clip(seed=1)
-    apply(model)
+    apply(model, "paper")
     assert list(model.state_dict()) == list(base.state_dict())
     model.load_state_dict(base.state_dict(), strict=True)
     tiny_clip(seed=2).load_state_dict(model.state_dict(), strict=True)
@@ -358,20 +358,20 @@ def test_state_dicts_exchange_strictly(tiny_clip: Make, pairs: Pairs) -> None:
 def test_remove_leaves_nothing_behind(tiny_clip: Make, pairs: Pairs) -> None:
     base, model = tiny_clip(), tiny_clip()
     before = snapshot(model)
-    handle = apply(model)
+    handle = apply(model, "paper")
     assert snapshot(model) != before
     model(*pairs)
     handle.remove()
     handle.remove()
     assert snapshot(model) == before
     assert same(model(*pairs), base(*pairs))
-    apply(model).remove()
+    apply(model, "paper").remove()
     assert snapshot(model) == before
 
 
 def test_copies_and_pickles_are_whole_and_independent(tiny_clip: Make, pairs: Pairs) -> None:
     model = tiny_clip()
-    apply(model)
+    apply(model, "paper")
     expected = model(*pairs)
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert same(copied(*pairs), expected)
@@ -384,7 +384,7 @@ def test_copies_and_pickles_are_whole_and_independent(tiny_clip: Make, pairs: Pa
 
 def test_a_copy_made_in_mid_forward_has_no_guide(tiny_clip: Make) -> None:
     model = tiny_clip()
-    handle = apply(model)
+    handle = apply(model, "paper")
     with handle.guide(torch.randn(4, 32)):
         copied = copy.deepcopy(model)
     assert find(find_pruner(copied), Forward) is None
@@ -392,7 +392,7 @@ def test_a_copy_made_in_mid_forward_has_no_guide(tiny_clip: Make) -> None:
 
 def test_whole_model_saved_by_torch(tiny_clip: Make, pairs: Pairs) -> None:
     model = tiny_clip()
-    apply(model)
+    apply(model, "paper")
     buffer = io.BytesIO()
     torch.save(model, buffer)
     buffer.seek(0)
@@ -411,7 +411,7 @@ def test_an_exception_in_mid_forward_leaves_nothing(
     tiny_clip: Make, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_clip()
-    handle = apply(model)
+    handle = apply(model, "paper")
     expected = model(*pairs)
 
     def fail(*_: Any, **__: Any) -> None:
@@ -435,7 +435,7 @@ def test_a_guide_of_the_wrong_shape(
     tiny_clip: Make, pairs: Pairs, rows: int, columns: int, message: str
 ) -> None:
     model = tiny_clip()
-    handle = apply(model)
+    handle = apply(model, "paper")
     with pytest.raises(GuideError, match=message), handle.guide(torch.randn(rows, columns)):
         model.encode_image(pairs[0])
     assert find(find_pruner(model), Forward) is None
@@ -443,7 +443,7 @@ def test_a_guide_of_the_wrong_shape(
 
 def test_a_bare_towers_guide_of_the_wrong_width(tiny_clip: Make, pairs: Pairs) -> None:
     tower = tiny_clip().visual
-    handle = apply(tower)
+    handle = apply(tower, "paper")
     with pytest.raises(GuideError, match=r"\(4, 33\).*\(4, 32\)"), handle.guide(torch.randn(4, 33)):
         tower(pairs[0])
 
@@ -462,7 +462,7 @@ def test_unsupported_towers_are_refused_untouched(
     model = tiny_clip(**vision)
     before = snapshot(model)
     with pytest.raises(UnsupportedModelError, match=message):
-        apply(model)
+        apply(model, "paper")
     assert snapshot(model) == before
 
 
@@ -472,7 +472,7 @@ def test_scaled_cosine_attention_is_refused(tiny_clip: Make) -> None:
     except TypeError:
         pytest.skip("this open_clip has no such block option")
     with pytest.raises(UnsupportedModelError, match="scaled cosine attention"):
-        apply(model)
+        apply(model, "paper")
 
 
 def test_a_plan_that_does_not_fit_leaves_the_model_untouched(tiny_clip: Make) -> None:
@@ -491,9 +491,9 @@ def test_a_config_without_effect_is_refused(tiny_clip: Make, stages: tuple[Stage
 
 def test_applying_twice_and_foreign_modules_are_refused(tiny_clip: Make) -> None:
     model = tiny_clip()
-    apply(model)
+    apply(model, "paper")
     with pytest.raises(UnsupportedModelError, match=r"already.*remove\(\)"):
-        apply(model)
+        apply(model, "paper")
     with pytest.raises(UnsupportedModelError, match="none of the hosts"):
         apply(torch.nn.Linear(2, 2))
     with pytest.raises(UnsupportedModelError, match="not pruned by ELIP"):
@@ -504,7 +504,7 @@ def test_applying_twice_and_foreign_modules_are_refused(tiny_clip: Make) -> None
 
 def test_torchscript_is_refused_clearly(tiny_clip: Make) -> None:
     model = tiny_clip()
-    handle = apply(model)
+    handle = apply(model, "paper")
     with pytest.raises(UnsupportedModelError, match="train without --torchscript"):
         torch.jit.script(model)
     handle.remove()
@@ -514,7 +514,7 @@ def test_torchscript_is_refused_clearly(tiny_clip: Make) -> None:
 
 def test_compiles_to_one_graph_with_the_same_result(tiny_clip: Make, pairs: Pairs) -> None:
     model = tiny_clip(layers=6)
-    apply(model)
+    apply(model, "paper")
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*pairs), model(*pairs))
     compiled(*pairs)["image_features"].sum().backward()

@@ -42,7 +42,7 @@ def test_known_models_have_their_shapes(name: str) -> None:
     assert len(plan.tokens) == shape.vision.num_hidden_layers
     assert made.grid_size[0] * made.grid_size[1] == plan.num_patches
     listed = elip_plugin.get(f"hf:{name}")
-    preset = "own" if shape.architecture else "paper"
+    preset = "own" if shape.architecture else "half"
     assert (listed.host, listed.base, listed.preset) == ("transformers", name, preset)
     assert not shape.architecture or type(made.model).__name__ == shape.architecture
 

@@ -151,7 +151,7 @@ def test_no_checkpoint_at_all_is_said(caplog: pytest.LogCaptureFixture) -> None:
     assert "No weights are loaded" in caplog.text
     assert "ELIP prunes the vision tower by the question" in caplog.text
     caplog.clear()
-    pruned("albef_vqa", elip={"text_weight": 0.0})
+    pruned("albef_vqa", elip={"preset": "paper", "text_weight": 0.0})
     assert "by the image alone" in caplog.text
 
 
