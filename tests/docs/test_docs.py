@@ -13,7 +13,7 @@ import pytest
 from entry_points import installed_package
 from scripts import load
 
-from benchmarks import found
+from benchmarks.machine import found
 from elip_plugin import reducers
 
 ROOT = Path(__file__).parents[2]
@@ -82,7 +82,7 @@ def test_the_list_of_openclip_models_is_current() -> None:
 
 
 def test_the_table_of_other_libraries_models_names_all() -> None:
-    """Write it anew with `python -m benchmarks.found`."""
+    """Write it anew with `python -m benchmarks.machine.found`."""
     page = (ROOT / "research" / "anyvit.md").read_text()
     rows = [row[2:-2].split(" | ") for row in page.splitlines() if row.startswith("| ")][2:]
     assert [row[0] for row in rows] == list(found.MODELS)

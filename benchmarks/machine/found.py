@@ -1,4 +1,4 @@
-"""`python -m benchmarks.found [MODEL ...]`: what is done with models of other libraries, by name.
+"""`python -m benchmarks.machine.found [MODEL ...]`: what is done with other libraries' models.
 
 Each is built untrained, pruned by `embed`, checked, exported to ONNX and run. The table goes into
 research/anyvit.md.
@@ -23,7 +23,7 @@ from elip_plugin.errors import ElipError
 from elip_plugin.export import export
 from elip_plugin.hosts.anyvit.check import check
 
-PAGE = Path(__file__).parents[1] / "research" / "anyvit.md"
+PAGE = Path(__file__).parents[2] / "research" / "anyvit.md"
 TINY = {
     "hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768, "num_hidden_layers": 6,
 }  # fmt: skip
