@@ -16,7 +16,7 @@ def rows() -> list[Mapping[str, Any]]:
 
 
 def row(name: str, share: float) -> Mapping[str, Any]:
-    (found,) = (r for r in rows() if (r["name"], r["share"]) == (name, share))
+    (found,) = (r for r in rows() if (r["name"], r["share"], r["side"]) == (name, share, 224))
     return found
 
 
