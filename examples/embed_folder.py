@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,11 @@ from torch import Tensor
 
 import elip_plugin
 from elip_plugin.check import (
-    Embedder,
     Item,
     Rows,
     Store,
     fill,
     find_items,
-    image_only,
     nearest_in,
     read_ahead,
     similarities,
@@ -41,19 +40,19 @@ from elip_plugin.check import (
 SIDE, QUERIES, NEIGHBORS = 96, 8, 6
 
 
-def by_torch(args: argparse.Namespace, items: list[Item], progress: Any) -> Any:
+def by_torch(args: argparse.Namespace, progress: Any) -> tuple[Rows, list[str]]:
     """Embed by torch: an OpenCLIP name, or `hf:` and a folder of transformers."""
-    config = image_only(elip_plugin.ElipConfig.from_mapping(args.plan))
-    host_model = elip_plugin.create(args.model, config, checkpoint=args.pretrained)
-    return Embedder(host_model, args.out / "cache", args.batch, progress).pictures(items, config)
+    host_model = elip_plugin.create(args.model, args.plan, checkpoint=args.pretrained)
+    return elip_plugin.embed(host_model, args.images, args.out, batch=args.batch, progress=progress)
 
 
-def by_export(args: argparse.Namespace, items: list[Item], progress: Any) -> Any:
+def by_export(args: argparse.Namespace, progress: Any) -> tuple[Rows, list[str]]:
     """Embed by the runtime that `elip export` wrote for; the model gives the preprocessing."""
     from importlib import import_module
 
     encode: Callable[[Tensor], Tensor] = import_module("elip_plugin.export").load(args.export)
     preprocess = elip_plugin.create(args.model, device="meta").preprocess
+    items = find_items(args.images)
 
     def run(images: list[Tensor]) -> Rows:
         rows: Rows = torch.nn.functional.normalize(encode(torch.stack(images)), dim=1).numpy()
@@ -63,14 +62,20 @@ def by_export(args: argparse.Namespace, items: list[Item], progress: Any) -> Any
     state = [
         f"{file.resolve()} {file.stat().st_mtime_ns}" for file in sorted(args.export.iterdir())
     ]
-    name = hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
-    return fill(
-        Store(args.out / "cache" / f"export-{name}"),
+    cache = hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
+    features, faults = fill(
+        Store(args.out / "cache" / f"export-{cache}"),
         [item.key for item in items],
         read_ahead(items, preprocess, args.batch),
         run,
         lambda done: progress("embedding", done, len(items)),
     )
+    for i, why in faults.items():
+        warnings.warn(f"left out: {items[i].name}: {why}", stacklevel=2)
+    names = [item.name for i, item in enumerate(items) if i not in faults]
+    np.save(args.out / "features.npy", features)
+    (args.out / "names.json").write_text(json.dumps(names, indent=0))
+    return features, names
 
 
 def contact_sheet(items: list[Item], features: Rows) -> Image.Image:
@@ -106,20 +111,15 @@ def main() -> None:
     if not (args.pretrained or args.export):
         parser.error("give --pretrained or --export: the model's weights would be random")
 
-    items = find_items(args.images)
     args.out.mkdir(parents=True, exist_ok=True)
     with Progress() as bars:
-        bar = bars.add_task("embedding", total=len(items))
+        bar = bars.add_task("embedding")
         embed = by_export if args.export else by_torch
-        features, faults = embed(
-            args, items, lambda what, done, total: bars.update(bar, completed=done)
+        features, names = embed(
+            args, lambda what, done, total: bars.update(bar, completed=done, total=total)
         )
-    for i, why in faults.items():
-        print(f"left out: {items[i].name}: {why}")
-    good = [item for i, item in enumerate(items) if i not in faults]
-    np.save(args.out / "features.npy", features)
-    (args.out / "names.json").write_text(json.dumps([item.name for item in good], indent=0))
-    if good:
+    if names:
+        good = [item for item in find_items(args.images) if item.name in set(names)]
         contact_sheet(good, features).save(args.out / "neighbors.png")
     by = args.export or f"the plan {args.plan}"
     print(f"{features.shape[0]} pictures by {by}, {features.shape[1]} numbers each: {args.out}")

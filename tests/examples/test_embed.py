@@ -48,7 +48,7 @@ def start(script: str, *words: str) -> subprocess.CompletedProcess[str]:
 def run(script: str, *words: str) -> str:
     made = start(script, *words)
     assert made.returncode == 0, made.stdout + made.stderr
-    return made.stdout
+    return made.stdout + made.stderr
 
 
 def read(out: Path) -> Any:
