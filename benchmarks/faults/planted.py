@@ -192,8 +192,8 @@ FAULTS = (
     Fault(
         "markup in a caption becomes a part of the page",
         "visualize/html.py",
-        "title = escape(made.row_title(row))",
-        "title = made.row_title(row)",
+        "title = escape(shown.row_title(row))",
+        "title = shown.row_title(row)",
         FILES,
     ),
     Fault(

@@ -39,8 +39,10 @@ class InOrder(Pairs):
 
     def groups(self) -> Tensor:
         """Return the token after the merging that each one of those before it is in [B, T - P]."""
-        rank = super().left().argsort(dim=1).argsort(dim=1)
-        return rank.gather(1, super().groups())
+        total = self.stay.shape[1] + self.gone.shape[1] + self.second
+        stays = self.stay.new_ones(self.stay.shape[0], total).scatter(1, 2 * self.gone, 0)
+        place = stays.cumsum(dim=1) - 1
+        return place.scatter(1, 2 * self.gone, place.gather(1, 2 * self.into + 1))
 
 
 @dataclass(frozen=True)
@@ -77,33 +79,51 @@ class Ward(ToMe):
     def match(self, keys: Tensor, x: Tensor, sizes: Tensor, remove: int, prefix: int) -> Pairs:
         """Choose the pairs that cost least; see `ToMe.match`."""
         with torch.no_grad(), exact(x):
-            parts = (wide(keys.detach()).mean(dim=1), wide(x.detach()))
-            metric = torch.cat([F.normalize(part[:, prefix:], dim=-1) for part in parts], dim=-1)
-            first, second = metric[:, ::2], metric[:, 1::2]
+            heads, tokens = wide(keys.detach()).mean(dim=1), wide(x.detach())
+            costs = 2 - cosines(heads[:, prefix:]) - cosines(tokens[:, prefix:])
             counts = sizes[:, prefix:]
             a, b = counts[:, ::2, None], counts[:, None, 1::2]
-            costs = (2 - first @ second.transpose(1, 2)) * (a * b / (a + b)) ** POWER
-            least, partner = costs.min(dim=2)
+            least, partner = (costs * (a * b / (a + b)) ** POWER).min(dim=2)
             order = least.sort(dim=1, stable=True).indices
             gone, stay = order[:, :remove], order[:, remove:].sort(dim=1).values
-            return InOrder(gone, stay, partner.gather(1, gone), second.shape[1])
+            return InOrder(gone, stay, partner.gather(1, gone), costs.shape[2])
 
     def merge(self, x: Tensor, sizes: Tensor, pairs: Pairs, prefix: int) -> tuple[Tensor, Tensor]:
         """Average pairs by their sizes, at the mean of their norms; see `ToMe.merge`."""
-        counts, tokens = sizes.unsqueeze(-1), wide(x)
+        head = torch.arange(prefix, device=x.device).expand(x.shape[0], -1)
+        left = torch.cat([head, pairs.left() + prefix], dim=1)
+        gone = 2 * pairs.gone + prefix
+        into = pairs.groups().gather(1, 2 * pairs.gone) + prefix
+        added = sizes.gather(1, gone)
+        total = sizes.gather(1, left).scatter_add(1, into, added)
+        share = (added / total.gather(1, into)).unsqueeze(-1)
+        # Only those that are merged into change, by their groups' shares of the way to each token.
+        out, leave = wide(x.gather(1, rows(left, x))), wide(x.gather(1, rows(gone, x)))
+        meet = out.gather(1, rows(into, x))
+        out = out.scatter_add(1, rows(into, x), share * (leave - meet))
         # The norm scales what is averaged, and is not taught.
-        norms = tokens.detach().norm(dim=-1, keepdim=True)
-        weighted = torch.cat([tokens * counts, norms * counts, counts], dim=-1)
-        head, rest = weighted[:, :prefix], weighted[:, prefix:]
-        into = pairs.groups().gather(1, 2 * pairs.gone)
-        left = rest.gather(1, rows(pairs.left(), rest))
-        left = left.scatter_add(1, rows(into, rest), rest.gather(1, rows(2 * pairs.gone, rest)))
-        out = torch.cat([head, left], dim=1)
-        total = out[..., -1:]
-        mean, norm = out[..., :-2] / total, out[..., -2:-1] / total
-        shrunk = mean.detach().norm(dim=-1, keepdim=True).clamp(min=torch.finfo(out.dtype).tiny)
-        most = torch.finfo(x.dtype).max  # as long as its patches, an average may have larger values
-        return (mean * (norm / shrunk)).clamp(-most, most).to(x.dtype), total.squeeze(-1).detach()
+        longer = torch.zeros_like(total).scatter_add(
+            1, into, (share * (norm(leave) - norm(meet))).squeeze(-1)
+        )
+        shrunk = norm(out.gather(1, rows(into, x))).clamp(min=torch.finfo(out.dtype).tiny)
+        scale = (norm(meet).squeeze(-1) + longer.gather(1, into)) / shrunk.squeeze(-1)
+        out = out * torch.ones_like(total).scatter(1, into, scale).unsqueeze(-1)
+        if out.dtype != x.dtype:  # as long as its patches, an average may have larger values
+            most = torch.finfo(x.dtype).max
+            out = out.clamp(-most, most).to(x.dtype)
+        return out, total.detach()
+
+
+def cosines(x: Tensor) -> Tensor:
+    """Compare tokens [B, N, D] at even places with those at odd ones."""
+    x = F.normalize(x, dim=-1)
+    return x[:, ::2] @ x[:, 1::2].transpose(1, 2)
+
+
+def norm(x: Tensor) -> Tensor:
+    """Return the lengths [B, N, 1] of tokens [B, N, D], without gradient."""
+    lengths: Tensor = torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True)
+    return lengths
 
 
 def _falling(num_patches: int, depth: int, rate: float) -> list[int]:

@@ -397,7 +397,7 @@ def test_command(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def inline() -> list[str]:
     """Commands of ours inside of a sentence."""
-    texts = [page.read_text() for page in PAGES if page.is_file()]
+    texts = [page.read_text() for page in PAGES if page.is_file() and page.stem != "since_0.3"]
     found = {command for text in texts for command in re.findall(r"`(elip [a-z][^`]*)`", text)}
     return sorted(found)
 

@@ -33,7 +33,7 @@ WAYS = [(p, c, v) for p in ("fp32", "bf16") for c in (False, True) for v in ("fu
 @pytest.fixture(scope="module")
 def tiny() -> Any:
     pytest.importorskip("open_clip")
-    return create(TINY), create(TINY, device="meta")
+    return create(f"elip-{TINY}"), create(f"elip-{TINY}", device="meta")
 
 
 def peak_bytes(step: Callable[[], object]) -> int:

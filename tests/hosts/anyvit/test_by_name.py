@@ -230,7 +230,7 @@ def test_the_commands_take_such_names(dino: str, tmp_path: Path) -> None:
 
     name = f"hf:{dino}"
     output = run("plan", "--model", name, "--image-size", "64", "-o", str(tmp_path / "plan.yaml"))
-    assert "65 tokens of width 32" in output and "example batch has no text" in output
+    assert "65 tokens of width 32" in output and "this model takes no text" in output
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for i in range(12):
@@ -243,7 +243,7 @@ def test_the_commands_take_such_names(dino: str, tmp_path: Path) -> None:
     assert "12 pictures" in output and "overlap@3" in output
     output = run("bench", "speed", "--model", name, "--variants", "full,half", "--batch", "2",
                  "--rounds", "1", "--device", "cpu")  # fmt: skip
-    assert "step" in output and "text tower 0%" in output
+    assert "step" in output and "The vision tower takes" in output
 
 
 def test_an_exported_file_gives_what_the_model_gives(dino: str, tmp_path: Path) -> None:
