@@ -84,7 +84,6 @@ def sentences() -> Iterator[str]:
         "unpruned features."
     )
 
-
     ward, half = (
         [tuned(name, budget) for budget in ("steps", "operations")] for name in ("ward 0.7", "half")
     )
