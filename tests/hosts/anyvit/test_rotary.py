@@ -15,6 +15,10 @@ from elip_plugin.hosts.anyvit.check import check
 from elip_plugin.hosts.registry import describe
 from elip_plugin.patching.rotary import Rotary
 
+HALF = [0.06, 0.3333884, 0.0326136, 0.2452822]
+EMBED = [0.06, 0.3317562, 0.032555, 0.2469524]
+"""Of DINOv3 with `waves` for weights and image; unpruned 0.06, 0.3317472, 0.0325544, 0.2469978."""
+
 STAGES = [{"block": 1, "lookahead": 1, "keep": 0.5}, {"block": 4, "lookahead": 1, "keep": 0.25}]
 
 
@@ -134,3 +138,21 @@ def test_other_sizes_have_their_own_tables() -> None:
         with torch.no_grad(), handle.trace() as trace:
             assert model(x).pooler_output.isfinite().all()
         assert trace.stages[0].kept.max() > (side // 8) ** 2 // 2
+
+
+def waves(*shape: int) -> Tensor:
+    """Numbers that no generator of random ones has a part in."""
+    count = torch.Size(shape).numel()
+    return torch.sin(torch.arange(count, dtype=torch.float64) * 1.7).reshape(shape)
+
+
+@pytest.mark.parametrize(("plan", "known"), [("half", HALF), ("embed", EMBED)])
+def test_known_answers(plan: str, known: list[float]) -> None:
+    model = make("DINOv3").double().eval()
+    with torch.no_grad():
+        for i, (_, weight) in enumerate(sorted(model.named_parameters())):
+            weight.copy_(waves(*weight.shape) * 0.2 + 0.01 * (i % 7))
+    elip_plugin.apply(model, {"preset": plan, "eval_mode": "image"})
+    with torch.no_grad():
+        found = model(waves(1, 3, SIDE, SIDE)).pooler_output[0, :4]
+    torch.testing.assert_close(found, torch.tensor(known).double(), rtol=5e-6, atol=1e-7)
