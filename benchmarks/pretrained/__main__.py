@@ -19,6 +19,11 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Embed captioned photographs with DINOv2 by every plan, and compare what is found.",
 )
+Vision = Annotated[Path, typer.Option(help="Folder of DINOv2 ViT-S/14.")]
+Text = Annotated[Path, typer.Option(help="Folder of the text model.")]
+Photographs = Annotated[Path, typer.Option(help="Folder of photographs.")]
+Captions = Annotated[Path, typer.Option(help="CSV of file name and caption.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Heads of each kind.")]
 Cache = Annotated[
     Path, typer.Option(help="Folder of pixels, features and heads; it goes on there.")
 ]
@@ -38,14 +43,14 @@ def make_weights(
 
 @app.command("run")
 def run(
-    vision: Annotated[Path, typer.Option(help="Folder of DINOv2 ViT-S/14.")],
-    text: Annotated[Path, typer.Option(help="Folder of the text model.")],
-    photos: Annotated[Path, typer.Option(help="Folder of photographs.")],
-    captions: Annotated[Path, typer.Option(help="CSV of file name and caption.")],
+    vision: Vision,
+    text: Text,
+    photos: Photographs,
+    captions: Captions,
     part: Annotated[str, typer.Option(help="test, or choosing.")] = "test",
     names: Annotated[str, typer.Option(help='Plans, joined by ";"; all by default.')] = "",
     shares: Annotated[str, typer.Option(help="Shares of the operations.")] = "0.8,0.7,0.6,0.5,0.35",
-    seeds: Annotated[int, typer.Option(min=1, help="Heads of each kind.")] = 6,
+    seeds: Seeds = 6,
     side: Annotated[int, typer.Option(help="Pixels: 224, or 518 with --most.")] = 224,
     most: Annotated[int, typer.Option(help="Photographs; 0: all of the part.")] = 0,
     cache: Cache = Path("data/pretrained"),
@@ -71,13 +76,13 @@ def run(
 
 @app.command("adapt")
 def adapt(
-    vision: Annotated[Path, typer.Option(help="Folder of DINOv2 ViT-S/14.")],
-    text: Annotated[Path, typer.Option(help="Folder of the text model.")],
-    photos: Annotated[Path, typer.Option(help="Folder of photographs.")],
-    captions: Annotated[Path, typer.Option(help="CSV of file name and caption.")],
+    vision: Vision,
+    text: Text,
+    photos: Photographs,
+    captions: Captions,
     share: Annotated[float, typer.Option(help="Share of the operations.")] = 0.5,
     steps: Annotated[int, typer.Option(help="Of 32 photographs each.")] = 300,
-    seeds: Annotated[int, typer.Option(min=1, help="Heads of each kind.")] = 6,
+    seeds: Seeds = 6,
     cache: Cache = Path("data/pretrained"),
     log: Annotated[Path, typer.Option(help="Gets a line.")] = page.LOG,
 ) -> None:
@@ -93,10 +98,10 @@ def adapt(
 
 @app.command("finetune")
 def finetune(
-    vision: Annotated[Path, typer.Option(help="Folder of DINOv2 ViT-S/14.")],
-    text: Annotated[Path, typer.Option(help="Folder of the text model.")],
-    photos: Annotated[Path, typer.Option(help="Folder of photographs.")],
-    captions: Annotated[Path, typer.Option(help="CSV of file name and caption.")],
+    vision: Vision,
+    text: Text,
+    photos: Photographs,
+    captions: Captions,
     names: Annotated[str, typer.Option(help='Plans, joined by ";"; all by default.')] = "",
     seeds: Annotated[str, typer.Option(help="Such as 0-4, 3 or 0,2.")] = "0-4",
     side: Annotated[int, typer.Option(help="Pixels: 112 or 224.")] = 112,

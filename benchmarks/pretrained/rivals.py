@@ -52,7 +52,25 @@ class Anywhere(Pairs):
 
 
 @dataclass(frozen=True)
-class PiToMe(ToMe):
+class _MergesAnywhere(ToMe):
+    """What merges pairs of any two tokens."""
+
+    name = "merges-anywhere"
+    pairs: ClassVar[type[Pairs]] = Anywhere
+
+    def merge(self, x: Tensor, sizes: Tensor, pairs: Pairs, prefix: int) -> tuple[Tensor, Tensor]:
+        """Average pairs by their sizes; see `ToMe.merge`."""
+        counts = sizes.unsqueeze(-1)
+        weighted = torch.cat([x.float() * counts, counts], dim=-1)
+        head, rest = weighted[:, :prefix], weighted[:, prefix:]
+        gone = rest.gather(1, _rows(pairs.gone, rest))
+        rest = rest.scatter_add(1, _rows(pairs.into, rest), gone)
+        out = torch.cat([head, rest.gather(1, _rows(pairs.stay, rest))], dim=1)
+        return (out[..., :-1] / out[..., -1:]).to(x.dtype), out[..., -1].detach()
+
+
+@dataclass(frozen=True)
+class PiToMe(_MergesAnywhere):
     """PiToMe (NeurIPS 2024): the tokens of most energy are merged, halves of them with each other.
 
     A token's energy is the mean of its similarities to all others, those below a margin counted as
@@ -60,7 +78,6 @@ class PiToMe(ToMe):
     """
 
     name = "pitome"
-    pairs: ClassVar[type[Pairs]] = Anywhere
     margin: float = 0.9
 
     def run_block(
@@ -86,19 +103,9 @@ class PiToMe(ToMe):
             stay = torch.cat([order[:, 2 * remove :], other], dim=1).sort(dim=1).values
             return Anywhere(gone, stay, into, 0)
 
-    def merge(self, x: Tensor, sizes: Tensor, pairs: Pairs, prefix: int) -> tuple[Tensor, Tensor]:
-        """Average pairs by their sizes; see `ToMe.merge`."""
-        counts = sizes.unsqueeze(-1)
-        weighted = torch.cat([x.float() * counts, counts], dim=-1)
-        head, rest = weighted[:, :prefix], weighted[:, prefix:]
-        gone = rest.gather(1, _rows(pairs.gone, rest))
-        rest = rest.scatter_add(1, _rows(pairs.into, rest), gone)
-        out = torch.cat([head, rest.gather(1, _rows(pairs.stay, rest))], dim=1)
-        return (out[..., :-1] / out[..., -1:]).to(x.dtype), out[..., -1].detach()
-
 
 @dataclass(frozen=True)
-class Atc(PiToMe):
+class Atc(_MergesAnywhere):
     """ATC (ECCV 2024): in each block, agglomerative clustering of the keys by average linkage."""
 
     name = "atc"

@@ -6,6 +6,7 @@ from elip_plugin.config.elip_config import (
     PAPER,
     PRESETS,
     RECOMMENDED,
+    SAYS_PLAN,
     TRAINING_PRESETS,
     ElipConfig,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "PAPER",
     "PRESETS",
     "RECOMMENDED",
+    "SAYS_PLAN",
     "SCHEDULES",
     "TRAINING_PRESETS",
     "ElipConfig",

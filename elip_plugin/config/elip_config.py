@@ -27,6 +27,10 @@ PAPER = "paper"
 """The preset of the paper's method, by which models of its name (elip-X, elip_X) are pruned."""
 
 
+SAYS_PLAN = frozenset({"preset", "stages", "reducer"})
+"""Keys of a mapping of which any one says a plan; others change one that is said elsewhere."""
+
+
 @dataclass(frozen=True)
 class ElipConfig:
     """A pruning configuration, checked as a whole when it is made.
@@ -153,7 +157,7 @@ class ElipConfig:
                 f"an ELIP config is a mapping or a preset's name, got {type(mapping).__name__}"
             )
         values = {str(key): mapping[key] for key in mapping}
-        if not values.keys() & {"preset", "stages", "reducer"}:
+        if not values.keys() & SAYS_PLAN:
             default = RECOMMENDED if default is None else default
             values = {**({"preset": default} if isinstance(default, str) else default), **values}
         faults = unknown_keys(values, ("preset", *names(cls)))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
-from elip_plugin.config import ElipConfig
+from elip_plugin.config import SAYS_PLAN, ElipConfig
 from elip_plugin.errors import (
     ElipError,
     MissingHostError,
@@ -26,6 +26,7 @@ from elip_plugin.errors import (
 from elip_plugin.hosts import autoload
 from elip_plugin.hosts.base import Catalogue, Host, ModelName
 from elip_plugin.patching.description import Description
+from elip_plugin.patching.install import find_pruner
 from elip_plugin.patching.swap import Patched
 from elip_plugin.patching.wrappers import unwrap
 
@@ -268,7 +269,8 @@ def create(
 
     Args:
         name: A model name of any installed host, with or without our prefix.
-        config: What to prune, as `apply` takes it; None for what the name says.
+        config: What to prune, as `apply` takes it; None for what the name says, which a mapping
+            without `preset`, `stages` and `reducer` changes.
         checkpoint: Weights, as the host takes them; "" for random ones.
         image_size: Pixels of a side; None for the model's own.
         device: Where to build it; "meta" builds shapes without weights.
@@ -288,6 +290,11 @@ def create(
         >>> made.encode_image(images).shape
         torch.Size([2, 512])
     """
+    if isinstance(config, Mapping) and not {*config} & SAYS_PLAN:
+        model = create(name, checkpoint=checkpoint, image_size=image_size, device=device)
+        own = find_pruner(model.model).config.to_mapping()
+        model.prune(ElipConfig.from_mapping(config, default=own))
+        return model
     if config is not None and not isinstance(config, ElipConfig):
         config = ElipConfig.from_mapping(config)
     host = load_catalogue(find_model(name).host)

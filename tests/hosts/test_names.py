@@ -133,6 +133,20 @@ def test_a_model_is_created_by_its_own_name_or_its_base_s() -> None:
         assert config == elip_plugin.ElipConfig.preset(preset)
 
 
+def test_a_plan_is_given_as_apply_takes_it_and_a_part_of_one_changes_what_the_name_says() -> None:
+    def config(name: str, given: Any) -> Any:
+        return elip_plugin.find_handle(elip_plugin.create(name, given).model).config
+
+    half = elip_plugin.ElipConfig.preset("half")
+    assert config("ViT-tiny", half) == config("elip-embed-ViT-tiny", "half") == half
+    assert config("ViT-tiny", {"preset": "half", "eval_mode": "image"}).eval_mode == "image"
+    changed = config("elip-embed-ViT-tiny", {"restore": False})
+    assert changed.reducer.name == "ward" and changed.restore is False
+    assert config("ViT-tiny", {"eval_mode": "image"}).reducer == half.reducer
+    with pytest.raises(ConfigError, match="halff"):
+        config("ViT-tiny", "halff")
+
+
 def test_the_papers_name_says_which_plan_is_recommended() -> None:
     for make in (elip_plugin.create, open_clip.create_model):
         with pytest.warns(UserWarning, match="elip-X has the paper's cuts; .* is elip-half-X"):
