@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from elip_plugin.api import find_handle
 from elip_plugin.errors import ConfigError, DataError
@@ -45,6 +45,16 @@ def embedding(host_model: HostModel, images: Tensor) -> tuple[Tensor, ...]:
     """Return what an index holds of images: the model's features, else its class token [B, E]."""
     features = host_model.encode_image(images)
     return (features if features.ndim == 2 else features[:, 0],)
+
+
+def refuse_bare_model(given: object, function: str) -> None:
+    """Refuse a model alone where what `elip_plugin.create` makes is needed."""
+    if isinstance(given, nn.Module):
+        raise ConfigError(
+            f"{function} takes what elip_plugin.create makes, got a {type(given).__name__} alone: "
+            "create it by its name, and put a model of yours, such as one with adapters, into its "
+            "attribute `model`"
+        )
 
 
 def adapt(
@@ -80,14 +90,15 @@ def adapt(
         progress: Told the steps that are done, and the loss.
 
     Raises:
-        ConfigError: If the plan does not prune in evaluation, no weight requires a gradient, or a
-            number means nothing.
+        ConfigError: If a model is given alone, the plan does not prune in evaluation, no weight
+            requires a gradient, or a number means nothing.
         DataError: If the loss is no number, or `state` is of another call.
 
     Example:
         >>> made = elip_plugin.create("elip-embed-ViT-B-32", checkpoint="weights.pt")
         >>> elip_plugin.adapt(made, len(images), lambda places: images[places], steps=100)
     """
+    refuse_bare_model(host_model, "adapt")
     if steps < 1 or batch < 1 or not 0 < rate < 1:
         raise ConfigError(
             f"adapting needs steps and batch of 1 or more and a rate between 0 and 1, got steps "

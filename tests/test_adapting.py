@@ -103,6 +103,17 @@ def test_a_model_that_cannot_learn_is_refused(made: Any) -> None:
         adapt(made)
 
 
+def test_a_model_alone_is_refused_and_told_where_to_put_it(made: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"adapt takes what elip_plugin\.create makes, got a CLIP"
+    ):
+        adapt(made.model)
+    with pytest.raises(
+        ConfigError, match=r"embed takes what elip_plugin\.create makes, got a CLIP"
+    ):
+        elip_plugin.embed(made.model, [tmp_path], tmp_path)
+
+
 def test_several_features_are_taught(made: Any) -> None:
     def both(host_model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
         x = host_model.encode_image(images)

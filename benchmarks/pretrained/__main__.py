@@ -10,7 +10,7 @@ import typer
 
 from benchmarks import results_log
 from benchmarks.board.options import read_seeds
-from benchmarks.pretrained import finetuning, page, plans, rivals, weights
+from benchmarks.pretrained import finetuning, labels, page, plans, rivals, weights
 from benchmarks.pretrained.photos import read as read_photos
 from benchmarks.pretrained.study import Study
 
@@ -117,6 +117,23 @@ def finetune(
             key = (name, seed, side)
             if key not in {(r["name"], r["seed"], r["side"]) for r in results_log.read(log)}:
                 results_log.append(log, finetuning.run(vision, text, given, name, seed, side))
+
+
+@app.command("labels")
+def score_labels(
+    vision: Vision,
+    pictures: Annotated[Path, typer.Option(help="Folder of Tiny ImageNet.")],
+    adapted: Annotated[Path | None, typer.Option(help="Folder that adapt made in --cache.")] = None,
+    cache: Cache = Path("data/pretrained"),
+    log: Annotated[Path, typer.Option(help="Is written anew.")] = labels.LOG,
+) -> None:
+    """Score nearest neighbors on labelled pictures; a stopped run goes on."""
+    torch.set_num_threads(1)
+    rivals.register()
+    log.unlink(missing_ok=True)
+    for line in labels.run(vision, pictures, cache, adapted):
+        results_log.append(log, line)
+    typer.echo(labels.table(results_log.read(log)))
 
 
 def results_log_key(row: dict[str, object]) -> tuple[object, ...]:

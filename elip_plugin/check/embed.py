@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elip_plugin.adapting import embedding
+from elip_plugin.adapting import embedding, refuse_bare_model
 from elip_plugin.api import find_handle
 from elip_plugin.check.store import KEY, Rows, Store
 from elip_plugin.config import ElipConfig
@@ -24,6 +24,7 @@ from elip_plugin.errors import DataError, UnsupportedModelError
 from elip_plugin.export.manifest import hash_weights
 from elip_plugin.files import replacing, writable, write_text
 from elip_plugin.hosts.base import HostModel
+from elip_plugin.label import RANDOM
 from elip_plugin.measure.preview import image_only
 from elip_plugin.patching.install import find_pruner
 from elip_plugin.pictures import Item, find_items, strict_decoding
@@ -210,12 +211,22 @@ def embed(
 
     Raises:
         DataError: If there is no picture, or features are not finite.
-        ConfigError: If the plan chooses by a text.
+        ConfigError: If a model is given alone, or the plan chooses by a text.
+
+    Warns:
+        UserWarning: If nothing gave the model weights, or a picture cannot be read.
 
     Example:
         >>> model = elip_plugin.create("elip-embed-ViT-B-32", checkpoint="weights.pt")
         >>> features, names = elip_plugin.embed(model, ["photos"], "index")
     """
+    refuse_bare_model(host_model, "embed")
+    if host_model.weights == RANDOM:
+        warnings.warn(
+            f"{host_model.name} was made without a checkpoint: its features are those of random "
+            "weights, unless you loaded some yourself",
+            stacklevel=2,
+        )
     out, items = Path(out), find_items([Path(path) for path in pictures])
     config = image_only(find_pruner(host_model.model).config)
     with writable(out):

@@ -63,7 +63,7 @@ def adapt(
     """Adapt weights to a plan by your pictures, without labels; a stopped command continues.
 
     The result embeds at the pruned cost into an index of unpruned embeddings. A tenth of the
-    pictures is held out for the report.
+    pictures, at least 100, is held out for the report; give 200 or more.
     """
     import torch
 

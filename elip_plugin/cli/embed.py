@@ -24,7 +24,7 @@ from elip_plugin.cli.target import IMAGE_ONLY_PLAN, check_weights, default_devic
 
 EXAMPLES = examples(
     "elip embed --model ViT-B-32 --checkpoint openai --images photos -o index",
-    "elip embed --model elip-half-ViT-B-32 --random --images photos -o index",
+    "elip embed --model hf:FOLDER --checkpoint FOLDER --images photos -o index",
 )
 
 

@@ -24,8 +24,9 @@ Model = Annotated[
 Plan = Annotated[
     str,
     typer.Option(
-        help="A preset (half is recommended; level, third, lowres, embed, fast, paper), or a file "
-        "of elip plan -o. By default what the model's name says."
+        help="A preset (half or third to train, embed for existing weights; level, lowres, fast, "
+        "paper), or a file of elip plan -o. By default what the model's name says, else half, or "
+        "embed in commands for existing weights."
     ),
 ]
 Keep = Annotated[
@@ -33,10 +34,7 @@ Keep = Annotated[
 ]
 Checkpoint = Annotated[
     str,
-    typer.Option(
-        help="Weights: a file, a tag of OpenCLIP's, or a folder of save_pretrained; by default "
-        "random."
-    ),
+    typer.Option(help="Weights: a file, a tag of OpenCLIP's, or a folder of save_pretrained."),
 ]
 Images = Annotated[
     list[Path],

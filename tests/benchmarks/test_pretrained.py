@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import results_log
-from benchmarks.pretrained import finetuning, page, plans, scores
+from benchmarks.pretrained import finetuning, labels, page, plans, scores
 from benchmarks.pretrained.features import to_images
 from benchmarks.tables import fill
 
@@ -48,6 +48,15 @@ def test_an_interval_holds_the_mean_and_is_wider_with_fewer_photographs() -> Non
     _, low_few, high_few = scores.interval(variant[:, :40], other[:, :40])
     assert high_few - low_few > 2 * (high - low)
     assert scores.interval(other, other) == (0, 0, 0)
+
+
+def test_ten_neighbors_vote_by_their_similarity() -> None:
+    """Six of one class at a right angle are outvoted by four that are equal to the query."""
+    index = torch.tensor([[1.0, 0]] * 4 + [[0, 1.0]] * 6 + [[-1.0, 0]] * 5)
+    classes = torch.tensor([2] * 4 + [0] * 6 + [1] * 5)
+    voted, near = labels.vote(index, torch.tensor([[3.0, 0], [-2.0, 0]]), classes)
+    assert voted.tolist() == [2, 1]
+    assert sorted(near[0].tolist()) == list(range(10))
 
 
 def test_images_are_normalized_and_resized() -> None:

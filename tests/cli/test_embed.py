@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,12 @@ def test_what_is_embedded_is_read_again_and_plans_are_kept_apart(
         return encode(self, images)
 
     made.encode_image = counted.__get__(made)  # type: ignore[method-assign]
-    first, names = elip_plugin.embed(made, [pictures], tmp_path / "out", batch=4)
-    again, _ = elip_plugin.embed(made, [str(pictures)], tmp_path / "out", batch=4)
+    with pytest.warns(UserWarning, match="ViT-tiny was made without a checkpoint"):
+        first, names = elip_plugin.embed(made, [pictures], tmp_path / "out", batch=4)
+    made.weights = "weights.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again, _ = elip_plugin.embed(made, [str(pictures)], tmp_path / "out", batch=4)
     assert done == [4, 4, 2] and len(names) == 10 and np.array_equal(first, again)
     made.prune(elip_plugin.ElipConfig.from_mapping({"preset": "half", "eval_mode": "image"}))
     other, _ = elip_plugin.embed(made, [pictures], tmp_path / "out", batch=4)
