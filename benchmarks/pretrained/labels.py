@@ -157,7 +157,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             (
                 f"{row['cost']:.2f}", f"`{row['name']}`",
                 *(points(row, kind, index) for kind in ("cls", "mean") for index in indices),
-                f"{row['cls'][indices[0]]['overlap']:.2f}, {row['mean'][indices[0]]['overlap']:.2f}",
+                ", ".join(f"{row[kind][indices[0]]['overlap']:.2f}" for kind in ("cls", "mean")),
             )
             for row in rows
         ],

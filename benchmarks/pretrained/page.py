@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results_log
-from benchmarks.pretrained import finetuning
+from benchmarks.pretrained import finetuning, labels
 from benchmarks.pretrained.plans import MEANINGS, NAMES, SHARES
 from benchmarks.tables import fill, markdown
 
@@ -147,6 +147,7 @@ def write(rows: Rows) -> None:
     """Write the pages' tables and the chart."""
     tuned = results_log.read(finetuning.LOG)
     made = tables(rows) | {f"finetuning {side}": finetuning.table(tuned, side) for side in SIDES}
+    made["labels"] = labels.table(results_log.read(labels.LOG))
     for path in PAGES:
         path.write_text(fill(path.read_text(), made))
     draw(rows, CHART)
