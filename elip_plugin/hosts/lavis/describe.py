@@ -9,13 +9,7 @@ from elip_plugin.hosts.lavis import towers
 from elip_plugin.hosts.lavis.compat import fixes
 from elip_plugin.hosts.lavis.text import TEXT_ENCODERS, inner_bert
 from elip_plugin.patching.description import Description
-from elip_plugin.patching.progress import update_for
-from elip_plugin.patching.swap import Swap, find_patched, swap_for
-
-RUNNER_HOOKS = fixes.RunnerHooks(
-    includes=lambda model: next(find_patched(model), None) is not None, report=update_for
-)
-"""LAVIS' runners are extended for pruned models."""
+from elip_plugin.patching.swap import Swap, swap_for
 
 LEAK = (
     "at test time its text is the answer, or is compared with all images, and an image pruned by "
@@ -26,9 +20,9 @@ LEAK = (
 def describe_model(module: Any, model: Swap) -> Description:
     """Describe a LAVIS model, given the swap of its class; see `Host.describe`.
 
-    The first one turns on the fixes that pruned models need of LAVIS, for those models.
+    The first one turns on the fixes that pruned models need of LAVIS.
     """
-    fixes.extend(RUNNER_HOOKS)
+    fixes.apply("model")
     patched: Any = model.patched
     leak = "" if patched.text_at_test else LEAK
     if hasattr(module, "visual"):

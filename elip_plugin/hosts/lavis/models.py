@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from lavis.common.dist_utils import is_dist_avail_and_initialized
 from lavis.models import (
     CLIP,
     AlbefClassification,
@@ -25,6 +26,7 @@ from lavis.models import (
     BlipRetrieval,
     BlipVQA,
 )
+from lavis.models.clip_models.loss import ClipLoss
 from torch import Tensor
 
 from elip_plugin.hosts.lavis import blip2, towers
@@ -89,6 +91,11 @@ class ElipClip(GuidedForward, CLIP):
     replaces = CLIP
     PRETRAINED_MODEL_CONFIG_DICT = _small(CLIP, "clip")
     own_text_pass = True
+
+    @property
+    def loss(self) -> Any:
+        """LAVIS' loss; it asks how many processes there are, which takes a process group."""
+        return super().loss if is_dist_avail_and_initialized() else ClipLoss()
 
     def extract_features(self, samples: dict[str, Any]) -> Any:
         """Extract features; those of the image depend on a text in training only."""

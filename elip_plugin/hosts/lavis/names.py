@@ -29,7 +29,7 @@ REASONS = {
 
 def register() -> None:
     """Register our models, runner and data sets with LAVIS, and fix it; safe to repeat."""
-    fixes.register()
+    fixes.apply("register")
     for base, patched in ARCHS.items():
         name = PREFIX + base
         if registry.get_model_class(name) is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,8 +25,6 @@ from lavis_family import (
 
 import elip_plugin
 from elip_plugin.errors import ConfigError, GuideError, UnsupportedModelError
-from elip_plugin.hosts.lavis.compat import fixes
-from elip_plugin.hosts.lavis.describe import RUNNER_HOOKS
 from elip_plugin.hosts.lavis.factory import LavisModel, create
 from elip_plugin.hosts.lavis.models import ARCHS
 from elip_plugin.hosts.lavis.vocab import write_vocab
@@ -59,6 +58,14 @@ def make(tmp_path: Path, arch: str = "blip2", elip: Any = "fast", **more: Any) -
             if parameter.ndim > 1:
                 parameter.normal_(std=0.15)
     return model
+
+
+@pytest.fixture(autouse=True)
+def one_process() -> Iterator[None]:
+    """LAVIS' loss of BLIP-2 takes a process group."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), world_size=1, rank=0)
+    yield
+    distributed.destroy_process_group()
 
 
 @pytest.fixture
@@ -149,27 +156,6 @@ def test_a_forward_changes_nothing_of_lavis(tmp_path: Path, samples: dict[str, A
     model.ln_vision.register_forward_hook(lambda *_: found.append(changes(before)))
     lengths_of(model, samples)
     assert found == [[]]
-
-
-def test_in_a_process_group_losses_are_lavis_own(tmp_path: Path, samples: dict[str, Any]) -> None:
-    """And in none LAVIS has no loss."""
-    model, losses = make(tmp_path), []
-    elip_plugin.find_handle(model).remove()
-    losses.append(lengths_of(model, samples)[1].loss)
-    store = f"file://{tmp_path / 'store'}"
-    distributed.init_process_group("gloo", init_method=store, world_size=1, rank=0)
-    try:
-        losses.append(lengths_of(model, samples)[1].loss)
-        fixes.undo()
-        losses.append(lengths_of(model, samples)[1].loss)
-        distributed.destroy_process_group()
-        with pytest.raises(ValueError, match="process group has not been initialized"):
-            lengths_of(model, samples)
-    finally:
-        fixes.prepare()
-        fixes.register()
-        fixes.extend(RUNNER_HOOKS)
-    assert torch.equal(losses[0], losses[1]) and torch.equal(losses[1], losses[2])
 
 
 def test_evaluation_by_the_image(tmp_path: Path, samples: dict[str, Any]) -> None:
