@@ -1,4 +1,4 @@
-"""LAVIS: `elip_X` for each ALBEF, BLIP, BLIP-2 and CLIP arch X."""
+"""LAVIS: `elip_X` for each ALBEF, BLIP and CLIP arch X."""
 
 from __future__ import annotations
 

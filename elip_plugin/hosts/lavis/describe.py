@@ -27,11 +27,6 @@ def describe_model(module: Any, model: Swap) -> Description:
     leak = "" if patched.text_at_test else LEAK
     if hasattr(module, "visual"):
         return Description(module, towers.describe(module.visual), (model,), None, leak)
-    if hasattr(module, "Qformer"):
-        tower = towers.describe(module.visual_encoder)
-        return Description(
-            module, tower, (model,), None, leak, no_text_guide=_why_no_guide(module, patched)
-        )
     encoders = [getattr(module, n, None) for n in ("text_encoder", "text_encoder_m")]
     berts = [inner_bert(e) for e in encoders if e is not None] if patched.own_text_pass else []
     return Description(
@@ -52,13 +47,6 @@ def _why_no_guide(model: Any, patched: Any) -> ElipError | None:
         return ConfigError(
             f"{name} has no text to guide its tower (its caption is the answer): set "
             "text_weight 0 to prune by the image alone"
-        )
-    if hasattr(model, "Qformer"):
-        if model.Qformer.bert.embeddings.word_embeddings is not None:
-            return None
-        return ConfigError(
-            f"the Q-Former of {name} reads no text that could guide its tower "
-            "(qformer_text_input is false): set text_weight 0 to prune by the image alone"
         )
     text_width = inner_bert(model.text_encoder).config.hidden_size
     vision_width = model.visual_encoder.embed_dim

@@ -78,9 +78,7 @@ class LavisModel(HostModel):
         model = self.model
         if isinstance(model, CLIP):
             return model.encode_text(model.tokenizer(tokens))
-        qformer = getattr(model, "Qformer", None)
-        reads_text = qformer and qformer.bert.embeddings.word_embeddings is not None
-        if not hasattr(model, "text_encoder") and not reads_text:
+        if not hasattr(model, "text_encoder"):
             raise UnsupportedModelError(
                 f"{self.name} has no text encoder: it is pruned by the image alone, so give no text"
             )
@@ -101,10 +99,10 @@ class LavisModel(HostModel):
             **dict.fromkeys(("epoch", "iters"), 0),
             "num_iters_per_epoch": 1,
         }
-        if not self.name.endswith(("_pretrain", "_retrieval", "caption", "clip", "blip2")):
+        if not self.name.endswith(("_pretrain", "_retrieval", "caption", "clip")):
             raise UnsupportedModelError(
                 f"{self.name} does not train on plain pairs: of LAVIS' archs, albef_pretrain, "
-                "blip_pretrain, albef_retrieval, blip_retrieval, blip_caption, blip2 and clip do"
+                "blip_pretrain, albef_retrieval, blip_retrieval, blip_caption and clip do"
             )
         return self.model(samples)["loss"]
 
@@ -189,8 +187,6 @@ def _offline(section: Any, patched: Any, kind: str, folder: str) -> Any:
             ours["bert"] = {"vocab_size": BERT_WORDS}
         # A batch must divide the queue, whatever the batch.
         ours["queue_size"] = 65536
-        # Half precision is for weights that were trained, and not for every device.
-        ours["vit_precision"] = "fp32"
         # LAVIS' config of blip_classification leaves it open.
         ours["num_classes"] = max(2, section.get("num_classes", 2))
     return OmegaConf.merge(section, ours)

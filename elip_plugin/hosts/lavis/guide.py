@@ -141,8 +141,6 @@ def text_guide(module: Any, features: Tensor, suffix: str = "") -> Tensor:
         return project_to_vision_width(features, [module.visual.proj.t()])
     if is_read_by_text(module):
         return features.detach()
-    if hasattr(module, "Qformer"):
-        return qformer_guide(module, features)
     if not hasattr(module, "text_encoder"):
         return features.detach()
     expected = inner_bert(module.text_encoder).config.hidden_size
@@ -157,24 +155,3 @@ def text_guide(module: Any, features: Tensor, suffix: str = "") -> Tensor:
     with torch.no_grad():
         embedding = getattr(module, f"text_proj{suffix}")(features)
     return project_to_vision_width(embedding, [linear_map(vision_proj)])
-
-
-def qformer_guide(model: Any, features: Tensor) -> Tensor:
-    """Turn text tokens [B, Q-Former width] into a guide; see `Host.text_guide`.
-
-    The map back to the tower is that of the values of the first cross-attention. Where texts and
-    images share an embedding, tokens first go through that: by the text's projection, and back by
-    the image's.
-    """
-    expected = model.Qformer.config.hidden_size
-    if features.ndim != 2 or features.shape[1] != expected:
-        raise GuideError(
-            f"text features have shape {tuple(features.shape)}, but this model guides by "
-            f"(batch, {expected})"
-        )
-    value = linear_map(model.Qformer.bert.encoder.layer[0].crossattention.self.value)
-    if not hasattr(model, "text_proj"):  # InstructBLIP
-        return project_to_vision_width(features, [value])
-    with torch.no_grad():
-        embedding = model.text_proj(features)
-    return project_to_vision_width(embedding, [linear_map(model.vision_proj), value])

@@ -29,7 +29,7 @@ from lavis.models import (
 from lavis.models.clip_models.loss import ClipLoss
 from torch import Tensor
 
-from elip_plugin.hosts.lavis import blip2, towers
+from elip_plugin.hosts.lavis import towers
 from elip_plugin.hosts.lavis.compat.paths import configs_root
 from elip_plugin.hosts.lavis.describe import describe_model
 from elip_plugin.hosts.lavis.guide import guided_by_text
@@ -152,7 +152,6 @@ ARCHS: dict[str, type[Any]] = {
     ),
     "clip": ElipClip,
     "clip_feature_extractor": ElipClip,
-    **blip2.ARCHS,
 }
 """Pruned classes by LAVIS' name for the base."""
 

@@ -20,8 +20,8 @@ from elip_plugin.hosts.lavis.models import ARCHS
 PREFIX = "elip_"
 
 REASONS = {
-    "blip_diffusion": "makes images, and keeps its BLIP-2 tower frozen",
-    "blip2_vicuna_xinstruct": "reads sound, video and point clouds, and is not tried",
+    "blip_diffusion": "makes images, and trains no vision tower",
+    "blip2": "keeps its tower frozen; that of transformers is pruned by elip_plugin.apply",
     "alpro": "has a TimeSformer, whose attention needs all patches of all frames",
 }
 """Reasons by the beginning of an arch's name."""

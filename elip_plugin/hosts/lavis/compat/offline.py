@@ -19,10 +19,7 @@ import torch
 from lavis.models import AlbefNLVR, BlipPretrain, med
 from lavis.models.albef_models import AlbefBase
 from lavis.models.base_model import BaseModel
-from lavis.models.blip2_models import Qformer, blip2
 from lavis.models.clip_models import model as clip_model
-from lavis.models.eva_vit import VisionTransformer as EvaTower
-from lavis.models.eva_vit import convert_weights_to_fp16
 from lavis.models.vit import VisionTransformerEncoder
 from omegaconf import DictConfig, OmegaConf
 from torch.overrides import TorchFunctionMode
@@ -34,10 +31,6 @@ from elip_plugin.patching.checkpoints import load_checkpoint
 from elip_plugin.patching.monkeypatch import replaced
 
 log = logging.getLogger("elip_plugin")
-
-
-VIT_G = {"embed_dim": 1408, "depth": 39, "num_heads": 16, "mlp_ratio": 4.3637, "patch_size": 14}
-"""The sizes of BLIP-2's vision tower."""
 
 
 _building = RLock()
@@ -93,15 +86,7 @@ def construction(settings: Settings, base: Any) -> Iterator[None]:
     with _building, ExitStack() as stack:
         for owner, name, ours in sources.lookups():
             stack.enter_context(replaced(owner, name, _in_this_thread(owner, name, ours)))
-        try:
-            yield
-        except OSError as error:  # of a language model, whose lookups are not replaced
-            if not issubclass(base, blip2.Blip2Base):
-                raise
-            raise ConfigError(
-                f"a part of {base.__name__} could not be fetched ({_first_line(error)}); name a "
-                "local folder by opt_model, t5_model or llm_model"
-            ) from error
+        yield
 
 
 def _in_this_thread(owner: Any, name: str, ours: Callable[..., Any]) -> Any:
@@ -129,9 +114,6 @@ class _Sources:
         yield med.BertPreTrainedModel, "from_pretrained", self.bert
         yield BertConfig, "from_json_file", self.bert_config
         yield BertTokenizer, "from_pretrained", self.tokenizer
-        yield Qformer.BertLMHeadModel, "from_pretrained", self.bert
-        yield BertConfig, "from_pretrained", self.qformer_config
-        yield blip2, "create_eva_vit_g", self.eva_tower
         yield torch, "load", _load
         yield clip_model, "download_pretrained", _download
         yield BaseModel, "load_checkpoint_from_config", _choose_weights
@@ -149,30 +131,6 @@ class _Sources:
         sizes = self.settings.vit
         return _small_tower(theirs, cls, cfg, sizes) if sizes else theirs(cls, cfg)
 
-    def eva_tower(
-        self,
-        theirs: Any,
-        img_size: int,
-        drop_path_rate: float,
-        use_checkpoint: bool,
-        precision: str,
-    ) -> Any:
-        """Build BLIP-2's vision tower of the given sizes, with random weights if so asked."""
-        if not self.settings.init:
-            given = (img_size, drop_path_rate, use_checkpoint, precision)
-            return self._fetched_tower("EVA ViT-g", partial(theirs, *given))
-        tower = EvaTower(
-            img_size=img_size,
-            drop_path_rate=drop_path_rate,
-            use_checkpoint=use_checkpoint,
-            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-            qkv_bias=True,
-            **{**VIT_G, **_renamed(self.settings.vit)},
-        )
-        if precision == "fp16":
-            convert_weights_to_fp16(tower)
-        return tower
-
     def _fetched_tower(self, name: str, get: Callable[[], Any]) -> Any:
         if self.settings.vit:
             raise ConfigError(
@@ -180,12 +138,6 @@ class _Sources:
                 "init: random"
             )
         return _fetch(f"the initial weights of the {name} vision tower", "set init: random", get)
-
-    def qformer_config(self, theirs: Any, cls: Any, name: Any, *args: Any, **options: Any) -> Any:
-        """Build the Q-Former's config: BERT's, with the given sizes."""
-        get = cls if self.settings.init else partial(theirs, cls, name, *args, **options)
-        config = _fetch(f"the Q-Former's config, {name!r},", "set init: random", get)
-        return _resized(config, self.settings.bert, "BERT's config")
 
     def bert(self, theirs: Any, cls: Any, name: Any, *args: Any, **options: Any) -> Any:
         """Build a text encoder, with random weights if so asked."""
