@@ -83,6 +83,13 @@ FIXES = (
     ),
     Fix(
         "model",
+        "lavis.models:AlbefNLVR.load_from_pretrained",
+        f"{OURS}.compat.offline:load_nlvr",
+        "fine-tuning ALBEF on NLVR2: it unpacks one value into two, when the weights are in and "
+        "the momentum encoder is not yet their copy",
+    ),
+    Fix(
+        "model",
         "lavis.models.blip_models.blip_classification:BlipIntermediateOutput",
         "lavis.models.albef_models.albef_outputs:AlbefIntermediateOutput",
         "training BLIP to classify: blip_classification.py:129 fills a field of its record of "
