@@ -41,7 +41,7 @@ from elip_plugin.hosts.lavis.guided import (
     PrunedModel,
     pruned_class,
 )
-from elip_plugin.hosts.lavis.text import text_pass_of, text_token
+from elip_plugin.hosts.lavis.text import text_pass_of
 from elip_plugin.patching.description import Description
 from elip_plugin.patching.swap import swap_for
 from elip_plugin.reducers import FOR_QUESTIONS
@@ -72,7 +72,8 @@ class Scored(GuidedForward):
         """Score all pairs of a retrieval split by the cosines of their embeddings."""
         texts, encode = data_loader.dataset.text, self.visual_encoder.forward_features
         parts = (texts[i : i + TEXTS_PER_BATCH] for i in range(0, len(texts), TEXTS_PER_BATCH))
-        text = torch.cat([self.text_proj(text_token(self, part)) for part in parts])
+        encoded = (self.elip_encode(self.tokenizer, part, "")[2] for part in parts)
+        text = torch.cat([self.text_proj(each) for each in encoded])
         images = (samples["image"].to(self.device) for samples in data_loader)
         image = torch.cat([self.vision_proj(encode(each)[:, 0]) for each in images])
         scores = (F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).t()).cpu().numpy()

@@ -113,18 +113,6 @@ def text_pass(bert: Any, tokens: Any) -> Any:
     )
 
 
-def text_token(model: Any, captions: Sequence[str]) -> Tensor:
-    """Encode captions into the text encoder's class tokens [B, text width]."""
-    tokens = model.tokenizer(
-        captions,
-        padding="max_length",
-        truncation=True,
-        max_length=model.max_txt_len,
-        return_tensors="pt",
-    ).to(model.device)
-    return text_pass(inner_bert(model.text_encoder), tokens).last_hidden_state[:, 0]
-
-
 class CachingTokenizer:
     """Takes a model's tokenizer's place during a call; tokenizes its captions once.
 

@@ -20,7 +20,6 @@ from lavis.models.albef_models import AlbefBase
 from lavis.models.base_model import BaseModel
 from lavis.models.vit import VisionTransformerEncoder
 from omegaconf import DictConfig, OmegaConf
-from torch.overrides import TorchFunctionMode
 from transformers import BertConfig, BertTokenizer
 
 from elip_plugin.errors import ConfigError
@@ -62,18 +61,6 @@ def checkpoint_blocks(tower: Any, last: int) -> None:
 
     for block in tower.blocks[len(tower.blocks) - last :]:
         block.attn, block.mlp = checkpoint_wrapper(block.attn), checkpoint_wrapper(block.mlp)
-
-
-class NumbersOnCpu(TorchFunctionMode):
-    """Keeps `torch.linspace` on the CPU, whose numbers LAVIS reads while it builds a tower."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Call the function, `linspace` on the CPU."""
-        return func(
-            *args, **{**(kwargs or {}), **({"device": "cpu"} if func is torch.linspace else {})}
-        )
 
 
 @contextmanager
@@ -123,6 +110,7 @@ class _Sources:
         if self.settings.tokenizer:
             yield BertTokenizer, "from_pretrained", self.local_tokenizer
         yield torch, "load", _load
+        yield torch, "linspace", _on_cpu
         yield BaseModel, "load_checkpoint_from_config", _choose_weights
 
     def tower(self, theirs: Any, cls: Any, cfg: Any, from_pretrained: bool = False) -> Any:
@@ -185,6 +173,11 @@ def _load(theirs: Any, file: Any, *args: Any, **options: Any) -> Any:
     if options.get("weights_only") or not isinstance(file, (str, Path)):
         return theirs(file, *args, **options)
     return load_checkpoint(file)
+
+
+def _on_cpu(theirs: Any, *args: Any, **options: Any) -> Any:
+    """Make a tensor whose numbers LAVIS reads while it builds a tower, which may be on meta."""
+    return theirs(*args, **{**options, "device": "cpu"})
 
 
 def _choose_weights(theirs: Any, model: Any, cfg: Any, **options: Any) -> Any:
