@@ -14,7 +14,7 @@ from lavis.common.dist_utils import is_main_process
 from lavis.common.registry import registry
 from lavis.runners import runner_base
 from lavis.runners.runner_base import RunnerBase
-from lavis.tasks import base_task
+from lavis.tasks import RetrievalTask, base_task
 from torch import nn
 
 from elip_plugin.errors import ConfigError
@@ -60,6 +60,12 @@ class ElipRunner(RunnerBase):
             self._wrapped_model = self._model
         model: nn.Module = super().model
         return model
+
+    @property
+    def use_dist_eval_sampler(self) -> bool:
+        """Whether processes share an evaluation; retrieval compares all with all, and cannot."""
+        shared = not isinstance(self.task, RetrievalTask)
+        return bool(self.config.run_cfg.get("use_dist_eval_sampler", shared))
 
     def train(self) -> None:
         """Train and evaluate as the run section says."""

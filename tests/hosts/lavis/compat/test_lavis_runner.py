@@ -261,6 +261,18 @@ def test_a_users_own_train_py_knows_our_names_by_config_alone(
     assert list(checkpoints(tmp_path)) == ["checkpoint_0.pth"]
 
 
+def test_each_process_evaluates_retrieval_whole() -> None:
+    """LAVIS would share the images, and compare those of one process with all texts."""
+    runner: Any = object.__new__(ElipRunner)
+    for task, said, shared in (
+        (RetrievalTask, {}, False),
+        (RetrievalTask, {"use_dist_eval_sampler": True}, True),
+        (BaseTask, {}, True),
+    ):
+        runner.task, runner.config = object.__new__(task), SimpleNamespace(run_cfg=said)
+        assert runner.use_dist_eval_sampler is shared
+
+
 def test_several_processes_need_gpus(
     config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
