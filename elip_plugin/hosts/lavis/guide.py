@@ -26,7 +26,8 @@ def guided_by_text(model: Any, samples: Mapping[str, Any]) -> Iterator[None]:
     momentum = vars(getattr(model, "visual_encoder_m", model)).get("elip")
     if momentum is not None and momentum is not model.elip:
         pruners["_m"] = momentum
-    forwards = {name: each.decide(model, model.elip_training) for name, each in pruners.items()}
+    training = (model.visual if hasattr(model, "visual") else model.visual_encoder).training
+    forwards = {name: each.decide(model, training) for name, each in pruners.items()}
     forwards = {name: each for name, each in forwards.items() if each.needs_guide}
     if captions is None or not forwards:
         yield
