@@ -15,7 +15,7 @@ from lavis.common.registry import registry
 from lavis.runners import runner_base
 from lavis.runners.runner_base import RunnerBase
 from lavis.tasks import RetrievalTask, base_task
-from torch import nn
+from torch import distributed, nn
 
 from elip_plugin.errors import ConfigError
 from elip_plugin.files import replacing
@@ -121,7 +121,7 @@ def _suited_to(runner: ElipRunner) -> Iterator[None]:
     """Keep LAVIS' code off CUDA and other processes where a run has none."""
     with ExitStack() as stack:
         if not runner.use_distributed:
-            alone = SimpleNamespace(barrier=lambda: None)
+            alone = SimpleNamespace(**{**vars(distributed), "barrier": lambda: None})
             stack.enter_context(replaced(runner_base, "dist", alone))
         if not runner.cuda_enabled:
             stack.enter_context(replaced(runner_base, "PrefetchLoader", lambda loader: loader))
