@@ -77,7 +77,7 @@ test-lavis: $(LAVIS_READY) $(LAVIS_NEW_READY)
 	.venv/bin/python $(PYTEST) $(MODELS) --ignore tests/hosts/anyvit $(ONCE)
 	.venv/bin/python $(PYTEST) $(TOOLS) -k lavis
 	@echo "== LAVIS beside newer libraries =="
-	.venv-lavis-new/bin/python $(PYTEST) tests/hosts/lavis tests/hosts/transformers tests/hosts/test_adapters.py tests/hosts/test_int8.py tests/hosts/anyvit/test_found.py tests/patches tests/test_kept.py $(ONCE_OF_LAVIS)
+	.venv-lavis-new/bin/python $(PYTEST) tests/hosts/lavis tests/hosts/transformers tests/hosts/test_adapters.py tests/hosts/test_int8.py tests/hosts/anyvit/test_found.py tests/test_kept.py $(ONCE_OF_LAVIS)
 else
 LEFT_OUT = left out: the tests of LAVIS, since no Python 3.10 or 3.11 was found (name one by PYTHON_LAVIS=)
 ifdef ELIP_TEST_ALL

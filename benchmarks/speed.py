@@ -37,7 +37,6 @@ RUNS = {
     "--passes tower,step",
     "pe-core-b-16": "--model elip-PE-Core-B-16 --batch 8 --rounds 3 --variants full,half,fast "
     "--passes tower",
-    "blip2": "--model elip_blip2 --batch 2 --rounds 3 --variants full,half,fast --passes inference",
 }
 """Options of `elip bench speed` by the name of the run's file."""
 
@@ -118,7 +117,7 @@ def tables() -> dict[str, str]:
     return {
         "speed of ViT-B/16": _all_passes(read("vit-b-16")),
         "speed of LAVIS": _pretraining(read("albef"), read("blip")),
-        "speed of other towers": _others(("vit-b-32", "eva02-b-16", "pe-core-b-16", "blip2")),
+        "speed of other towers": _others(("vit-b-32", "eva02-b-16", "pe-core-b-16")),
     }
 
 

@@ -74,8 +74,7 @@ CLIP = {
 }
 """Its text transformer has `layers` other than the tower's."""
 
-ARCHS = {arch: cls for arch, cls in models.ARCHS.items() if not arch.startswith("blip2")}
-"""ALBEF's, BLIP's and CLIP's; see test_lavis_blip2.py for the others."""
+ARCHS = models.ARCHS
 
 MOMENTUM = [a for a in ARCHS if a.endswith(("_pretrain", "_retrieval"))] + [
     "albef_vqa",

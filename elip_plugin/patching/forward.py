@@ -32,7 +32,6 @@ class Forward:
         eval_mode: In place of the configuration's.
         guide_use: Is told when a plan reads the caller's guide.
         trace: Records what each stage does.
-        as_training: Whether a tower in evaluation mode is part of a model that trains.
         level: How much of the plan is in force, 0 (all tokens) to 1; None: nothing is decided.
         text_weight: Share of the guide in the choice; 0: the image alone decides.
         training: Whether the forward is one of training.
@@ -50,7 +49,6 @@ class Forward:
     guide_use: GuideUse | None = None
     eval_mode: str | None = None
     trace: Trace | None = None
-    as_training: bool = False
     level: float | None = None
     text_weight: float = 0.0
     training: bool = False
@@ -78,6 +76,6 @@ class Forward:
 ASKED = {
     each.name: each.default
     for each in fields(Forward)
-    if each.name in ("enabled", "guide", "eval_mode", "trace", "as_training")
+    if each.name in ("enabled", "guide", "eval_mode", "trace")
 }
 """What a caller may ask for, and what holds where nothing is asked for."""

@@ -123,8 +123,7 @@ class Pruner:
             forward = replace(asked, model_guide=None, tower=None, context=None)
         else:
             forward = Forward() if outer is None else replace(outer)
-        training = module.training if training is None else training
-        forward.training = training or forward.as_training
+        forward.training = module.training if training is None else training
         level, weight = 0.0, 0.0
         if forward.enabled and forward.training:
             progress = self.progress

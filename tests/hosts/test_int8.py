@@ -38,7 +38,7 @@ def encode(row: str, model: Any) -> Tensor:
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
     pruner = find_pruner(elip_plugin.find_handle(model).model)
     guide = torch.randn(2, pruner.shape.width, generator=torch.Generator().manual_seed(4))
-    with torch.no_grad(), pruner.asked(guide=guide, as_training=True):
+    with torch.no_grad(), pruner.asked(guide=guide, eval_mode="text"):
         features: Tensor = ROWS[row].encode(model, images)
     return features
 

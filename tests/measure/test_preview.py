@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from elip_plugin.cli.target import find_plan
 from elip_plugin.errors import PlanError, UnknownModelError, UnsupportedModelError
 from elip_plugin.measure.preview import average_step, solve
 from elip_plugin.measure.shares import Operations, count_operations
+from elip_plugin.patching.description import Tower
 from elip_plugin.patching.install import find_pruner
 
 
@@ -72,9 +74,12 @@ def test_a_step_of_a_frozen_tower_is_counted_as_a_forward() -> None:
     assert counted.share == 0.5 and counted.step(0.8) == pytest.approx(0.9)
 
 
-def test_the_table_of_a_frozen_tower_of_lavis() -> None:
-    pytest.importorskip("lavis")
-    out = elip("plan --model elip_blip2")
+def test_the_table_of_a_frozen_tower(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("open_clip")
+    shape: Any = Tower.shape
+    frozen = property(lambda tower: replace(shape.fget(tower), frozen=True))
+    monkeypatch.setattr(Tower, "shape", frozen)
+    out = elip("plan --model elip-fast-ViT-B-16")
     assert "the forward alone: this tower is frozen" in out
     assert "nothing is kept: this tower is frozen" in out and "slower than" not in out
 

@@ -13,10 +13,7 @@ def sentences() -> Iterator[str]:
 
 
 NO_LOG = (
-    "(0.85 of ViT-g's forward;",
-    "takes 0.51,",
-    " 1.39)",
     "transformers below 4.27",
     "transformers 4.57",
 )
-"""Counted for ViT-g by `elip plan`; versions."""
+"""Versions."""

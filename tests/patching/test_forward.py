@@ -51,7 +51,7 @@ def test_what_is_asked_for_is_handed_to_a_replica() -> None:
     # The replica's thread has nothing open itself; what it opens comes on top.
     assert thread.innermost is None and pruner.decide(module).level == 1
     assert pruner.decide(replica).level == 0
-    with pruner.asked(replica, as_training=True):
+    with pruner.asked(replica, eval_mode="image"):
         assert pruner.decide(replica).level == 0
 
 

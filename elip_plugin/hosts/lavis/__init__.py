@@ -1,4 +1,4 @@
-"""LAVIS: `elip_X` for each ALBEF, BLIP, BLIP-2 and CLIP arch X."""
+"""LAVIS: `elip_X` for each ALBEF, BLIP and CLIP arch X."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LavisHost(PackageHost):
 
     def prepare(self) -> None:
         """Put back what LAVIS needs and newer libraries lack; see `Host`."""
-        fixes.prepare()
+        fixes.apply("import")
 
     def import_advice(self) -> str:
         """Return the command to try where LAVIS is installed and does not import."""

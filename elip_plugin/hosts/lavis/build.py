@@ -33,6 +33,7 @@ def from_config(patched: Any, cfg: Any, config: ElipConfig | None = None) -> Any
     the plan does not fit the tower.
     """
     fixes.check_libraries()
+    fixes.apply("model")
     cfg = OmegaConf.create(dict(cfg) if isinstance(cfg, Mapping) else cfg)
     family = CLIP_FAMILY if hasattr(patched, "encode_image") else BERT_FAMILY
     settings = read_settings(cfg, family, others=[SECTION])

@@ -9,13 +9,7 @@ from elip_plugin.hosts.lavis import towers
 from elip_plugin.hosts.lavis.compat import fixes
 from elip_plugin.hosts.lavis.text import TEXT_ENCODERS, inner_bert
 from elip_plugin.patching.description import Description
-from elip_plugin.patching.progress import update_for
-from elip_plugin.patching.swap import Swap, find_patched, swap_for
-
-RUNNER_HOOKS = fixes.RunnerHooks(
-    includes=lambda model: next(find_patched(model), None) is not None, report=update_for
-)
-"""LAVIS' runners are extended for pruned models."""
+from elip_plugin.patching.swap import Swap, swap_for
 
 LEAK = (
     "at test time its text is the answer, or is compared with all images, and an image pruned by "
@@ -26,18 +20,13 @@ LEAK = (
 def describe_model(module: Any, model: Swap) -> Description:
     """Describe a LAVIS model, given the swap of its class; see `Host.describe`.
 
-    The first one turns on the fixes that pruned models need of LAVIS, for those models.
+    The first one turns on the fixes that pruned models need of LAVIS.
     """
-    fixes.extend(RUNNER_HOOKS)
+    fixes.apply("model")
     patched: Any = model.patched
     leak = "" if patched.text_at_test else LEAK
     if hasattr(module, "visual"):
         return Description(module, towers.describe(module.visual), (model,), None, leak)
-    if hasattr(module, "Qformer"):
-        tower = towers.describe(module.visual_encoder)
-        return Description(
-            module, tower, (model,), None, leak, no_text_guide=_why_no_guide(module, patched)
-        )
     encoders = [getattr(module, n, None) for n in ("text_encoder", "text_encoder_m")]
     berts = [inner_bert(e) for e in encoders if e is not None] if patched.own_text_pass else []
     return Description(
@@ -58,13 +47,6 @@ def _why_no_guide(model: Any, patched: Any) -> ElipError | None:
         return ConfigError(
             f"{name} has no text to guide its tower (its caption is the answer): set "
             "text_weight 0 to prune by the image alone"
-        )
-    if hasattr(model, "Qformer"):
-        if model.Qformer.bert.embeddings.word_embeddings is not None:
-            return None
-        return ConfigError(
-            f"the Q-Former of {name} reads no text that could guide its tower "
-            "(qformer_text_input is false): set text_weight 0 to prune by the image alone"
         )
     text_width = inner_bert(model.text_encoder).config.hidden_size
     vision_width = model.visual_encoder.embed_dim

@@ -23,11 +23,10 @@ from elip_plugin.hosts.base import HostModel
 from elip_plugin.hosts.building import seeded
 from elip_plugin.hosts.lavis import HOST
 from elip_plugin.hosts.lavis.build import SECTION, from_config
-from elip_plugin.hosts.lavis.compat.offline import NumbersOnCpu, checkpoint_blocks
+from elip_plugin.hosts.lavis.compat.offline import checkpoint_blocks
 from elip_plugin.hosts.lavis.guide import CaptionGuide, is_read_by_text
 from elip_plugin.hosts.lavis.models import ARCHS
 from elip_plugin.hosts.lavis.names import PREFIX
-from elip_plugin.hosts.lavis.text import text_token
 from elip_plugin.hosts.lavis.towers import fuse_attention
 from elip_plugin.hosts.lavis.vocab import write_vocab
 from elip_plugin.patching.checkpoints import load_checkpoint
@@ -76,15 +75,12 @@ class LavisModel(HostModel):
     def encode_text(self, tokens: list[str]) -> Tensor:
         """Encode texts into features [B, E] (CLIP), or class tokens [B, text width]."""
         model = self.model
-        if isinstance(model, CLIP):
-            return model.encode_text(model.tokenizer(tokens))
-        qformer = getattr(model, "Qformer", None)
-        reads_text = qformer and qformer.bert.embeddings.word_embeddings is not None
-        if not hasattr(model, "text_encoder") and not reads_text:
+        if not isinstance(model, CLIP) and not hasattr(model, "text_encoder"):
             raise UnsupportedModelError(
                 f"{self.name} has no text encoder: it is pruned by the image alone, so give no text"
             )
-        return text_token(model, tokens)
+        features: Tensor = model.elip_encode(model.tokenizer, tokens, "")[2]
+        return features
 
     def guide(self, tokens: list[str]) -> Any:
         """Compute what guides the tower; see `HostModel.guide`."""
@@ -101,10 +97,10 @@ class LavisModel(HostModel):
             **dict.fromkeys(("epoch", "iters"), 0),
             "num_iters_per_epoch": 1,
         }
-        if not self.name.endswith(("_pretrain", "_retrieval", "caption", "clip", "blip2")):
+        if not self.name.endswith(("_pretrain", "_retrieval", "caption", "clip")):
             raise UnsupportedModelError(
                 f"{self.name} does not train on plain pairs: of LAVIS' archs, albef_pretrain, "
-                "blip_pretrain, albef_retrieval, blip_retrieval, blip_caption, blip2 and clip do"
+                "blip_pretrain, albef_retrieval, blip_retrieval, blip_caption and clip do"
             )
         return self.model(samples)["loss"]
 
@@ -138,7 +134,7 @@ def create(
         section.image_size = image_size
     place = torch.device(device if device == "meta" else "cpu")
     quiet = redirect_stdout(StringIO())  # BLIP prints the name of each weight that it ties
-    with TemporaryDirectory() as folder, seeded(place.type), place, NumbersOnCpu(), quiet:
+    with TemporaryDirectory() as folder, seeded(place.type), place, quiet:
         if checkpoint != PRETRAINED:
             section = _offline(section, patched, kind, folder if saved is None else "")
         model: Any = from_config(patched, section, config).eval()
@@ -189,8 +185,6 @@ def _offline(section: Any, patched: Any, kind: str, folder: str) -> Any:
             ours["bert"] = {"vocab_size": BERT_WORDS}
         # A batch must divide the queue, whatever the batch.
         ours["queue_size"] = 65536
-        # Half precision is for weights that were trained, and not for every device.
-        ours["vit_precision"] = "fp32"
         # LAVIS' config of blip_classification leaves it open.
         ours["num_classes"] = max(2, section.get("num_classes", 2))
     return OmegaConf.merge(section, ours)

@@ -26,7 +26,8 @@ def guided_by_text(model: Any, samples: Mapping[str, Any]) -> Iterator[None]:
     momentum = vars(getattr(model, "visual_encoder_m", model)).get("elip")
     if momentum is not None and momentum is not model.elip:
         pruners["_m"] = momentum
-    forwards = {name: each.decide(model, model.elip_training) for name, each in pruners.items()}
+    training = (model.visual if hasattr(model, "visual") else model.visual_encoder).training
+    forwards = {name: each.decide(model, training) for name, each in pruners.items()}
     forwards = {name: each for name, each in forwards.items() if each.needs_guide}
     if captions is None or not forwards:
         yield
@@ -141,8 +142,6 @@ def text_guide(module: Any, features: Tensor, suffix: str = "") -> Tensor:
         return project_to_vision_width(features, [module.visual.proj.t()])
     if is_read_by_text(module):
         return features.detach()
-    if hasattr(module, "Qformer"):
-        return qformer_guide(module, features)
     if not hasattr(module, "text_encoder"):
         return features.detach()
     expected = inner_bert(module.text_encoder).config.hidden_size
@@ -157,24 +156,3 @@ def text_guide(module: Any, features: Tensor, suffix: str = "") -> Tensor:
     with torch.no_grad():
         embedding = getattr(module, f"text_proj{suffix}")(features)
     return project_to_vision_width(embedding, [linear_map(vision_proj)])
-
-
-def qformer_guide(model: Any, features: Tensor) -> Tensor:
-    """Turn text tokens [B, Q-Former width] into a guide; see `Host.text_guide`.
-
-    The map back to the tower is that of the values of the first cross-attention. Where texts and
-    images share an embedding, tokens first go through that: by the text's projection, and back by
-    the image's.
-    """
-    expected = model.Qformer.config.hidden_size
-    if features.ndim != 2 or features.shape[1] != expected:
-        raise GuideError(
-            f"text features have shape {tuple(features.shape)}, but this model guides by "
-            f"(batch, {expected})"
-        )
-    value = linear_map(model.Qformer.bert.encoder.layer[0].crossattention.self.value)
-    if not hasattr(model, "text_proj"):  # InstructBLIP
-        return project_to_vision_width(features, [value])
-    with torch.no_grad():
-        embedding = model.text_proj(features)
-    return project_to_vision_width(embedding, [linear_map(model.vision_proj), value])

@@ -46,12 +46,6 @@ class PrunedModel(TokenizesOnce, Patched):
         """Build the model from LAVIS' model section; see `build.from_config`."""
         return from_config(cls, cfg)
 
-    @property
-    def elip_training(self: Any) -> bool:
-        """Whether the tower trains."""
-        tower = self.visual if hasattr(self, "visual") else self.visual_encoder
-        return tower.training
-
     def elip_encoder(self, suffix: str) -> Any:
         """Return the text encoder, or with suffix "_m" that of the momentum encoder."""
         return inner_bert(getattr(self, f"text_encoder{suffix}"))

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from lavis.common.dist_utils import is_dist_avail_and_initialized
 from lavis.models import (
     CLIP,
     AlbefClassification,
@@ -25,9 +26,10 @@ from lavis.models import (
     BlipRetrieval,
     BlipVQA,
 )
+from lavis.models.clip_models.loss import ClipLoss
 from torch import Tensor
 
-from elip_plugin.hosts.lavis import blip2, towers
+from elip_plugin.hosts.lavis import towers
 from elip_plugin.hosts.lavis.compat.paths import configs_root
 from elip_plugin.hosts.lavis.describe import describe_model
 from elip_plugin.hosts.lavis.guide import guided_by_text
@@ -39,7 +41,7 @@ from elip_plugin.hosts.lavis.guided import (
     PrunedModel,
     pruned_class,
 )
-from elip_plugin.hosts.lavis.text import text_pass_of, text_token
+from elip_plugin.hosts.lavis.text import text_pass_of
 from elip_plugin.patching.description import Description
 from elip_plugin.patching.swap import swap_for
 from elip_plugin.reducers import FOR_QUESTIONS
@@ -70,7 +72,8 @@ class Scored(GuidedForward):
         """Score all pairs of a retrieval split by the cosines of their embeddings."""
         texts, encode = data_loader.dataset.text, self.visual_encoder.forward_features
         parts = (texts[i : i + TEXTS_PER_BATCH] for i in range(0, len(texts), TEXTS_PER_BATCH))
-        text = torch.cat([self.text_proj(text_token(self, part)) for part in parts])
+        encoded = (self.elip_encode(self.tokenizer, part, "")[2] for part in parts)
+        text = torch.cat([self.text_proj(each) for each in encoded])
         images = (samples["image"].to(self.device) for samples in data_loader)
         image = torch.cat([self.vision_proj(encode(each)[:, 0]) for each in images])
         scores = (F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).t()).cpu().numpy()
@@ -89,6 +92,11 @@ class ElipClip(GuidedForward, CLIP):
     replaces = CLIP
     PRETRAINED_MODEL_CONFIG_DICT = _small(CLIP, "clip")
     own_text_pass = True
+
+    @property
+    def loss(self) -> Any:
+        """LAVIS' loss; it asks how many processes there are, which takes a process group."""
+        return super().loss if is_dist_avail_and_initialized() else ClipLoss()
 
     def extract_features(self, samples: dict[str, Any]) -> Any:
         """Extract features; those of the image depend on a text in training only."""
@@ -145,7 +153,6 @@ ARCHS: dict[str, type[Any]] = {
     ),
     "clip": ElipClip,
     "clip_feature_extractor": ElipClip,
-    **blip2.ARCHS,
 }
 """Pruned classes by LAVIS' name for the base."""
 

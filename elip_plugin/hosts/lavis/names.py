@@ -1,4 +1,4 @@
-"""Names: makes `elip_X` known to LAVIS' registry, with the runner and the data sets.
+"""Names: makes `elip_X` known to LAVIS' registry, with the runner and the data set.
 
 An arch that cannot be pruned has a name, too, which says why.
 """
@@ -13,23 +13,23 @@ from lavis.models import load_model, model_zoo
 from elip_plugin.errors import UnknownModelError, UnsupportedModelError, nearest
 from elip_plugin.hosts.base import FROM_CONFIG, ModelName
 from elip_plugin.hosts.lavis.compat import fixes
-from elip_plugin.hosts.lavis.compat.datasets import register_builders
+from elip_plugin.hosts.lavis.compat.datasets import register_builder
 from elip_plugin.hosts.lavis.compat.runner import NAME, ElipRunner
 from elip_plugin.hosts.lavis.models import ARCHS
 
 PREFIX = "elip_"
 
 REASONS = {
-    "blip_diffusion": "makes images, and keeps its BLIP-2 tower frozen",
-    "blip2_vicuna_xinstruct": "reads sound, video and point clouds, and is not tried",
+    "blip_diffusion": "makes images, and trains no vision tower",
+    "blip2": "keeps its tower frozen; that of transformers is pruned by elip_plugin.apply",
     "alpro": "has a TimeSformer, whose attention needs all patches of all frames",
 }
 """Reasons by the beginning of an arch's name."""
 
 
 def register() -> None:
-    """Register our models, runner and data sets with LAVIS, and fix it; safe to repeat."""
-    fixes.register()
+    """Register our models, runner and data set with LAVIS, and fix it; safe to repeat."""
+    fixes.apply("register")
     for base, patched in ARCHS.items():
         name = PREFIX + base
         if registry.get_model_class(name) is None:
@@ -40,7 +40,7 @@ def register() -> None:
             registry.register_model(PREFIX + base)(_refused(base))
     if registry.get_runner_class(NAME) is None:
         registry.register_runner(NAME)(ElipRunner)
-    register_builders()
+    register_builder()
 
 
 def list_names() -> dict[str, ModelName]:

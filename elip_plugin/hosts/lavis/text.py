@@ -113,27 +113,6 @@ def text_pass(bert: Any, tokens: Any) -> Any:
     )
 
 
-def qformer_pass(model: Any, tokens: Any) -> Any:
-    """Run a Q-Former on text alone; its `last_hidden_state` is [B, S, Q-Former width]."""
-    return model.Qformer.bert(
-        tokens.input_ids, attention_mask=tokens.attention_mask, return_dict=True
-    )
-
-
-def text_token(model: Any, captions: Sequence[str]) -> Tensor:
-    """Encode captions into the text encoder's class tokens [B, text width]."""
-    tokens = model.tokenizer(
-        captions,
-        padding="max_length",
-        truncation=True,
-        max_length=model.max_txt_len,
-        return_tensors="pt",
-    ).to(model.device)
-    if hasattr(model, "Qformer"):
-        return qformer_pass(model, tokens).last_hidden_state[:, 0]
-    return text_pass(inner_bert(model.text_encoder), tokens).last_hidden_state[:, 0]
-
-
 class CachingTokenizer:
     """Takes a model's tokenizer's place during a call; tokenizes its captions once.
 

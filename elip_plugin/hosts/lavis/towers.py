@@ -1,4 +1,4 @@
-"""LAVIS' vision towers: of ALBEF and BLIP, of its own CLIP, and EVA's ViT-g of BLIP-2."""
+"""LAVIS' vision towers: of ALBEF and BLIP, and of its own CLIP."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lavis.models import eva_vit
 from lavis.models.clip_models import model as clip
 from lavis.models.vit import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.patching.blocks import sliced, unpacked, weight_read
 from elip_plugin.patching.calls import thread
 from elip_plugin.patching.description import Tower
 from elip_plugin.patching.named import NamedAsReplaced, patched_class
@@ -71,49 +69,14 @@ PARTS = Parts(
     mlp=("mlp.fc1", "mlp.act", "mlp.fc2"),  # without dropout
     stochastic_depth="drop_path",
 )
-EVA_PARTS = Parts(
-    "norm1",
-    projections=("attn.qkv",),
-    heads="attn.num_heads",
-    output=("attn.proj", "gamma_1"),
-    norm_2="norm2",
-    mlp=("mlp", "gamma_2"),
-    stochastic_depth="drop_path",
-)
 CLIP_PARTS = Parts("ln_1", "attn", norm_2="ln_2", mlp=("mlp",))
 """Batch first in all modes; by itself a block is sequence first."""
-
-
-class EvaBlock(PackedBlock):
-    """LAVIS' EVA block, whose keys have no bias."""
-
-    def elip_project_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Project normalized tokens; see `PartsBlock`."""
-        if self.attn.q_bias is None:
-            return super().elip_project_heads(x)
-        return unpacked(F.linear(x, *self.elip_weight_and_bias()), self.attn.num_heads)
-
-    def elip_project_query_and_keys(
-        self, query: Tensor, x: Tensor, **positions: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Project by rows of the weight; see `PartsBlock`."""
-        return sliced(query, x, *self.elip_weight_and_bias(), self.attn.num_heads)
-
-    def elip_weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
-        """Return the packed weight and bias that LAVIS reads."""
-        attn = self.attn
-        weight = weight_read(attn.qkv, "attn.qkv", "LAVIS' EVA attention")
-        if attn.q_bias is None:
-            return weight, None
-        return weight, torch.cat([attn.q_bias, torch.zeros_like(attn.v_bias), attn.v_bias])
 
 
 def describe(tower: Any) -> Tower:
     """Describe a vision tower; see `Host.describe`."""
     if isinstance(tower, VisionTransformer):
         return _describe_vit(tower)
-    if isinstance(tower, eva_vit.VisionTransformer):
-        return _describe_eva(tower)
     if type(tower) is clip.VisualTransformer:
         return Tower(
             tower,
@@ -128,7 +91,7 @@ def describe(tower: Any) -> Tower:
         )
     raise UnsupportedModelError(
         f"vision tower {type(tower).__name__} cannot be pruned: LAVIS' VisionTransformer (ALBEF, "
-        "BLIP), its EVA ViT-g (BLIP-2) and the ViT of its CLIP can; of a model pass visual_encoder"
+        "BLIP) and the ViT of its CLIP can; of a model pass visual_encoder"
     )
 
 
@@ -147,23 +110,4 @@ def _describe_vit(tower: Any) -> Tower:
         restores=False,
         patch_all_blocks=True,
         swaps=tuple(Swap(attn, patched_class(FusedAttention, Attention)) for attn in attentions),
-    )
-
-
-def _describe_eva(tower: Any) -> Tower:
-    if tower.rel_pos_bias is not None or tower.use_rel_pos_bias:
-        raise UnsupportedModelError(
-            "LAVIS' EVA tower with relative positions is not supported: ViT-g has absolute ones"
-        )
-    block = patched_class(EvaBlock, eva_vit.Block, EVA_PARTS)
-    return Tower(
-        tower,
-        "blocks",
-        {eva_vit.Block: block},
-        tower.patch_embed.num_patches,
-        tower.embed_dim,
-        scale=tower.blocks[0].attn.scale,
-        patch_embed="patch_embed.proj",
-        entries=("forward", "forward_features"),
-        restores=False,
     )

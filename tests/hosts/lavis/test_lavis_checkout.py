@@ -1,4 +1,4 @@
-"""A checkout of LAVIS: its own `train.py` and `evaluate.py` with our archs.
+"""A checkout of LAVIS: its own `train.py` with our archs.
 
 `ELIP_LAVIS_CHECKOUT` names the folder that they are in.
 """
@@ -26,9 +26,8 @@ if CHECKOUT:
     BLIP = Version(metadata.version("transformers")) < Version("4.27")
 
 
-def run(script: str, config: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, script, "--cfg-path", str(config)]
-    command += ["--options", *options] if options else []
+def run(config: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    command = (sys.executable, *command, "--cfg-path", str(config))
     env = {**os.environ, "PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{CHECKOUT}"}
     return subprocess.run(command, cwd=CHECKOUT, env=env, capture_output=True, text=True)
 
@@ -48,12 +47,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["elip_albef_pretrain", "elip_blip_pretrain", "elip_clip"])
-def test_its_own_scripts_train_and_evaluate(arch: str, data: Path, tmp_path: Path) -> None:
-    """And `evaluate.py` gives the scores that `train.py` ended with."""
+def test_its_own_script_trains(arch: str, data: Path, tmp_path: Path) -> None:
+    """And `elip lavis evaluate` gives the scores that it ended with."""
     if "clip" in arch and not list(Path(CHECKOUT).glob("lavis/models/clip_models/*.txt.gz")):
         pytest.skip("this checkout is without CLIP's vocabulary")
     config = runs.write_config(tmp_path / "run.yaml", runs.model_section(arch, data), data)
-    trained = run("train.py", config)
+    trained = run(config, "train.py")
     if "blip" in arch and not BLIP:
         assert trained.returncode and "not compatible with transformers>=4.27" in trained.stderr
         return
@@ -61,16 +60,15 @@ def test_its_own_scripts_train_and_evaluate(arch: str, data: Path, tmp_path: Pat
     assert "ELIP prunes the vision tower by the caption: 17 tokens -> 16" in trained.stderr
     saved = sorted((tmp_path / "output").rglob("*.pth"))
     assert [path.name for path in saved] == ["checkpoint_0.pth", "checkpoint_1.pth"]
-    weights = [f"model.load_finetuned={arch != 'elip_clip'}", f"model.finetuned={saved[1]}"]
-    weights = [f"model.pretrained={saved[1]}"] if arch == "elip_clip" else weights
-    evaluated = run("evaluate.py", config, *weights)
+    command = ["-m", "elip_plugin", "lavis", "evaluate", "--checkpoint", str(saved[1])]
+    evaluated = run(config, *command)
     assert evaluated.returncode == 0, evaluated.stderr[-3000:]
     assert scores(evaluated.stderr) == scores(trained.stderr)
 
 
 def test_an_arch_that_cannot_be_pruned_says_why(data: Path, tmp_path: Path) -> None:
     section: dict[str, Any] = {"arch": "elip_blip_diffusion", "model_type": "base"}
-    refused = run("train.py", runs.write_config(tmp_path / "run.yaml", section, data))
+    refused = run(runs.write_config(tmp_path / "run.yaml", section, data), "train.py")
     last = refused.stderr.strip().splitlines()[-1]
     assert refused.returncode and "UnsupportedModelError" in last
     assert "blip_diffusion cannot be pruned: it makes images" in last

@@ -17,7 +17,6 @@ from elip_plugin.errors import GuideError, UnsupportedModelError
 from elip_plugin.patching.install import find_pruner
 
 vit = pytest.importorskip("lavis.models.vit")
-eva_vit = pytest.importorskip("lavis.models.eva_vit")
 
 
 PLANNED = [17] * 2 + [16] * 2 + [12] * 6 + [8] * 2
@@ -75,23 +74,12 @@ def test_disabled_evaluated_and_removed_equal_the_base_bitwise(
     assert torch.equal(tower(image), base(image))
 
 
-def test_only_blocks_that_are_called_in_a_mode_are_patched() -> None:
-    """But for those of ALBEF and BLIP, whose attention is fused in pruned forwards."""
-    for options, reducer, patched in (
-        ({}, "elip", [3, 9, 11]),
-        ({}, "evit", [2, 4, 10]),
-        ({}, "random", []),
-        ({}, "tome", [*range(12)]),
-        ({"drop_path_rate": 0.1}, "elip", [*range(2, 12)]),
-    ):
-        for tower, expected in (
-            (eva_vit.VisionTransformer(img_size=64, embed_dim=32, num_heads=4, **options), patched),
-            (make_tower(**options), [*range(12)]),
-        ):
-            blocks, block = tower.blocks, type(tower.blocks[0])
-            apply(tower, {"reducer": reducer})
-            found = [i for i in range(12) if type(blocks[i]) is not block]
-            assert found == expected, (options, reducer)
+def test_all_blocks_are_patched_whatever_the_reducer() -> None:
+    """Their attention is fused in pruned forwards."""
+    for reducer in ("elip", "evit", "random", "tome"):
+        tower = make_tower()
+        apply(tower, {"reducer": reducer})
+        assert not any(type(block) is vit.Block for block in tower.blocks), reducer
 
 
 def test_looking_ahead_is_deterministic_and_equals_the_block_in_evaluation(

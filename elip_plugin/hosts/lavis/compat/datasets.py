@@ -1,6 +1,6 @@
-"""`elip_pairs` and `elip_retrieval`: LAVIS' data sets of pairs, over lists of your own.
+"""`elip_pairs`: LAVIS' data sets of pairs, over lists of your own.
 
-LAVIS' builders of such data sets download COCO and the like. These read JSON lists of
+LAVIS' builders of such data sets download COCO and the like. This one reads JSON lists of
 `{"image": path, "caption": text}`; the config has LAVIS' shape, relative paths start at the working
 directory, and all faults are named at the start.
 """
@@ -12,131 +12,87 @@ from typing import Any
 
 from lavis.common.registry import registry
 from lavis.datasets.builders.base_dataset_builder import BaseDatasetBuilder
+from lavis.datasets.datasets.base_dataset import ConcatDataset
 from lavis.datasets.datasets.image_text_pair_datasets import ImageTextPairDataset
-from lavis.datasets.datasets.retrieval_datasets import RetrievalDataset, RetrievalEvalDataset
+from lavis.datasets.datasets.retrieval_datasets import RetrievalEvalDataset
 
 from elip_plugin.errors import DataError, join_faults
-from elip_plugin.hosts.lavis.compat.pairs import list_faults, read_list
+from elip_plugin.hosts.lavis.compat.pairs import list_faults
 from elip_plugin.hosts.lavis.compat.paths import configs_root
 
-SPLITS = ("train", "val", "test")
+NAME = "elip_pairs"
 
 
-class _Local:
-    """Reads the lists itself: image paths may be relative to the folder of their own list."""
+class RetrievalTestDataset(RetrievalEvalDataset):
+    """Images with one or several captions each."""
 
     annotation: list[dict[str, Any]]
 
-    def __init__(
-        self, vis_processor: Any, text_processor: Any, vis_root: Path | None, ann_paths: list[Path]
-    ) -> None:
-        self.elip_lists, self.elip_root = ann_paths, vis_root
-        super().__init__(vis_processor, text_processor, "", [])  # type: ignore[call-arg]
-
     def _add_instance_ids(self, key: str = "instance_id") -> None:
-        # LAVIS calls this in the middle of __init__, where the annotation is just read.
-        for path in self.elip_lists:
-            root = self.elip_root or path.parent
-            for row in read_list(path):
-                self.annotation.append(self._entry({**row, "image": str(root / row["image"])}))
-        super()._add_instance_ids(key)  # type: ignore[misc]
-
-    def _entry(self, row: dict[str, Any]) -> dict[str, Any]:
-        return row
+        # LAVIS calls this where the annotation is just read, and would then take a lone string for
+        # a list of captions of one letter.
+        for row in self.annotation:
+            if isinstance(row["caption"], str):
+                row["caption"] = [row["caption"]]
+        super()._add_instance_ids(key)
 
 
-class PairsDataset(_Local, ImageTextPairDataset):
-    """Training samples with `image` and `text_input`."""
+class PairsBuilder(BaseDatasetBuilder):
+    """`elip_pairs`: pairs to train on, and retrieval splits to evaluate on."""
 
-
-class RetrievalTrainDataset(_Local, RetrievalDataset):
-    """Training samples that also have `image_id` and `instance_id`."""
-
-    def _entry(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"image_id": row["image"], **row}
-
-
-class RetrievalTestDataset(_Local, RetrievalEvalDataset):
-    """Images with one or several captions each."""
-
-    def _entry(self, row: dict[str, Any]) -> dict[str, Any]:
-        # LAVIS would take a lone string for a list of captions of one letter.
-        text = row["caption"]
-        return {**row, "caption": [text] if isinstance(text, str) else text}
-
-
-class _LocalBuilder(BaseDatasetBuilder):
-    eval_dataset_cls = RetrievalTestDataset
-    elip_name: str
+    DATASET_CONFIG_DICT = {"default": str(configs_root() / "datasets" / f"{NAME}.yaml")}  # noqa: RUF012
 
     def _download_data(self) -> None:
         """Check the lists and that images are there; LAVIS downloads here, in one process."""
-        root, lists = self.places()
         faults = [
             fault
-            for split, paths in lists.items()
-            for path in paths
-            for fault in list_faults(path, root or path.parent, several=split != "train")
+            for split, path, folder in self.lists()
+            for fault in list_faults(path, folder, several=split != "train")
         ]
-        if not lists:
-            faults = [
-                "no annotation file is given: set build_info.annotations.train.storage to a JSON "
-                "list"
-            ]
         if faults:
-            raise DataError(join_faults(f"datasets.{self.elip_name}", faults))
+            raise DataError(join_faults(f"datasets.{NAME}", faults))
 
     def build(self) -> dict[str, Any]:
         """Build the data set of each split."""
         self.build_processors()
-        root, lists = self.places()
-        datasets = {}
-        for split, paths in lists.items():
+        parts: dict[str, list[Any]] = {}
+        for split, path, folder in self.lists():
             kind = "train" if split == "train" else "eval"
-            made_by = self.train_dataset_cls if split == "train" else self.eval_dataset_cls
-            datasets[split] = made_by(
-                vis_processor=self.vis_processors[kind],
-                text_processor=self.text_processors[kind],
-                vis_root=root,
-                ann_paths=paths,
-            )
-        return datasets
+            made_by = ImageTextPairDataset if split == "train" else RetrievalTestDataset
+            processors = self.vis_processors[kind], self.text_processors[kind]
+            made = made_by(*processors, vis_root=str(folder), ann_paths=[str(path)])
+            parts.setdefault(split, []).append(made)
+        return {
+            split: ConcatDataset(made) if split == "train" else made[0]
+            for split, made in parts.items()
+        }
 
-    def places(self) -> tuple[Path | None, dict[str, list[Path]]]:
-        """Return the folder of the images, None for that of each list, and the splits' lists."""
+    def lists(self) -> list[tuple[str, Path, Path]]:
+        """Return the lists: each with its split, and the folder of its images."""
         info = self.config.get("build_info") or {}
         folder = (info.get("images") or {}).get("storage")
-        lists = {}
+        found = []
         for split, entry in (info.get("annotations") or {}).items():
-            storage = (entry or {}).get("storage")
-            if split not in SPLITS or not storage:
+            storage = (entry or {}).get("storage") or ()
+            files = [storage] if isinstance(storage, str) else list(storage)
+            one = split in ("val", "test") and len(files) == 1
+            if not (one or (split == "train" and files)):
                 raise DataError(
-                    f"datasets.{self.elip_name}: build_info.annotations.{split} must be "
-                    f"{{storage: FILE or list of files}}, of splits {list(SPLITS)}, got {entry!r}"
+                    f"datasets.{NAME}: build_info.annotations.{split} must be {{storage: FILE}}, "
+                    f"of splits train (which may have a list of files), val and test; got {entry!r}"
                 )
-            files = [storage] if isinstance(storage, str) else storage
-            lists[split] = [Path(file).expanduser().absolute() for file in files]
-        return Path(folder).expanduser().absolute() if folder else None, lists
+            for path in (Path(file).expanduser().absolute() for file in files):
+                images = Path(folder).expanduser().absolute() if folder else path.parent
+                found.append((split, path, images))
+        if not found:
+            raise DataError(
+                f"datasets.{NAME}: no annotation file is given: set "
+                "build_info.annotations.train.storage to a JSON list"
+            )
+        return found
 
 
-class PairsBuilder(_LocalBuilder):
-    """`elip_pairs`: pairs to pre-train on."""
-
-    elip_name = "elip_pairs"
-    train_dataset_cls = PairsDataset
-    DATASET_CONFIG_DICT = {"default": str(configs_root() / "datasets" / "elip_pairs.yaml")}  # noqa: RUF012
-
-
-class RetrievalBuilder(_LocalBuilder):
-    """`elip_retrieval`: pairs to fine-tune retrieval on, in which images may repeat."""
-
-    elip_name = "elip_retrieval"
-    train_dataset_cls = RetrievalTrainDataset
-    DATASET_CONFIG_DICT = {"default": str(configs_root() / "datasets" / "elip_retrieval.yaml")}  # noqa: RUF012
-
-
-def register_builders() -> None:
-    """Register the builders with LAVIS; those that are registered already stay."""
-    for builder in (PairsBuilder, RetrievalBuilder):
-        if registry.get_builder_class(builder.elip_name) is not builder:
-            registry.register_builder(builder.elip_name)(builder)
+def register_builder() -> None:
+    """Register the builder with LAVIS; safe to repeat."""
+    if registry.get_builder_class(NAME) is not PairsBuilder:
+        registry.register_builder(NAME)(PairsBuilder)

@@ -1,31 +1,25 @@
 """Random weights and local files in place of what LAVIS fetches while it builds a model.
 
 LAVIS hard-codes the names of what it fetches. While one of our models is built, and only then,
-these lookups go through `_Sources`; an error names what is neither given nor available.
+these lookups go through `_Sources`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from inspect import getattr_static
 from pathlib import Path
 from threading import RLock, get_ident
 from typing import Any
 
 import torch
-from lavis.models import AlbefNLVR, BlipPretrain, med
+from lavis.models import CLIP, BlipPretrain, med
 from lavis.models.albef_models import AlbefBase
 from lavis.models.base_model import BaseModel
-from lavis.models.blip2_models import Qformer, blip2
-from lavis.models.clip_models import model as clip_model
-from lavis.models.eva_vit import VisionTransformer as EvaTower
-from lavis.models.eva_vit import convert_weights_to_fp16
 from lavis.models.vit import VisionTransformerEncoder
 from omegaconf import DictConfig, OmegaConf
-from torch.overrides import TorchFunctionMode
 from transformers import BertConfig, BertTokenizer
 
 from elip_plugin.errors import ConfigError
@@ -34,10 +28,6 @@ from elip_plugin.patching.checkpoints import load_checkpoint
 from elip_plugin.patching.monkeypatch import replaced
 
 log = logging.getLogger("elip_plugin")
-
-
-VIT_G = {"embed_dim": 1408, "depth": 39, "num_heads": 16, "mlp_ratio": 4.3637, "patch_size": 14}
-"""The sizes of BLIP-2's vision tower."""
 
 
 _building = RLock()
@@ -50,6 +40,8 @@ def build_base(base: Any, cfg: DictConfig, settings: Settings) -> Any:
     encoder, and the copies would run the tower's weights. So none is wrapped here; see
     `checkpoint_blocks`.
     """
+    if settings.clip or not issubclass(base, CLIP):  # whose `pretrained` may be a name
+        _check_file(cfg)
     with construction(settings, base):
         if not settings.clip:
             return base.from_config(OmegaConf.merge(cfg, {"vit_grad_ckpt": False}))
@@ -71,36 +63,22 @@ def checkpoint_blocks(tower: Any, last: int) -> None:
         block.attn, block.mlp = checkpoint_wrapper(block.attn), checkpoint_wrapper(block.mlp)
 
 
-class NumbersOnCpu(TorchFunctionMode):
-    """Keeps `torch.linspace` on the CPU, whose numbers LAVIS reads while it builds a tower."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Call the function, `linspace` on the CPU."""
-        return func(
-            *args, **{**(kwargs or {}), **({"device": "cpu"} if func is torch.linspace else {})}
-        )
-
-
 @contextmanager
 def construction(settings: Settings, base: Any) -> Iterator[None]:
     """Build a model of LAVIS' class `base` by our settings inside the context.
 
     One thread at a time; what others build or load meanwhile goes through LAVIS' own lookups.
     """
-    sources = _Sources(settings, base)
     with _building, ExitStack() as stack:
-        for owner, name, ours in sources.lookups():
+        for owner, name, ours in _Sources(settings, base).lookups():
             stack.enter_context(replaced(owner, name, _in_this_thread(owner, name, ours)))
         try:
             yield
-        except OSError as error:  # of a language model, whose lookups are not replaced
-            if not issubclass(base, blip2.Blip2Base):
-                raise
+        except OSError as error:  # what both urllib and requests raise without a network
             raise ConfigError(
-                f"a part of {base.__name__} could not be fetched ({_first_line(error)}); name a "
-                "local folder by opt_model, t5_model or llm_model"
+                f"a part of {base.__name__} could not be fetched ({_first_line(error)}); without a "
+                "network set init: random, tokenizer to a local vocab.txt or tokenizer folder, and "
+                "the checkpoint to a local file, or load_finetuned: False and pretrained: null"
             ) from error
 
 
@@ -126,73 +104,31 @@ class _Sources:
     def lookups(self) -> Iterator[tuple[Any, str, Callable[..., Any]]]:
         """Yield owner and name of each lookup, and what takes its place."""
         yield VisionTransformerEncoder, "from_config", self.tower
-        yield med.BertPreTrainedModel, "from_pretrained", self.bert
         yield BertConfig, "from_json_file", self.bert_config
-        yield BertTokenizer, "from_pretrained", self.tokenizer
-        yield Qformer.BertLMHeadModel, "from_pretrained", self.bert
-        yield BertConfig, "from_pretrained", self.qformer_config
-        yield blip2, "create_eva_vit_g", self.eva_tower
+        if self.settings.init:
+            yield med.BertPreTrainedModel, "from_pretrained", self.random_bert
+        if self.settings.tokenizer:
+            yield BertTokenizer, "from_pretrained", self.local_tokenizer
         yield torch, "load", _load
-        yield clip_model, "download_pretrained", _download
+        yield torch, "linspace", _on_cpu
         yield BaseModel, "load_checkpoint_from_config", _choose_weights
-        renames = hasattr(self.base, "load_from_pretrained")
-        key = "finetuned" if renames else "pretrained"
-        yield BaseModel, "load_checkpoint", partial(_load_weights, key)
-        if renames:
-            yield self.base, "load_from_pretrained", partial(_load_weights, "pretrained")
 
     def tower(self, theirs: Any, cls: Any, cfg: Any, from_pretrained: bool = False) -> Any:
         """Build a vision tower of the given sizes, with random weights if so asked."""
-        if from_pretrained and not self.settings.init:
-            name = cfg.get("vit_type", "base")
-            return self._fetched_tower(name, partial(theirs, cls, cfg, from_pretrained=True))
         sizes = self.settings.vit
-        return _small_tower(theirs, cls, cfg, sizes) if sizes else theirs(cls, cfg)
-
-    def eva_tower(
-        self,
-        theirs: Any,
-        img_size: int,
-        drop_path_rate: float,
-        use_checkpoint: bool,
-        precision: str,
-    ) -> Any:
-        """Build BLIP-2's vision tower of the given sizes, with random weights if so asked."""
-        if not self.settings.init:
-            given = (img_size, drop_path_rate, use_checkpoint, precision)
-            return self._fetched_tower("EVA ViT-g", partial(theirs, *given))
-        tower = EvaTower(
-            img_size=img_size,
-            drop_path_rate=drop_path_rate,
-            use_checkpoint=use_checkpoint,
-            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-            qkv_bias=True,
-            **{**VIT_G, **_renamed(self.settings.vit)},
-        )
-        if precision == "fp16":
-            convert_weights_to_fp16(tower)
+        if not sizes:
+            return theirs(cls, cfg, from_pretrained and not self.settings.init)
+        names = {"width": "embed_dim", "heads": "num_heads"}
+        ours = {names.get(key, key): value for key, value in sizes.items()}
+        # LAVIS' base tower, but for these sizes.
+        base = OmegaConf.merge(cfg, {"vit_type": "base"})
+        tower = theirs(lambda **options: cls(**{**options, **ours}), base)
+        tower.vision_width = tower.embed_dim
         return tower
 
-    def _fetched_tower(self, name: str, get: Callable[[], Any]) -> Any:
-        if self.settings.vit:
-            raise ConfigError(
-                "vit gives the tower its own sizes, for which there are no weights to fetch: set "
-                "init: random"
-            )
-        return _fetch(f"the initial weights of the {name} vision tower", "set init: random", get)
-
-    def qformer_config(self, theirs: Any, cls: Any, name: Any, *args: Any, **options: Any) -> Any:
-        """Build the Q-Former's config: BERT's, with the given sizes."""
-        get = cls if self.settings.init else partial(theirs, cls, name, *args, **options)
-        config = _fetch(f"the Q-Former's config, {name!r},", "set init: random", get)
-        return _resized(config, self.settings.bert, "BERT's config")
-
-    def bert(self, theirs: Any, cls: Any, name: Any, *args: Any, **options: Any) -> Any:
-        """Build a text encoder, with random weights if so asked."""
-        if self.settings.init:
-            return cls(options.pop("config"), *args, **options)
-        what = f"the text encoder's initial weights, {name!r},"
-        return _fetch(what, "set init: random", lambda: theirs(cls, name, *args, **options))
+    def random_bert(self, theirs: Any, cls: Any, name: Any, *args: Any, **options: Any) -> Any:
+        """Build a text encoder with random weights."""
+        return cls(options.pop("config"), *args, **options)
 
     def bert_config(self, theirs: Any, cls: Any, path: Any) -> Any:
         """Read BERT's config, with the given sizes and those that follow from other settings."""
@@ -204,58 +140,32 @@ class _Sources:
         if "width" in self.settings.vit:
             sizes["encoder_width"] = self.settings.vit["width"]
         sizes.update(self.settings.bert)
-        return _resized(config, sizes, path)
+        unknown = [key for key in sizes if not hasattr(config, key)]
+        if unknown:
+            raise ConfigError(f"bert: {unknown} not known; {path} lists the keys")
+        for key, value in sizes.items():
+            setattr(config, key, value)
+        return config
 
-    def tokenizer(self, theirs: Any, cls: Any, name: Any, *args: Any, **options: Any) -> Any:
+    def local_tokenizer(self, theirs: Any, cls: Any, name: Any, *args: Any, **options: Any) -> Any:
         """Load a tokenizer from a vocabulary or a folder."""
-        if self.settings.tokenizer is None:
-            return _fetch(
-                f"the tokenizer {name!r}",
-                "set tokenizer to a local vocab.txt or tokenizer folder",
-                lambda: theirs(cls, name, *args, **options),
-            )
-        path = Path(self.settings.tokenizer)
+        path = Path(str(self.settings.tokenizer))
         if path.is_dir():
             return theirs(cls, str(path), *args, **options)
         return cls(vocab_file=str(path))
 
 
-def _resized(config: Any, sizes: Mapping[str, Any], where: Any) -> Any:
-    """Give BERT's config other values; refuse keys that it does not have."""
-    unknown = [key for key in sizes if not hasattr(config, key)]
-    if unknown:
-        raise ConfigError(f"bert: {unknown} not known; {where} lists the keys")
-    for key, value in sizes.items():
-        setattr(config, key, value)
-    return config
-
-
-def _fetch(what: str, instead: str, get: Callable[[], Any]) -> Any:
-    """Return what LAVIS fetches; name it if it is not available."""
-    try:
-        return get()
-    except OSError as error:  # what both urllib and requests raise without a network
-        raise ConfigError(
-            f"{what} could not be fetched ({_first_line(error)}); {instead}"
-        ) from error
+def _check_file(cfg: Any) -> None:
+    """Refuse a checkpoint that is to be loaded and is not there."""
+    finetuned = cfg.get("load_finetuned", True) and cfg.get("finetuned")
+    key = "finetuned" if finetuned else "pretrained"
+    path = str(cfg.get(key) or "")
+    if path and "://" not in path and not Path(path).is_file():
+        raise ConfigError(f"{key} is {path!r}, which is no file: name a local checkpoint or a URL")
 
 
 def _first_line(error: OSError) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def _small_tower(theirs: Any, cls: Any, cfg: Any, sizes: Mapping[str, int]) -> Any:
-    """Build LAVIS' base tower with the sizes of our `vit` section in place of its own."""
-    base, ours = OmegaConf.merge(cfg, {"vit_type": "base"}), _renamed(sizes)
-    tower = theirs(lambda **options: cls(**{**options, **ours}), base)
-    tower.vision_width = tower.embed_dim
-    return tower
-
-
-def _renamed(sizes: Mapping[str, int]) -> dict[str, int]:
-    """Return sizes by the names that LAVIS' towers take."""
-    names = {"width": "embed_dim", "heads": "num_heads"}
-    return {names.get(key, key): value for key, value in sizes.items()}
 
 
 def _load(theirs: Any, file: Any, *args: Any, **options: Any) -> Any:
@@ -265,9 +175,9 @@ def _load(theirs: Any, file: Any, *args: Any, **options: Any) -> Any:
     return load_checkpoint(file)
 
 
-def _download(theirs: Any, url: str) -> Any:
-    instead = "set pretrained to a local file, or give sizes by clip"
-    return _fetch(f"the checkpoint {url}", instead, lambda: theirs(url))
+def _on_cpu(theirs: Any, *args: Any, **options: Any) -> Any:
+    """Make a tensor whose numbers LAVIS reads while it builds a tower, which may be on meta."""
+    return theirs(*args, **{**options, "device": "cpu"})
 
 
 def _choose_weights(theirs: Any, model: Any, cfg: Any, **options: Any) -> Any:
@@ -284,23 +194,8 @@ def _choose_weights(theirs: Any, model: Any, cfg: Any, **options: Any) -> Any:
     return theirs(model, cfg, **options)
 
 
-def _load_weights(key: str, theirs: Any, model: Any, url_or_filename: Any, **options: Any) -> Any:
-    """Load a whole checkpoint, which the model section names under `key`."""
-    if "://" not in str(url_or_filename) and not Path(str(url_or_filename)).is_file():
-        raise ConfigError(
-            f"{key} is {str(url_or_filename)!r}, which is no file: name a local checkpoint or a URL"
-        )
-    if isinstance(model, AlbefNLVR) and key == "pretrained":
-        theirs = load_nlvr
-    return _fetch(
-        f"the checkpoint {url_or_filename}",
-        f"set {key} to a local file, or load_finetuned: False and pretrained: null",
-        lambda: theirs(model, url_or_filename, **options),
-    )
-
-
 def load_nlvr(model: Any, url_or_filename: Any, use_distill: bool = True) -> Any:
-    """Do what `AlbefNLVR.load_from_pretrained` is meant to; it unpacks one value into two."""
+    """Do what `AlbefNLVR.load_from_pretrained` is meant to."""
     loaded = AlbefBase.load_from_pretrained(model, url_or_filename)
     if use_distill and any("_m" in key for key in loaded.missing_keys):
         model.copy_params()

@@ -1,23 +1,26 @@
-"""LAVIS' epoch runner on one CPU, on several processes and on GPUs, with runs that resume."""
+"""LAVIS' epoch runner on a CPU as on GPUs, with checkpoints that resume."""
 
 from __future__ import annotations
 
 import logging
-import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from lavis.common.dist_utils import is_main_process
 from lavis.common.registry import registry
+from lavis.runners import runner_base
 from lavis.runners.runner_base import RunnerBase
-from lavis.tasks import RetrievalTask
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from lavis.tasks import RetrievalTask, base_task
+from torch import distributed, nn
 
 from elip_plugin.errors import ConfigError
-from elip_plugin.hosts.lavis.compat.fixes import running
+from elip_plugin.files import replacing
 from elip_plugin.patching.checkpoints import load_checkpoint
+from elip_plugin.patching.monkeypatch import replaced
 
 NAME = "elip_runner"
 """The value of `runner` in a run section."""
@@ -28,10 +31,8 @@ log = logging.getLogger("elip_plugin")
 class ElipRunner(RunnerBase):
     """`RunnerBase`, for any device.
 
-    A relative `output_dir` is relative to the working directory. After each epoch there is a
-    checkpoint with all that a run needs to resume, the momentum encoder included, which LAVIS
-    leaves out: `checkpoint_<epoch>.pth`, or with validation splits `checkpoint_latest.pth` beside
-    LAVIS' `checkpoint_best.pth`.
+    A relative `output_dir` is relative to the working directory. Checkpoints hold all weights, the
+    momentum encoder's included, which LAVIS leaves out and then cannot resume without.
 
     Its arguments are LAVIS' own.
     """
@@ -44,8 +45,6 @@ class ElipRunner(RunnerBase):
         _check(run)
         run.output_dir = str(Path(run.output_dir).absolute())
         super().__init__(cfg=cfg, task=task, model=model, datasets=datasets, job_id=job_id)
-        self.best: float | None = None
-        self.val_metric: float | None = None
         self.test_logs: dict[str, Any] = {}
 
     def setup_output_dir(self) -> None:
@@ -56,14 +55,11 @@ class ElipRunner(RunnerBase):
 
     @property
     def model(self) -> nn.Module:
-        """The model on its device, wrapped if there are several processes."""
-        if self._wrapped_model is None:
-            model = self._model = self._model.to(self.device)
-            if self.use_distributed:
-                gpus = [self.config.run_cfg.gpu] if self.cuda_enabled else None
-                model = DistributedDataParallel(model, device_ids=gpus)
-            self._wrapped_model = model
-        return self._wrapped_model
+        """The model on its device; LAVIS has none where it need not be moved."""
+        if not self.cuda_enabled:
+            self._wrapped_model = self._model
+        model: nn.Module = super().model
+        return model
 
     @property
     def use_dist_eval_sampler(self) -> bool:
@@ -73,40 +69,16 @@ class ElipRunner(RunnerBase):
 
     def train(self) -> None:
         """Train and evaluate as the run section says."""
-        with running(self):
+        with _suited_to(self):
             super().train()
 
     def evaluate(self, cur_epoch: Any = "best", skip_reload: bool = False) -> Any:
         """Evaluate the test splits; return their scores."""
-        with running(self):
+        with _suited_to(self):
             self.test_logs = super().evaluate(cur_epoch, skip_reload) or {}
         return self.test_logs
 
-    def train_epoch(self, epoch: int) -> dict[str, str]:
-        """Train one epoch; return LAVIS' averages."""
-        stats: dict[str, str] = super().train_epoch(epoch)
-        log.info("epoch %d: loss %s", epoch, stats["loss"])
-        if self.valid_splits:
-            self._save("latest", epoch)
-        return stats
-
-    def eval_epoch(self, split_name: str, cur_epoch: Any, skip_reload: bool = False) -> Any:
-        """Evaluate one split; return its scores if the task reports any in this process."""
-        scores = super().eval_epoch(split_name, cur_epoch, skip_reload)
-        if split_name == "val" and scores is not None:
-            self.val_metric = float(scores["agg_metrics"])
-        return scores
-
     def _save_checkpoint(self, cur_epoch: int, is_best: bool = False) -> None:
-        if is_best:
-            # LAVIS' own record of the best does not survive a resume.
-            metric = self.val_metric
-            if metric is not None and self.best is not None and metric <= self.best:
-                return
-            self.best = metric
-        self._save("best" if is_best else str(cur_epoch), cur_epoch)
-
-    def _save(self, name: str, epoch: int) -> None:
         if not is_main_process():
             return
         state = {
@@ -114,14 +86,13 @@ class ElipRunner(RunnerBase):
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "config": self.config.to_dict(),
-            "epoch": epoch,
-            "best": self.best,
+            "epoch": cur_epoch,
         }
+        name = "best" if is_best else str(cur_epoch)
         path = Path(self.output_dir) / f"checkpoint_{name}.pth"
-        unfinished = path.with_suffix(".tmp")  # an older file stays whole until then
-        torch.save(state, unfinished)
-        os.replace(unfinished, path)
-        log.info("Saved %s after epoch %d.", path, epoch)
+        with replacing(path) as unfinished:
+            torch.save(state, unfinished)
+        log.info("Saved %s after epoch %d.", path, cur_epoch)
 
     def _load_checkpoint(self, url_or_filename: str) -> None:
         state = load_checkpoint(url_or_filename)
@@ -135,7 +106,7 @@ class ElipRunner(RunnerBase):
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scaler and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
-        self.start_epoch, self.best = state["epoch"] + 1, state.get("best")
+        self.start_epoch = state["epoch"] + 1
         log.info("Resuming from %s at epoch %d.", url_or_filename, self.start_epoch)
         if self.start_epoch >= self.max_epoch:
             raise ConfigError(
@@ -144,13 +115,19 @@ class ElipRunner(RunnerBase):
                 "`elip lavis evaluate --checkpoint`"
             )
 
-    def _reload_best_model(self, model: Any) -> Any:
-        path = Path(self.output_dir) / "checkpoint_best.pth"
-        if path.is_file():
-            model.load_state_dict(load_checkpoint(path)["model"])
-        else:
-            log.warning("No epoch was better than the best so far: testing the last one.")
-        return model
+
+@contextmanager
+def _suited_to(runner: ElipRunner) -> Iterator[None]:
+    """Keep LAVIS' code off CUDA and other processes where a run has none."""
+    with ExitStack() as stack:
+        if not runner.use_distributed:
+            alone = SimpleNamespace(**{**vars(distributed), "barrier": lambda: None})
+            stack.enter_context(replaced(runner_base, "dist", alone))
+        if not runner.cuda_enabled:
+            stack.enter_context(replaced(runner_base, "PrefetchLoader", lambda loader: loader))
+            stay = lambda samples, cuda_enabled: samples  # noqa: E731
+            stack.enter_context(replaced(base_task, "prepare_sample", stay))
+        yield
 
 
 def _check(run: Any) -> None:

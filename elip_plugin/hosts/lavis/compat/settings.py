@@ -83,6 +83,10 @@ def _value_faults(given: Mapping[str, Any]) -> list[str]:
     ]
     if {"heads", "width"} <= vit.keys() and not faults and vit["width"] % vit["heads"]:
         faults.append(f"vit: width {vit['width']} is not a multiple of heads {vit['heads']}")
+    if vit and "init" not in given:
+        faults.append(
+            "vit gives the tower its own sizes, without weights to fetch: set init: random"
+        )
     if given.get("init", "random") != "random":
         faults.append(
             f"init must be random, or be left out, got {given['init']!r}; weights of your own are "

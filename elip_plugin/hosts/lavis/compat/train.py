@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import warnings
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from lavis.common.config import Config
-from lavis.common.dist_utils import get_rank, is_main_process
+from lavis.common.dist_utils import get_rank, init_distributed_mode, is_main_process
 from lavis.common.logger import setup_logger
 from lavis.common.registry import registry
 from lavis.common.utils import now
@@ -21,7 +22,6 @@ from lavis.tasks import setup_task
 from torch import distributed as dist
 
 from elip_plugin.errors import ConfigError
-from elip_plugin.hosts.lavis.compat.processes import join_processes
 from elip_plugin.hosts.lavis.compat.run_config import check_run_config
 from elip_plugin.patching.checkpoints import load_checkpoint
 
@@ -44,12 +44,25 @@ def run(
     cfg.run_cfg.evaluate = evaluate
     cfg.run_cfg.setdefault("resume_ckpt_path", None)
     alone = not dist.is_initialized()
-    join_processes(cfg.run_cfg)
+    _join_processes(cfg.run_cfg)
     try:
         return _run(cfg, evaluate=evaluate, checkpoint=checkpoint)
     finally:
         if alone and dist.is_initialized():  # before the interpreter ends its threads
             dist.destroy_process_group()
+
+
+def _join_processes(run: Any) -> None:
+    """Join the other processes that were started, if any were; LAVIS joins GPUs only."""
+    if str(run.device).startswith("cuda"):
+        init_distributed_mode(run)
+        return
+    if max(int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "SLURM_NTASKS")) > 1:
+        raise ConfigError(
+            f"run.device is {run.device!r}, and LAVIS joins several processes on GPUs only: start "
+            "one process, or set run.device to cuda"
+        )
+    run.distributed = False
 
 
 def _run(cfg: Any, *, evaluate: bool, checkpoint: Path | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,12 +17,11 @@ from omegaconf import OmegaConf  # noqa: E402
 
 from elip_plugin.errors import DataError  # noqa: E402
 from elip_plugin.hosts.lavis.compat.datasets import (  # noqa: E402
+    NAME,
     PairsBuilder,
-    RetrievalBuilder,
-    register_builders,
+    register_builder,
 )
 
-BUILDERS = [PairsBuilder, RetrievalBuilder]
 SMALL = {
     "vis_processor": {
         "train": {"name": "blip_image_train", "image_size": 32},
@@ -42,10 +42,11 @@ def draw(path: Path, shade: int = 0) -> None:
     Image.effect_noise((64, 48), 99).point(lambda value: max(value, shade)).save(path)
 
 
-def section(builder: Any, build_info: Any, **keys: Any) -> Any:
+def built(build_info: Any) -> Any:
     """What LAVIS makes of a project: our defaults, with the project's section over them."""
-    defaults = OmegaConf.load(builder.default_config_path()).datasets[builder.elip_name]
-    return OmegaConf.merge(defaults, SMALL, {"build_info": build_info, **keys})
+    defaults = OmegaConf.load(PairsBuilder.default_config_path()).datasets[NAME]
+    section = OmegaConf.merge(defaults, SMALL, {"build_info": build_info})
+    return PairsBuilder(section).build_datasets()
 
 
 def splits(train: Any = None, test: Any = None, images: Any = None) -> dict[str, Any]:
@@ -68,38 +69,32 @@ def openmoji(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def faults(builder: Any, build_info: Any, **keys: Any) -> str:
+def faults(build_info: Any) -> str:
     with pytest.raises(DataError) as caught:
-        builder(section(builder, build_info, **keys)).build_datasets()
+        built(build_info)
     return str(caught.value)
 
 
-def test_builders_are_registered_once() -> None:
-    register_builders()
-    register_builders()
-    for builder in BUILDERS:
-        assert registry.get_builder_class(builder.elip_name) is builder
+def test_the_builder_is_registered_once() -> None:
+    register_builder()
+    register_builder()
+    assert registry.get_builder_class(NAME) is PairsBuilder
 
 
 def test_a_name_that_is_taken_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry.mapping["builder_name_mapping"], "elip_pairs", RetrievalBuilder)
-    with pytest.raises(KeyError, match="elip_pairs"):
-        register_builders()
+    monkeypatch.setitem(registry.mapping["builder_name_mapping"], NAME, SimpleNamespace())
+    with pytest.raises(KeyError, match=NAME):
+        register_builder()
 
 
-@pytest.mark.parametrize("builder", BUILDERS)
-def test_samples_of_openmoji(openmoji: Path, builder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    info = splits("set/train.json", "set/held_out.json")
-    made = builder(section(builder, info)).build_datasets()
+def test_samples_of_openmoji(openmoji: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = built(splits("set/train.json", "set/held_out.json"))
     monkeypatch.chdir("/")  # only the start looks at the working directory
     assert {split: len(data) for split, data in made.items()} == {"train": 3, "test": 1}
     sample = made["train"][1]
     assert sample["image"].shape == (3, 32, 32)
     assert sample["text_input"] == "an emoji of é 1"
-    if builder is RetrievalBuilder:
-        assert (sample["image_id"], sample["instance_id"]) == (1, "1")
-    else:
-        assert sample.keys() == {"image", "text_input"}
+    assert sample.keys() == {"image", "text_input"}
     test = made["test"]
     assert test.text == ["an emoji of é 3"]
     assert (test.txt2img, test.img2txt) == ({0: 0}, {0: [0]})
@@ -113,30 +108,19 @@ def test_images_with_several_captions(openmoji: Path) -> None:
         {"image": "images/1.png", "caption": "lone"},
     ]
     info = splits(test=save(openmoji / "set" / "test.json", rows))
-    test = RetrievalBuilder(section(RetrievalBuilder, info)).build_datasets()["test"]
+    test = built(info)["test"]
     assert test.text == ["one", "", "lone"]
     assert test.img2txt == {0: [0, 1], 1: [2]}
-
-
-def test_an_image_id_is_the_given_one_or_else_the_path(openmoji: Path) -> None:
-    names = ["0", "1", "0", "2", "3"]
-    rows = [{"image": f"images/{name}.png", "caption": name} for name in names]
-    rows[3]["image_id"] = rows[4]["image_id"] = "same"
-    info = splits(save(openmoji / "set" / "train.json", rows))
-    train = RetrievalBuilder(section(RetrievalBuilder, info)).build_datasets()["train"]
-    assert [train[i]["image_id"] for i in range(5)] == [0, 1, 0, 2, 2]
 
 
 def test_each_list_finds_its_own_images(openmoji: Path) -> None:
     draw(openmoji / "more" / "images" / "0.png", shade=255)
     more = save(openmoji / "more" / "a.json", [{"image": "images/0.png", "caption": "white"}])
-    both = ["set/train.json", more]
-    made = RetrievalBuilder(section(RetrievalBuilder, splits(both, both))).build_datasets()
-    assert [made["train"][i]["image_id"] for i in (0, 3)] == [0, 3]
-    assert made["test"].text[3] == "white"
-    assert made["test"][3]["image"].min() > 1 > made["test"][0]["image"].min()
-    apart = RetrievalBuilder(section(RetrievalBuilder, splits(test=more, images="set")))
-    assert apart.build_datasets()["test"][0]["image"].min() < 1
+    made = built(splits(["set/train.json", more], more))
+    assert len(made["train"]) == 4 and made["train"][3]["text_input"] == "white"
+    assert made["train"][3]["image"].min() > 1 > made["train"][0]["image"].min()
+    assert made["test"][0]["image"].min() > 1
+    assert built(splits(test=more, images="set"))["test"][0]["image"].min() < 1
 
 
 def test_all_faults_are_named_at_once(openmoji: Path) -> None:
@@ -148,7 +132,7 @@ def test_all_faults_are_named_at_once(openmoji: Path) -> None:
     save(openmoji / "map.json", {"a": 1})
     save(openmoji / "empty.json", [])
     lists = ["set/train.json", "none.json", "text.json", "map.json", "empty.json"]
-    found = faults(PairsBuilder, splits(lists, save(openmoji / "test.json", [{"caption": []}])))
+    found = faults(splits(lists, save(openmoji / "test.json", [{"caption": []}])))
     here = str(openmoji)
     expected = [
         f'{here}/set/train.json: 3 of 7 entries have no "image" (a path): 4, 5, 6',
@@ -168,7 +152,7 @@ def test_all_faults_are_named_at_once(openmoji: Path) -> None:
 
 def test_many_missing_images_are_counted(openmoji: Path) -> None:
     rows = [{"image": f"{i}.png", "caption": "a"} for i in (9, 8, 7, 6, 5, 1)]
-    found = faults(PairsBuilder, splits(save(openmoji / "a.json", rows), images="set/images"))
+    found = faults(splits(save(openmoji / "a.json", rows), images="set/images"))
     missing = "missing: 5.png, 6.png, 7.png and 2 more"
     assert found == (
         f"datasets.elip_pairs: {openmoji}/a.json: 5 of 6 images in {openmoji}/set/images are "
@@ -182,15 +166,18 @@ def test_many_missing_images_are_counted(openmoji: Path) -> None:
         (None, "no annotation file is given: set build_info.annotations.train.storage"),
         ({"annotations": {"trian": {"storage": "a"}}}, "annotations.trian must be {storage: FILE"),
         ({"annotations": {"train": {"storag": "a"}}}, "annotations.train must be {storage: FILE"),
-        ({"annotations": {"train": None}}, "of splits ['train', 'val', 'test'], got None"),
+        ({"annotations": {"test": {"storage": ["a", "b"]}}}, "annotations.test must be {storage"),
+        (
+            {"annotations": {"train": None}},
+            "a list of files), val and test; got None",
+        ),
     ],
 )
 def test_slips_in_the_config(build_info: Any, fault: str) -> None:
-    for builder in BUILDERS:
-        assert fault in faults(builder, build_info)
+    assert fault in faults(build_info)
 
 
 def test_an_empty_caption_is_fine(openmoji: Path) -> None:
     info = splits(save(openmoji / "set" / "a.json", [{"image": "images/0.png", "caption": "!"}]))
-    train = PairsBuilder(section(PairsBuilder, info)).build_datasets()["train"]
+    train = built(info)["train"]
     assert train[0]["text_input"] == ""

@@ -18,7 +18,7 @@ from unittest import mock
 
 import pytest
 import torch
-from lavis_attributes import attributes, changes, import_all
+from lavis_attributes import attributes, changes
 from lavis_stock import (
     ANSWERS,
     TRAINED,
@@ -40,11 +40,11 @@ PINNED = installed_version("transformers") < (4, 27)
 
 @pytest.fixture
 def lavis(tmp_path: Path) -> Any:
-    fixes.prepare()
+    fixes.apply("import")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of timm's old names
         module = pytest.importorskip("lavis")
-    fixes.register()
+    fixes.apply("register")
     with local_tokenizer(tmp_path):
         yield module
 
@@ -88,39 +88,21 @@ def test_published_bert_weights_load(lavis: Any, tmp_path: Path, name: str) -> N
         assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
 
 
-@pytest.fixture
-def undone() -> Any:
-    """No fix is in force, and afterwards all that were."""
-    fixes.undo()
-    yield
-    fixes.undo()
-    fixes.prepare()
-    if "lavis" in sys.modules:
-        from elip_plugin.hosts.lavis.describe import RUNNER_HOOKS
-
-        fixes.register()
-        fixes.extend(RUNNER_HOOKS)
-
-
-def test_preparing_sets_only_what_is_missing(undone: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preparing_sets_only_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     numpy = pytest.importorskip("numpy")
     monkeypatch.setattr(metadata, "version", lambda name: "4.57.6")
     # Whichever transformers is really here, it is not this test's matter.
     monkeypatch.setattr(fixes, "FIXES", [f for f in fixes.FIXES if f.where == "numpy:Inf"])
     monkeypatch.setattr(numpy, "Inf", None, raising=False)
-    fixes.prepare()
+    fixes.apply("import")
     assert numpy.Inf is None
     monkeypatch.delattr(numpy, "Inf")
-    fixes.prepare()
-    fixes.prepare()
+    fixes.apply("import")
+    fixes.apply("import")
     assert numpy.Inf == float("inf")
-    fixes.undo()
-    assert not hasattr(numpy, "Inf")
 
 
-def test_transformers_5_is_refused_and_left_alone(
-    undone: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_transformers_5_is_refused_and_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "version", lambda name: "4.57.6")
     fixes.check_libraries()
     monkeypatch.setattr(metadata, "version", lambda name: "5.24.0")
@@ -129,8 +111,8 @@ def test_transformers_5_is_refused_and_left_alone(
     ) as e:
         fixes.check_libraries()
     assert "\n" not in str(e.value)
-    with mock.patch("importlib.import_module") as touched:
-        fixes.prepare()
+    with mock.patch.object(fixes, "find") as touched:
+        fixes.apply("import")
     touched.assert_not_called()
 
 
@@ -141,16 +123,12 @@ def test_each_fix_names_what_exists(lavis: Any) -> None:
             assert hasattr(owner, name) or (fix.when == "register" and not fix.needed()), fix
 
 
-def test_fixes_of_a_process_are_undone(lavis: Any, undone: None) -> None:
-    import_all()
+def test_fixes_can_be_applied_again(lavis: Any) -> None:
+    fixes.apply("model")
     before = attributes()
-    hooks = fixes.RunnerHooks(includes=bool, report=lambda *_: None)
     for _ in range(2):
-        fixes.register()
-        fixes.extend(hooks)
-    runner = ("lavis.runners.runner_base.RunnerBase", "lr_scheduler")
-    assert runner in changes(before) and len(changes(before)) >= 6
-    fixes.undo()
+        fixes.apply("register")
+        fixes.apply("model")
     assert changes(before) == []
 
 
