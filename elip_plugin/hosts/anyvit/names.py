@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from importlib.util import find_spec
-from pathlib import Path
 
 from torch import nn
 
@@ -46,17 +44,9 @@ def find(name: str) -> ModelName | None:
         MissingHostError: If its library is not installed.
     """
     kind, _, base = name.partition(":")
-    if kind not in INSTALL or not base or (kind == "hf" and not _is_folder(base)):
+    if kind not in INSTALL or not base:
         return None
     module, install = INSTALL[kind]
     if find_spec(module) is None:
         raise MissingHostError(f"{module} is not installed; run: {install}")
     return ModelName(name, "anyvit", base, PRESET, build)
-
-
-def _is_folder(base: str) -> bool:
-    """Tell whether a folder has the config of a model of transformers."""
-    try:
-        return "model_type" in json.loads((Path(base) / "config.json").read_text())
-    except (OSError, ValueError, TypeError):
-        return False
