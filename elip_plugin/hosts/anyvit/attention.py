@@ -19,8 +19,6 @@ from elip_plugin.patching.wrappers import innermost
 SCALES = ("scale", "scaling", "softmax_scale", "attn_scale", "scale_factor")
 """Attributes in which blocks keep the factor on the logits."""
 
-PARALLEL = "the MLP: it reads the tokens beside the attention, not after it (parallel blocks)"
-
 
 class Attention(NamedTuple):
     """What a block's attention is made of, and what it computed.
@@ -68,13 +66,6 @@ def is_linear(event: Event) -> bool:
     return isinstance(weight, Tensor) and tuple(weight.shape) == shape
 
 
-def linear_readers(events: Sequence[Event], x: Tensor) -> list[Event]:
-    """List the events of the innermost modules that read a tensor, and do something."""
-    reading = [event for event in events if close(event.input, x) and not event.does_nothing]
-    paths = [event.path for event in reading]
-    return [e for e in reading if not any(path.startswith(f"{e.path}.") for path in paths)]
-
-
 def projections_of(event: Event) -> tuple[Tensor, ...]:
     """Return what an `nn.MultiheadAttention` projects its input to, three times [B, T, A]."""
     attn: Any = innermost(event.module)
@@ -120,7 +111,7 @@ def _from_multihead(event: Event, depends: Callable[[], str]) -> Attention:
         return difference(project(joined), event.output)
 
     if not close(result, event.output):
-        refuse_attention(projected, attn.num_heads, distance, depends)
+        refuse_attention(projected, distance, depends)
     return Attention(event.input, event.path, (), attn.num_heads, None, ("", ""), result)
 
 
@@ -163,9 +154,9 @@ def _from_linear(
                     _scales(block, width // h), rotaries(tables, width // h)
                 ):
                     joined = mix(projected, h, scale, called, turn)
-                    if close_to_any(joined, targets):
+                    if any(close(joined, target) for target in targets):
                         return Attention(first.input, "", path, h, scale, norms, joined, rotary)
-    refuse_attention(orders[0], None, distance, depends)
+    refuse_attention(orders[0], distance, depends)
 
 
 def rotaries(
@@ -190,11 +181,6 @@ def rotaries(
             rotary = Rotary(name, packed, halves)
             found.append((rotary, functools.partial(rotary.turn, table=table)))
     return found
-
-
-def close_to_any(y: Tensor, targets: Sequence[Tensor]) -> bool:
-    """Tell whether a tensor equals one of others to rounding."""
-    return any(close(y, target) for target in targets)
 
 
 def head_norms(events: Sequence[Event], size: int) -> Iterator[tuple[str, str]]:
@@ -226,7 +212,6 @@ def divisors(width: int) -> list[int]:
 
 def refuse_attention(
     projected: Sequence[Tensor],
-    heads: int | None,
     distance: Callable[[Tensor], float],
     depends: Callable[[], str],
 ) -> NoReturn:
@@ -234,7 +219,6 @@ def refuse_attention(
 
     Args:
         projected: Queries, keys and values [B, T, A] each.
-        heads: The number of heads that it should have; None for any.
         distance: How far a result, heads joined [B, T, A], is from that of the block.
         depends: Says how the block's result depends on the tokens' positions, as a clause.
 
@@ -247,14 +231,12 @@ def refuse_attention(
     width = projected[0].shape[-1]
     for h in divisors(width):
         scale, usual = _fitted_scale(projected, h, distance), (width // h) ** -0.5
-        if scale is not None and heads in (h, None):
+        if scale is not None:
             raise UnsupportedModelError(
                 f"the attention's scale: it multiplies the products of queries and keys by "
                 f"{scale:.6g}, and the usual one for {h} heads is {usual:.6g}; another must be a "
                 f"number among the block's attributes, called one of {', '.join(SCALES)}"
             )
-        if scale is not None:
-            raise UnsupportedModelError(f"the attention's heads: it has {h}, and not {heads}")
     raise UnsupportedModelError(
         "the attention: its result is not softmax(scale * q k) v of the heads' queries, keys and "
         "values (they may be normalized, ordered or packed otherwise, or heads mixed or gated)"

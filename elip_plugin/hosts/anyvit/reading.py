@@ -10,13 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.hosts.anyvit.attention import (
-    PARALLEL,
-    Attention,
-    find_attention,
-    is_linear,
-    linear_readers,
-)
+from elip_plugin.hosts.anyvit.attention import Attention, find_attention, is_linear
 from elip_plugin.hosts.anyvit.copies import (
     TOKENS,
     Event,
@@ -135,7 +129,9 @@ def _find_output(
     linear = [event for event in linear_readers(events, attention.input) if is_linear(event)]
     own = 0 if attention.path else len(attention.projections)
     if len(linear_readers(events, x)) > 1 or len(linear) > own:
-        raise UnsupportedModelError(PARALLEL)
+        raise UnsupportedModelError(
+            "the MLP: it reads the tokens beside the attention, not after it (parallel blocks)"
+        )
     raise UnsupportedModelError(
         "what the attention adds: its result reaches the tokens by more than modules of the block "
         "and tensors that scale it (a gate, or a factor on the tokens)"
@@ -155,6 +151,13 @@ def _find_mlp(
         "through its modules to (a norm after it, a gate, a factor on the tokens, or functions "
         "that are no attribute of the block)"
     )
+
+
+def linear_readers(events: Sequence[Event], x: Tensor) -> list[Event]:
+    """List the events of the innermost modules that read a tensor, and do something."""
+    reading = [event for event in events if close(event.input, x) and not event.does_nothing]
+    paths = [event.path for event in reading]
+    return [e for e in reading if not any(path.startswith(f"{e.path}.") for path in paths)]
 
 
 def find_way(

@@ -135,7 +135,7 @@ def describe(visual: Any) -> Tower:
         more["parts"] = {type(b): eva_parts(b, rotary) for b in blocks if isinstance(b, EVA)}
         more["calling"] = Calling(positions=("rope",), positions_for=rotations)
     else:
-        more["parts"] = {Block: plain_parts(block) for block in blocks if type(block) is Block}
+        more["parts"] = {type(b): plain_parts(b) for b in blocks if type(b) is Block}
         more["scale"] = first.attn.scale
     if kind is NAFLEX:
         more |= {"kind": NaFlexTower, "scale": first.attn.scale}
