@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.hosts.anyvit.attention import Attention, find_attention, is_linear
+from elip_plugin.hosts.anyvit.attention import SCALES, Attention, find_attention, is_linear
 from elip_plugin.hosts.anyvit.copies import (
     TOKENS,
     Event,
@@ -27,6 +26,12 @@ from elip_plugin.patching.runner import Calling
 
 LEAVES_OUT = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
 """Modules without weights that are no stochastic depth."""
+
+OTHERWISE = (
+    "its result is not softmax(scale * q k) v of the heads' queries, keys and values (they may be "
+    "normalized, ordered or packed otherwise, or heads mixed or gated; a scale other than "
+    f"(A / H) ** -0.5 must be a number among the block's attributes, called one of {SCALES})"
+)
 
 
 class BlockReading(NamedTuple):
@@ -64,9 +69,11 @@ def read_block(
     x = random_tokens(width, tokens)
     events, out = record(block, x, calling)
     with torch.no_grad():
-        depends = functools.partial(dependence, block, x, out, calling)
         tables = {name: calling.options[name] for name in calling.positions}
-        attention = find_attention(block, events, depends, tables)
+        attention = find_attention(block, events, tables)
+        if attention is None:
+            otherwise = dependence(block, x, out, calling) or OTHERWISE
+            raise UnsupportedModelError(f"the attention: {otherwise}")
         norm_1 = _find_norm(events, x, attention)
         middle, output = _find_output(block, events, x, attention)
         norm_2, mlp = _find_mlp(block, events, middle, out)
