@@ -205,7 +205,6 @@ TOWERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "adds between blocks": (AddsBetween, "changes the tokens between blocks 0 and 1"),
     "changes in place": (InPlaceBetween, "changes the tokens between blocks"),
     "gives positions": (lambda: GivesPositions(TakesPositions), r"given tensors besides .*rotary"),
-    "needs all tokens": (NeedsAll, "NeedsAll does not run with fewer tokens"),
     "random tokens": (Shuffles, r"tokens that enter its blocks are random"),
     "class token last": (ClassTokenLast, r"none is made of patch 0"),
     "column by column": (ColumnByColumn, r"none is made of patch 1"),
@@ -226,6 +225,17 @@ def test_a_tower_of_another_kind(name: str) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
         elip_plugin.apply(model, "half")
     assert same(state_of(model), before)
+
+
+def test_a_tower_whose_head_needs_a_token_of_each_patch() -> None:
+    model = NeedsAll().train()
+    with pytest.raises(
+        UnsupportedModelError, match="NeedsAll needs all tokens"
+    ):
+        elip_plugin.apply(model, {"reducer": "random", "stages": STAGES})
+    unpruned = model(IMAGES)
+    elip_plugin.apply(model, "half")
+    assert model(IMAGES).shape == unpruned.shape and not torch.equal(model(IMAGES), unpruned)
 
 
 def test_one_of_two_towers() -> None:
