@@ -74,7 +74,7 @@ def _fault_with(
     described = replace(tower, module=twin.get_submodule(path))
     last = described.block_list[-1]
     pruner = install(Description(twin, described), ElipConfig.from_mapping(config))
-    last.register_forward_pre_hook(lambda _, args: lengths.append(_length(args[0], tower)))
+    last.register_forward_pre_hook(lambda _, args: lengths.append(_length(args[0])))
     needs = f"{name} needs all tokens of its vision tower"
     try:
         found = _shapes(_run(twin, inputs))
@@ -121,8 +121,9 @@ def _run(model: Any, inputs: Mapping[str, Any]) -> Any:
         return model(inputs[""]) if "" in inputs else model(**inputs)
 
 
-def _length(x: Tensor, tower: Tower) -> int:
-    return x.shape[0 if tower.calling.sequence_first else 1]
+def _length(x: Tensor) -> int:
+    """Return the number of tokens; modes of a block get [B, T, D] where it takes [T, B, D]."""
+    return x.shape[1] if x.shape[0] == IMAGES else x.shape[0]
 
 
 def _shapes(output: Any, path: str = "") -> dict[str, tuple[int, ...]]:
