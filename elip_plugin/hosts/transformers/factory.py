@@ -59,7 +59,7 @@ def create(
         (side, side),
         *folders.normalization(processor),
         checkpoint or "random weights",
-        folder=checkpoint,
+        folder=source,
         processor=processor,
         has_text_tower=not is_read,
         no_export=NO_EXPORT if is_read else "",

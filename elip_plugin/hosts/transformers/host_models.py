@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,13 @@ class TransformersModel(HostModel):
     """A model of transformers; its tokenizer and image processor are those of its folder.
 
     Attributes:
-        folder: The folder with its tokenizer; "" for a model without weights, whose texts become
-            stand-in tokens.
-        processor: Its image processor; None where its folder has none.
+        folder: The folder.
+        processor: Its image processor; None where it has none.
     """
 
     host = HOST
-    folder: str = ""
-    processor: Any = None
+    folder: str = field(kw_only=True)
+    processor: Any = field(default=None, kw_only=True)
     _tokenizer: Any = None
 
     @property
@@ -59,12 +58,10 @@ class TransformersModel(HostModel):
 
     def preprocess(self, picture: Any) -> Tensor:
         """Turn a Pillow image into an image [3, height, width]."""
-        return folders.preprocess(self.processor, self.folder or self.name, picture.convert("RGB"))
+        return folders.preprocess(self.processor, self.folder, picture.convert("RGB"))
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Turn texts into what `get_text_features` takes."""
-        if not self.folder:
-            return self._stand_in_tokens(texts)
         if self._tokenizer is None:
             self._tokenizer = _load_tokenizer(Path(self.folder))
         options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
@@ -72,11 +69,15 @@ class TransformersModel(HostModel):
         return {k: v for k, v in tokens.items() if k in ("input_ids", "attention_mask")}
 
     def example_batch(self, batch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return random images and stand-in tokens, on the model's device."""
+        """Return random images and token ids, on the model's device."""
         device = next(self.model.parameters()).device
-        side = self._config.vision_config.image_size
-        texts = [f"example {i}" for i in range(batch)]
-        tokens = {k: v.to(device) for k, v in self._stand_in_tokens(texts).items()}
+        side, last = self._config.vision_config.image_size, self._text_config.vocab_size - 1
+        # Past the usual special tokens at both ends.
+        ids = torch.randint(3, last - 2, (batch, self._text_length()), device=device)
+        ids[:, -1] = last  # that of CLIP's end
+        tokens = {"input_ids": ids}
+        if self._config.model_type in MASKED:
+            tokens["attention_mask"] = torch.ones_like(ids)
         return torch.randn(batch, 3, side, side, device=device), tokens
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ class TransformersModel(HostModel):
     def save_preprocessing(self, folder: Path) -> None:
         """Write the image processor and the tokenizer of the model's folder, where it has them."""
         folders.save_processor(self.processor, folder)
-        if self.folder and _tokenizer_folder(Path(self.folder)) is not None:
+        if _tokenizer_folder(Path(self.folder)) is not None:
             _load_tokenizer(Path(self.folder)).save_pretrained(folder)
 
     def save_weights(self, folder: Path) -> Path:
@@ -107,19 +108,6 @@ class TransformersModel(HostModel):
     def checkpoint(self) -> None:
         """Turn gradient checkpointing on."""
         folders.checkpoint_gradients(self.model)
-
-    def _stand_in_tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Make tokens from the bytes of texts, for models without weights."""
-        length, vocabulary = self._text_length(), self._text_config.vocab_size
-        low, high = 3, vocabulary - 3  # past the usual special tokens at both ends
-        rows = []
-        for given in texts:
-            ids = [low + byte % (high - low) for byte in given.encode()][: length - 1]
-            rows.append(ids + [vocabulary - 1] * (length - len(ids)))
-        tokens = {"input_ids": torch.tensor(rows)}
-        if self._config.model_type in MASKED:
-            tokens["attention_mask"] = torch.ones_like(tokens["input_ids"])
-        return tokens
 
     def _text_length(self) -> int:
         """Return the tokens of a text: all positions, or CLIP's number where there are hundreds."""

@@ -229,9 +229,7 @@ def test_a_tower_of_another_kind(name: str) -> None:
 
 def test_a_tower_whose_head_needs_a_token_of_each_patch() -> None:
     model = NeedsAll().train()
-    with pytest.raises(
-        UnsupportedModelError, match="NeedsAll needs all tokens"
-    ):
+    with pytest.raises(UnsupportedModelError, match="NeedsAll needs all tokens"):
         elip_plugin.apply(model, {"reducer": "random", "stages": STAGES})
     unpruned = model(IMAGES)
     elip_plugin.apply(model, "half")
