@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from torch import nn
-
 from elip_plugin.errors import MissingHostError
-from elip_plugin.hosts.anyvit import PRESET
+from elip_plugin.hosts.anyvit import HOST, PRESET
 from elip_plugin.hosts.base import ModelName
 
 INSTALL = {
@@ -21,14 +19,6 @@ INSTALL = {
 def list_names() -> dict[str, ModelName]:
     """List no model: any name of these libraries is tried when it is asked for."""
     return {}
-
-
-def build(name: str, **options: object) -> nn.Module:
-    """Build a pruned model by name; see `Host.create`."""
-    from elip_plugin.hosts.anyvit.factory import create
-
-    model: nn.Module = create(name, **options).model  # type: ignore[arg-type]
-    return model
 
 
 def find(name: str) -> ModelName | None:
@@ -49,4 +39,4 @@ def find(name: str) -> ModelName | None:
     module, install = INSTALL[kind]
     if find_spec(module) is None:
         raise MissingHostError(f"{module} is not installed; run: {install}")
-    return ModelName(name, "anyvit", base, PRESET, build)
+    return ModelName(name, "anyvit", base, PRESET, HOST.build)

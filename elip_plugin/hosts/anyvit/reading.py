@@ -21,6 +21,7 @@ from elip_plugin.hosts.anyvit.copies import (
     record,
     run,
 )
+from elip_plugin.patching.install import random_parts
 from elip_plugin.patching.parts import Parts
 from elip_plugin.patching.runner import Calling
 
@@ -236,12 +237,7 @@ def refuse_dropout(
         module.eval()
     if close(run(block, x, calling), out):
         return
-    found = {
-        f"{path}.{name}".removeprefix("."): value
-        for path, module in block.named_modules()
-        for name, value in vars(module).items()
-        if isinstance(value, float) and value > 0 and (name == "p" or "drop" in name)
-    }
+    found = random_parts(block)
     raise UnsupportedModelError(
         f"dropout: in training the block is random ({found or 'by functions that it calls'}), and "
         "choosing tokens must be deterministic; set it to 0 (stochastic depth may stay)"

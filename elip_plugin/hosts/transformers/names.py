@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from elip_plugin.config import RECOMMENDED
 from elip_plugin.errors import DataError, UnknownModelError
 from elip_plugin.hosts.base import FROM_CONFIG, ModelName
+from elip_plugin.hosts.transformers import HOST
 
 PREFIX = "hf:"
 
@@ -29,13 +28,6 @@ def list_names() -> dict[str, ModelName]:
     return {}
 
 
-def build(name: str, **options: Any) -> nn.Module:
-    """Build a pruned model by name; see `Host.create`."""
-    from elip_plugin.hosts.transformers.factory import create
-
-    return create(name, **options).model
-
-
 def find(name: str) -> ModelName | None:
     """Find a local folder with a config.json: `hf:FOLDER`; None for a model without known texts."""
     folder = name.removeprefix(PREFIX)
@@ -50,7 +42,7 @@ def find(name: str) -> ModelName | None:
     if config["model_type"] not in MODEL_TYPES:
         return None  # see `hosts.anyvit`
     own = config.get(CONFIG_KEY) is not None or config["model_type"] in BLIP_TYPES
-    return ModelName(name, "transformers", folder, FROM_CONFIG if own else RECOMMENDED, build)
+    return ModelName(name, "transformers", folder, FROM_CONFIG if own else RECOMMENDED, HOST.build)
 
 
 def read_json(folder: str) -> dict[str, Any]:
