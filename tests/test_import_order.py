@@ -36,6 +36,8 @@ LAYERS = (
 
 LEVEL = {part: level for level, layer in enumerate(LAYERS) for part in layer}
 SHARED = ("autoload", "base", "building", "registry", "versions")
+FROM_FOLDERS = {("anyvit", "hosts.transformers.folders")}
+"""`hf:FOLDER` is one loader for two hosts: models with texts of their own, and those without."""
 HOST_LIBRARIES = ("open_clip", "open_clip_train", "lavis", "timm", "transformers", "torchvision")
 PUBLIC = {*elip_plugin.__all__, "TrainerCallback", "__version__", "check", "export"}
 OF_EXAMPLES = {"errors", "files", "hosts.lavis.vocab", "reducers"}
@@ -71,7 +73,7 @@ def why_not(importer: str, imported: str) -> str | None:
         return "runs back"
     if layer == other == "hosts" and imported.count("."):
         host, other_host = importer.split(".")[1:2], imported.split(".")[1:2]
-        shared = other_host[0] in SHARED
+        shared = other_host[0] in SHARED or (host[0], imported) in FROM_FOLDERS
         if host != other_host and not shared:
             return "names a host" if importer.count(".") == 1 else "imports another host"
     return None

@@ -58,12 +58,6 @@ class BlockParts(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Normalize and project a token [B, 1, D] and the tokens; see `AttentionParts`."""
 
-    def elip_position_bias(self, **positions: Any) -> Tensor | None:
-        """Compute what is added to the attention's logits, [B or 1, H, T, T]; None for nothing."""
-
-    def elip_key_bias(self, **positions: Any) -> Tensor | None:
-        """Compute what is added for a query without a position, [B, 1, 1, T]; None for nothing."""
-
     def elip_feed_forward(self, x: Tensor) -> Tensor:
         """Compute what the MLP adds to the tokens [B, T, D], without dropout."""
 
@@ -86,8 +80,7 @@ def attend(
 
 def look_ahead(block: BlockParts, x: Tensor, **positions: Any) -> Tensor:
     """Run a block on tokens [B, T, D] without dropout or stochastic depth."""
-    bias = block.elip_position_bias(**positions) if positions else None
-    x = x + block.elip_attend(x, bias, **positions)[0]
+    x = x + block.elip_attend(x, **positions)[0]
     return x + block.elip_feed_forward(x)
 
 
@@ -105,11 +98,7 @@ def attention_row(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if q.dtype != keys.dtype or q.dtype.itemsize < 4:
         q, keys = wide(q), wide(keys)
-    logits = (q * keys).sum(dim=-1) * scale
-    if positions:
-        bias = (block.elip_position_bias if query is None else block.elip_key_bias)(**positions)
-        logits = logits if bias is None else logits + bias[:, :, 0]
-    return logits.softmax(dim=-1).mean(dim=1)
+    return ((q * keys).sum(dim=-1) * scale).softmax(dim=-1).mean(dim=1)
 
 
 def key_uniqueness(

@@ -326,3 +326,8 @@ class PackageHost(Host, Catalogue):
     def create(self, name: str, **options: Any) -> HostModel:
         """Build a pruned model."""
         return self._part("factory").create(name, **options)
+
+    def build(self, name: str, **options: Any) -> nn.Module:
+        """Build a pruned model by itself, as `ModelName.factory`."""
+        model: nn.Module = self.create(name, **options).model
+        return model

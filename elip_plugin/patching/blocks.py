@@ -27,14 +27,6 @@ class PrunableBlock(NamedAsReplaced):
             return run(self, x, **options)
         return super().forward(x, *args, **options)  # type: ignore[misc]
 
-    def elip_position_bias(self, **positions: Any) -> Tensor | None:
-        """Return what is added to the attention's logits by the positions; by default nothing."""
-        return None
-
-    def elip_key_bias(self, **positions: Any) -> Tensor | None:
-        """Return what is added for a query without a position; by default nothing."""
-        return None
-
     def elip_stochastic_depth(self, added: Tensor) -> Tensor:
         """Return what is added to the tokens [B, T, D]; a host with stochastic depth applies it."""
         return added

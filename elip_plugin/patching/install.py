@@ -138,10 +138,9 @@ def block_swaps(block: Any, tower: Tower) -> list[Swap]:
 def random_parts(block: nn.Module) -> dict[str, float]:
     """Return the shares that a block drops at random in training, by their paths.
 
-    Dropout of adapters belongs to them: it acts wherever their layer is called. So does that of a
-    bias by relative positions, which is left out where tokens are chosen.
+    Dropout of adapters belongs to them: it acts wherever their layer is called.
     """
-    own = [path for path, module in block.named_modules() if _drops_for_itself(path, module)]
+    own = [path for path, module in block.named_modules() if is_adapter(module)]
     return {
         f"{path}.{name}".removeprefix("."): value
         for path, module in block.named_modules()
@@ -149,10 +148,6 @@ def random_parts(block: nn.Module) -> dict[str, float]:
         for name, value in vars(module).items()
         if isinstance(value, float) and value > 0 and (name == "p" or "drop" in name)
     }
-
-
-def _drops_for_itself(path: str, module: nn.Module) -> bool:
-    return is_adapter(module) or path.endswith("rel_pos")
 
 
 def refuse_dropout(block: nn.Module) -> None:

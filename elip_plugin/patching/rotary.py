@@ -44,12 +44,21 @@ class Rotary:
 
 
 def rotations(given: Mapping[str, Any], prefix: int) -> PositionOptions | None:
-    """Return what blocks are called with, for tables [N, A / H]; see `Calling.positions_for`."""
-    if not given:
+    """Return what blocks are called with; see `Calling.positions_for`.
+
+    Tables are [N, A / H] or, for tokens that differ by image, [B, 1, N, A / H].
+    """
+    tables = {name: table for name, table in given.items() if table is not None}
+    if not tables:
         return None
 
     def options(index: Tensor) -> Mapping[str, Any]:
-        return map_tables(lambda table: table[index].unsqueeze(1), given)
+        def rows_of(table: Tensor) -> Tensor:
+            table = table.expand(len(index), 1, *table.shape[-2:])
+            return table.gather(2, index[:, None, :, None].expand(-1, -1, -1, table.shape[3]))
+
+        made: dict[str, Any] = tree_map(rows_of, tables)
+        return made
 
     return options
 

@@ -6,7 +6,7 @@ needs no record: it survives deepcopy, pickle and state dicts, which never chang
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -94,13 +94,6 @@ def refuse_replaced_forward(module: nn.Module) -> None:
             f"the forward of this {type(module).__name__} was replaced on the object, as the hooks "
             "of accelerate's device_map do: apply ELIP first"
         )
-
-
-def swaps_for(
-    modules: Iterable[nn.Module], patched: Mapping[type, type[nn.Module]], **attributes: Any
-) -> tuple[Swap, ...]:
-    """Return the swap for each module; see `swap_for`."""
-    return tuple(swap_for(module, patched, **attributes) for module in modules)
 
 
 def find_patched(model: nn.Module) -> Iterator[nn.Module]:

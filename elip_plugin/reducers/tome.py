@@ -208,9 +208,6 @@ def merge_inside(
     Returns tokens [B, T - r, D] and their sizes [B, T - r]; with r > 0 also the tensors of `Pairs`.
     """
     bias = None if sizes is None else sizes.log()[:, None, None]
-    shift = block.elip_position_bias(**positions) if positions else None
-    if shift is not None:
-        bias = shift if bias is None else bias + shift
     added, keys = block.elip_attend(x, bias, **positions)
     x = x + block.elip_stochastic_depth(added)
     merged: tuple[Tensor, ...] = ()

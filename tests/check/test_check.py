@@ -266,9 +266,9 @@ def test_pictures_that_cannot_be_resized_are_left_out(
 
 def test_a_folder_of_transformers(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("transformers", minversion="4.57")
-    from hosts.transformers.tiny import make
+    from hosts.transformers.tiny import save
 
-    make("clip").save_pretrained(tmp_path / "model")
+    save("clip", tmp_path / "model")
     model = str(tmp_path / "model")
     words = ["check", "--model", f"hf:{model}", "--checkpoint", model, "--images", str(folder)]
     made = CliRunner().invoke(

@@ -108,32 +108,6 @@ def test_attention_row_is_computed_in_float32_or_wider(
     assert error < (1e-14 if wide == torch.float64 else 1e-6)
 
 
-@pytest.mark.parametrize("asked", [False, True])
-def test_a_row_has_the_bias_of_its_own_positions_or_of_a_query_without_one(asked: bool) -> None:
-    queries, keys = randn(2, 3, 7, 4), randn(2, 3, 7, 4, seed=1)
-    by_place, by_key = randn(1, 3, 7, 7, seed=2), randn(2, 1, 1, 7, seed=3)
-    given: list[Any] = []
-
-    def elip_query_and_keys(query: Tensor, x: Tensor, **positions: Any) -> tuple[Tensor, Tensor]:
-        given.append(positions)
-        return queries[:, :, :1], keys
-
-    block: Any = SimpleNamespace(
-        elip_query_and_keys=elip_query_and_keys,
-        elip_scale=None,
-        elip_position_bias=lambda place: by_place + place,
-        elip_key_bias=lambda place: by_key + place,
-    )
-    x, place = randn(2, 7, 5), randn(1, 1, 1, 7, seed=4)
-    row = attention_row(block, x, randn(2, 1, 5) if asked else None, place=place)
-    bias = (by_key if asked else by_place[:, :, :1]) + place
-    expected = (queries[:, :, :1] @ keys.transpose(2, 3) / 2 + bias).softmax(dim=-1)
-    assert_exact(row, expected.mean(dim=1)[:, 0])
-    plain = (queries[:, :, :1] @ keys.transpose(2, 3) / 2).softmax(dim=-1)
-    assert_exact(attention_row(block, x), plain.mean(dim=1)[:, 0])
-    assert given == [{"place": place}, {}]
-
-
 # Look ahead.
 
 

@@ -134,7 +134,7 @@ def make_small(patch: pytest.MonkeyPatch) -> None:
 def make_files(words: list[str], place: Place) -> None:
     """Make the pictures and the checkpoints that a command names."""
     for word in words:
-        path = place.folder / word
+        path = place.folder / word.removeprefix("hf:")
         if word.endswith((".jpg", ".tar", ".pt", ".pth")):
             path.parent.mkdir(parents=True, exist_ok=True)
         if word.endswith(".jpg"):
@@ -161,11 +161,11 @@ def make_files(words: list[str], place: Place) -> None:
             path.mkdir()
             for i in range(12):
                 Image.new("RGB", (80, 60), (20 * i, 0, 0)).save(path / f"{i}.png")
-        elif word == "FOLDER" and not path.exists():
+        elif path.name == "FOLDER" and not path.exists():
             import transformers
-            from hosts.transformers.tiny import make
+            from hosts.transformers.tiny import save
 
-            make("clip").save_pretrained(path)
+            save("clip", path)
             (path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a"]))
             transformers.BertTokenizerFast(str(path / "vocab.txt")).save_pretrained(path)
 

@@ -99,13 +99,14 @@ def test_what_lies_beside_the_file(folder: Path) -> None:
 def test_the_files_of_transformers(tmp_path: Path) -> None:
     need("torch")
     transformers = pytest.importorskip("transformers", minversion="4.57")
-    from hosts.transformers.tiny import make
+    from hosts.transformers.tiny import make, save_processor
 
     for family, kind in (("clip", "CLIP"), ("siglip", "Siglip")):
         saved = tmp_path / family
         model = make(family, num_hidden_layers=2)
         model.config.elip = "embed"
         model.save_pretrained(saved)
+        save_processor(family, saved)
         (saved / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a"]))
         transformers.BertTokenizerFast(str(saved / "vocab.txt")).save_pretrained(saved)
         out = tmp_path / f"{family}-out"

@@ -6,20 +6,18 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.hosts.anyvit.copies import Event, close, difference
+from elip_plugin.hosts.anyvit.copies import Event, close
 from elip_plugin.patching.rotary import Rotary
 from elip_plugin.patching.wrappers import innermost
 
 SCALES = ("scale", "scaling", "softmax_scale", "attn_scale", "scale_factor")
 """Attributes in which blocks keep the factor on the logits."""
-
-PARALLEL = "the MLP: it reads the tokens beside the attention, not after it (parallel blocks)"
 
 
 class Attention(NamedTuple):
@@ -68,69 +66,47 @@ def is_linear(event: Event) -> bool:
     return isinstance(weight, Tensor) and tuple(weight.shape) == shape
 
 
-def linear_readers(events: Sequence[Event], x: Tensor) -> list[Event]:
-    """List the events of the innermost modules that read a tensor, and do something."""
-    reading = [event for event in events if close(event.input, x) and not event.does_nothing]
-    paths = [event.path for event in reading]
-    return [e for e in reading if not any(path.startswith(f"{e.path}.") for path in paths)]
+def find_attention(
+    block: nn.Module, events: Sequence[Event], tables: Mapping[str, Any]
+) -> Attention | None:
+    """Find the attention of a block among the modules that it called.
+
+    Args:
+        block: The block.
+        events: What it called, on random tokens.
+        tables: What it was given for positions, by the option's name.
+
+    Returns:
+        The attention; None if it is not softmax(scale * q k) v of what it projects.
+
+    Raises:
+        UnsupportedModelError: If it has no usual projections.
+    """
+    for event in events:
+        if isinstance(innermost(event.module), nn.MultiheadAttention):
+            return _from_multihead(event)
+        if is_linear(event):
+            return _from_linear(block, events, event, tables)
+    raise UnsupportedModelError("the attention: the block calls no linear layer")
 
 
-def projections_of(event: Event) -> tuple[Tensor, ...]:
-    """Return what an `nn.MultiheadAttention` projects its input to, three times [B, T, A]."""
+def _from_multihead(event: Event) -> Attention | None:
     attn: Any = innermost(event.module)
     if attn.in_proj_weight is None or attn.bias_k is not None or attn.add_zero_attn:
         raise UnsupportedModelError(
             f"the attention's projections: {event.path!r} is an nn.MultiheadAttention with kdim, "
             "vdim, add_bias_kv or add_zero_attn"
         )
-    return F.linear(event.input, attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=-1)
-
-
-def find_attention(
-    block: nn.Module, events: Sequence[Event], depends: Callable[[], str], tables: Mapping[str, Any]
-) -> Attention:
-    """Find the attention of a block among the modules that it called.
-
-    Args:
-        block: The block.
-        events: What it called, on random tokens.
-        depends: Says how its result depends on the tokens' positions, as a clause; "" for not.
-        tables: What it was given for positions, by the option's name.
-
-    Returns:
-        The attention.
-
-    Raises:
-        UnsupportedModelError: If there is none of the usual kind, with what differs.
-    """
-    for event in events:
-        if isinstance(innermost(event.module), nn.MultiheadAttention):
-            return _from_multihead(event, depends)
-        if is_linear(event):
-            return _from_linear(block, events, event, depends, tables)
-    raise UnsupportedModelError("the attention: the block calls no linear layer")
-
-
-def _from_multihead(event: Event, depends: Callable[[], str]) -> Attention:
-    attn: Any = innermost(event.module)
-    projected, project = projections_of(event), attn.out_proj
-    result = project(mix(projected, attn.num_heads, None))
-
-    def distance(joined: Tensor) -> float:
-        return difference(project(joined), event.output)
-
+    projected = F.linear(event.input, attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=-1)
+    result = attn.out_proj(mix(projected, attn.num_heads, None))
     if not close(result, event.output):
-        refuse_attention(projected, attn.num_heads, distance, depends)
+        return None
     return Attention(event.input, event.path, (), attn.num_heads, None, ("", ""), result)
 
 
 def _from_linear(
-    block: nn.Module,
-    events: Sequence[Event],
-    first: Event,
-    depends: Callable[[], str],
-    tables: Mapping[str, Any],
-) -> Attention:
+    block: nn.Module, events: Sequence[Event], first: Event, tables: Mapping[str, Any]
+) -> Attention | None:
     linear = [event for event in events if is_linear(event)]
     together = [event for event in linear if close(event.input, first.input)]
     widths = [event.output.shape[-1] for event in together]
@@ -152,9 +128,6 @@ def _from_linear(
         paths = [tuple(event.path for event in turn) for turn in turns]
     targets = [event.input for event in reading if event.input.shape[-1] == width]
 
-    def distance(joined: Tensor) -> float:
-        return min((difference(joined, y) for y in targets if y.shape == joined.shape), default=9.0)
-
     for h in divisors(width):
         for norms in head_norms(events, width // h):
             called = [block.get_submodule(path) for path in norms if path] or None
@@ -163,9 +136,9 @@ def _from_linear(
                     _scales(block, width // h), rotaries(tables, width // h)
                 ):
                     joined = mix(projected, h, scale, called, turn)
-                    if close_to_any(joined, targets):
+                    if any(close(joined, target) for target in targets):
                         return Attention(first.input, "", path, h, scale, norms, joined, rotary)
-    refuse_attention(orders[0], None, distance, depends)
+    return None
 
 
 def rotaries(
@@ -190,11 +163,6 @@ def rotaries(
             rotary = Rotary(name, packed, halves)
             found.append((rotary, functools.partial(rotary.turn, table=table)))
     return found
-
-
-def close_to_any(y: Tensor, targets: Sequence[Tensor]) -> bool:
-    """Tell whether a tensor equals one of others to rounding."""
-    return any(close(y, target) for target in targets)
 
 
 def head_norms(events: Sequence[Event], size: int) -> Iterator[tuple[str, str]]:
@@ -222,56 +190,3 @@ def _scales(block: nn.Module, size: int) -> list[float | None]:
 def divisors(width: int) -> list[int]:
     """List the numbers of heads that a width allows."""
     return [n for n in range(1, width + 1) if width % n == 0]
-
-
-def refuse_attention(
-    projected: Sequence[Tensor],
-    heads: int | None,
-    distance: Callable[[Tensor], float],
-    depends: Callable[[], str],
-) -> NoReturn:
-    """Refuse an attention that is not softmax(scale * q k) v, with what differs.
-
-    Args:
-        projected: Queries, keys and values [B, T, A] each.
-        heads: The number of heads that it should have; None for any.
-        distance: How far a result, heads joined [B, T, A], is from that of the block.
-        depends: Says how the block's result depends on the tokens' positions, as a clause.
-
-    Raises:
-        UnsupportedModelError: Always.
-    """
-    by_position = depends()
-    if by_position:
-        raise UnsupportedModelError(f"the attention: {by_position}")
-    width = projected[0].shape[-1]
-    for h in divisors(width):
-        scale, usual = _fitted_scale(projected, h, distance), (width // h) ** -0.5
-        if scale is not None and heads in (h, None):
-            raise UnsupportedModelError(
-                f"the attention's scale: it multiplies the products of queries and keys by "
-                f"{scale:.6g}, and the usual one for {h} heads is {usual:.6g}; another must be a "
-                f"number among the block's attributes, called one of {', '.join(SCALES)}"
-            )
-        if scale is not None:
-            raise UnsupportedModelError(f"the attention's heads: it has {h}, and not {heads}")
-    raise UnsupportedModelError(
-        "the attention: its result is not softmax(scale * q k) v of the heads' queries, keys and "
-        "values (they may be normalized, ordered or packed otherwise, or heads mixed or gated)"
-    )
-
-
-def _fitted_scale(
-    projected: Sequence[Tensor], heads: int, distance: Callable[[Tensor], float]
-) -> float | None:
-    """Find the scale that explains the result; None if there is none."""
-
-    def far(log: float) -> float:
-        return distance(mix(projected, heads, math.exp(log)))
-
-    step = 0.25
-    best = min((i * step for i in range(-48, 25)), key=far)
-    while step > 1e-9:
-        step /= 2
-        best = min((best - step, best, best + step), key=far)
-    return math.exp(best) if far(best) < 1e-6 else None

@@ -33,8 +33,8 @@ WORDS = 8
 def why_all_tokens(model: nn.Module, tower: Tower, place: TowerPath, side: tuple[int, int]) -> str:
     """Say why tokens must not be dropped: a head or a backbone makes maps of them; "" if they may.
 
-    A copy without weights, on the meta device, runs on inputs of zeros. A model that does not run
-    so with all tokens is not asked.
+    A copy without weights, on the meta device, runs on inputs of zeros: of the tower alone, if the
+    whole model does not run so with all tokens.
 
     Args:
         model: What is to be pruned; it stays as it is.
@@ -48,15 +48,16 @@ def why_all_tokens(model: nn.Module, tower: Tower, place: TowerPath, side: tuple
     Raises:
         UnsupportedModelError: If it does not work with merged tokens either, or does not prune.
     """
-    for inputs in _inputs(model, side):
-        try:
-            expected = _shapes(_run(without_weights(model), inputs))
-        except Exception:  # of as many kinds as there are models
-            continue
-        fault = _fault_with(MERGES, model, tower, place, inputs, expected)
-        if fault:
-            raise UnsupportedModelError(fault)
-        return _fault_with(DROPS, model, tower, place, inputs, expected)
+    for whole, path in ((model, place.tower), (tower.module, "")):
+        for inputs in _inputs(side):
+            try:
+                expected = _shapes(_run(without_weights(whole), inputs))
+            except Exception:  # of as many kinds as there are models
+                continue
+            fault = _fault_with(MERGES, whole, tower, path, inputs, expected)
+            if fault:
+                raise UnsupportedModelError(fault)
+            return _fault_with(DROPS, whole, tower, path, inputs, expected)
     return ""
 
 
@@ -64,16 +65,16 @@ def _fault_with(
     config: Mapping[str, Any],
     model: nn.Module,
     tower: Tower,
-    place: TowerPath,
+    path: str,
     inputs: Mapping[str, Any],
     expected: Mapping[str, tuple[int, ...]],
 ) -> str:
     """Say what is wrong with a pruned model's outputs; "" if nothing is."""
     name, lengths, twin = type(model).__name__, list[int](), without_weights(model)
-    described = replace(tower, module=twin.get_submodule(place.tower))
+    described = replace(tower, module=twin.get_submodule(path))
     last = described.block_list[-1]
     pruner = install(Description(twin, described), ElipConfig.from_mapping(config))
-    last.register_forward_pre_hook(lambda _, args: lengths.append(_length(args[0], tower)))
+    last.register_forward_pre_hook(lambda _, args: lengths.append(_length(args[0])))
     needs = f"{name} needs all tokens of its vision tower"
     try:
         found = _shapes(_run(twin, inputs))
@@ -83,20 +84,20 @@ def _fault_with(
     if lengths != [after]:
         return f"{name} does not run the forward of its vision tower, so nothing would be pruned"
     numbers = {pruner.num_tokens - less: after - less for less in (0, tower.prefix)}
-    for path, shape in expected.items():
-        fewer = found.get(path, ())
+    for output, shape in expected.items():
+        fewer = found.get(output, ())
         changed = [pair for pair in zip(shape, fewer) if pair[0] != pair[1]]
         tokens = (
             len(shape) == 3 and len(changed) == 1 and numbers.get(changed[0][0]) == changed[0][1]
         )
         if len(shape) != len(fewer) or (changed and not tokens):
             return (
-                f"{needs}: its output {path} has the shape {shape}, and with fewer tokens {fewer}"
+                f"{needs}: its output {output} has the shape {shape}, and with fewer tokens {fewer}"
             )
     return ""
 
 
-def _inputs(model: Any, side: tuple[int, int]) -> Iterator[dict[str, Any]]:
+def _inputs(side: tuple[int, int]) -> Iterator[dict[str, Any]]:
     """Yield inputs of the kinds that models of transformers and others take."""
     images = torch.zeros(IMAGES, 3, *side, device="meta")
     ids = torch.zeros(IMAGES, WORDS, dtype=torch.long, device="meta")
@@ -120,8 +121,9 @@ def _run(model: Any, inputs: Mapping[str, Any]) -> Any:
         return model(inputs[""]) if "" in inputs else model(**inputs)
 
 
-def _length(x: Tensor, tower: Tower) -> int:
-    return x.shape[0 if tower.calling.sequence_first else 1]
+def _length(x: Tensor) -> int:
+    """Return the number of tokens; modes of a block get [B, T, D] where it takes [T, B, D]."""
+    return x.shape[1] if x.shape[0] == IMAGES else x.shape[0]
 
 
 def _shapes(output: Any, path: str = "") -> dict[str, tuple[int, ...]]:

@@ -27,7 +27,7 @@ class Library:
         mean: What that subtracts per color, in 0 to 1.
         std: What it then divides by.
         encode: From the model, images [B, 3, side, side] and the number of prefix tokens to
-            features [B, E].
+            features [B, E]; by default the model gives them.
         save: Writes the preprocessing into a folder, in the library's own files.
         save_weights: Writes the model's weights into a folder that is then a checkpoint; None where
             a checkpoint is a file of weights.
@@ -39,7 +39,7 @@ class Library:
     preprocess: Callable[[Any], Tensor]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    encode: Callable[[Any, Tensor, int], Tensor]
+    encode: Callable[[Any, Tensor, int], Tensor] = lambda model, images, prefix: model(images)
     save: Callable[[Path], None] = lambda folder: None
     save_weights: Callable[[Any, Path], None] | None = None
     checkpoint: Callable[[Any], None] | None = None

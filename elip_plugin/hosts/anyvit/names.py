@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from importlib.util import find_spec
-from pathlib import Path
-
-from torch import nn
 
 from elip_plugin.errors import MissingHostError
-from elip_plugin.hosts.anyvit import PRESET
+from elip_plugin.hosts.anyvit import HOST, PRESET
 from elip_plugin.hosts.base import ModelName
 
 INSTALL = {
@@ -25,14 +21,6 @@ def list_names() -> dict[str, ModelName]:
     return {}
 
 
-def build(name: str, **options: object) -> nn.Module:
-    """Build a pruned model by name; see `Host.create`."""
-    from elip_plugin.hosts.anyvit.factory import create
-
-    model: nn.Module = create(name, **options).model  # type: ignore[arg-type]
-    return model
-
-
 def find(name: str) -> ModelName | None:
     """Find a model by its name.
 
@@ -46,17 +34,9 @@ def find(name: str) -> ModelName | None:
         MissingHostError: If its library is not installed.
     """
     kind, _, base = name.partition(":")
-    if kind not in INSTALL or not base or (kind == "hf" and not _is_folder(base)):
+    if kind not in INSTALL or not base:
         return None
     module, install = INSTALL[kind]
     if find_spec(module) is None:
         raise MissingHostError(f"{module} is not installed; run: {install}")
-    return ModelName(name, "anyvit", base, PRESET, build)
-
-
-def _is_folder(base: str) -> bool:
-    """Tell whether a folder has the config of a model of transformers."""
-    try:
-        return "model_type" in json.loads((Path(base) / "config.json").read_text())
-    except (OSError, ValueError, TypeError):
-        return False
+    return ModelName(name, "anyvit", base, PRESET, HOST.build)

@@ -6,7 +6,6 @@ from typing import Any
 
 import timm
 from timm.data import create_transform, resolve_model_data_config
-from torch import Tensor
 
 from elip_plugin.errors import UnknownModelError, UnsupportedModelError, nearest
 from elip_plugin.hosts.anyvit.image_model import Library
@@ -48,7 +47,7 @@ def load(name: str, checkpoint: str, image_size: int | None) -> Library:
     data = resolve_model_data_config(model)
     side = image_size or data["input_size"][1]
     transform = create_transform(**{**data, "input_size": (3, side, side)}, is_training=False)
-    return Library(model, side, transform, tuple(data["mean"]), tuple(data["std"]), encode)
+    return Library(model, side, transform, tuple(data["mean"]), tuple(data["std"]))
 
 
 def _create(name: str, options: dict[str, Any]) -> Any:
@@ -61,9 +60,3 @@ def _create(name: str, options: dict[str, Any]) -> Any:
             f"timm:{name} cannot be built for images of {options['img_size']} pixels ({error}): "
             "leave image_size out, or give a multiple of its patches' side"
         ) from error
-
-
-def encode(model: Any, images: Tensor, prefix: int) -> Tensor:
-    """Encode images [B, 3, side, side] into the features [B, E] that the classifier would read."""
-    features: Tensor = model(images)
-    return features

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torchvision import models
 
 from elip_plugin.errors import UnknownModelError, UnsupportedModelError, nearest
@@ -59,10 +59,4 @@ def load(name: str, checkpoint: str, image_size: int | None) -> Library:
         state = {k: v for k, v in read_state(checkpoint).items() if not k.startswith("heads.")}
         with reading_state(checkpoint, f"torchvision:{name}"):
             model.load_state_dict(state)
-    return Library(model, side, transform, tuple(transform.mean), tuple(transform.std), encode)
-
-
-def encode(model: Any, images: Tensor, prefix: int) -> Tensor:
-    """Encode images [B, 3, side, side] into normalized class tokens [B, D]."""
-    features: Tensor = model(images)
-    return features
+    return Library(model, side, transform, tuple(transform.mean), tuple(transform.std))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -10,13 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.hosts.anyvit.attention import (
-    PARALLEL,
-    Attention,
-    find_attention,
-    is_linear,
-    linear_readers,
-)
+from elip_plugin.hosts.anyvit.attention import SCALES, Attention, find_attention, is_linear
 from elip_plugin.hosts.anyvit.copies import (
     TOKENS,
     Event,
@@ -28,11 +21,18 @@ from elip_plugin.hosts.anyvit.copies import (
     record,
     run,
 )
+from elip_plugin.patching.install import random_parts
 from elip_plugin.patching.parts import Parts
 from elip_plugin.patching.runner import Calling
 
 LEAVES_OUT = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
 """Modules without weights that are no stochastic depth."""
+
+OTHERWISE = (
+    "its result is not softmax(scale * q k) v of the heads' queries, keys and values (they may be "
+    "normalized, ordered or packed otherwise, or heads mixed or gated; a scale other than "
+    f"(A / H) ** -0.5 must be a number among the block's attributes, called one of {SCALES})"
+)
 
 
 class BlockReading(NamedTuple):
@@ -70,9 +70,11 @@ def read_block(
     x = random_tokens(width, tokens)
     events, out = record(block, x, calling)
     with torch.no_grad():
-        depends = functools.partial(dependence, block, x, out, calling)
         tables = {name: calling.options[name] for name in calling.positions}
-        attention = find_attention(block, events, depends, tables)
+        attention = find_attention(block, events, tables)
+        if attention is None:
+            otherwise = dependence(block, x, out, calling) or OTHERWISE
+            raise UnsupportedModelError(f"the attention: {otherwise}")
         norm_1 = _find_norm(events, x, attention)
         middle, output = _find_output(block, events, x, attention)
         norm_2, mlp = _find_mlp(block, events, middle, out)
@@ -135,7 +137,9 @@ def _find_output(
     linear = [event for event in linear_readers(events, attention.input) if is_linear(event)]
     own = 0 if attention.path else len(attention.projections)
     if len(linear_readers(events, x)) > 1 or len(linear) > own:
-        raise UnsupportedModelError(PARALLEL)
+        raise UnsupportedModelError(
+            "the MLP: it reads the tokens beside the attention, not after it (parallel blocks)"
+        )
     raise UnsupportedModelError(
         "what the attention adds: its result reaches the tokens by more than modules of the block "
         "and tensors that scale it (a gate, or a factor on the tokens)"
@@ -155,6 +159,13 @@ def _find_mlp(
         "through its modules to (a norm after it, a gate, a factor on the tokens, or functions "
         "that are no attribute of the block)"
     )
+
+
+def linear_readers(events: Sequence[Event], x: Tensor) -> list[Event]:
+    """List the events of the innermost modules that read a tensor, and do something."""
+    reading = [event for event in events if close(event.input, x) and not event.does_nothing]
+    paths = [event.path for event in reading]
+    return [e for e in reading if not any(path.startswith(f"{e.path}.") for path in paths)]
 
 
 def find_way(
@@ -226,12 +237,7 @@ def refuse_dropout(
         module.eval()
     if close(run(block, x, calling), out):
         return
-    found = {
-        f"{path}.{name}".removeprefix("."): value
-        for path, module in block.named_modules()
-        for name, value in vars(module).items()
-        if isinstance(value, float) and value > 0 and (name == "p" or "drop" in name)
-    }
+    found = random_parts(block)
     raise UnsupportedModelError(
         f"dropout: in training the block is random ({found or 'by functions that it calls'}), and "
         "choosing tokens must be deterministic; set it to 0 (stochastic depth may stay)"

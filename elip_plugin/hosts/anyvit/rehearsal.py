@@ -1,4 +1,4 @@
-"""A pruned forward of a copy whose blocks are stand-ins: what the tower does around its blocks."""
+"""A forward of a copy whose blocks are stand-ins: what the tower does around its blocks."""
 
 from __future__ import annotations
 
@@ -9,15 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from elip_plugin.config import ElipConfig
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.hosts.anyvit.consumer import DROPS
 from elip_plugin.hosts.anyvit.copies import close
 from elip_plugin.hosts.anyvit.entry import BlockInput
 from elip_plugin.hosts.anyvit.finder import IMAGES, BlockProxy, TowerPath, Trial
-from elip_plugin.patching.description import Description, Tower
-from elip_plugin.patching.install import install
-from elip_plugin.patching.parts import Parts
 from elip_plugin.patching.runner import Calling
 
 
@@ -34,9 +29,8 @@ class AfterBlocks(NamedTuple):
 
 
 class BlockOutput(NamedTuple):
-    """What a stand-in returned: the number of tokens, the tokens, and their version."""
+    """What a stand-in returned: the tokens, and their version."""
 
-    length: int
     tokens: Tensor
     version: int
 
@@ -53,7 +47,6 @@ class FakeBlock(BlockProxy):
 
     Attributes:
         shift: By how much it changes the first token more than the others.
-        follows: Whether it must be given what the block before it returned, and nothing else.
     """
 
     def __init__(
@@ -67,22 +60,22 @@ class FakeBlock(BlockProxy):
         super().__init__(block)
         self.tables = tables
         self.number, self.calling, self.made = number, calling, made
-        self.shift, self.follows = 0.0, True
+        self.shift = 0.0
 
     def forward(self, x: Tensor, *args: Any, **options: Any) -> Any:
-        """Return other tokens."""
-        if self.number > 0 and self.follows:
+        """Return other tokens; refuse those that the block before it did not return."""
+        if self.number > 0:
             last = self.made[-1]
             if x is not last.tokens or x._version != last.version:
                 refuse_change(self.number)
             refuse_other_tables(self.number, self._tables_in(options), self.tables)
-        elif self.follows:
+        else:
             self.tables[:] = self._tables_in(options)
         ramp = torch.linspace(-1, 1, x.shape[-1], dtype=x.dtype)
         y = self.calling.turned(x) + ramp
         y[:, :1] += self.shift * ramp**2
         tokens = self.calling.turned(y)
-        self.made.append(BlockOutput(y.shape[1], tokens, tokens._version))
+        self.made.append(BlockOutput(tokens, tokens._version))
         return (tokens,) if self.calling.as_tuple else tokens
 
     def _tables_in(self, options: Mapping[str, Any]) -> list[Any]:
@@ -90,7 +83,7 @@ class FakeBlock(BlockProxy):
 
 
 def rehearse(trial: Trial, place: TowerPath, calling: Calling, entry: BlockInput) -> AfterBlocks:
-    """Run a tower with stand-ins for its blocks, with all tokens and pruned.
+    """Run a tower with stand-ins for its blocks.
 
     Args:
         trial: A trial of the tower, whose copy this uses up.
@@ -102,7 +95,7 @@ def rehearse(trial: Trial, place: TowerPath, calling: Calling, entry: BlockInput
         What it does after its blocks.
 
     Raises:
-        UnsupportedModelError: If it changes tokens between its blocks, or fails with fewer.
+        UnsupportedModelError: If it changes tokens between its blocks.
     """
     tower, images = trial.tower, trial.images
     blocks: Any = tower.get_submodule(place.blocks)
@@ -121,7 +114,6 @@ def rehearse(trial: Trial, place: TowerPath, calling: Calling, entry: BlockInput
             hook.remove()
         blocks[len(blocks) - 1].shift = 1.0
         counts = [not close(*pair) for pair in zip(_features(_run(tower, images)), features)]
-        _run_pruned(tower, place, images, calling, entry, made)
     return AfterBlocks(entry.prefix > 0 and (any(counts) or not counts), next(iter(norms), ""))
 
 
@@ -160,37 +152,6 @@ def _note_norm(
             norms.append(path)
 
     return hook
-
-
-def _run_pruned(
-    tower: Any,
-    place: TowerPath,
-    images: Tensor,
-    calling: Calling,
-    entry: BlockInput,
-    made: list[BlockOutput],
-) -> None:
-    """Run a tower with half of its patches from block 1 on."""
-    blocks = tower.get_submodule(place.blocks)
-    for block in blocks:
-        block.follows = False
-    described = Tower(
-        tower, place.blocks, Parts(), entry.num_patches, entry.width, entry.prefix, calling=calling
-    )
-    pruner = install(Description(tower, described), ElipConfig.from_mapping(DROPS))
-    made.clear()
-    try:
-        tower(images)
-    except Exception as error:
-        raise UnsupportedModelError(
-            f"{type(tower).__name__} does not run with fewer tokens: {error}"
-        ) from error
-    lengths = tuple(each.length for each in made)
-    if lengths != pruner.plan.tokens:
-        raise UnsupportedModelError(
-            f"{type(tower).__name__} gives its blocks {lengths} tokens, where {pruner.plan.tokens} "
-            "are planned"
-        )
 
 
 def refuse_other_tables(i: int, given: list[Any], first: list[Any]) -> None:

@@ -165,19 +165,13 @@ def as_base_config(save: Callable[..., None]) -> Callable[..., None]:
 
 def _add_user_configs(path: Path) -> None:
     """Add a user's configs; a file that cannot be read is named and takes nothing else along."""
-    if not path.exists():
-        _warn(f"{path} does not exist; name a folder of .json files")
-        return
-    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
-    faults = {file: fault for file in files if (fault := _fault_of(file)) is not None}
-    for file, fault in faults.items():
-        _warn(f"{file} is no model config ({fault})")
-    readable = [file for file in files if file not in faults]
-    factory._MODEL_CONFIG_PATHS.extend(readable if faults else [path])
-
-
-def _warn(fault: str) -> None:
-    warnings.warn(f"{CONFIGS_VARIABLE}: left out, {fault}", stacklevel=2)
+    for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
+        fault = _fault_of(file)
+        if fault is None:
+            factory._MODEL_CONFIG_PATHS.append(file)
+        else:
+            message = f"{CONFIGS_VARIABLE}: left out, {file} is no model config ({fault})"
+            warnings.warn(message, stacklevel=2)
 
 
 def _fault_of(file: Path) -> str | None:

@@ -10,8 +10,8 @@ from elip_plugin.config import PAPER, PRESETS
 
 SUPPORTED = (
     "OpenCLIP's native ViT (class-token, average or attentional pooling) and timm's "
-    "VisionTransformer, Eva (EVA01, EVA02, PE-Core), VisionTransformerRelPos and NaFlexVit (token, "
-    "average or map pooling) are supported"
+    "VisionTransformer, Eva (EVA01, EVA02, PE-Core) and NaFlexVit (token, average or map pooling) "
+    "are supported"
 )
 
 CONVOLUTIONAL = "has no ViT blocks: its stages are convolutional or mixed, and their grids fixed"
@@ -20,6 +20,7 @@ TIMM_REASONS = {
     "convnext_": CONVOLUTIONAL,
     "fastvit_": CONVOLUTIONAL,
     "vitamin_": CONVOLUTIONAL,
+    "vit_relpos_": "adds a bias by relative positions to its attention",
 }
 
 
@@ -67,10 +68,7 @@ def _why_not_timm(name: str) -> str | None:
         if name.startswith(prefix):
             return reason
     if not name.startswith(("vit_", "eva_", "eva02_", "naflexvit_")):
-        return (
-            "is a timm model other than VisionTransformer, Eva, VisionTransformerRelPos and "
-            "NaFlexVit"
-        )
+        return "is a timm model other than VisionTransformer, Eva and NaFlexVit"
     if not _has_timm_layers():
         return "needs timm 1.0 or later, and this environment has an older one"
     return None

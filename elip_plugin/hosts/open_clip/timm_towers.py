@@ -1,8 +1,7 @@
 """timm's trunks as OpenCLIP wraps them.
 
-VisionTransformer (SigLIP, MobileCLIP-B and -L), Eva (EVA01, EVA02, the Perception Encoder),
-VisionTransformerRelPos, and NaFlexVit (SigLIP 2 NaFlex), whose images each have their own number of
-patches.
+VisionTransformer (SigLIP, MobileCLIP-B and -L), Eva (EVA01, EVA02, the Perception Encoder), and
+NaFlexVit (SigLIP 2 NaFlex), whose images each have their own number of patches.
 """
 
 from __future__ import annotations
@@ -17,27 +16,21 @@ from open_clip.timm_model import TimmModel
 from timm.layers import PatchEmbed
 from timm.models.eva import Eva, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Block, VisionTransformer
-from timm.models.vision_transformer_relpos import RelPosBlock, VisionTransformerRelPos
 from torch import Tensor, nn
 
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.open_clip.grid import grid_of
-from elip_plugin.hosts.open_clip.timm_blocks import (
-    RelativeBlock,
-    eva_block,
-    plain_parts,
-    refuse_other_attention,
-    relative_positions,
-    rotations,
-)
+from elip_plugin.hosts.open_clip.timm_blocks import eva_parts, plain_parts
 from elip_plugin.patching.calls import thread
 from elip_plugin.patching.description import Tower
 from elip_plugin.patching.forward import Forward
 from elip_plugin.patching.named import NamedAsReplaced, patched_class
+from elip_plugin.patching.rotary import rotations
 from elip_plugin.patching.runner import Calling, PrunedTower, entry_of
 from elip_plugin.patching.swap import Swap
 
-TRUNKS: tuple[type, ...] = (VisionTransformer, Eva, VisionTransformerRelPos)
+EVA = (EvaBlock, EvaBlockPostNorm)
+TRUNKS: tuple[type, ...] = (VisionTransformer, Eva)
 NAFLEX: Any = None
 if importlib.util.find_spec("timm.models.naflexvit") is not None:  # since timm 1.0.16
     from timm.models.naflexvit import NaFlexVit
@@ -132,23 +125,17 @@ def describe(visual: Any) -> Tower:
     blocks, embed = trunk.blocks, getattr(trunk, "patch_embed", None)
     first, class_token = blocks[0], _has_class_token(trunk)
     more: dict[str, Any] = {}
-    if kind is VisionTransformerRelPos:
-        more["parts"] = {RelPosBlock: patched_class(RelativeBlock, RelPosBlock, plain_parts(first))}
-        more["calling"] = Calling(positions=("shared_rel_pos",), positions_for=relative_positions)
-        # The host's own block cannot take rows and columns of its own bias.
-        more["patch_all_blocks"] = trunk.shared_rel_pos is None
-    elif isinstance(first, (EvaBlock, EvaBlockPostNorm)):
+    if isinstance(first, EVA):
         if getattr(trunk, "rope_mixed", False) or getattr(trunk, "rope_is_mixed", False):
             raise UnsupportedModelError(
                 f"a timm {kind.__name__} with rotary positions of its own in each block: those "
                 "that all blocks share are supported"
             )
-        more["parts"] = {type(block): eva_block(block) for block in blocks}
+        rotary = trunk.rope is not None
+        more["parts"] = {type(b): eva_parts(b, rotary) for b in blocks if isinstance(b, EVA)}
         more["calling"] = Calling(positions=("rope",), positions_for=rotations)
     else:
-        for block in blocks:
-            refuse_other_attention(block)
-        more["parts"] = {Block: plain_parts(first)}
+        more["parts"] = {type(b): plain_parts(b) for b in blocks if type(b) is Block}
         more["scale"] = first.attn.scale
     if kind is NAFLEX:
         more |= {"kind": NaFlexTower, "scale": first.attn.scale}

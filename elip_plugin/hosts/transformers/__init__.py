@@ -1,4 +1,4 @@
-"""Hugging Face transformers: `hf:X` for CLIP, SigLIP, BLIP and models that share their encoders."""
+"""Hugging Face transformers: `hf:FOLDER` for CLIP, SigLIP, BLIP and what shares their encoders."""
 
 from __future__ import annotations
 

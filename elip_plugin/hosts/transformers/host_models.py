@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from transformers import AutoTokenizer
 
 from elip_plugin.errors import DataError, UnsupportedModelError
 from elip_plugin.hosts.base import HostModel
-from elip_plugin.hosts.transformers import HOST, blip
+from elip_plugin.hosts.transformers import HOST, blip, folders
 from elip_plugin.hosts.transformers.guide import feature_of, text_features
 from elip_plugin.hosts.transformers.readers import Reader
 
@@ -23,16 +21,6 @@ LONGEST = 77
 """Tokens of a text at most: CLIP's; BERT-like encoders have positions for hundreds."""
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model")
-
-PROCESSOR_FILES = (
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "merges.txt",
-)
-"""What else a tokenizer or an image processor may be saved in."""
 
 MASKED = ("altclip", "chinese_clip")
 """Families whose text encoder needs to know which tokens are padding."""
@@ -48,18 +36,16 @@ NO_EXPORT = (
 
 @dataclass
 class TransformersModel(HostModel):
-    """A model of transformers; its tokenizer and normalization are those of its folder.
+    """A model of transformers; its tokenizer and image processor are those of its folder.
 
     Attributes:
-        folder: The folder with its tokenizer; "" for a model without weights, whose texts become
-            stand-in tokens.
-        squares: Whether pictures are resized to a square, as SigLIP's are; else the shorter side is
-            resized, and the middle of the longer one is taken.
+        folder: The folder.
+        processor: Its image processor; None where it has none.
     """
 
     host = HOST
-    folder: str = ""
-    squares: bool = False
+    folder: str = field(kw_only=True)
+    processor: Any = field(default=None, kw_only=True)
     _tokenizer: Any = None
 
     @property
@@ -72,23 +58,10 @@ class TransformersModel(HostModel):
 
     def preprocess(self, picture: Any) -> Tensor:
         """Turn a Pillow image into an image [3, height, width]."""
-        side = self._config.vision_config.image_size
-        shortest = min(picture.size)
-        width, height = (
-            side if self.squares else length * side // shortest for length in picture.size
-        )
-        left, top = (width - side) // 2, (height - side) // 2
-        resized = picture.convert("RGB").resize((width, height), 3)  # bicubic
-        cropped = resized.crop((left, top, left + side, top + side))
-        pixels = torch.frombuffer(bytearray(cropped.tobytes()), dtype=torch.uint8)
-        image = pixels.view(side, side, 3).permute(2, 0, 1) / 255
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
-        return (image - mean) / std
+        return folders.preprocess(self.processor, self.folder, picture.convert("RGB"))
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Turn texts into what `get_text_features` takes."""
-        if not self.folder:
-            return self._stand_in_tokens(texts)
         if self._tokenizer is None:
             self._tokenizer = _load_tokenizer(Path(self.folder))
         options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
@@ -96,11 +69,15 @@ class TransformersModel(HostModel):
         return {k: v for k, v in tokens.items() if k in ("input_ids", "attention_mask")}
 
     def example_batch(self, batch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return random images and stand-in tokens, on the model's device."""
+        """Return random images and token ids, on the model's device."""
         device = next(self.model.parameters()).device
-        side = self._config.vision_config.image_size
-        texts = [f"example {i}" for i in range(batch)]
-        tokens = {k: v.to(device) for k, v in self._stand_in_tokens(texts).items()}
+        side, last = self._config.vision_config.image_size, self._text_config.vocab_size - 1
+        # Past the usual special tokens at both ends.
+        ids = torch.randint(3, last - 2, (batch, self._text_length()), device=device)
+        ids[:, -1] = last  # that of CLIP's end
+        tokens = {"input_ids": ids}
+        if self._config.model_type in MASKED:
+            tokens["attention_mask"] = torch.ones_like(ids)
         return torch.randn(batch, 3, side, side, device=device), tokens
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -117,25 +94,10 @@ class TransformersModel(HostModel):
         return self.model(pixel_values=images, return_loss=True, **tokens).loss
 
     def save_preprocessing(self, folder: Path) -> None:
-        """Write `preprocessor_config.json`, and copy the tokenizer of the model's folder."""
-        source = Path(self.folder)
-        names = (*TOKENIZER_FILES, *PROCESSOR_FILES) if self.folder else ()
-        for name in names:
-            if (source / name).is_file():
-                shutil.copy(source / name, folder / name)
-        saved, side = folder / "preprocessor_config.json", self._config.vision_config.image_size
-        if saved.is_file():
-            return
-        square = {"height": side, "width": side}
-        values = {
-            "image_processor_type": f"{'Siglip' if self.squares else 'CLIP'}ImageProcessor",
-            "size": square if self.squares else {"shortest_edge": side},
-            "resample": 3,  # bicubic
-            "image_mean": list(self.mean),
-            "image_std": list(self.std),
-        }
-        values |= {} if self.squares else {"do_center_crop": True, "crop_size": square}
-        saved.write_text(json.dumps(values, indent=1) + "\n")
+        """Write the image processor and the tokenizer of the model's folder, where it has them."""
+        folders.save_processor(self.processor, folder)
+        if _tokenizer_folder(Path(self.folder)) is not None:
+            _load_tokenizer(Path(self.folder)).save_pretrained(folder)
 
     def save_weights(self, folder: Path) -> Path:
         """Write a folder of `save_pretrained`, with its preprocessing."""
@@ -145,21 +107,7 @@ class TransformersModel(HostModel):
 
     def checkpoint(self) -> None:
         """Turn gradient checkpointing on."""
-        model: Any = self.model
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-
-    def _stand_in_tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Make tokens from the bytes of texts, for models without weights."""
-        length, vocabulary = self._text_length(), self._text_config.vocab_size
-        low, high = 3, vocabulary - 3  # past the usual special tokens at both ends
-        rows = []
-        for given in texts:
-            ids = [low + byte % (high - low) for byte in given.encode()][: length - 1]
-            rows.append(ids + [vocabulary - 1] * (length - len(ids)))
-        tokens = {"input_ids": torch.tensor(rows)}
-        if self._config.model_type in MASKED:
-            tokens["attention_mask"] = torch.ones_like(tokens["input_ids"])
-        return tokens
+        folders.checkpoint_gradients(self.model)
 
     def _text_length(self) -> int:
         """Return the tokens of a text: all positions, or CLIP's number where there are hundreds."""
@@ -208,13 +156,18 @@ class ReadModel(TransformersModel):
         return self.model(pixel_values=images, labels=tokens["input_ids"], **tokens).loss
 
 
-def _load_tokenizer(folder: Path) -> Any:
-    if (folder / QFORMER_TOKENIZER).is_dir():
-        folder = folder / QFORMER_TOKENIZER
+def _tokenizer_folder(folder: Path) -> Path | None:
+    """Return where a folder has a tokenizer; None for nowhere."""
+    places = (folder / QFORMER_TOKENIZER, folder)
     # Without any of these files transformers 5 makes a tokenizer that knows no word.
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    return next((p for p in places if any((p / name).is_file() for name in TOKENIZER_FILES)), None)
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    place = _tokenizer_folder(folder)
+    if place is None:
         raise DataError(
             f"{folder} has no tokenizer (one of {', '.join(TOKENIZER_FILES)}); save it there by "
             "tokenizer.save_pretrained"
         )
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return AutoTokenizer.from_pretrained(place, local_files_only=True)

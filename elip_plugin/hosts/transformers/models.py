@@ -77,13 +77,19 @@ class ContrastiveModel(TextFirst, PrunedModel):
         return project_to_vision_width(text_features(self, **options), linear_maps(self))
 
 
+NAMES = (
+    "CLIPModel",
+    "SiglipModel",
+    "MetaClip2Model",
+    "AltCLIPModel",
+    "ChineseCLIPModel",
+    "BlipModel",
+    "VisionTextDualEncoderModel",
+)
 MODELS: dict[type, type[nn.Module]] = {
-    cls: patched_class(ContrastiveModel, cls)
-    for cls in (
-        *(towers.find_class(f, f"{prefix}Model") for f, (prefix, *_) in towers.FAMILIES.items()),
-        getattr(transformers, "VisionTextDualEncoderModel", None),
-    )
-    if cls is not None and hasattr(cls, "get_text_features") and cls not in blip.MODELS
+    getattr(transformers, name): patched_class(ContrastiveModel, getattr(transformers, name))
+    for name in NAMES
+    if hasattr(transformers, name)
 } | blip.MODELS
 
 
@@ -94,12 +100,10 @@ def _describe_tower(module: Any) -> Tower:
         tower = tower.vision_model
     if towers.find_layers(tower):
         return towers.describe(tower)
-    families = towers.FAMILIES.items()
-    known = [prefix for family, (prefix, *_) in families if family in towers.KNOWN]
     raise UnknownTowerError(
         f"the vision tower {type(tower).__name__} of {type(module).__name__} cannot be pruned; "
-        f"those of {known} can (SigLIP 2 at a fixed size is SigLIP's; NaFlex, whose tokens "
-        "have masks, is not supported)"
+        f"those with layers {list(towers.LAYERS)} can (SigLIP 2 at a fixed size is SigLIP's; "
+        "NaFlex, whose tokens have masks, is not supported)"
     )
 
 
@@ -107,7 +111,7 @@ def describe(module: Any) -> Description:
     """Describe a model, wrapped or not, or a bare vision tower; see `Host.describe`."""
     module = unwrap(module)
     tower = _describe_tower(module)
-    if type(module) in towers.TOWERS:
+    if towers.name_of(type(module)).endswith(towers.TOWERS):
         return Description(module, tower)
     if type(module) not in MODELS and isinstance(module, PreTrainedModel):
         raise UnknownTowerError(

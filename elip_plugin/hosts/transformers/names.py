@@ -1,58 +1,56 @@
-"""Names: `hf:X` for well-known models and for any local folder."""
+"""Names: `hf:FOLDER` for a local folder of `save_pretrained`."""
 
 from __future__ import annotations
 
-import functools
+import json
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from elip_plugin.config import RECOMMENDED
-from elip_plugin.errors import UnknownModelError, nearest
+from elip_plugin.errors import DataError, UnknownModelError
 from elip_plugin.hosts.base import FROM_CONFIG, ModelName
-from elip_plugin.hosts.transformers.shapes import (
-    BLIP_TYPES,
-    CONFIG_KEY,
-    MODEL_TYPES,
-    PREFIX,
-    SHAPES,
-    read_json,
-)
+from elip_plugin.hosts.transformers import HOST
+
+PREFIX = "hf:"
+
+CONFIG_KEY = "elip"
+"""Key of a saved model's config: what its vision tower was pruned by."""
+
+BLIP_TYPES = ("blip", "blip-2", "instructblip")
+"""Families of which each class of models has a default of its own."""
+
+MODEL_TYPES = ("clip", "siglip", "metaclip_2", "altclip", "chinese_clip", *BLIP_TYPES)
+"""Families that are built with their texts; as written in a folder's config.json."""
 
 
-@functools.cache
 def list_names() -> dict[str, ModelName]:
-    """List the models of the table by name."""
-    return {PREFIX + base: _name(base, shape.model_type) for base, shape in SHAPES.items()}
-
-
-def _name(base: str, model_type: str, saved: bool = False) -> ModelName:
-    preset = FROM_CONFIG if saved or model_type in BLIP_TYPES else RECOMMENDED
-    return ModelName(PREFIX + base, "transformers", base, preset, build)
-
-
-def build(name: str, **options: Any) -> nn.Module:
-    """Build a pruned model by name; see `Host.create`."""
-    from elip_plugin.hosts.transformers.factory import create
-
-    return create(name, **options).model
+    """List no model: any folder is tried when it is asked for."""
+    return {}
 
 
 def find(name: str) -> ModelName | None:
-    """Find a model by name or base, or a local folder with a config.json: `hf:PATH`."""
-    base = name.removeprefix(PREFIX)
-    known = list_names()
-    if PREFIX + base in known:
-        return known[PREFIX + base]
-    if base == name:
+    """Find a local folder with a config.json: `hf:FOLDER`; None for a model without known texts."""
+    folder = name.removeprefix(PREFIX)
+    if folder == name:
         return None
-    if not (Path(base) / "config.json").is_file():
+    if not (Path(folder) / "config.json").is_file():
         raise UnknownModelError(
-            f"{name!r} is neither a known model nor a folder with a config.json (nothing is "
-            f"downloaded); {nearest(name, known)}"
+            f"{folder!r} is no folder with a config.json (nothing is downloaded): give hf: and a "
+            "folder of save_pretrained"
         )
-    config = read_json(base)
+    config = read_json(folder)
     if config["model_type"] not in MODEL_TYPES:
-        return None  # without texts of its own that are known here: see `hosts.anyvit`
-    return _name(base, config["model_type"], saved=config.get(CONFIG_KEY) is not None)
+        return None  # see `hosts.anyvit`
+    own = config.get(CONFIG_KEY) is not None or config["model_type"] in BLIP_TYPES
+    return ModelName(name, "transformers", folder, FROM_CONFIG if own else RECOMMENDED, HOST.build)
+
+
+def read_json(folder: str) -> dict[str, Any]:
+    """Read a folder's config.json, which names a model's type."""
+    path = Path(folder) / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+        config["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is no config of a transformers model: {error!r}") from error
+    return config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from elip_plugin.hosts.transformers.shapes import CONFIG_KEY
+from elip_plugin.hosts.transformers.names import CONFIG_KEY
 from elip_plugin.patching.monkeypatch import replaced
 from elip_plugin.patching.named import NamedAsReplaced
 from elip_plugin.patching.swap import Swap

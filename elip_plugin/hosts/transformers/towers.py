@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from dataclasses import replace
 from typing import Any
@@ -37,48 +36,30 @@ VIT_4 = replace(
 )
 """In transformers 4."""
 
-FAMILIES = {
-    "clip": ("CLIP", "CLIPEncoderLayer", SEPARATE),
-    "siglip": ("Siglip", "SiglipEncoderLayer", SEPARATE),
-    "metaclip_2": ("MetaClip2", "MetaClip2EncoderLayer", SEPARATE),
-    "altclip": ("AltCLIP", "AltCLIPEncoderLayer", SEPARATE),
-    "chinese_clip": ("ChineseCLIP", "ChineseCLIPVisionLayer", SEPARATE),
-    "blip": ("Blip", "BlipEncoderLayer", PACKED),
-    "blip_2": ("Blip2", "Blip2EncoderLayer", PACKED),
-    "instructblip": ("InstructBlip", "InstructBlipEncoderLayer", PACKED),
-    "instructblipvideo": ("InstructBlipVideo", "InstructBlipVideoEncoderLayer", PACKED),
-    "vit": ("ViT", "ViTLayer", VIT),
+LAYERS = {
+    "CLIPEncoderLayer": SEPARATE,
+    "SiglipEncoderLayer": SEPARATE,
+    "MetaClip2EncoderLayer": SEPARATE,
+    "AltCLIPEncoderLayer": SEPARATE,
+    "ChineseCLIPVisionLayer": SEPARATE,
+    "BlipEncoderLayer": PACKED,
+    "Blip2EncoderLayer": PACKED,
+    "InstructBlipEncoderLayer": PACKED,
+    "InstructBlipVideoEncoderLayer": PACKED,
+    "ViTLayer": VIT,
 }
-"""By their folder in transformers: what class names begin with, the layer, where it has its parts.
-
-SigLIP 2 at a fixed size is SigLIP."""
+"""Where layers have their parts, by the names of their classes."""
 
 LISTS = ("encoder.layers", "layers", "encoder.layer")
 """Where towers have their layers."""
 
-
-def find_class(family: str, name: str) -> Any:
-    """Return a class of a family; None if this version of transformers has none."""
-    try:
-        module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
-    except ImportError:
-        return None
-    return getattr(module, name, None)
+TOWERS = ("VisionModel", "VisionModelWithProjection", "VisionTransformer", "ViTModel")
+"""What the names of vision towers without a text model end in."""
 
 
-KNOWN = {
-    family: (cls, parts)
-    for family, (_, name, parts) in FAMILIES.items()
-    if (cls := find_class(family, name)) is not None  # else this version has renamed it
-}
-LAYERS = dict(KNOWN.values())
-TOWERS = {
-    find_class(family, prefix + kind)
-    for family, (prefix, *_) in FAMILIES.items()
-    for kind in ("VisionModel", "VisionModelWithProjection", "VisionTransformer", "Model")
-    if family == "vit" or kind != "Model"
-} - {None}
-"""Vision towers without a text model."""
+def name_of(cls: type) -> str:
+    """Return the name of a class of transformers; "" for that of anybody else."""
+    return cls.__name__ if cls.__module__.startswith("transformers.") else ""
 
 
 def find_layers(tower: Any) -> str:
@@ -88,7 +69,7 @@ def find_layers(tower: Any) -> str:
             layers = tower.get_submodule(path)
         except AttributeError:
             continue
-        if type(layers[0]) in LAYERS and hasattr(tower, "embeddings"):
+        if name_of(type(layers[0])) in LAYERS and hasattr(tower, "embeddings"):
             return path
     return ""
 
@@ -97,7 +78,7 @@ def describe(tower: Any) -> Tower:
     """Describe a vision tower; see `Host.describe`."""
     path = find_layers(tower)
     first, embeddings = tower.get_submodule(path)[0], tower.embeddings
-    parts = LAYERS[type(first)]
+    parts = LAYERS[name_of(type(first))]
     plain = parts is VIT
     if plain and not hasattr(first.attention, "q_proj"):
         parts = VIT_4

@@ -258,19 +258,13 @@ def whole_block_row(block: Any, y: Tensor, monkeypatch: pytest.MonkeyPatch) -> T
     [
         {},
         {"ls_init_value": 0.1},
-        {"qk_norm": True},
-        {"scale_heads": True, "scale_attn_inner": True},
-        {"scale_attn": True, "scale_fc": True},
     ],
     ids=str,
 )
 def test_the_reduced_block_scores_as_the_whole_block(
     tiny_clip: Make, pairs: Pairs, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    try:
-        tower = tiny_clip(**options).visual.double()
-    except TypeError:
-        pytest.skip("this open_clip has no such block option")
+    tower = tiny_clip(**options).visual.double()
     block = blocks(tower)[3]
     apply(tower, "paper")
     y = torch.randn(2, 9, 32, dtype=torch.float64)
@@ -466,13 +460,14 @@ def test_unsupported_towers_are_refused_untouched(
     assert snapshot(model) == before
 
 
-def test_scaled_cosine_attention_is_refused(tiny_clip: Make) -> None:
+@pytest.mark.parametrize("option", ["qk_norm", "scale_heads", "scale_attn", "scaled_cosine_attn"])
+def test_options_of_blocks_are_refused(tiny_clip: Make, option: str) -> None:
     try:
-        model = tiny_clip(scaled_cosine_attn=True)
+        model = tiny_clip(**{option: True})
     except TypeError:
         pytest.skip("this open_clip has no such block option")
-    with pytest.raises(UnsupportedModelError, match="scaled cosine attention"):
-        apply(model, "paper")
+    with pytest.raises(UnsupportedModelError, match=r"has options of its blocks \(qk_norm"):
+        apply(model)
 
 
 def test_a_plan_that_does_not_fit_leaves_the_model_untouched(tiny_clip: Make) -> None:

@@ -1,4 +1,4 @@
-"""Towers whose blocks read positions at every call: rotary ones, and relative position biases."""
+"""Towers whose blocks are turned by positions at every call, and EVA's without."""
 
 from __future__ import annotations
 
@@ -32,11 +32,9 @@ NAMES = {
     "EVA02": ("eva02_base_patch16_clip_224", "token", None),
     "EVA02-E": ("eva02_enormous_patch14_clip_224", "token", None),
     "PE-Core": ("vit_pe_core_tiny_patch16_384", "map", None),
-    "relative": ("vit_relpos_medium_patch16_cls_224", "", "linear"),
-    "relative, shared": ("vit_srelpos_small_patch16_224", "avg", "linear"),
 }
 KINDS = tuple(NAMES)
-PLACED = ("EVA02", "PE-Core", "relative", "relative, shared")
+PLACED = ("EVA02", "PE-Core")
 MODELS = [
     "EVA01-g-14",
     "EVA01-g-14-plus",
@@ -50,7 +48,6 @@ MODELS = [
     "PE-Core-L-14-336",
     "PE-Core-S-16-384",
     "PE-Core-T-16-384",
-    "vit_relpos_medium_patch16_cls_224",
 ]
 
 
@@ -101,7 +98,7 @@ def config_of(*blocks: int, **more: Any) -> dict[str, Any]:
 def test_all_tokens_in_any_order_give_the_base_models_features(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the positions of the patches go their rotations and biases."""
+    """With the positions of the patches go their rotations."""
     model = make(kind).double().eval()
     images = inputs(model)[0].double()
     with torch.no_grad():
@@ -214,15 +211,16 @@ def entering(model: Any, images: torch.Tensor, kept: torch.Tensor) -> tuple[torc
     """Tokens at some positions, and what blocks are called with there."""
     trunk, blocks = model.visual.trunk, stack_of(model)
     prefix = trunk.num_prefix_tokens
-    given: list[Any] = []
+    seen: list[Any] = []
     hook = blocks[0].register_forward_pre_hook(
-        lambda block, args, options: given.append((*args, options)), with_kwargs=True
+        lambda block, args, options: seen.append((*args, options)), with_kwargs=True
     )
     with hook, elip_plugin.find_handle(model).disabled():
         trunk.forward_features(images)
-    ((x, options),) = given
-    positions_for = blocks.elip_calling.positions_for
-    positions = None if positions_for is None else positions_for(options, prefix)
+    ((x, options),) = seen
+    calling = blocks.elip_calling
+    given = {name: options[name] for name in calling.positions}
+    positions = calling.positions_for(given, prefix)
     index = kept.expand(len(x), -1)
     rest = x[:, prefix:].gather(1, index.unsqueeze(2).expand(-1, -1, x.shape[2]))
     return torch.cat([x[:, :prefix], rest], dim=1), positions(index) if positions else {}
@@ -394,9 +392,7 @@ def test_offered_model_is_built_without_weights_and_planned(name: str) -> None:
         ("PE-Core", lambda trunk: setattr(trunk.blocks[2].attn, "num_kv_groups", 2), "shared by"),
         ("PE-Core", lambda trunk: setattr(trunk.blocks[2].attn.proj_drop, "p", 0.1),
          r"dropout \{.*: 0\.1\}"),
-        ("relative", lambda trunk: setattr(trunk.blocks[2].attn.attn_drop, "p", 0.1),
-         r"dropout \{.*: 0\.1\}"),
-        ("relative", lambda trunk: trunk.blocks.__setitem__(2, torch.nn.Identity()),
+        ("EVA02", lambda trunk: trunk.blocks.__setitem__(2, torch.nn.Identity()),
          "Identity cannot be pruned here"),
     ],
 )  # fmt: skip

@@ -25,36 +25,22 @@ from elip_plugin.errors import (
 
 hf = pytest.importorskip("transformers", minversion="4.57")
 
-from hosts.transformers.tiny import READERS, UNGUIDED, make  # noqa: E402
+from hosts.transformers.tiny import READERS, UNGUIDED, make, save, save_processor  # noqa: E402
 
 from elip_plugin.hosts import registry  # noqa: E402
-from elip_plugin.hosts.transformers.shapes import SHAPES  # noqa: E402
-
-BASE = "openai/clip-vit-base-patch16"
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_known_models_have_their_shapes(name: str) -> None:
-    made = elip_plugin.create(f"hf:{name}", device="meta")
-    plan = elip_plugin.find_handle(made.model).plan
-    shape = SHAPES[name]
-    assert plan.num_patches == (shape.image_size // shape.patch_size) ** 2
-    assert len(plan.tokens) == shape.vision.num_hidden_layers
-    assert made.grid_size[0] * made.grid_size[1] == plan.num_patches
-    listed = elip_plugin.get(f"hf:{name}")
-    preset = "own" if shape.architecture else "half"
-    assert (listed.host, listed.base, listed.preset) == ("transformers", name, preset)
-    assert not shape.architecture or type(made.model).__name__ == shape.architecture
+@pytest.fixture
+def clip(tmp_path: Path) -> str:
+    """Name of a small CLIP whose folder has a config and an image processor."""
+    return f"hf:{save('clip', tmp_path / 'clip')}"
 
 
-def test_parameters_of_clip_are_those_of_the_published_model() -> None:
-    model = elip_plugin.create(f"hf:{BASE}", device="meta").model
-    assert sum(p.numel() for p in model.parameters()) == 149_620_737
-
-
-def test_another_image_size() -> None:
-    made = elip_plugin.create(f"hf:{BASE}", device="meta", image_size=448)
-    assert elip_plugin.find_handle(made.model).plan.num_patches == 784
+def test_another_image_size(clip: str) -> None:
+    made = elip_plugin.create(clip, device="meta", image_size=128)
+    assert elip_plugin.find_handle(made.model).plan.num_patches == 256
+    assert made.grid_size == (16, 16)
+    assert made.preprocess(Image.new("RGB", (90, 70))).shape == (3, 128, 128)
 
 
 TRAIN_ON_PAIRS = ("blip_vqa", "blip_caption")
@@ -64,6 +50,7 @@ TRAIN_ON_PAIRS = ("blip_vqa", "blip_caption")
 def test_a_local_folder_of_blip(family: str, tmp_path: Path) -> None:
     base = make(family)
     base.save_pretrained(tmp_path)
+    save_processor(family, tmp_path)
     name = f"hf:{tmp_path}"
     if family == "instructblip_video":
         with pytest.raises(
@@ -82,10 +69,9 @@ def test_a_local_folder_of_blip(family: str, tmp_path: Path) -> None:
     made.model.train()
     guided = family in READERS
     if guided:
-        texts = elip_plugin.create(name).tokenize(["a cat", "two dogs"])
-        with made.model.elip.asked(guide=made.guide(texts)):
+        with made.model.elip.asked(guide=made.guide(tokens)):
             assert made.encode_image(images).shape[1] == handle.plan.tokens[-1]
-        first, second = made.encode_text(texts)
+        first, second = made.encode_text(tokens)
         assert not torch.allclose(first, second)
     else:
         assert made.encode_image(images).shape[1] == handle.plan.tokens[-1]
@@ -97,7 +83,7 @@ def test_a_local_folder_of_blip(family: str, tmp_path: Path) -> None:
         with pytest.raises(UnsupportedModelError, match="does not train on plain pairs"):
             made.loss(images, tokens)
     picture = made.preprocess(Image.new("RGB", (90, 70), (255, 0, 0)))
-    assert picture.shape == (3, 64, 64) and made.squares
+    assert picture.shape == (3, 64, 64)
     folder = tmp_path / "qformer_tokenizer" if family.startswith("instruct") else tmp_path
     folder.mkdir(exist_ok=True)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat"]
@@ -114,6 +100,12 @@ def test_a_local_folder(family: str, tmp_path: Path) -> None:
     elip_plugin.apply(base, {"preset": "fast", "text_weight": 0.3})
     base.save_pretrained(tmp_path)
     name = f"hf:{tmp_path}"
+    assert elip_plugin.hosts.registry.find_model(name).preset == "own"
+    with pytest.raises(DataError, match="has no image processor"):
+        elip_plugin.create(name, checkpoint=str(tmp_path))
+    with pytest.raises(DataError, match=r"no preprocessor_config.json"):
+        elip_plugin.create(name).preprocess(Image.new("RGB", (90, 70)))
+    save_processor(family, tmp_path)
     made = elip_plugin.create(name, checkpoint=str(tmp_path))
     assert elip_plugin.find_handle(made.model).config.text_weight == 0.3
     assert made.weights == str(tmp_path)
@@ -131,18 +123,15 @@ def test_a_local_folder(family: str, tmp_path: Path) -> None:
     torch.testing.assert_close(picture[:, 5, 7], torch.tensor(expected))
     with pytest.raises(DataError, match="no tokenizer"):
         made.tokenize(["a cat"])
-    random: Any = elip_plugin.create(name)
-    first, second = random.tokenize(["a cat", "a dog"])["input_ids"]
-    assert not torch.equal(first, second)
     with pytest.raises(ConfigError, match="image_size"):
         elip_plugin.create(name, checkpoint=str(tmp_path), image_size=32)
 
 
-def test_faults(tmp_path: Path) -> None:
-    with pytest.raises(UnknownModelError, match="did you mean"):
+def test_faults(tmp_path: Path, clip: str) -> None:
+    with pytest.raises(UnknownModelError, match=r"no folder with a config.json \(nothing is down"):
         elip_plugin.create("hf:openai/clip-vit-base-patch17")
     with pytest.raises(DataError, match="is no folder"):
-        elip_plugin.create(f"hf:{BASE}", checkpoint=str(tmp_path / "none"))
+        elip_plugin.create(clip, checkpoint=str(tmp_path / "none"))
     (tmp_path / "config.json").write_text('{"model_type": "no_such"}')
     with pytest.raises(UnsupportedModelError, match=r"builds: .*no_such"):
         elip_plugin.create(f"hf:{tmp_path}")
@@ -155,7 +144,7 @@ def test_an_older_version_has_no_names_and_says_so(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(registry.hosts()["transformers"], "oldest", (99, 1))
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # an old version may be there for other packages alone
-        assert not [name for name in elip_plugin.list_models() if name.startswith("hf:")]
+        elip_plugin.list_models()
     refused = r"models of transformers .* cannot be pruned: 99\.1 or later"
     for call in (
         lambda: elip_plugin.apply(make("clip")),
@@ -170,6 +159,7 @@ def test_removing_leaves_no_plan_in_the_config(tmp_path: Path) -> None:
     saved = make("clip")
     elip_plugin.apply(saved, "fast")
     saved.save_pretrained(tmp_path / "pruned")
+    save_processor("clip", tmp_path / "pruned")
     again = hf.CLIPModel.from_pretrained(tmp_path / "pruned")
     elip_plugin.apply(again, again.config.elip)
     made = elip_plugin.create(f"hf:{tmp_path / 'pruned'}", checkpoint=str(tmp_path / "pruned"))
@@ -191,12 +181,12 @@ def test_a_refused_model_keeps_its_config(tmp_path: Path) -> None:
     assert model.config.elip == {"preset": "fast"}
 
 
-def test_creating_a_model_leaves_the_random_state() -> None:
+def test_creating_a_model_leaves_the_random_state(clip: str) -> None:
     torch.manual_seed(123)
     first = torch.rand(1)
     torch.manual_seed(123)
-    elip_plugin.create(f"hf:{BASE}", device="meta")
-    elip_plugin.create(f"hf:{BASE}", image_size=96)
+    elip_plugin.create(clip, device="meta")
+    elip_plugin.create(clip, image_size=96)
     assert torch.equal(torch.rand(1), first)
 
 
@@ -222,7 +212,8 @@ from transformers.models.vit import modeling_vit
 import elip_plugin
 from elip_plugin.hosts.registry import find_host
 models = {name: make(name) for name in ("altclip", "dual_vit", "dual", "clip")}
-del modeling_altclip.AltCLIPEncoderLayer, modeling_vit.ViTLayer
+modeling_altclip.AltCLIPEncoderLayer.__name__ = "AltCLIPVisionLayer"
+modeling_vit.ViTLayer.__name__ = "ViTBlock"
 for name, model in models.items():
     try:
         find_host(model).describe(model)
@@ -230,7 +221,6 @@ for name, model in models.items():
     except elip_plugin.ElipError as error:
         print(name, type(error).__name__, error)
     elip_plugin.apply(model, "fast").remove()  # otherwise as any other ViT
-print(len(elip_plugin.list_models("transformers")))
 """
 
 
@@ -244,9 +234,8 @@ def test_a_renamed_class_disables_its_family_only() -> None:
         capture_output=True,
         text=True,
     )
-    altclip, vit, dual, clip, names = done.stdout.splitlines()
+    altclip, vit, dual, clip = done.stdout.splitlines()
     assert altclip.startswith("altclip UnknownTowerError the vision tower AltCLIPVision")
     assert vit.startswith("dual_vit UnknownTowerError the vision tower ViTModel of")
-    assert "'CLIP', 'Siglip', 'MetaCLIP2', 'ChineseCLIP'" in altclip.replace("MetaClip", "MetaCLIP")
-    assert "AltCLIP'" not in altclip.partition("those of")[2] and "'ViT'" not in vit
-    assert (dual, clip, int(names) > 20) == ("dual known", "clip known", True)
+    assert "those with layers ['CLIPEncoderLayer', 'SiglipEncoderLayer'," in altclip
+    assert (dual, clip) == ("dual known", "clip known")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -212,3 +213,23 @@ def loss_of(out: Any) -> torch.Tensor:
         return loss
     parts = [tensor.square().mean() for tensor in tensors(out) if tensor.requires_grad]
     return torch.stack(parts).sum()
+
+
+def processor(family: str) -> Any:
+    """The image processor of a family, for images of 64 pixels."""
+    if family == "siglip":
+        return hf.SiglipImageProcessor(size={"height": 64, "width": 64})
+    if "blip" in family:
+        return hf.BlipImageProcessor(size={"height": 64, "width": 64})
+    return hf.CLIPImageProcessor(size={"shortest_edge": 64}, crop_size=64)
+
+
+def save_processor(family: str, folder: Path) -> None:
+    processor(family).save_pretrained(folder)
+
+
+def save(family: str, folder: Path, **vision: Any) -> Path:
+    """Save a model and its image processor; return the folder."""
+    make(family, **vision).save_pretrained(folder)
+    save_processor(family, folder)
+    return folder
