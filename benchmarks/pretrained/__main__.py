@@ -127,7 +127,7 @@ def score_labels(
     cache: Cache = Path("data/pretrained"),
     log: Annotated[Path, typer.Option(help="Is written anew.")] = labels.LOG,
 ) -> None:
-    """Score nearest neighbors on labelled pictures; a stopped run goes on."""
+    """Score nearest neighbors on labeled pictures; a stopped run goes on."""
     torch.set_num_threads(1)
     rivals.register()
     log.unlink(missing_ok=True)
