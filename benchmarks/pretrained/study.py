@@ -17,6 +17,7 @@ from benchmarks.pretrained.features import Features, features, load_tower, text_
 from benchmarks.pretrained.plans import Row, row_of, unpruned
 
 OURS = "ward"
+ADAPTED = ", adapted"
 
 
 class Study:
@@ -39,7 +40,7 @@ class Study:
         seeds: int, side: int, most: int,
     ) -> None:  # fmt: skip
         self.vision, self.text, self.cache, self.part_name = vision, text, cache, part
-        self.seeds, self.side = seeds, side
+        self.seeds, self.side, self.adapted = seeds, side, cache
         self.photos = photos.read(folder, captions, cache)
         self.part = self.photos.parts[part][: most or None]
 
@@ -70,7 +71,9 @@ class Study:
         }  # fmt: skip
 
     def _features(self, row: Row, part: np.ndarray) -> Features:
-        return features(self.tower, self.photos.pixels, part, row, self.cache / "features")
+        # Features of adapted weights are theirs alone; others may be of the weights as they were.
+        kept = self.adapted if row.name.endswith(ADAPTED) else self.cache
+        return features(self.tower, self.photos.pixels, part, row, kept / "features")
 
     def _hits(self, row: Row, kind: str) -> scores.Hits:
         images = heads.concatenated(self._features(row, self.part), kind)
@@ -91,9 +94,11 @@ class Study:
         assert row.config is not None
         self._features(unpruned(self.side), self.part)  # of the weights as they were
         assert self.heads
-        training, name = self.photos.parts["training"], f"{row.name}, adapted"
-        folder = self.cache / f"{row.key}-adapted-{steps}"
-        self.tower = adapted(self.tower, self.photos.pixels, training, row, folder, steps, say)
+        training, name = self.photos.parts["training"], f"{row.name}{ADAPTED}"
+        self.adapted = self.cache / f"{row.key}-adapted-{steps}"
+        self.tower = adapted(
+            self.tower, self.photos.pixels, training, row, self.adapted, steps, say
+        )
         return replace(row, name=name)
 
     def score(self, row: Row) -> dict[str, Any]:
