@@ -38,7 +38,6 @@ MODELS_EXAMPLES = examples("elip models", "elip models ViT-B --host open_clip")
 PLAN_EXAMPLES = examples(
     "elip plan --model elip-ViT-B-16 --plan half",
     "elip plan --model elip-ViT-L-14 --target-speedup 1.4 -o plan.yaml",
-    "elip plan --model elip-ViT-L-14 --memory 24GiB --batch 64",
 )
 
 
@@ -87,32 +86,15 @@ def plan(
         float | None, typer.Option(help="Solve for a counted speed-up of the training step.")
     ] = None,
     image_size: ImageSize = None,
-    memory: Annotated[
-        str, typer.Option(help="Count which batch fits a memory, such as 24GiB.")
-    ] = "",
-    batch: Annotated[
-        int | None,
-        typer.Option(min=1, help="Count the memory of this batch."),
-    ] = None,
-    precision: Annotated[
-        str, typer.Option(help="Of fp32, bf16 (autocast) and pure_bf16, for the memory.")
-    ] = "fp32,bf16,pure_bf16",
-    reserve: Annotated[
-        str, typer.Option(help="Memory to leave for what cannot be counted.")
-    ] = "1GiB",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write the config, for any host: .yaml.")
     ] = None,
 ) -> None:
     """Show the tokens in each block, and what the plan saves, without any weights."""
-    from elip_plugin.cli.memory import print_memory, read_budget
-    from elip_plugin.measure.memory import check_precisions
     from elip_plugin.measure.preview import solve
     from elip_plugin.measure.shares import count_operations, describe_text_share
     from elip_plugin.patching.install import find_pruner
 
-    budget, precisions = read_budget(memory, reserve), precision.split(",")
-    check_precisions(precisions)
     if out is not None:
         check_file(out, ".yaml", ".yml", ".json")
     with warnings.catch_warnings():  # said below, with what would win
@@ -133,8 +115,6 @@ def plan(
             _print_recommended(pruner)  # what was measured are towers apart
     has_text = host_model.example_batch(1)[1] is not None
     _print_costs(pruner, counted, READS_IMAGES if has_text else NO_TEXT)
-    if memory or batch is not None:
-        print_memory(host_model, precisions, budget, batch)
     if out is not None:
         _write(out, pruner.config.to_mapping())
         typer.echo(f"written to {out}")
@@ -228,7 +208,7 @@ def _print_costs(pruner: Pruner, counted: Operations, without_text: str) -> None
         table.add_row(name, "-", "-", "-", "nothing is kept: this tower is frozen")
     else:
         sizes = (f"{count} tokens" for count in (tokens, sum(plan.tokens)))
-        how = "roughly: tokens in all blocks (--batch 64: bytes)"
+        how = "roughly: tokens in all blocks"
         table.add_row(name, *sizes, f"{1 - plan.removed:.2f}", how)
     print_table(table)
 
