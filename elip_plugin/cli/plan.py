@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,14 +18,13 @@ from elip_plugin.cli.options import (
     print_table,
 )
 from elip_plugin.cli.target import resolve
-from elip_plugin.errors import ConfigError, PlanError
+from elip_plugin.errors import ConfigError
 from elip_plugin.files import write_text
 
 if TYPE_CHECKING:
     from elip_plugin.hosts.base import HostModel
     from elip_plugin.measure.shares import Operations
     from elip_plugin.patching.pruner import Pruner
-    from elip_plugin.planning import Plan as MadePlan
     from elip_plugin.planning import PlannedStage
 
 BAR = 28
@@ -97,22 +93,16 @@ def plan(
 
     if out is not None:
         check_file(out, ".yaml", ".yml", ".json")
-    with warnings.catch_warnings():  # said below, with what would win
-        warnings.filterwarnings("ignore", "(this|eval_mode 'image' with this) plan is counted")
-        warnings.filterwarnings("ignore", ".* has the paper's cuts")
-        target = resolve(model, plan, keep)
-        host_model = target.build(image_size=image_size, device="meta")
-        counted = count_operations(host_model)
-        if target_speedup is not None:
-            host_model.prune(solve(find_pruner(host_model.model), target_speedup, counted.step))
+    host_model = resolve(model, plan, keep).build(image_size=image_size, device="meta")
+    counted = count_operations(host_model)
+    if target_speedup is not None:
+        host_model.prune(solve(find_pruner(host_model.model), target_speedup, counted.step))
     pruner = find_pruner(host_model.model)
     _print_blocks(host_model)
-    _print_notes(pruner)
+    _print_schedule(pruner)
     if counted.text:
         tower = pruner.step_cost(pruner.plan)
         typer.echo(describe_text_share(counted, tower, host_model.context_option))
-        if target_speedup is None:
-            _print_recommended(pruner)  # what was measured are towers apart
     has_text = host_model.example_batch(1)[1] is not None
     _print_costs(pruner, counted, READS_IMAGES if has_text else NO_TEXT)
     if out is not None:
@@ -157,25 +147,14 @@ def _print_blocks(host_model: HostModel) -> None:
     print_table(table)
 
 
-def _print_notes(pruner: Pruner) -> None:
-    """Say what a schedule changes, and where the plan costs more than it saves."""
+def _print_schedule(pruner: Pruner) -> None:
+    """Say what a schedule leaves of the saving, if there is one."""
     from elip_plugin.measure.preview import average_step
 
     if pruner.config.warmup or pruner.config.final_unpruned:
         typer.echo(
             "Averaged over a training with its schedule (warmup, final_unpruned), the tower's step "
             f"is {average_step(pruner):.2f} of the unpruned one."
-        )
-    why = "choosing costs more than it saves"
-    if pruner.step_cost(pruner.plan) >= 1:
-        others = _what_wins(pruner, pruner.step_cost)
-        typer.echo(f"Training by this plan is slower than no pruning: {why}. {others}")
-    width = pruner.shape.width
-    if pruner.plan.forward_cost(width) >= 1:
-        others = _what_wins(pruner, lambda plan: plan.forward_cost(width))
-        typer.echo(
-            f"With eval_mode 'image' this plan is slower than no pruning: {why} in a forward "
-            f"alone. {others}"
         )
 
 
@@ -211,35 +190,3 @@ def _print_costs(pruner: Pruner, counted: Operations, without_text: str) -> None
         how = "roughly: tokens in all blocks"
         table.add_row(name, *sizes, f"{1 - plan.removed:.2f}", how)
     print_table(table)
-
-
-def _print_recommended(pruner: Pruner) -> None:
-    """Name the recommended preset where it costs less than the plan."""
-    from elip_plugin.config import OUTSCORED, RECOMMENDED
-
-    plan = _presets(pruner).get(RECOMMENDED)
-    if plan is not None and pruner.step_cost(plan) < pruner.step_cost(pruner.plan):
-        typer.echo(
-            f"Recommended by the quality report (docs/plans.md): --plan {RECOMMENDED}, whose "
-            f"training step is {pruner.step_cost(plan):.2f} of this tower's unpruned one. "
-            f"{' and '.join(OUTSCORED)} cost more and did not score higher."
-        )
-
-
-def _what_wins(pruner: Pruner, cost: Callable[[MadePlan], float]) -> str:
-    """Name the presets that cost less than no pruning, in a sentence."""
-    costs = {name: cost(plan) for name, plan in _presets(pruner).items()}
-    faster = [f"--plan {name} ({value:.2f})" for name, value in costs.items() if value < 0.995]
-    return f"Faster, as counted: {', '.join(faster[:3])}." if faster else "No preset is faster."
-
-
-def _presets(pruner: Pruner) -> dict[str, MadePlan]:
-    """Return the plans of the presets that fit a tower, the recommended one first."""
-    from elip_plugin.config import OUTSCORED, RECOMMENDED, TRAINING_PRESETS, ElipConfig
-    from elip_plugin.measure.preview import plan_for
-
-    plans = {}
-    for name in sorted(TRAINING_PRESETS, key=lambda n: (n != RECOMMENDED, n in OUTSCORED)):
-        with suppress(ConfigError, PlanError):  # raised by plans that do not fit this tower
-            plans[name] = plan_for(pruner, ElipConfig.preset(name))
-    return plans
