@@ -87,16 +87,13 @@ def test_options_of_the_command(options: dict[str, str]) -> None:
     tried("options of commands")
 
 
-def test_a_name_that_is_no_unicode_and_a_box_without_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_that_is_no_unicode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a picture on a disk of another system: the page is written."""
     pytest.importorskip("open_clip")
     from PIL import Image
 
     name = os.fsdecode(b"la\xe9")
     Image.new("RGB", (70, 64)).save(tmp_path / f"{name}.png")
-    (tmp_path / f"{name}.json").write_text('{"boxes": {"cat": [-1e300, 0, 1e300, 9]}}')
     page = tmp_path / "page.html"
     words = ["--model", "elip-half-ViT-tiny", "--image", str(tmp_path), "-o", str(page)]
     monkeypatch.setattr(sys, "argv", ["elip", "show", *words])

@@ -181,7 +181,7 @@ def shard(*members: tuple[str, bytes], change: Callable[[Any], None] = lambda _:
     return file.getvalue()
 
 
-PAIR = (("a.png", PICTURES["png"]), ("a.txt", b"a cat"), ("a.json", b'{"boxes": {}}'))
+PAIR = (("a.png", PICTURES["png"]), ("a.txt", b"a cat"))
 SHARD = shard(*PAIR)
 
 
@@ -264,9 +264,7 @@ json_text = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
     max_leaves=6,
 )
-row = st.fixed_dictionaries(
-    {}, optional={key: json_text for key in ("image", "text", "caption", "boxes")}
-)
+row = st.fixed_dictionaries({}, optional={key: json_text for key in ("image", "text", "caption")})
 rows = st.lists(row | json_text, max_size=4)
 text_files = st.one_of(
     st.binary(max_size=80),
@@ -293,21 +291,6 @@ def test_lists(folder: Path, raw: bytes, several: bool) -> None:
     path.write_bytes(raw)
     outcome(lambda: captions_in(path))
     list_faults(path, folder, several=several)
-    tried("lists of texts")
-
-
-@given(json_text | st.fixed_dictionaries({"boxes": json_text | st.dictionaries(
-    st.text(max_size=3), st.lists(st.floats() | st.integers(-9, 9), min_size=4, max_size=4)
-)}))  # fmt: skip
-@example({"boxes": {"a": [0, 0, float("inf"), 3]}})
-def test_boxes(folder: Path, value: Any) -> None:
-    path = folder / "boxed.png"
-    path.write_bytes(PICTURES["png"])
-    path.with_suffix(".json").write_text(json.dumps(value))
-    found = outcome(lambda: find_pictures([path], 1))
-    if found is not None:
-        for box in found[0].boxes.values():
-            assert all(abs(number) < float("inf") for number in box)
     tried("lists of texts")
 
 
