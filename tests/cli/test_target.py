@@ -25,14 +25,13 @@ THIRD = ",".join(f"{stage.keep:g}" for stage in ElipConfig.preset("third").stage
 
 COMMANDS = {
     "plan": "plan {target} -o {out}/plan.json",
-    "show html": "show {target} --image {pictures} --most 1 -o {out}/show.html",
-    "show png": "show {target} --image {pictures} --most 1 -o {out}/show.png",
+    "show": "show {target} --image {pictures} --most 1 -o {out}/show.html",
     "bench speed": "bench speed {target} --batch 2 --rounds 1 --passes tower -o {out}",
     "check": "check {target} --random --images {pictures} --neighbors 2 -o {out}",
     "export": "export {target} --random --format torch -o {out}/tower",
 }
 WRITTEN = {
-    "show html": "show.html",
+    "show": "show.html",
     "bench speed": "speed.json",
     "check": "index.html",
     "export": "tower/manifest.json",
@@ -152,7 +151,7 @@ def test_weights_have_names(tmp_path: Path) -> None:
             "plan --model X --plan fast --keep 2.0,0.5,0.4",
             "--keep 2.0,0.5,0.4, for the",
         ),
-        ("show --model X --plan hlaf --image p.png -o a.png", r"--plan hlaf: .* mean \['half'\]"),
+        ("show --model X --plan hlaf --image p.png -o a.html", r"--plan hlaf: .* mean \['half'\]"),
         ("bench speed --model X --plan none.yaml", r"--plan none.yaml: .* cannot be read"),
         ("check --model elip-half-no --random --images pictures --neighbors 2 -o o", "not known"),
         ("check --model X --images pictures --neighbors 2 -o out", "needs weights: give --check"),
