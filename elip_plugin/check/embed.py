@@ -113,7 +113,7 @@ class Embedder:
         if pictures.ndim != 2 or texts.shape != pictures.shape:
             raise UnsupportedModelError(
                 f"{self.host_model.name} has no features by which texts and pictures are compared "
-                f"(pictures {tuple(pictures.shape)}, texts {tuple(texts.shape)}): leave --texts out"
+                f"(pictures {tuple(pictures.shape)}, texts {tuple(texts.shape)})"
             )
 
     def _encode(self, images: list[Tensor]) -> Rows:

@@ -24,7 +24,6 @@ from PIL import Image
 
 from benchmarks.faults.counting import tried
 from elip_plugin.check.store import Store
-from elip_plugin.check.texts import read_texts
 from elip_plugin.errors import DataError
 from elip_plugin.export.manifest import read_manifest
 from elip_plugin.hosts.lavis.compat.pairs import captions_in, list_faults
@@ -272,16 +271,6 @@ text_files = st.one_of(
     rows.map(lambda r: "\n".join(map(json.dumps, r)).encode()),
     rows.map(lambda r: json.dumps(r).encode()),
 )
-
-
-@given(text_files)
-@example(b"a.png\t\xed\xa0\x80")  # half a character: a lone surrogate
-def test_texts(folder: Path, raw: bytes) -> None:
-    path = folder / "texts.tsv"
-    path.write_bytes(raw)
-    found = outcome(lambda: read_texts(path))
-    assert found is None or all(text.encode() for text in found.values())
-    tried("lists of texts")
 
 
 @given(text_files, st.booleans())
