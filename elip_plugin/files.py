@@ -34,9 +34,15 @@ def write_text(path: Path, text: str, errors: str = "strict") -> None:
         unfinished.write_text(text, encoding="utf-8", errors=errors)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents; raise a `DataError` if it cannot be made."""
+    with writable(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 @contextmanager
 def writable(path: Path) -> Iterator[None]:
-    """Raise a `DataError` in place of the system's error where a file cannot be written."""
+    """Raise a `DataError` in place of the system's error where nothing can be written."""
     try:
         yield
     except OSError as error:

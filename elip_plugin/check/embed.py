@@ -22,7 +22,7 @@ from elip_plugin.check.store import KEY, Rows, Store
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import DataError, UnsupportedModelError
 from elip_plugin.export.manifest import hash_weights
-from elip_plugin.files import replacing, writable, write_text
+from elip_plugin.files import make_folder, replacing, writable, write_text
 from elip_plugin.hosts.base import HostModel
 from elip_plugin.measure.preview import image_only
 from elip_plugin.patching.install import find_pruner
@@ -218,8 +218,7 @@ def embed(
     """
     out, items = Path(out), find_items([Path(path) for path in pictures])
     config = image_only(find_pruner(host_model.model).config)
-    with writable(out):
-        out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     rows, faults = Embedder(host_model, out / "cache", batch, progress).pictures(items, config)
     names = [item.name for i, item in enumerate(items) if i not in faults]
     for name, why in ((items[i].name, why) for i, why in faults.items()):

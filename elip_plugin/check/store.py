@@ -17,15 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elip_plugin.errors import DataError
-from elip_plugin.files import replacing
+from elip_plugin.files import writable, write_text
 
 Rows = NDArray[np.float32]
 
 KEY = 32
 """Characters of a key."""
-
-PER_COPY = 2**16
-"""Rows that are copied at a time where they are wanted in another order."""
 
 
 class Store:
@@ -64,10 +61,10 @@ class Store:
             keys: What is wanted.
 
         Returns:
-            The rows [n, E], memory-mapped, in the order of the keys.
+            The rows [n, E] in the order of the keys; memory-mapped where they were written so.
 
         Raises:
-            DataError: If one is missing, or the folder cannot be written to.
+            DataError: If one is missing.
         """
         places = self.places(keys)
         if not len(places):
@@ -75,16 +72,8 @@ class Store:
         if (places < 0).any():
             raise DataError(f"{self.folder} was changed while it was in use: run again")
         mapped = self._mapped()
-        if (places == np.arange(len(places))).all():
-            return mapped[: len(places)]
-        header = {"descr": "<f4", "fortran_order": False, "shape": (len(places), mapped.shape[1])}
-        # By writing: a memory map ends the process where the disk is full.
-        with self.writing(), replacing(self.folder / "all.npy") as path, path.open("wb") as out:
-            np.lib.format.write_array_header_1_0(out, header)
-            for start in range(0, len(places), PER_COPY):
-                out.write(mapped[places[start : start + PER_COPY]].astype("<f4").tobytes())
-        copied: Rows = np.load(self.folder / "all.npy", mmap_mode="r")
-        return copied
+        in_order = (places == np.arange(len(places))).all()
+        return mapped[: len(places)] if in_order else mapped[places]
 
     @contextmanager
     def adding(self) -> Iterator[Adding]:
@@ -94,7 +83,7 @@ class Store:
             What takes them. DataError if another process adds to the store, or it is damaged.
         """
         with ExitStack() as stack:
-            with self.writing():
+            with writable(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 _lock(stack.enter_context((self.folder / "lock").open("w")), self.folder)
                 whole, width = len(self._known()), self._width()
@@ -134,16 +123,6 @@ class Store:
         count = self._rows.stat().st_size // (4 * width)
         return np.memmap(self._rows, "<f4", "r", shape=(count, width))
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Say in one error that the folder cannot be written to."""
-        try:
-            yield
-        except OSError as error:
-            raise DataError(
-                f"{self.folder} cannot be written to ({error}): free space, and run again"
-            ) from error
-
 
 class Adding:
     """Takes rows for a store.
@@ -168,18 +147,15 @@ class Adding:
         Raises:
             DataError: If they are of another width than those that are there.
         """
-        if not len(keys):
-            return
         if not self._width:
             self._width = rows.shape[1]
-            with self._store.writing(), replacing(self._store.folder / "store.json") as path:
-                path.write_text(json.dumps({"width": self._width}), encoding="utf-8")
+            write_text(self._store.folder / "store.json", json.dumps({"width": self._width}))
         if rows.shape != (len(keys), self._width):
             raise DataError(
                 f"{self._store.folder} has rows of {self._width} numbers, and not {rows.shape}: "
                 "remove the folder"
             )
-        with self._store.writing():  # the keys last, without which the rows do not count
+        with writable(self._store.folder):  # the keys last, without which the rows do not count
             _write(self._rows, np.ascontiguousarray(rows, "<f4").tobytes())
             _write(self._keys, np.array(keys, f"S{KEY}").tobytes())
 

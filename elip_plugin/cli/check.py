@@ -17,7 +17,6 @@ from elip_plugin.cli.options import (
     Plan,
     RandomWeights,
     examples,
-    make_folder,
     print_table,
     progress_bars,
 )
@@ -62,6 +61,7 @@ def check(
     from elip_plugin.check.bound import parse_bound
     from elip_plugin.check.page import write_page
     from elip_plugin.check.study import check, check_count, write_result
+    from elip_plugin.files import make_folder
     from elip_plugin.patching.install import find_pruner
     from elip_plugin.pictures import find_items
 
