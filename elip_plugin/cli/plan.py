@@ -88,7 +88,7 @@ def plan(
 ) -> None:
     """Show the tokens in each block, and what the plan saves, without any weights."""
     from elip_plugin.measure.preview import solve
-    from elip_plugin.measure.shares import count_operations, describe_text_share
+    from elip_plugin.measure.shares import count_operations
     from elip_plugin.patching.install import find_pruner
 
     if out is not None:
@@ -100,9 +100,6 @@ def plan(
     pruner = find_pruner(host_model.model)
     _print_blocks(host_model)
     _print_schedule(pruner)
-    if counted.text:
-        tower = pruner.step_cost(pruner.plan)
-        typer.echo(describe_text_share(counted, tower, host_model.context_option))
     has_text = host_model.example_batch(1)[1] is not None
     _print_costs(pruner, counted, READS_IMAGES if has_text else NO_TEXT)
     if out is not None:
@@ -178,7 +175,7 @@ def _print_costs(pruner: Pruner, counted: Operations, without_text: str) -> None
     add("tower, training step", counted.vision_step, tower, how)
     name, tokens = "whole training step", plan.depth * (plan.prefix + plan.num_patches)
     if counted.text:
-        how = "with the text tower, which stays"
+        how = f"with the text tower, {counted.share:.0%} of the unpruned step"
         add(name, counted.vision_step + counted.text_step, counted.step(tower), how)
     else:
         table.add_row(name, "-", "-", "-", without_text)

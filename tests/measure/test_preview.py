@@ -72,7 +72,7 @@ def test_the_command_ends_in_a_table_of_what_is_counted() -> None:
 
 
 def test_a_step_of_a_frozen_tower_is_counted_as_a_forward() -> None:
-    counted = Operations(vision=300, text=100, attention=20, length=40, frozen=True)
+    counted = Operations(vision=300, text=100, frozen=True)
     assert counted.share == 0.5 and counted.step(0.8) == pytest.approx(0.9)
 
 
