@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elip_plugin.errors import DataError
-from elip_plugin.files import writable, write_text
+from elip_plugin.files import make_folder, writable, write_text
 
 Rows = NDArray[np.float32]
 
@@ -83,8 +83,8 @@ class Store:
             What takes them. DataError if another process adds to the store, or it is damaged.
         """
         with ExitStack() as stack:
+            make_folder(self.folder)
             with writable(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
                 _lock(stack.enter_context((self.folder / "lock").open("w")), self.folder)
                 whole, width = len(self._known()), self._width()
                 files = []

@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from elip_plugin.cli.main import app
-from elip_plugin.cli.target import Target, find_plan, resolve
+from elip_plugin.cli.target import Target, resolve, with_keep
 from elip_plugin.config import PRESETS, ElipConfig
 from elip_plugin.errors import ConfigError, ElipError
 from elip_plugin.label import label_of, plan_name
@@ -170,7 +170,7 @@ def test_faults_name_the_option(
 def test_a_keep_that_a_wrong_plan_had_is_its_own(tmp_path: Path) -> None:
     """The advice of an error is typed."""
     with pytest.raises(ConfigError) as caught:
-        find_plan("embed", "0.8,0.5,0.3")
+        with_keep(ElipConfig.preset("embed"), "0.8,0.5,0.3")
     advised = re.search(r"its own --keep (\S+),", str(caught.value))
     assert advised is not None
-    assert find_plan("embed", advised[1]) == ElipConfig.preset("embed")
+    assert with_keep(ElipConfig.preset("embed"), advised[1]) == ElipConfig.preset("embed")

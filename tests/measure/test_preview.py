@@ -13,7 +13,7 @@ from entry_points import elip
 
 import elip_plugin
 from elip_plugin import ElipConfig
-from elip_plugin.cli.target import find_plan
+from elip_plugin.cli.target import with_keep
 from elip_plugin.errors import PlanError, UnknownModelError, UnsupportedModelError
 from elip_plugin.measure.preview import average_step, solve
 from elip_plugin.measure.shares import Operations, count_operations
@@ -123,10 +123,11 @@ def test_a_target_is_reached_and_written(tmp_path: Path) -> None:
 
 def test_counts_and_ratios_of_1_are_scaled_as_what_they_keep() -> None:
     pytest.importorskip("open_clip")
-    ratios, counts = (find_plan("fast", keep) for keep in ("0.75,0.5,0.25", "147,98,49"))
+    fast = ElipConfig.preset("fast")
+    ratios, counts = (with_keep(fast, keep) for keep in ("0.75,0.5,0.25", "147,98,49"))
     by_ratio, by_count = (preview("ViT-B-16", c, target_speedup=1.4) for c in (ratios, counts))
     assert by_count.plan.tokens == by_ratio.plan.tokens
-    skipping = preview("ViT-B-16", find_plan("fast", "1.0,0.5,0.25"), target_speedup=1.4)
+    skipping = preview("ViT-B-16", with_keep(fast, "1.0,0.5,0.25"), target_speedup=1.4)
     first, *others = (stage.keep for stage in skipping.config.stages)
     assert first == 1.0 and all(0.02 < keep < 0.999 for keep in others)
 
