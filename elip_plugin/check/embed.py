@@ -177,10 +177,10 @@ def fill(
     done = len(keys) - len(missing)
     progress(done)
     if missing:
-        with store.adding() as adding:
+        with store.adding() as add:
             for places, values, bad in batches(missing):
                 if values:
-                    adding.add([keys[i] for i in places], encode(values))
+                    add([keys[i] for i in places], encode(values))
                 faults |= bad
                 done += len(places) + len(bad)
                 progress(done)

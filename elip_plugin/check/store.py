@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from elip_plugin.errors import DataError
 from elip_plugin.files import make_folder, writable, write_text
 
 Rows = NDArray[np.float32]
+
+Add = Callable[[Sequence[str], Rows], None]
+"""Adds rows [n, E] by their keys, of `KEY` characters; all rows of a store have one width."""
 
 KEY = 32
 """Characters of a key."""
@@ -76,22 +79,40 @@ class Store:
         return mapped[: len(places)] if in_order else mapped[places]
 
     @contextmanager
-    def adding(self) -> Iterator[Adding]:
+    def adding(self) -> Iterator[Add]:
         """Open the store to add rows.
 
         Yields:
-            What takes them. DataError if another process adds to the store, or it is damaged.
+            What adds rows; they are kept whatever happens to the process afterwards. DataError if
+            another process adds to the store, or it is damaged.
         """
         with ExitStack() as stack:
             make_folder(self.folder)
             with writable(self.folder):
                 _lock(stack.enter_context((self.folder / "lock").open("w")), self.folder)
                 whole, width = len(self._known()), self._width()
-                files = []
-                for path, size in ((self._rows, 4 * width), (self._keys, KEY)):
-                    files.append(stack.enter_context(path.open("ab", buffering=0)))
-                    os.truncate(path, whole * size)  # what a stop has left of a batch
-            yield Adding(self, files[0], files[1], width)
+                rows_file, keys_file = (
+                    stack.enter_context(path.open("ab", buffering=0))
+                    for path in (self._rows, self._keys)
+                )
+                # What a stop has left of a batch.
+                os.truncate(self._rows, whole * 4 * width)
+                os.truncate(self._keys, whole * KEY)
+
+            def add(keys: Sequence[str], rows: Rows) -> None:
+                stored, width = self._width(), rows.shape[1]
+                if not stored:
+                    write_text(self.folder / "store.json", json.dumps({"width": width}))
+                elif stored != width:
+                    raise DataError(
+                        f"{self.folder} has rows of {stored} numbers, and not {width}: remove the "
+                        "folder"
+                    )
+                with writable(self.folder):  # the keys last, without which the rows do not count
+                    _write(rows_file, np.ascontiguousarray(rows, "<f4").tobytes())
+                    _write(keys_file, np.array(keys, f"S{KEY}").tobytes())
+
+            yield add
 
     def _known(self) -> NDArray[Any]:
         """Return the keys of the rows that are whole, in the order of the rows."""
@@ -122,42 +143,6 @@ class Store:
         width = self._width()
         count = self._rows.stat().st_size // (4 * width)
         return np.memmap(self._rows, "<f4", "r", shape=(count, width))
-
-
-class Adding:
-    """Takes rows for a store.
-
-    Args:
-        store: The store.
-        rows: The file of rows, at its end.
-        keys: The file of keys, at its end; neither file is buffered.
-        width: The numbers of a row; 0 if there is none yet.
-    """
-
-    def __init__(self, store: Store, rows: Any, keys: Any, width: int) -> None:
-        self._store, self._rows, self._keys, self._width = store, rows, keys, width
-
-    def add(self, keys: Sequence[str], rows: Rows) -> None:
-        """Add rows; they are kept whatever happens to the process afterwards.
-
-        Args:
-            keys: Their keys, of `KEY` characters.
-            rows: The rows [n, E].
-
-        Raises:
-            DataError: If they are of another width than those that are there.
-        """
-        if not self._width:
-            self._width = rows.shape[1]
-            write_text(self._store.folder / "store.json", json.dumps({"width": self._width}))
-        if rows.shape != (len(keys), self._width):
-            raise DataError(
-                f"{self._store.folder} has rows of {self._width} numbers, and not {rows.shape}: "
-                "remove the folder"
-            )
-        with writable(self._store.folder):  # the keys last, without which the rows do not count
-            _write(self._rows, np.ascontiguousarray(rows, "<f4").tobytes())
-            _write(self._keys, np.array(keys, f"S{KEY}").tobytes())
 
 
 def _write(file: Any, content: bytes) -> None:

@@ -301,8 +301,8 @@ def test_stores(folder: Path, data: st.DataObject) -> None:
 
     def fill() -> None:
         missing = [key for key, row in zip(keys, store.places(keys)) if row < 0]
-        with store.adding() as adding:
-            adding.add(missing, np.full((len(missing), 2), 7.0, np.float32))
+        with store.adding() as add:
+            add(missing, np.full((len(missing), 2), 7.0, np.float32))
         store.rows(keys)
 
     for old in place.glob("*"):
