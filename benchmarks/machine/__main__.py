@@ -83,7 +83,7 @@ def ddp_step(
 @app.command()
 def attention(
     model: Model,
-    batch: int = typer.Option(),
+    batch: int = typer.Option(min=1),
     device: str = "cuda",
     precision: str = "fp32",
     variants: Variants = "full,half",
