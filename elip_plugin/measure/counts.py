@@ -20,7 +20,7 @@ def count_flops(run: Callable[[], object]) -> int:
             run()
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def saved_bytes(run: Callable[[], Tensor], parameters: Iterable[Tensor]) -> int:
