@@ -34,6 +34,16 @@ def write_text(path: Path, text: str, errors: str = "strict") -> None:
         unfinished.write_text(text, encoding="utf-8", errors=errors)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents; raise a `DataError` if it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{path} is no folder that can be made ({error.strerror or error}): name another"
+        ) from error
+
+
 @contextmanager
 def writable(path: Path) -> Iterator[None]:
     """Raise a `DataError` in place of the system's error where a file cannot be written."""

@@ -1,38 +1,32 @@
-"""The pictures of folders and webdataset shards, and what lies beside them."""
+"""The pictures of folders and webdataset shards, and the texts beside them."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
-import math
 import tarfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from elip_plugin.errors import DataError, shown
+from elip_plugin.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 PAUSES = (0.1, 0.5, 0.0)
 """Seconds between the tries to read a picture; 0 ends them."""
 
-Box = tuple[float, float, float, float]
-"""Left, top, right and bottom in pixels."""
-
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture (Pillow), its name, and what came with it."""
+    """A picture (Pillow), its name, and the text that lies beside it, if any."""
 
     name: str
     image: Any
     caption: str | None = None
-    boxes: Mapping[str, Box] = field(default_factory=dict)  # what objects cover, by their names
 
 
 @dataclass(frozen=True)
@@ -46,7 +40,6 @@ class Item:
         modified: When `path` was last changed, in nanoseconds.
         offset: Where it begins in `path`.
         caption: The text that lies beside it, if any.
-        more: Where the JSON beside it lies, if any: file, place and bytes.
     """
 
     name: str
@@ -55,7 +48,6 @@ class Item:
     modified: int
     offset: int = 0
     caption: str | None = None
-    more: tuple[Path, int, int] | None = None
 
     @property
     def group(self) -> str:
@@ -135,10 +127,9 @@ def _in_file(path: Path, name: str) -> Iterable[Item]:
     if path.suffix.lower() not in SUFFIXES:
         return ()
     state = path.stat()
-    text, notes = path.with_suffix(".txt"), path.with_suffix(".json")
+    text = path.with_suffix(".txt")
     caption = _caption(text.read_bytes(), str(text)) if text.is_file() else None
-    more = (notes, 0, notes.stat().st_size) if notes.is_file() else None
-    return (Item(name, path, state.st_size, state.st_mtime_ns, 0, caption, more),)
+    return (Item(name, path, state.st_size, state.st_mtime_ns, 0, caption),)
 
 
 def _in_shard(path: Path, name: str) -> Iterator[Item]:
@@ -153,10 +144,8 @@ def _in_shard(path: Path, name: str) -> Iterator[Item]:
                 text = members.get(f"{stem}.txt")
                 file = None if text is None else shard.extractfile(text)
                 caption = None if file is None else _caption(file.read(), f"{path}: {stem}.txt")
-                notes = members.get(f"{stem}.json")
-                more = None if notes is None else (path, notes.offset_data, notes.size)
                 inner = f"{name}/{member.name.removeprefix('./')}"
-                yield Item(inner, path, member.size, modified, member.offset_data, caption, more)
+                yield Item(inner, path, member.size, modified, member.offset_data, caption)
     except (tarfile.TarError, OSError) as error:
         raise DataError(f"{path} is not a webdataset shard ({error})") from error
 
@@ -185,7 +174,7 @@ def _part(path: Path, offset: int, size: int) -> bytes:
 
 
 def find_pictures(paths: Sequence[Path], most: int) -> list[Picture]:
-    """Read pictures, with what lies beside them.
+    """Read pictures, with the texts beside them.
 
     Args:
         paths: As for `find_items`.
@@ -201,33 +190,7 @@ def find_pictures(paths: Sequence[Path], most: int) -> list[Picture]:
 
 
 def _read(item: Item) -> Picture:
-    caption, boxes = _read_more(item.name, b"" if item.more is None else _part(*item.more))
     try:
-        return Picture(item.name, item.read(), item.caption or caption, boxes)
+        return Picture(item.name, item.read(), item.caption)
     except Exception as error:  # Pillow's readers raise nearly anything on broken files
         raise DataError(f"{item.name} cannot be read as an image ({error})") from error
-
-
-def _read_more(name: str, raw: bytes) -> tuple[str | None, dict[str, Box]]:
-    """Read caption and boxes from the JSON beside a picture; it may be about other things."""
-    try:
-        values = json.loads(raw) if raw else {}
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"the JSON beside {name} cannot be read ({error})") from error
-    if not isinstance(values, dict):
-        return None, {}
-    caption, given = values.get("caption"), values.get("boxes", {})
-    if not (isinstance(given, dict) and all(map(_is_box, given.values()))):
-        raise DataError(
-            f'boxes beside {name} must be {{"name": [left, top, right, bottom], ...}} in pixels, '
-            f"got {shown(given)}"
-        )
-    boxes = {of: tuple(box) for of, box in given.items()}
-    return caption if isinstance(caption, str) else None, boxes
-
-
-def _is_box(box: Any) -> bool:
-    numbers = isinstance(box, list) and all(
-        isinstance(v, (int, float)) and abs(v) < math.inf for v in box
-    )
-    return numbers and len(box) == 4 and box[0] < box[2] and box[1] < box[3]

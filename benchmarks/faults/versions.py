@@ -27,7 +27,7 @@ TESTS = (
     "test_kept.py",
     "test_plan.py",
     "test_config.py",
-    "cli/test_plan.py",
+    "measure/test_preview.py",
     "cli/test_help.py",
     "hosts/test_names.py",
     "hosts/test_autoload.py",

@@ -83,7 +83,7 @@ def ddp_step(
 @app.command()
 def attention(
     model: Model,
-    batch: int = typer.Option(),
+    batch: int = typer.Option(min=1),
     device: str = "cuda",
     precision: str = "fp32",
     variants: Variants = "full,half",
@@ -140,21 +140,28 @@ def memory(
     model: Model = "elip-ViT-B-16",
     image_size: ImageSize = None,
     device: str = "cuda",
-    precision: str = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 (autocast) or pure_bf16.")] = "fp32",
+    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Of gradients.")] = False,
     variants: Variants = "full,half,fast,paper",
     out: Out = None,
 ) -> None:
-    """Find the largest batch that fits by trying it out on a GPU, beside what is counted."""
+    """Find the largest batch that fits by trying it out on a GPU, beside what is counted.
+
+    On the device cpu it is counted only. What cannot be counted needs about 1 GiB on a GPU: the
+    device's context, kernels' workspaces, fragmentation.
+    """
+    from benchmarks.machine.counting import check_precisions, parse_bytes
     from benchmarks.machine.memory import fit_batches, try_batches
-    from elip_plugin.measure.memory import check_precisions, parse_bytes
 
     budget, names = parse_bytes(fit), variants.split(",")
     check_precisions([precision])
-    if device != "cpu" and precision == "pure_bf16":
-        raise ConfigError("--precision pure_bf16 can be counted, and not tried out")
-    fits = fit_batches(
-        create(model, image_size=image_size, device="meta"), budget, names, precision
-    )
+    if device != "cpu" and (precision == "pure_bf16" or checkpointing):
+        raise ConfigError(
+            "--precision pure_bf16 and --checkpointing can be counted, and not tried out: give "
+            "--device cpu"
+        )
+    shapes = create(model, image_size=image_size, device="meta")
+    fits = fit_batches(shapes, budget, names, precision, checkpointing)
     if device != "cpu":
         host_model = create(model, image_size=image_size, device=device)
         fits = try_batches(host_model, budget, fits, precision)

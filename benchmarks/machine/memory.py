@@ -8,8 +8,8 @@ from functools import partial
 
 import torch
 
+from benchmarks.machine.counting import count_memory
 from elip_plugin import HostModel
-from elip_plugin.measure.memory import count_memory
 from elip_plugin.measure.variants import PASSES, make_variants
 
 
@@ -26,12 +26,18 @@ class Fit:
 
 
 def fit_batches(
-    host_model: HostModel, budget: int, variants: Sequence[str], precision: str = "fp32"
+    host_model: HostModel,
+    budget: int,
+    variants: Sequence[str],
+    precision: str = "fp32",
+    checkpointing: bool = False,
 ) -> list[Fit]:
     """Count the largest batch of a training step that fits; the model is on the device "meta"."""
     fits = []
     for variant in variants:
-        counted = count_memory(host_model, variant=variant, precision=precision)
+        counted = count_memory(
+            host_model, variant=variant, precision=precision, checkpointing=checkpointing
+        )
         per_pair = counted.kept_at(1) - counted.kept_at(0)
         batch = counted.largest(budget)
         fits.append(Fit(variant, batch, counted.fixed, per_pair, measured=False, predicted=batch))

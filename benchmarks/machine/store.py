@@ -29,10 +29,10 @@ def measure_store(folder: Path, rows: int) -> dict[str, float]:
     keys = [f"{i:032x}" for i in range(rows)]
     seconds = {}
     start = time.perf_counter()
-    with Store(folder).adding() as adding:
+    with Store(folder).adding() as add:
         for first in range(0, rows, BATCH):
             part = keys[first : first + BATCH]
-            adding.add(part, made[: len(part)])
+            add(part, made[: len(part)])
     seconds["adding"] = time.perf_counter() - start
     start = time.perf_counter()
     assert (Store(folder).places(keys) >= 0).all()

@@ -15,7 +15,7 @@ SPLITS = ("train", "held_out")
 
 
 def export(recipe: VqaRecipe, data: Path, pictures: Path, out: Path) -> None:
-    """Write pictures, questions, all answers, boxes and a vocabulary.
+    """Write pictures, questions, all answers and a vocabulary.
 
     Args:
         recipe: Which scenes and questions.
@@ -28,17 +28,8 @@ def export(recipe: VqaRecipe, data: Path, pictures: Path, out: Path) -> None:
         questions = read(recipe, data, split)
         (out / split).mkdir(parents=True, exist_ok=True)
         names = [f"{split}/{i}.png" for i in range(len(questions.scenes))]
-        for i, (name, picture) in enumerate(zip(names, questions.scenes.pictures)):
+        for name, picture in zip(names, questions.scenes.pictures):
             Image.fromarray(picture).save(out / name)
-            if split == SPLITS[1]:  # `elip show` says how much of a named box is kept
-                shown = [thing for thing, *_ in questions.scenes.rows[i]["objects"]]
-                boxes = {
-                    thing: list(map(int, box))
-                    for thing, box in zip(shown, questions.scenes.boxes[i])
-                    if shown.count(thing) == 1
-                }
-                text = json.dumps({"boxes": boxes})
-                (out / name).with_suffix(".json").write_text(text + "\n")
         rows = [
             {"image": names[one.picture], "question": one.question, "answer": one.answer,
              "question_id": i}

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from elip_plugin.check.neighbors import WAYS, Values
 from elip_plugin.check.statistics import bound_for_others, halves
 from elip_plugin.config import ElipConfig
-from elip_plugin.errors import ConfigError, PlanError
-from elip_plugin.measure.preview import plan_for, scaled
+from elip_plugin.errors import ConfigError
+from elip_plugin.measure.preview import of_strengths
 from elip_plugin.patching.pruner import Pruner
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -67,13 +67,10 @@ def parse_bound(text: str) -> Bound:
 
 def candidates(pruner: Pruner, config: ElipConfig) -> list[Candidate]:
     """Return the plans of a config's stages that cost less than no pruning, the mildest first."""
-    shape = pruner.shape
     by_tokens: dict[tuple[int, ...], Candidate] = {}
-    for strength in STRENGTHS:
-        with suppress(ConfigError, PlanError):  # its reducer fixes the ratio, or no token is left
-            other = config if strength == 1 else scaled(config, strength, shape.num_patches)
-            plan = plan_for(pruner, other)
-            by_tokens.setdefault(plan.tokens, Candidate(other, plan.forward_cost(shape.width)))
+    for other, plan in of_strengths(pruner, config, STRENGTHS):
+        cost = plan.forward_cost(pruner.shape.width)
+        by_tokens.setdefault(plan.tokens, Candidate(other, cost))
     cheaper = [candidate for candidate in by_tokens.values() if candidate.cost < CHEAPER]
     if not cheaper:
         raise ConfigError(

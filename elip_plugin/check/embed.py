@@ -22,7 +22,7 @@ from elip_plugin.check.store import KEY, Rows, Store
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import DataError, UnsupportedModelError
 from elip_plugin.export.manifest import hash_weights
-from elip_plugin.files import replacing, writable, write_text
+from elip_plugin.files import make_folder, replacing, writable, write_text
 from elip_plugin.hosts.base import HostModel
 from elip_plugin.label import RANDOM
 from elip_plugin.measure.preview import image_only
@@ -114,7 +114,7 @@ class Embedder:
         if pictures.ndim != 2 or texts.shape != pictures.shape:
             raise UnsupportedModelError(
                 f"{self.host_model.name} has no features by which texts and pictures are compared "
-                f"(pictures {tuple(pictures.shape)}, texts {tuple(texts.shape)}): leave --texts out"
+                f"(pictures {tuple(pictures.shape)}, texts {tuple(texts.shape)})"
             )
 
     def _encode(self, images: list[Tensor]) -> Rows:
@@ -178,10 +178,10 @@ def fill(
     done = len(keys) - len(missing)
     progress(done)
     if missing:
-        with store.adding() as adding:
+        with store.adding() as add:
             for places, values, bad in batches(missing):
                 if values:
-                    adding.add([keys[i] for i in places], encode(values))
+                    add([keys[i] for i in places], encode(values))
                 faults |= bad
                 done += len(places) + len(bad)
                 progress(done)
@@ -229,8 +229,7 @@ def embed(
         )
     out, items = Path(out), find_items([Path(path) for path in pictures])
     config = image_only(find_pruner(host_model.model).config)
-    with writable(out):
-        out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     rows, faults = Embedder(host_model, out / "cache", batch, progress).pictures(items, config)
     names = [item.name for i, item in enumerate(items) if i not in faults]
     for name, why in ((items[i].name, why) for i, why in faults.items()):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elip_plugin.errors import DataError
-from elip_plugin.files import replacing
+from elip_plugin.files import make_folder, writable, write_text
 
 Rows = NDArray[np.float32]
 
+Add = Callable[[Sequence[str], Rows], None]
+"""Adds rows [n, E] by their keys, of `KEY` characters; all rows of a store have one width."""
+
 KEY = 32
 """Characters of a key."""
-
-PER_COPY = 2**16
-"""Rows that are copied at a time where they are wanted in another order."""
 
 
 class Store:
@@ -64,10 +64,10 @@ class Store:
             keys: What is wanted.
 
         Returns:
-            The rows [n, E], memory-mapped, in the order of the keys.
+            The rows [n, E] in the order of the keys; memory-mapped where they were written so.
 
         Raises:
-            DataError: If one is missing, or the folder cannot be written to.
+            DataError: If one is missing.
         """
         places = self.places(keys)
         if not len(places):
@@ -75,34 +75,44 @@ class Store:
         if (places < 0).any():
             raise DataError(f"{self.folder} was changed while it was in use: run again")
         mapped = self._mapped()
-        if (places == np.arange(len(places))).all():
-            return mapped[: len(places)]
-        header = {"descr": "<f4", "fortran_order": False, "shape": (len(places), mapped.shape[1])}
-        # By writing: a memory map ends the process where the disk is full.
-        with self.writing(), replacing(self.folder / "all.npy") as path, path.open("wb") as out:
-            np.lib.format.write_array_header_1_0(out, header)
-            for start in range(0, len(places), PER_COPY):
-                out.write(mapped[places[start : start + PER_COPY]].astype("<f4").tobytes())
-        copied: Rows = np.load(self.folder / "all.npy", mmap_mode="r")
-        return copied
+        in_order = (places == np.arange(len(places))).all()
+        return mapped[: len(places)] if in_order else mapped[places]
 
     @contextmanager
-    def adding(self) -> Iterator[Adding]:
+    def adding(self) -> Iterator[Add]:
         """Open the store to add rows.
 
         Yields:
-            What takes them. DataError if another process adds to the store, or it is damaged.
+            What adds rows; they are kept whatever happens to the process afterwards. DataError if
+            another process adds to the store, or it is damaged.
         """
         with ExitStack() as stack:
-            with self.writing():
-                self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
+            with writable(self.folder):
                 _lock(stack.enter_context((self.folder / "lock").open("w")), self.folder)
                 whole, width = len(self._known()), self._width()
-                files = []
-                for path, size in ((self._rows, 4 * width), (self._keys, KEY)):
-                    files.append(stack.enter_context(path.open("ab", buffering=0)))
-                    os.truncate(path, whole * size)  # what a stop has left of a batch
-            yield Adding(self, files[0], files[1], width)
+                rows_file, keys_file = (
+                    stack.enter_context(path.open("ab", buffering=0))
+                    for path in (self._rows, self._keys)
+                )
+                # What a stop has left of a batch.
+                os.truncate(self._rows, whole * 4 * width)
+                os.truncate(self._keys, whole * KEY)
+
+            def add(keys: Sequence[str], rows: Rows) -> None:
+                stored, width = self._width(), rows.shape[1]
+                if not stored:
+                    write_text(self.folder / "store.json", json.dumps({"width": width}))
+                elif stored != width:
+                    raise DataError(
+                        f"{self.folder} has rows of {stored} numbers, and not {width}: remove the "
+                        "folder"
+                    )
+                with writable(self.folder):  # the keys last, without which the rows do not count
+                    _write(rows_file, np.ascontiguousarray(rows, "<f4").tobytes())
+                    _write(keys_file, np.array(keys, f"S{KEY}").tobytes())
+
+            yield add
 
     def _known(self) -> NDArray[Any]:
         """Return the keys of the rows that are whole, in the order of the rows."""
@@ -133,55 +143,6 @@ class Store:
         width = self._width()
         count = self._rows.stat().st_size // (4 * width)
         return np.memmap(self._rows, "<f4", "r", shape=(count, width))
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Say in one error that the folder cannot be written to."""
-        try:
-            yield
-        except OSError as error:
-            raise DataError(
-                f"{self.folder} cannot be written to ({error}): free space, and run again"
-            ) from error
-
-
-class Adding:
-    """Takes rows for a store.
-
-    Args:
-        store: The store.
-        rows: The file of rows, at its end.
-        keys: The file of keys, at its end; neither file is buffered.
-        width: The numbers of a row; 0 if there is none yet.
-    """
-
-    def __init__(self, store: Store, rows: Any, keys: Any, width: int) -> None:
-        self._store, self._rows, self._keys, self._width = store, rows, keys, width
-
-    def add(self, keys: Sequence[str], rows: Rows) -> None:
-        """Add rows; they are kept whatever happens to the process afterwards.
-
-        Args:
-            keys: Their keys, of `KEY` characters.
-            rows: The rows [n, E].
-
-        Raises:
-            DataError: If they are of another width than those that are there.
-        """
-        if not len(keys):
-            return
-        if not self._width:
-            self._width = rows.shape[1]
-            with self._store.writing(), replacing(self._store.folder / "store.json") as path:
-                path.write_text(json.dumps({"width": self._width}), encoding="utf-8")
-        if rows.shape != (len(keys), self._width):
-            raise DataError(
-                f"{self._store.folder} has rows of {self._width} numbers, and not {rows.shape}: "
-                "remove the folder"
-            )
-        with self._store.writing():  # the keys last, without which the rows do not count
-            _write(self._rows, np.ascontiguousarray(rows, "<f4").tobytes())
-            _write(self._keys, np.array(keys, f"S{KEY}").tobytes())
 
 
 def _write(file: Any, content: bytes) -> None:

@@ -126,14 +126,12 @@ def check(
     k: int = 10,
     bound: Bound | None = None,
     batch: int = 32,
-    texts_asked: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> Result:
     """Compare unpruned and pruned embeddings by the same weights.
 
     With a bound, the keep ratios of `config` are varied. `folder` keeps embeddings, from which the
-    same call continues. Raises an error for a model without text features only if the user gave
-    texts (`texts_asked`).
+    same call continues.
     """
     config = image_only(config)
     most = max(k, bound.k if bound else 0)
@@ -144,8 +142,6 @@ def check(
         try:
             embedder.check_texts()
         except Exception as error:
-            if texts_asked:
-                raise
             with_texts, notes = False, [f"the texts beside the pictures are not used: {error}"]
     full, faults = embedder.pictures(items, None)
     broken = {items[i].name: why for i, why in faults.items()}

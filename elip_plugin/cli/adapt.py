@@ -17,7 +17,6 @@ from elip_plugin.cli.options import (
     Model,
     Plan,
     examples,
-    make_folder,
     print_table,
     progress_bars,
 )
@@ -70,7 +69,7 @@ def adapt(
     from elip_plugin.adapting import adapt
     from elip_plugin.api import find_handle
     from elip_plugin.check.embed import Embedder
-    from elip_plugin.files import write_text
+    from elip_plugin.files import make_folder, write_text
     from elip_plugin.label import label_of
     from elip_plugin.pictures import find_items
 

@@ -14,7 +14,6 @@ from elip_plugin.cli.options import (
     OutFolder,
     Plan,
     examples,
-    make_folder,
     print_table,
 )
 from elip_plugin.cli.target import default_device, resolve
@@ -63,6 +62,7 @@ def speed(
     out: OutFolder = None,
 ) -> None:
     """Time a plan beside no pruning, in turn, with what both cost in arithmetic and memory."""
+    from elip_plugin.files import make_folder
     from elip_plugin.measure.report import describe_share, notes_on, speed_table, write_files
     from elip_plugin.measure.speed import measure_speed
     from elip_plugin.patching.install import find_pruner

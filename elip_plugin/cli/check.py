@@ -17,7 +17,6 @@ from elip_plugin.cli.options import (
     Plan,
     RandomWeights,
     examples,
-    make_folder,
     print_table,
     progress_bars,
 )
@@ -39,12 +38,6 @@ def check(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the report and the cache.")],
     checkpoint: Checkpoint = "",
     random: RandomWeights = False,
-    texts: Annotated[
-        Path | None,
-        typer.Option(
-            help="Texts of the pictures, a .tsv; by default the .txt beside each picture."
-        ),
-    ] = None,
     plan: Plan = "",
     keep: Keep = "",
     bound: Annotated[
@@ -68,14 +61,12 @@ def check(
     from elip_plugin.check.bound import parse_bound
     from elip_plugin.check.page import write_page
     from elip_plugin.check.study import check, check_count, write_result
-    from elip_plugin.check.texts import with_texts
+    from elip_plugin.files import make_folder
     from elip_plugin.patching.install import find_pruner
     from elip_plugin.pictures import find_items
 
     asked = parse_bound(bound) if bound else None
     items = find_items(images)
-    if texts is not None:
-        items = with_texts(items, texts)
     most = max(neighbors, asked.k if asked else 0)
     check_count(len(items), most, asked)
     target = resolve(model, plan, keep, image_only=True, default=IMAGE_ONLY_PLAN)
@@ -93,7 +84,6 @@ def check(
             k=neighbors,
             bound=asked,
             batch=batch,
-            texts_asked=texts is not None,
             progress=progress,
         )
         write_result(result, host_model, out)

@@ -56,14 +56,10 @@ def _check_optional() -> Iterator[Finding]:
 
 
 def _check_torch() -> Iterator[Finding]:
-    version = version_of("torch")
-    if not version:
-        yield Finding("torch", "not installed", "pip install 'torch>=2.4'")
-        return
-    old = installed_version("torch") < OLDEST_TORCH
-    yield Finding("torch", version, "pip install -U 'torch>=2.4'" if old else "")
     import torch
 
+    old = installed_version("torch") < OLDEST_TORCH
+    yield Finding("torch", version_of("torch"), "pip install -U 'torch>=2.4'" if old else "")
     available = torch.cuda.is_available()
     name = torch.cuda.get_device_name() if available else "none found; training runs on the CPU"
     yield Finding("GPU", name)

@@ -82,14 +82,6 @@ def check_file(out: Path, *suffixes: str) -> None:
         raise ConfigError(f"--out {str(out)!r} is a folder: name a file")
 
 
-def make_folder(out: Path) -> None:
-    """Make a folder for results, and its parents."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out {str(out)!r} is no folder that can be made: {error}") from error
-
-
 @contextmanager
 def progress_bars() -> Iterator[Progress]:
     """Show a bar for each thing that is done, with how many a second, on stderr."""

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,14 +18,13 @@ from elip_plugin.cli.options import (
     print_table,
 )
 from elip_plugin.cli.target import resolve
-from elip_plugin.errors import ConfigError, PlanError
+from elip_plugin.errors import ConfigError
 from elip_plugin.files import write_text
 
 if TYPE_CHECKING:
     from elip_plugin.hosts.base import HostModel
     from elip_plugin.measure.shares import Operations
     from elip_plugin.patching.pruner import Pruner
-    from elip_plugin.planning import Plan as MadePlan
     from elip_plugin.planning import PlannedStage
 
 BAR = 28
@@ -38,7 +34,6 @@ MODELS_EXAMPLES = examples("elip models", "elip models ViT-B --host open_clip")
 PLAN_EXAMPLES = examples(
     "elip plan --model elip-ViT-B-16 --plan half",
     "elip plan --model elip-ViT-L-14 --target-speedup 1.4 -o plan.yaml",
-    "elip plan --model elip-ViT-L-14 --memory 24GiB --batch 64",
 )
 
 
@@ -87,54 +82,26 @@ def plan(
         float | None, typer.Option(help="Solve for a counted speed-up of the training step.")
     ] = None,
     image_size: ImageSize = None,
-    memory: Annotated[
-        str, typer.Option(help="Count which batch fits a memory, such as 24GiB.")
-    ] = "",
-    batch: Annotated[
-        int | None,
-        typer.Option(min=1, help="Count the memory of this batch."),
-    ] = None,
-    precision: Annotated[
-        str, typer.Option(help="Of fp32, bf16 (autocast) and pure_bf16, for the memory.")
-    ] = "fp32,bf16,pure_bf16",
-    reserve: Annotated[
-        str, typer.Option(help="Memory to leave for what cannot be counted.")
-    ] = "1GiB",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write the config, for any host: .yaml.")
     ] = None,
 ) -> None:
     """Show the tokens in each block, and what the plan saves, without any weights."""
-    from elip_plugin.cli.memory import print_memory, read_budget
-    from elip_plugin.measure.memory import check_precisions
     from elip_plugin.measure.preview import solve
-    from elip_plugin.measure.shares import count_operations, describe_text_share
+    from elip_plugin.measure.shares import count_operations
     from elip_plugin.patching.install import find_pruner
 
-    budget, precisions = read_budget(memory, reserve), precision.split(",")
-    check_precisions(precisions)
     if out is not None:
         check_file(out, ".yaml", ".yml", ".json")
-    with warnings.catch_warnings():  # said below, with what would win
-        warnings.filterwarnings("ignore", "(this|eval_mode 'image' with this) plan is counted")
-        warnings.filterwarnings("ignore", ".* has the paper's cuts")
-        target = resolve(model, plan, keep)
-        host_model = target.build(image_size=image_size, device="meta")
-        counted = count_operations(host_model)
-        if target_speedup is not None:
-            host_model.prune(solve(find_pruner(host_model.model), target_speedup, counted.step))
+    host_model = resolve(model, plan, keep).build(image_size=image_size, device="meta")
+    counted = count_operations(host_model)
+    if target_speedup is not None:
+        host_model.prune(solve(find_pruner(host_model.model), target_speedup, counted.step))
     pruner = find_pruner(host_model.model)
     _print_blocks(host_model)
-    _print_notes(pruner)
-    if counted.text:
-        tower = pruner.step_cost(pruner.plan)
-        typer.echo(describe_text_share(counted, tower, host_model.context_option))
-        if target_speedup is None:
-            _print_recommended(pruner)  # what was measured are towers apart
+    _print_schedule(pruner)
     has_text = host_model.example_batch(1)[1] is not None
     _print_costs(pruner, counted, READS_IMAGES if has_text else NO_TEXT)
-    if memory or batch is not None:
-        print_memory(host_model, precisions, budget, batch)
     if out is not None:
         _write(out, pruner.config.to_mapping())
         typer.echo(f"written to {out}")
@@ -177,25 +144,14 @@ def _print_blocks(host_model: HostModel) -> None:
     print_table(table)
 
 
-def _print_notes(pruner: Pruner) -> None:
-    """Say what a schedule changes, and where the plan costs more than it saves."""
+def _print_schedule(pruner: Pruner) -> None:
+    """Say what a schedule leaves of the saving, if there is one."""
     from elip_plugin.measure.preview import average_step
 
     if pruner.config.warmup or pruner.config.final_unpruned:
         typer.echo(
             "Averaged over a training with its schedule (warmup, final_unpruned), the tower's step "
             f"is {average_step(pruner):.2f} of the unpruned one."
-        )
-    why = "choosing costs more than it saves"
-    if pruner.step_cost(pruner.plan) >= 1:
-        others = _what_wins(pruner, pruner.step_cost)
-        typer.echo(f"Training by this plan is slower than no pruning: {why}. {others}")
-    width = pruner.shape.width
-    if pruner.plan.forward_cost(width) >= 1:
-        others = _what_wins(pruner, lambda plan: plan.forward_cost(width))
-        typer.echo(
-            f"With eval_mode 'image' this plan is slower than no pruning: {why} in a forward "
-            f"alone. {others}"
         )
 
 
@@ -219,7 +175,7 @@ def _print_costs(pruner: Pruner, counted: Operations, without_text: str) -> None
     add("tower, training step", counted.vision_step, tower, how)
     name, tokens = "whole training step", plan.depth * (plan.prefix + plan.num_patches)
     if counted.text:
-        how = "with the text tower, which stays"
+        how = f"with the text tower, {counted.share:.0%} of the unpruned step"
         add(name, counted.vision_step + counted.text_step, counted.step(tower), how)
     else:
         table.add_row(name, "-", "-", "-", without_text)
@@ -228,38 +184,6 @@ def _print_costs(pruner: Pruner, counted: Operations, without_text: str) -> None
         table.add_row(name, "-", "-", "-", "nothing is kept: this tower is frozen")
     else:
         sizes = (f"{count} tokens" for count in (tokens, sum(plan.tokens)))
-        how = "roughly: tokens in all blocks (--batch 64: bytes)"
+        how = "roughly: tokens in all blocks"
         table.add_row(name, *sizes, f"{1 - plan.removed:.2f}", how)
     print_table(table)
-
-
-def _print_recommended(pruner: Pruner) -> None:
-    """Name the recommended preset where it costs less than the plan."""
-    from elip_plugin.config import OUTSCORED, RECOMMENDED
-
-    plan = _presets(pruner).get(RECOMMENDED)
-    if plan is not None and pruner.step_cost(plan) < pruner.step_cost(pruner.plan):
-        typer.echo(
-            f"Recommended by the quality report (docs/plans.md): --plan {RECOMMENDED}, whose "
-            f"training step is {pruner.step_cost(plan):.2f} of this tower's unpruned one. "
-            f"{' and '.join(OUTSCORED)} cost more and did not score higher."
-        )
-
-
-def _what_wins(pruner: Pruner, cost: Callable[[MadePlan], float]) -> str:
-    """Name the presets that cost less than no pruning, in a sentence."""
-    costs = {name: cost(plan) for name, plan in _presets(pruner).items()}
-    faster = [f"--plan {name} ({value:.2f})" for name, value in costs.items() if value < 0.995]
-    return f"Faster, as counted: {', '.join(faster[:3])}." if faster else "No preset is faster."
-
-
-def _presets(pruner: Pruner) -> dict[str, MadePlan]:
-    """Return the plans of the presets that fit a tower, the recommended one first."""
-    from elip_plugin.config import OUTSCORED, RECOMMENDED, TRAINING_PRESETS, ElipConfig
-    from elip_plugin.measure.preview import plan_for
-
-    plans = {}
-    for name in sorted(TRAINING_PRESETS, key=lambda n: (n != RECOMMENDED, n in OUTSCORED)):
-        with suppress(ConfigError, PlanError):  # raised by plans that do not fit this tower
-            plans[name] = plan_for(pruner, ElipConfig.preset(name))
-    return plans

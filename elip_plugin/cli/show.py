@@ -22,7 +22,7 @@ from elip_plugin.files import write_text
 
 EXAMPLES = examples(
     "elip show --model elip-ViT-B-32 --checkpoint openai --image cat.jpg -o a.html",
-    'elip show --model elip_albef_pretrain --image cats --text "a cat" -o a.png',
+    'elip show --model elip_albef_pretrain --image cats --text "a cat" -o a.html',
 )
 
 
@@ -31,7 +31,7 @@ def show(
     image: Annotated[
         list[Path], typer.Option(help="An image, a folder of them, or a .tar shard; repeatable.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="An .html or .png file to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="An .html file to write.")],
     text: Annotated[
         list[str] | None,
         typer.Option(help="A text to guide by, a row each; by default the pictures' captions."),
@@ -45,10 +45,9 @@ def show(
     """Draw which patches survive each stage, a row per text, a column per stage."""
     from elip_plugin.pictures import find_pictures
     from elip_plugin.visualize.html import to_html
-    from elip_plugin.visualize.png import write_png
     from elip_plugin.visualize.stages import visualize
 
-    check_file(out, ".html", ".png")
+    check_file(out, ".html")
     if most < 1:
         raise ConfigError(f"--most must be 1 or more, got {most}")
     target = resolve(model, plan, keep)
@@ -56,8 +55,5 @@ def show(
     shown = visualize(
         target.build(checkpoint=checkpoint, image_size=image_size), pictures, text or []
     )
-    if out.suffix == ".html":
-        write_text(out, to_html(shown), errors="replace")
-    else:
-        write_png(shown, out)
+    write_text(out, to_html(shown), errors="replace")
     typer.echo(f"{shown.label}: {len(shown.pictures)} pictures, {len(shown.rows)} rows: {out}")

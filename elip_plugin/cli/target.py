@@ -50,28 +50,26 @@ def resolve(
     from elip_plugin.measure import preview
     from elip_plugin.patching.install import find_pruner
 
-    values = _read_keep(keep)
-    config = find_plan(plan) if plan else None
+    config = _find_plan(plan) if plan else None
     said = bool(plan) or _says_plan(model)
     if not said and default:
         config = ElipConfig.preset(default)
-    if config is None and (values or image_only):  # the host knows what the name says
+    if config is None and (keep or image_only):  # the host knows what the name says
         config = find_pruner(create(model, device="meta").model).config
-    if config is not None and values:
-        config = _with_keep(config, values, keep)
+    if config is not None and keep:
+        config = with_keep(config, keep)
     if config is not None and image_only:
         config = preview.image_only(config)
     find_model(model)  # an unknown name is said before any work
     return Target(model, config, said or bool(keep))
 
 
-def find_plan(plan: str, keep: str = "") -> ElipConfig:
-    """Read `--plan`, a preset or a file, with the keep ratios of `--keep`."""
+def _find_plan(plan: str) -> ElipConfig:
+    """Read `--plan`, a preset or a file."""
     try:
-        config = ElipConfig.from_mapping(plan)
+        return ElipConfig.from_mapping(plan)
     except ConfigError as error:
         raise ConfigError(f"--plan {plan}: {error}") from error
-    return _with_keep(config, _read_keep(keep), keep) if keep else config
 
 
 def _says_plan(model: str) -> bool:
@@ -85,17 +83,14 @@ def _says_plan(model: str) -> bool:
     return known.name == model and known.preset == FROM_CONFIG
 
 
-def _read_keep(keep: str) -> list[float | int]:
+def with_keep(config: ElipConfig, keep: str) -> ElipConfig:
+    """Return a plan with the keep ratios of `--keep`."""
     try:
-        return [float(v) if "." in v else int(v) for v in keep.split(",")] if keep else []
+        values = [float(v) if "." in v else int(v) for v in keep.split(",")]
     except ValueError:
         raise ConfigError(
             f"--keep {keep!r}: write ratios or counts, such as 0.9,0.65,0.4"
         ) from None
-
-
-def _with_keep(config: ElipConfig, values: list[float | int], keep: str) -> ElipConfig:
-    """Return a plan with other keep ratios."""
     stages, name = config.stages, plan_name(config)
     if len(values) != len(stages):
         now = ",".join(f"{stage.keep:g}" for stage in stages)

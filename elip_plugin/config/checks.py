@@ -38,9 +38,7 @@ def find_faults(config: Any) -> list[str]:
             whole &= stage is not INCOMPLETE
     else:
         faults.append(f"stages must be a list of stages, got {shown(config.stages)}")
-    weight = config.text_weight
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
-        faults.append(f"text_weight must be a number from 0 to 1, got {shown(weight)}")
+    faults += _share_faults(config)
     if config.restore is not None and not isinstance(config.restore, bool):
         faults.append(f"restore must be null, true or false, got {shown(config.restore)}")
     for name in ("merge", "prune_momentum"):
@@ -58,7 +56,6 @@ def find_faults(config: Any) -> list[str]:
             f"{shown(config.reducer)}; "
             "ElipConfig.from_mapping takes names"
         )
-    faults += _schedule_faults(config)
     depth = config.reference_depth
     if depth is not None and (not _is_int(depth) or depth < 1):
         faults.append(f"reference_depth must be null or an integer from 1 up, got {shown(depth)}")
@@ -67,12 +64,12 @@ def find_faults(config: Any) -> list[str]:
     return faults
 
 
-def _schedule_faults(config: Any) -> list[str]:
+def _share_faults(config: Any) -> list[str]:
     faults = []
-    shares = {name: getattr(config, name) for name in SCHEDULES}
-    for name, share in shares.items():
+    for name in ("text_weight", *SCHEDULES):
+        share = getattr(config, name)
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
-            faults.append(f"{name} must be a share of the training from 0 to 1, got {shown(share)}")
+            faults.append(f"{name} must be a number from 0 to 1, got {shown(share)}")
     if not faults and config.warmup + config.final_unpruned > 1:
         faults.append(
             f"warmup and final_unpruned must not exceed 1 together, got {config.warmup} and "

@@ -220,9 +220,3 @@ def _presets() -> dict[str, ElipConfig]:
 
 PRESETS = _presets()
 """Configurations by name, which their reducers keep."""
-
-TRAINING_PRESETS = [name for name, config in PRESETS.items() if config.eval_mode == "full"]
-"""Names of the presets, without those for weights that are there."""
-
-OUTSCORED = (PAPER, "fast")
-"""Presets that cost more than the recommended one and did not score higher (docs/plans.md)."""

@@ -17,6 +17,7 @@ from elip_plugin.export.formats import OPENVINO_OPTIONS, Format, find_format
 from elip_plugin.export.manifest import hash_weights, read_manifest, write_manifest
 from elip_plugin.export.parity import BATCHES, compare
 from elip_plugin.export.tower import ImageTower, TextTower, capture, example_texts, why_not
+from elip_plugin.files import make_folder
 from elip_plugin.hosts.base import HostModel
 from elip_plugin.hosts.building import seeded
 from elip_plugin.label import label_of
@@ -66,10 +67,7 @@ def export(
         raise ConfigError(f"--out {str(out)!r} is there already: name another, or delete it")
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"--out {str(out)!r} is no folder that can be made: {error}") from error
+    make_folder(part)
     training = host_model.model.training
     try:
         host_model.model.eval()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 
@@ -42,7 +42,8 @@ def solve(
     if not target_speedup > 1:
         raise ConfigError(f"--target-speedup must be above 1, got {target_speedup:g}")
     costs = [whole(pruner.step_cost(pruner.plan))]
-    for config, planned in _candidates(pruner):
+    strengths = (i * STRONGEST / STEPS for i in range(1, STEPS + 1))
+    for config, planned in of_strengths(pruner, pruner.config, strengths):
         costs.append(whole(pruner.step_cost(planned)))
         if costs[-1] * target_speedup <= 1:
             return config
@@ -53,12 +54,18 @@ def solve(
     )
 
 
-def _candidates(pruner: Pruner) -> Iterator[tuple[ElipConfig, Plan]]:
-    """Yield the plans of the same stages that fit the tower, the weakest first."""
-    for i in range(1, STEPS + 1):
+def of_strengths(
+    pruner: Pruner, config: ElipConfig, strengths: Iterable[float]
+) -> Iterator[tuple[ElipConfig, Plan]]:
+    """Yield the plans that remove so many times what a config's stages do, if they fit the tower.
+
+    A strength of 1 is the config itself.
+    """
+    for strength in strengths:
         with suppress(ConfigError, PlanError):  # leaves no token, or its reducer fixes the ratio
-            config = scaled(pruner.config, i * STRONGEST / STEPS, pruner.shape.num_patches)
-            yield config, plan_for(pruner, config)
+            patches = pruner.shape.num_patches
+            other = config if strength == 1 else _scaled(config, strength, patches)
+            yield other, plan_for(pruner, other)
 
 
 def plan_for(pruner: Pruner, config: ElipConfig) -> Plan:
@@ -67,7 +74,7 @@ def plan_for(pruner: Pruner, config: ElipConfig) -> Plan:
     return plan(config, num_patches=shape.num_patches, depth=shape.depth, prefix=shape.prefix)
 
 
-def scaled(config: ElipConfig, factor: float, patches: int) -> ElipConfig:
+def _scaled(config: ElipConfig, factor: float, patches: int) -> ElipConfig:
     """Scale what each stage removes; a stage that keeps all tokens still does."""
     stages = []
     for stage in config.stages:

@@ -74,8 +74,6 @@ def measure_speed(
     unknown = [name for name in passes if name not in PASSES]
     if unknown:
         raise ConfigError(f"--passes {unknown} are not known; choose from {list(PASSES)}")
-    if rounds < 1:
-        raise ConfigError(f"--rounds must be 1 or more, got {rounds}")
     by_name = make_variants(
         host_model, variants, batch=batch, own=own, precision=precision, compiled=compiled
     )

@@ -116,8 +116,6 @@ def make_variants(
         raise ConfigError(f"--variants {unknown} are not known; choose from {known}")
     if precision not in PRECISIONS:
         raise ConfigError(f"--precision must be one of {list(PRECISIONS)}, got {precision!r}")
-    if batch < 1:
-        raise ConfigError(f"--batch must be 1 or more, got {batch}")
     images, tokens = host_model.example_batch(batch)
     variants = {}
     for name in dict.fromkeys([*names, *([] if own is None else [plan_name(own)])]):

@@ -1,4 +1,4 @@
-"""The drawing of what a stage left of a picture; the page and the sheet both show it."""
+"""The drawing of what a stage left of a picture."""
 
 from __future__ import annotations
 

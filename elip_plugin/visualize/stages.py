@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -17,8 +17,8 @@ from elip_plugin.errors import ConfigError
 from elip_plugin.hosts.base import HostModel
 from elip_plugin.label import label_of
 from elip_plugin.patching.install import find_pruner
-from elip_plugin.pictures import Box, Picture
-from elip_plugin.visualize.views import OnObject, Row, StageView, Visualization
+from elip_plugin.pictures import Picture
+from elip_plugin.visualize.views import Row, StageView, Visualization
 
 MOST_STAGES = 4
 """Stages drawn at most, the last one and others at even distances."""
@@ -41,14 +41,9 @@ def visualize(
     for place, picture in enumerate(pictures):
         image = host_model.preprocess(picture.image).unsqueeze(0)
         shown.append((picture.name, _as_seen(image[0], host_model)))
-        objects = {
-            name: _patches_in(box, picture, host_model) for name, box in picture.boxes.items()
-        }
         first: tuple[int, ...] | None = None
         for text in _texts(picture, texts, handle.config):
             stages = _run(host_model, image, text)
-            on = {name: patches for name, patches in objects.items() if _names(text, name)}
-            stages = tuple(replace(stage, objects=_on_objects(stage, on)) for stage in stages)
             last = stages[-1].kept
             differing = None if first is None else len(set(last) - set(first))
             first = last if first is None else first
@@ -115,33 +110,6 @@ def view_of(stage: StageTrace, before: StageView | None) -> StageView:
     several = tuple(tuple(group) for group in groups.values() if len(group) > 1)
     rest = tuple(sorted(earlier)), tuple(sorted(gone))
     return StageView(stage.block, kept, merged, *rest, stage.until, several)
-
-
-def _names(text: str | None, name: str) -> bool:
-    """Whether a row is about an object: its text names it, or it has no text."""
-    return text is None or name.casefold() in text.casefold()
-
-
-def _patches_in(box: Box, picture: Picture, host_model: HostModel) -> frozenset[int]:
-    """Find the patches of which more than half lies in a box, through the model's preprocessing."""
-    from PIL import Image
-
-    area = Image.new("RGB", picture.image.size)
-    limits = (*picture.image.size, *picture.image.size)
-    area.paste((255, 255, 255), tuple(round(min(max(0, v), m)) for v, m in zip(box, limits)))
-    rows, columns = host_model.grid_size
-    seen = _as_seen(host_model.preprocess(area), host_model).convert("L")
-    shares = seen.resize((columns, rows), Image.Resampling.BOX).tobytes()
-    return frozenset(patch for patch, share in enumerate(shares) if share > 127)
-
-
-def _on_objects(stage: StageView, objects: Mapping[str, frozenset[int]]) -> tuple[OnObject, ...]:
-    patches = len(stage.kept) + len(stage.merged) + len(stage.earlier) + len(stage.gone)
-    return tuple(
-        OnObject(name, len(on.intersection(stage.kept)) / len(stage.kept), len(on) / patches)
-        for name, on in objects.items()
-        if on and stage.kept and not stage.groups
-    )
 
 
 def _as_seen(image: Tensor, host_model: HostModel) -> Any:

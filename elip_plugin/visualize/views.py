@@ -7,22 +7,6 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class OnObject:
-    """The share of what a stage kept that lies on an object, and that of all patches: chance."""
-
-    name: str
-    share: float
-    chance: float
-
-    def describe(self) -> str:
-        """Describe it."""
-        return (
-            f"{self.share:.0%} of the kept on “{self.name}” (chance {self.chance:.0%}, lift "
-            f"{self.share / self.chance:.1f})"
-        )
-
-
-@dataclass(frozen=True)
 class StageView:
     """What is left of a picture after one stage."""
 
@@ -33,7 +17,6 @@ class StageView:
     gone: tuple[int, ...]  # patches that were dropped
     until: int | None = None  # the block before which those come back
     groups: tuple[tuple[int, ...], ...] = ()  # the patches of each token that is an average
-    objects: tuple[OnObject, ...] = ()  # how much of what was kept lies on each
 
     @property
     def opacities(self) -> dict[int, float]:
@@ -53,8 +36,7 @@ class StageView:
         away = "dropped" if self.until is None else f"set aside until block {self.until}"
         words = ("kept", "in one merged token", "in an earlier one", away)
         others = [f"{n} {word}" for n, word in zip(counts[1:], words[1:]) if n]
-        text = ", ".join([f"{counts[0]} of {sum(counts)} patches kept", *others])
-        return "; ".join([text, *(there.describe() for there in self.objects)])
+        return ", ".join([f"{counts[0]} of {sum(counts)} patches kept", *others])
 
 
 @dataclass(frozen=True)

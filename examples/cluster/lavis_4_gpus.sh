@@ -13,7 +13,8 @@ options=(
 
   # Per GPU; model.queue_size must be a multiple of all GPUs' pairs: 4 x 128 suits ALBEF's 65536,
   # 4 x 96 BLIP's 57600. A pruned tower keeps less for the backward pass, so a larger batch fits:
-  #   elip plan --model elip_albef_pretrain --image-size 256 --precision bf16 --memory 80GiB
+  #   python -m benchmarks.machine memory --model elip_albef_pretrain --image-size 256 \
+  #       --fit 79GiB --device cpu --precision bf16  # in a clone
   # A schedule with an unpruned part (warmup, final_unpruned) needs the memory of all tokens then.
   run.batch_size_train="${BATCH_SIZE:-128}"
   # Batches whose gradients are summed up before an update. LAVIS runs each of them once; the

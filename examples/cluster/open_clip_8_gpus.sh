@@ -15,7 +15,7 @@ options=(
   --workers 8
 
   # Per GPU. A pruned tower keeps less for the backward pass, so a larger batch fits; how large:
-  #   elip plan --model elip-half-ViT-B-16 --precision bf16 --memory 80GiB
+  #   python -m benchmarks.machine memory --fit 79GiB --device cpu --precision bf16  # in a clone
   # A schedule with an unpruned part (warmup, final_unpruned) needs the memory of all tokens then.
   --batch-size "${BATCH_SIZE:-512}"
   # More than 1 where the batch does not fit even so: each batch then runs once more, without

@@ -166,6 +166,8 @@ def test_pruning_fits_more_pairs(tmp_path: Path) -> None:
     assert fast.batch > 1.25 * full.batch
     said = run("memory --fit 1GiB --model ViT-tiny --device cpu --variants full")
     assert str(full.batch) in said and "predicted" in said
+    (more,) = fit_batches(create("ViT-tiny", device="meta"), 2**30, ["full"], checkpointing=True)
+    assert more.batch > full.batch
 
 
 def test_doubling_finds_the_largest_batch_to_an_eighth() -> None:

@@ -188,7 +188,6 @@ def test_a_bound_is_found_or_the_exit_code_is_1(
         (["--bound", "recall@1=0.9"], "is no bound: write overlap@10=0.95"),
         (["--bound", "overlap@10=0.9"], "24 pictures cannot show a bound"),
         (["--neighbors", "24"], "24 pictures have no 24 neighbors each: give 25 pictures"),
-        (["--texts", "missing.tsv"], "cannot be read"),
         (["--plan", "hlaf"], "did you mean ['half']?"),
         (["--images", "nothing"], "nothing does not exist"),
         (["--plan", "needs-text.json"], "chooses by a text (reducer 'similarity')"),
@@ -231,15 +230,11 @@ def test_only_broken_pictures(run: Callable[..., Any], folder: Path) -> None:
 
 
 def test_texts_for_a_model_without_text_features(
-    run: Callable[..., Any], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Any], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that were asked for are an error; those that lie beside the pictures are left out."""
     from elip_plugin.hosts.open_clip.factory import OpenClipModel
 
     monkeypatch.setattr(OpenClipModel, "encode_text", lambda self, tokens: torch.zeros(1, 3))
-    (tmp_path / "texts.tsv").write_text("00.png\tzero\n")
-    with pytest.raises(elip_plugin.ElipError, match="leave --texts out"):
-        run("--texts", str(tmp_path / "texts.tsv"))
     (folder / "a" / "00.txt").write_text("zero")
     made = run()
     assert made.exit_code == 0 and "texts beside the pictures are not used" in made.output

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from elip_plugin.check.texts import read_texts, with_texts
 from elip_plugin.errors import DataError
 from elip_plugin.pictures import find_items
 
@@ -67,38 +66,3 @@ def test_what_holds_no_picture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.tar").write_bytes(b"no shard" * 200)
     with pytest.raises(DataError, match=r"broken\.tar is not a webdataset shard"):
         find_items([tmp_path])
-
-
-def test_texts_are_read_by_the_path_or_the_name_of_a_file(folder: Path, tmp_path: Path) -> None:
-    table = tmp_path / "texts.tsv"
-    table.write_text("filepath\ttitle\nb/2.png\ta two\n3.png\ta three \n")
-    items = with_texts(find_items([folder]), table)
-    assert [item.caption for item in items] == ["a three", None, "a two"]
-    table.write_text("a.jpg\tan a\n\nb/2.png\tb\tc\n")  # without a header
-    assert [item.caption for item in with_texts(items, table)] == [None, "an a", "b\tc"]
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "fault"),
-    [
-        ("t.csv", "a.jpg,x", "line 1: 'a.jpg,x' is no pair; give lines of \"picture<TAB>text\""),
-        ("t.tsv", "", "holds no text"),
-        ("t.tsv", "a.jpg\tx\nno pair\n", "line 2: 'no pair' is no pair"),
-        ("t.tsv", "a.jpg\t \n", "line 1"),
-    ],
-)
-def test_texts_that_cannot_be_read(name: str, text: str, fault: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text(text)
-    with pytest.raises(DataError, match=fault):
-        read_texts(tmp_path / name)
-
-
-def test_texts_of_other_pictures_are_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot be read"):
-        read_texts(tmp_path / "missing.tsv")
-    (tmp_path / "bytes.tsv").write_bytes(b"a.jpg\t\xff")
-    with pytest.raises(DataError, match="cannot be read"):
-        read_texts(tmp_path / "bytes.tsv")
-    (tmp_path / "other.tsv").write_text("other.png\ttext\n")
-    with pytest.raises(DataError, match="names none of the pictures"):
-        with_texts(find_items([folder]), tmp_path / "other.tsv")

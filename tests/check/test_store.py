@@ -114,6 +114,13 @@ def test_a_damaged_store_is_named(tmp_path: Path) -> None:
             run(tmp_path, Computer())
 
 
+def test_rows_of_another_width_are_refused(tmp_path: Path) -> None:
+    run(tmp_path, Computer(), KEYS[:3])
+    (tmp_path / "store.json").write_text('{"width": 3}')
+    with pytest.raises(DataError, match="has rows of 3 numbers, and not 2: remove"):
+        run(tmp_path, Computer())
+
+
 def test_all_may_have_faults(tmp_path: Path) -> None:
     rows, faults = run(tmp_path, Computer(bad=range(4)), KEYS[:4])
     assert len(rows) == 0 and len(faults) == 4
@@ -133,10 +140,10 @@ import os, signal, sys
 import numpy as np
 from pathlib import Path
 from elip_plugin.check.store import Store
-with Store(Path(sys.argv[1])).adding() as adding:
+with Store(Path(sys.argv[1])).adding() as add:
     for start in range(0, 1000, 50):
         keys = [f"{i:032x}" for i in range(start, start + 50)]
-        adding.add(keys, np.array([[i, -i] for i in range(start, start + 50)], np.float32))
+        add(keys, np.array([[i, -i] for i in range(start, start + 50)], np.float32))
         print(start + 50, flush=True)
     os.kill(os.getpid(), signal.SIGSTOP)
 """
@@ -160,10 +167,10 @@ def test_open_files_do_not_grow_with_the_pictures(tmp_path: Path) -> None:
     keys = [f"{i:032x}" for i in range(70_000)]
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
     try:
-        with Store(tmp_path).adding() as adding:
+        with Store(tmp_path).adding() as add:
             for start in range(0, len(keys), 100):
                 part = keys[start : start + 100]
-                adding.add(part, np.full((len(part), 2), start, np.float32))
+                add(part, np.full((len(part), 2), start, np.float32))
         assert Store(tmp_path).rows(keys)[-1].tolist() == [69_900, 69_900]
         turned = Store(tmp_path).rows(keys[::-1])
         assert turned[0].tolist() == [69_900, 69_900] and len(turned) == len(keys)

@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from elip_plugin.cli.main import app
-from elip_plugin.cli.target import Target, find_plan, resolve
+from elip_plugin.cli.target import Target, resolve, with_keep
 from elip_plugin.config import PRESETS, ElipConfig
 from elip_plugin.errors import ConfigError, ElipError
 from elip_plugin.label import label_of, plan_name
@@ -25,14 +25,13 @@ THIRD = ",".join(f"{stage.keep:g}" for stage in ElipConfig.preset("third").stage
 
 COMMANDS = {
     "plan": "plan {target} -o {out}/plan.json",
-    "show html": "show {target} --image {pictures} --most 1 -o {out}/show.html",
-    "show png": "show {target} --image {pictures} --most 1 -o {out}/show.png",
+    "show": "show {target} --image {pictures} --most 1 -o {out}/show.html",
     "bench speed": "bench speed {target} --batch 2 --rounds 1 --passes tower -o {out}",
     "check": "check {target} --random --images {pictures} --neighbors 2 -o {out}",
     "export": "export {target} --random --format torch -o {out}/tower",
 }
 WRITTEN = {
-    "show html": "show.html",
+    "show": "show.html",
     "bench speed": "speed.json",
     "check": "index.html",
     "export": "tower/manifest.json",
@@ -152,7 +151,7 @@ def test_weights_have_names(tmp_path: Path) -> None:
             "plan --model X --plan fast --keep 2.0,0.5,0.4",
             "--keep 2.0,0.5,0.4, for the",
         ),
-        ("show --model X --plan hlaf --image p.png -o a.png", r"--plan hlaf: .* mean \['half'\]"),
+        ("show --model X --plan hlaf --image p.png -o a.html", r"--plan hlaf: .* mean \['half'\]"),
         ("bench speed --model X --plan none.yaml", r"--plan none.yaml: .* cannot be read"),
         ("check --model elip-half-no --random --images pictures --neighbors 2 -o o", "not known"),
         ("check --model X --images pictures --neighbors 2 -o out", "needs weights: give --check"),
@@ -171,7 +170,7 @@ def test_faults_name_the_option(
 def test_a_keep_that_a_wrong_plan_had_is_its_own(tmp_path: Path) -> None:
     """The advice of an error is typed."""
     with pytest.raises(ConfigError) as caught:
-        find_plan("embed", "0.8,0.5,0.3")
+        with_keep(ElipConfig.preset("embed"), "0.8,0.5,0.3")
     advised = re.search(r"its own --keep (\S+),", str(caught.value))
     assert advised is not None
-    assert find_plan("embed", advised[1]) == ElipConfig.preset("embed")
+    assert with_keep(ElipConfig.preset("embed"), advised[1]) == ElipConfig.preset("embed")

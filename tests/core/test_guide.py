@@ -124,7 +124,7 @@ def test_the_text_weight_falls_evenly_and_then_the_image_chooses_alone(
     ("mapping", "message"),
     [
         ({"guide_source": "all"}, r"guide_source must be one of \['caption', 'batch'\], got 'all'"),
-        ({"text_anneal": 2}, "text_anneal must be a share"),
+        ({"text_anneal": 2}, "text_anneal must be a number"),
     ],
 )
 def test_faults(mapping: dict[str, Any], message: str) -> None:

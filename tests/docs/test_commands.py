@@ -289,9 +289,7 @@ class Rule:
 
 STUDY = "a training of hours; tests/benchmarks run its parts"
 RULES = [
-    Rule("elip plan --model elip-ViT-SO400M.* --memory", run_small, slow=True, host="open_clip"),
     Rule("elip plan --model hf:", run_elip, host="transformers"),
-    Rule("elip plan .*--batch", run_small, slow=True, host="open_clip"),
     Rule("elip plan", run_elip, host="open_clip"),
     Rule("elip embed", parse_elip, "weights, and pictures; tests/cli/test_embed.py runs it"),
     Rule("elip adapt", parse_elip, "hundreds of pictures; tests/cli/test_adapt.py runs it"),

@@ -48,22 +48,20 @@ def test_names(name: str) -> None:
 
 
 option = st.sampled_from(
-    ["--plan", "--keep", "--image-size", "--target-speedup", "--memory", "--reserve", "--batch",
-     "--precision", "-o", "--nothing"]
-)  # fmt: skip
+    ["--plan", "--keep", "--image-size", "--target-speedup", "-o", "--nothing"]
+)
 value = st.one_of(
     st.text(alphabet, max_size=8).filter(lambda text: "\x00" not in text),
     st.integers(-5, 10**20).map(str),
     st.floats().map(str),
     st.lists(st.floats(-1, 2).map(str), max_size=4).map(",".join),
-    st.sampled_from(["paper", "half", "nan,0.5", "24GiB", "-1GiB", "1e999GiB", "0GiB", "inf", ""]),
+    st.sampled_from(["paper", "half", "nan,0.5", "inf", ""]),
 )
 
 
 @FEW
 @given(st.dictionaries(option, value, min_size=1, max_size=3))
 @example({"--keep": "nan"})
-@example({"--memory": "1e999GiB"})
 @example({"--target-speedup": "nan"})
 @example({"--target-speedup": "inf"})
 @example({"--image-size": "0"})
@@ -89,16 +87,13 @@ def test_options_of_the_command(options: dict[str, str]) -> None:
     tried("options of commands")
 
 
-def test_a_name_that_is_no_unicode_and_a_box_without_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_that_is_no_unicode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a picture on a disk of another system: the page is written."""
     pytest.importorskip("open_clip")
     from PIL import Image
 
     name = os.fsdecode(b"la\xe9")
     Image.new("RGB", (70, 64)).save(tmp_path / f"{name}.png")
-    (tmp_path / f"{name}.json").write_text('{"boxes": {"cat": [-1e300, 0, 1e300, 9]}}')
     page = tmp_path / "page.html"
     words = ["--model", "elip-half-ViT-tiny", "--image", str(tmp_path), "-o", str(page)]
     monkeypatch.setattr(sys, "argv", ["elip", "show", *words])

@@ -24,7 +24,6 @@ from PIL import Image
 
 from benchmarks.faults.counting import tried
 from elip_plugin.check.store import Store
-from elip_plugin.check.texts import read_texts
 from elip_plugin.errors import DataError
 from elip_plugin.export.manifest import read_manifest
 from elip_plugin.hosts.lavis.compat.pairs import captions_in, list_faults
@@ -181,7 +180,7 @@ def shard(*members: tuple[str, bytes], change: Callable[[Any], None] = lambda _:
     return file.getvalue()
 
 
-PAIR = (("a.png", PICTURES["png"]), ("a.txt", b"a cat"), ("a.json", b'{"boxes": {}}'))
+PAIR = (("a.png", PICTURES["png"]), ("a.txt", b"a cat"))
 SHARD = shard(*PAIR)
 
 
@@ -264,9 +263,7 @@ json_text = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
     max_leaves=6,
 )
-row = st.fixed_dictionaries(
-    {}, optional={key: json_text for key in ("image", "text", "caption", "boxes")}
-)
+row = st.fixed_dictionaries({}, optional={key: json_text for key in ("image", "text", "caption")})
 rows = st.lists(row | json_text, max_size=4)
 text_files = st.one_of(
     st.binary(max_size=80),
@@ -276,16 +273,6 @@ text_files = st.one_of(
 )
 
 
-@given(text_files)
-@example(b"a.png\t\xed\xa0\x80")  # half a character: a lone surrogate
-def test_texts(folder: Path, raw: bytes) -> None:
-    path = folder / "texts.tsv"
-    path.write_bytes(raw)
-    found = outcome(lambda: read_texts(path))
-    assert found is None or all(text.encode() for text in found.values())
-    tried("lists of texts")
-
-
 @given(text_files, st.booleans())
 @example(DEEP, True)
 def test_lists(folder: Path, raw: bytes, several: bool) -> None:
@@ -293,21 +280,6 @@ def test_lists(folder: Path, raw: bytes, several: bool) -> None:
     path.write_bytes(raw)
     outcome(lambda: captions_in(path))
     list_faults(path, folder, several=several)
-    tried("lists of texts")
-
-
-@given(json_text | st.fixed_dictionaries({"boxes": json_text | st.dictionaries(
-    st.text(max_size=3), st.lists(st.floats() | st.integers(-9, 9), min_size=4, max_size=4)
-)}))  # fmt: skip
-@example({"boxes": {"a": [0, 0, float("inf"), 3]}})
-def test_boxes(folder: Path, value: Any) -> None:
-    path = folder / "boxed.png"
-    path.write_bytes(PICTURES["png"])
-    path.with_suffix(".json").write_text(json.dumps(value))
-    found = outcome(lambda: find_pictures([path], 1))
-    if found is not None:
-        for box in found[0].boxes.values():
-            assert all(abs(number) < float("inf") for number in box)
     tried("lists of texts")
 
 
@@ -329,8 +301,8 @@ def test_stores(folder: Path, data: st.DataObject) -> None:
 
     def fill() -> None:
         missing = [key for key, row in zip(keys, store.places(keys)) if row < 0]
-        with store.adding() as adding:
-            adding.add(missing, np.full((len(missing), 2), 7.0, np.float32))
+        with store.adding() as add:
+            add(missing, np.full((len(missing), 2), 7.0, np.float32))
         store.rows(keys)
 
     for old in place.glob("*"):

@@ -50,9 +50,8 @@ def write_picture(folder: Path, kind: str) -> None:
 
     picture = folder.parent / "picture.png"
     Image.new("RGB", (70, 64), (80, 40, 90 if kind == "new" else 200)).save(picture)
-    for suffix in "html", "png":
-        out = str(folder / f"shown.{suffix}")
-        run_command("show", "--model", "elip-half-ViT-tiny-6", "--image", str(picture), "-o", out)
+    out = str(folder / "shown.html")
+    run_command("show", "--model", "elip-half-ViT-tiny-6", "--image", str(picture), "-o", out)
 
 
 def write_vocab(folder: Path, kind: str) -> None:

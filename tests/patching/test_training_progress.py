@@ -190,7 +190,7 @@ def test_lavis_momentum_encoders_follow_the_models_progress() -> None:
 @pytest.mark.parametrize(
     ("mapping", "message"),
     [
-        ({"warmup": 1.5}, "warmup must be a share"),
+        ({"warmup": 1.5}, "warmup must be a number"),
         ({"warmup": 0.6, "final_unpruned": 0.5}, "must not exceed 1 together"),
     ],
 )

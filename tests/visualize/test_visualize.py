@@ -1,4 +1,4 @@
-"""`elip show`: pictures in, a page or a sheet out, and what they show."""
+"""`elip show`: pictures in, a page out, and what they show."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ from elip_plugin.patching.calls import thread
 from elip_plugin.pictures import Picture, find_pictures
 from elip_plugin.visualize.drawing import GRAY, WIDTH, draw_stage
 from elip_plugin.visualize.html import to_html
-from elip_plugin.visualize.png import GAP, LEFT, head_of, write_png
 from elip_plugin.visualize.stages import MOST_STAGES, view_of, visualize
 from elip_plugin.visualize.views import Row, StageView, Visualization
 
@@ -70,8 +69,8 @@ def test_a_shard_gives_its_images_with_their_captions(tmp_path: Path) -> None:
     shard = tmp_path / "00000.tar"
     parts = {
         "x.png": png(picture()), "x.txt": b" an x ",
-        "y.jpg": png(picture()), "y.json": json.dumps({"caption": "a y"}).encode(),
-        "z.PNG": png(picture()), "z.json": b'{"url": "none"}',
+        "y.jpg": png(picture()), "y.json": b'{"caption": "a y"}',
+        "z.PNG": png(picture()),
     }  # fmt: skip
     with tarfile.open(shard, "w") as file:
         for name, raw in parts.items():
@@ -80,7 +79,7 @@ def test_a_shard_gives_its_images_with_their_captions(tmp_path: Path) -> None:
             file.addfile(info, io.BytesIO(raw))
     found = [(p.name, p.caption) for p in find_pictures([shard], most=9)]
     assert found == [
-        ("00000.tar/x.png", "an x"), ("00000.tar/y.jpg", "a y"), ("00000.tar/z.PNG", None)
+        ("00000.tar/x.png", "an x"), ("00000.tar/y.jpg", None), ("00000.tar/z.PNG", None)
     ]  # fmt: skip
 
 
@@ -167,33 +166,6 @@ def test_a_patch_that_weighs_nothing_in_the_merged_token_is_not_dropped() -> Non
     assert second.merged == {2: 1.0} and second.earlier == (3, 4) and not second.gone
 
 
-def test_boxes_beside_a_picture_say_how_much_of_the_kept_is_on_them(tmp_path: Path) -> None:
-    shown = tiny(preset="fast", text_weight=1.0)
-    wide = Image.fromarray(torch.randint(0, 255, (64, 128, 3), dtype=torch.uint8).numpy())
-    wide.save(tmp_path / "a.png")
-    # The model sees the middle square, pixels 32 to 96 of the width: 8 x 8 patches.
-    boxes = {"cat": [32, 0, 64, 32], "dog": [64, 0, 128, 64], "edge": [0, 0, 30, 64]}
-    (tmp_path / "a.json").write_text(json.dumps({"caption": "a Cat", "boxes": boxes}))
-    (found,) = find_pictures([tmp_path / "a.png"], most=1)
-    assert found.caption == "a Cat" and found.boxes["dog"] == (64, 0, 128, 64)
-    (row,) = visualize(shown, [found], []).rows
-    cat = {8 * y + x for y in range(4) for x in range(4)}
-    for stage in row.stages:
-        (on,) = stage.objects
-        assert (on.name, on.chance) == ("cat", 0.25)
-        assert on.share == len(cat & set(stage.kept)) / len(stage.kept)
-        assert f"{on.share:.0%} of the kept on “cat” (chance 25%, lift" in stage.describe()
-    # By the image alone: all objects that can be seen.
-    (row,) = visualize(tiny(preset="fast", text_weight=0.0), [found], []).rows
-    assert [(on.name, on.chance) for on in row.stages[0].objects] == [("cat", 0.25), ("dog", 0.5)]
-    (tmp_path / "a.json").write_text(json.dumps({"boxes": {"cat": [32, 0, 10, 32]}}))
-    with pytest.raises(DataError, match=r"boxes beside a.png must be .*left, top"):
-        find_pictures([tmp_path], most=1)
-    (tmp_path / "a.json").write_text("{")
-    with pytest.raises(DataError, match=r"the JSON beside a\.png cannot be read"):
-        find_pictures([tmp_path], most=1)
-
-
 # -- drawing
 
 
@@ -247,26 +219,27 @@ def test_the_page_is_one_file_escaped_and_described_in_words() -> None:
     assert region["tabindex"] == "0" and region["aria-label"]
     assert "prefers-color-scheme: dark" in text
     assert "1 patch kept by the last stage that the first row lost" in page.text
-    # Its pictures are those of the sheet.
     whole, stage, *_ = (decode(str(image["src"])) for image in page.all("img"))
-    shown = example()
-    expected = draw_stage(shown.grid, shown.pictures[0][1], shown.rows[0].stages[0])
-    assert stage.tobytes() == expected.tobytes() and whole.getcolors() == [(208 * 173, (0, 255, 0))]
+    assert stage.tobytes() == drawn(example()).tobytes()
+    assert whole.getcolors() == [(208 * 173, (0, 255, 0))]
 
 
-def test_the_sheet_fades_and_colours_the_right_patches(tmp_path: Path) -> None:
-    write_png(example(), tmp_path / "sheet.png")
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        x, y = LEFT + WIDTH + GAP, head_of(example())
-        side = WIDTH // 3
+def drawn(made: Visualization) -> Image.Image:
+    """The first stage of the first row."""
+    image: Image.Image = draw_stage(made.grid, made.pictures[0][1], made.rows[0].stages[0])
+    return image
 
-        def at(column: int, row: int) -> Any:
-            return sheet.getpixel((x + column * side + side // 2, y + row * side + side // 2))
 
-        lime = at(0, 0)
-        assert lime == at(1, 0) == (0, 255, 0)
-        assert at(0, 1)[0] > at(2, 0)[0] > 40  # the heavier, the more orange
-        assert min(at(1, 1)) == min(at(2, 1)) > 200  # nearly paper
+def test_the_drawing_fades_and_colours_the_right_patches() -> None:
+    image, side = drawn(example()), WIDTH // 3
+
+    def at(column: int, row: int) -> Any:
+        return image.getpixel((column * side + side // 2, row * side + side // 2))
+
+    lime = at(0, 0)
+    assert lime == at(1, 0) == (0, 255, 0)
+    assert at(0, 1)[0] > at(2, 0)[0] > 40  # the heavier, the more orange
+    assert min(at(1, 1)) == min(at(2, 1)) > 200  # nearly paper
 
 
 def grouped() -> Visualization:
@@ -279,24 +252,20 @@ def grouped() -> Visualization:
     return Visualization("elip-X", "6 -> 4", (2, 3), (("a", image),), rows)
 
 
-def test_groups_are_filled_with_their_mean_colour_and_bordered(tmp_path: Path) -> None:
+def test_groups_are_filled_with_their_mean_colour_and_bordered() -> None:
     made = grouped()
     (stage,) = made.rows[0].stages
     assert stage.describe() == "4 tokens: 2 of one patch, 2 of 4 similar ones"
-    write_png(made, tmp_path / "sheet.png")
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        side = WIDTH // 3
-        points = [(column * side + side // 2, side // 2) for column in range(3)]
-        seen = [sheet.getpixel((LEFT + WIDTH + GAP + x, head_of(made) + y)) for x, y in points]
-        assert seen == [(100, 50, 0), (0, 0, 0), (0, 0, 0)]
-        edge = LEFT + WIDTH + GAP + round(WIDTH / 3)
-        assert sheet.getpixel((edge, head_of(made) + side // 2)) == GRAY
-        assert sheet.getpixel((edge + side, head_of(made) + side // 2)) == (0, 0, 0)
-        # Below the group: at the left its other patch, at the right another token.
-        below = head_of(made) + 86
-        left = LEFT + WIDTH + GAP + side // 2
-        assert sheet.getpixel((left, below)) == (100, 50, 0)
-        assert sheet.getpixel((left + side, below)) == GRAY
+    image, side = drawn(made), WIDTH // 3
+    seen = [image.getpixel((column * side + side // 2, side // 2)) for column in range(3)]
+    assert seen == [(100, 50, 0), (0, 0, 0), (0, 0, 0)]
+    edge = round(WIDTH / 3)
+    assert image.getpixel((edge, side // 2)) == GRAY
+    assert image.getpixel((edge + side, side // 2)) == (0, 0, 0)
+    # Below the group: at the left its other patch, at the right another token.
+    below, left = 86, side // 2
+    assert image.getpixel((left, below)) == (100, 50, 0)
+    assert image.getpixel((left + side, below)) == GRAY
 
 
 def test_reducers_that_merge_groups_are_shown() -> None:
@@ -320,10 +289,9 @@ def run(*arguments: str) -> Any:
     return CliRunner().invoke(app, ["show", *arguments])
 
 
-@pytest.mark.parametrize("name", ["page.html", "sheet.png"])
-def test_the_command(name: str, folder: Path, tmp_path: Path) -> None:
+def test_the_command(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("open_clip")
-    out = tmp_path / name
+    out = tmp_path / "page.html"
     made = run("--model", TINY, "--image", str(folder), "--text", "a cat", "--text", "a dog",
                "--plan", "fast", "-o", str(out))  # fmt: skip
     assert made.exit_code == 0, made.output
@@ -347,7 +315,7 @@ def test_a_checkpoint_is_shown_as_trained(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-o", "sheet.gif"], "must end in .html or .png"),
+        (["-o", "sheet.gif"], "must end in .html"),
         (["-o", "none/page.html"], "the folder 'none' does not exist"),
         (["-o", "page.html", "--most", "0"], "--most must be 1 or more"),
         (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -11,19 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from entry_points import elip
 
+from benchmarks.machine.allocations import Allocations, without_memory
+from benchmarks.machine.counting import StepMemory, count_memory, parse_bytes
 from elip_plugin import create
 from elip_plugin.errors import ConfigError, UnsupportedModelError
 from elip_plugin.hosts.base import HostModel
-from elip_plugin.measure.allocations import Allocations, without_memory
 from elip_plugin.measure.counts import saved_bytes
-from elip_plugin.measure.memory import (
-    StepMemory,
-    count_memory,
-    count_options,
-    parse_bytes,
-)
 from elip_plugin.measure.variants import PASSES, Variant, make_variants
 
 TINY = "ViT-tiny"
@@ -173,32 +166,10 @@ def test_lines_through_the_counted_batches() -> None:
     assert made.largest(730) == 64 and made.largest(729) == 63 and made.largest(100) == 0
 
 
-@pytest.mark.slow
-def test_the_command_says_what_fits(tiny: Any) -> None:
-    _, meta = tiny
-    command = f"plan --model elip-{TINY} --memory 400MiB --reserve 50MiB --batch 200"
-    out = elip(f"{command} --precision fp32")
-    assert (
-        "in 0.34 GiB, which is --memory less --reserve" in out
-        and "Not counted, hence --reserve" in out
-    )
-    counted = count_options(meta, ["fp32"])
-    assert [option.name for option in counted] == ["fp32", "fp32, checkpoint"]
-    for option in counted:
-        steps = (option.unpruned, option.pruned)
-        batches = " │ ".join(str(step.largest(350 * 2**20)) for step in steps)
-        peaks = " │ ".join(f"{step.peak_at(200) / 2**30:.2f} GiB" for step in steps)
-        assert re.search(rf"{option.name} │ [\d.]+ GiB │ {batches} │ {peaks}", out), out
-    first, pruned = counted[0].unpruned, counted[0].pruned
-    assert first.largest(350 * 2**20) < 200 < pruned.largest(350 * 2**20)
-
-
 def test_faults(tiny: Any) -> None:
     _, meta = tiny
     with pytest.raises(ConfigError, match=r"--precision .*'fp8'.* not known"):
-        count_memory(meta, precision="fp8")
-    with pytest.raises(ConfigError, match=r"--precision .*'fp8'.* not known"):
-        count_options(meta, ["fp8"])
+        count_memory(meta, variant="full", precision="fp8")
     with pytest.raises(UnsupportedModelError, match="no gradient checkpointing"):
         HostModel.checkpoint(meta)
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from elip_plugin.errors import ConfigError, UnsupportedModelError
+from benchmarks.machine.allocations import count_step, weight_bytes, without_memory
+from elip_plugin.errors import ConfigError
 from elip_plugin.hosts.base import HostModel
-from elip_plugin.measure.allocations import count_step, weight_bytes, without_memory
-from elip_plugin.measure.variants import UNPRUNED, make_variants
+from elip_plugin.measure.variants import make_variants
 
 UNITS = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 PRECISIONS = ("fp32", "bf16", "pure_bf16")
@@ -71,7 +70,7 @@ def _at(batch: int, low: int, high: int) -> int:
 def count_memory(
     host_model: HostModel,
     *,
-    variant: str = "",
+    variant: str,
     precision: str = "fp32",
     checkpointing: bool = False,
     on_gpu: bool = True,
@@ -83,15 +82,14 @@ def count_memory(
     device's context, workspaces of its kernels, what the allocator cannot use between blocks
     (fragmentation), and copies that several processes need to exchange gradients.
 
-    The model is built on the device "meta", and counted as it is unless a variant is named.
-    Autocast and AdamW follow torch's rules for a GPU, or for a CPU. Raises a ConfigError for an
-    unknown precision, and an UnsupportedModelError if the model has no gradient checkpointing.
+    The model is built on the device "meta"; a variant of it is counted, as `make_variants` names
+    them. Autocast and AdamW follow torch's rules for a GPU, or for a CPU. Raises a ConfigError for
+    an unknown precision, and an UnsupportedModelError if the model has no gradient checkpointing.
     """
     check_precisions([precision])
     dtype = torch.bfloat16 if precision == "pure_bf16" else torch.float32
     with without_memory(host_model, dtype) as copied:
-        if variant:
-            copied = make_variants(copied, [variant], batch=COUNTED[0])[variant].host_model
+        copied = make_variants(copied, [variant], batch=COUNTED[0])[variant].host_model
         copied.model.train()
         if checkpointing:
             copied.checkpoint()
@@ -106,44 +104,6 @@ def count_memory(
     updating = trained if on_gpu else 2 * largest
     kept, peaks = (kept_low, kept_high), (tuple(low), tuple(high))
     return StepMemory(weights, trained, images, updating, kept, peaks)
-
-
-@dataclass(frozen=True)
-class MemoryOption:
-    """What a user may choose, and the memory of a step without pruning and by the model's plan."""
-
-    precision: str
-    checkpointing: bool
-    unpruned: StepMemory
-    pruned: StepMemory
-
-    @property
-    def name(self) -> str:
-        """Name of the option, for the reader."""
-        return self.precision + (", checkpoint" if self.checkpointing else "")
-
-
-def count_options(
-    host_model: HostModel,
-    precisions: Sequence[str] = PRECISIONS,
-    *,
-    progress: Callable[[str], None] = lambda text: None,
-) -> list[MemoryOption]:
-    """Count the memory in each precision, without checkpointing and, where there is any, with."""
-    check_precisions(precisions)
-    options = []
-    for precision in precisions:
-        for checkpointing in (False, True):
-            progress(f"counting {precision}{', checkpoint' if checkpointing else ''}")
-            choice: dict[str, Any] = {"precision": precision, "checkpointing": checkpointing}
-            try:
-                memory = [count_memory(host_model, variant=v, **choice) for v in (UNPRUNED, "")]
-            except UnsupportedModelError:
-                if not checkpointing:
-                    raise
-                continue
-            options.append(MemoryOption(precision, checkpointing, *memory))
-    return options
 
 
 def check_precisions(names: Sequence[str]) -> None:
