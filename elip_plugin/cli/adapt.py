@@ -54,7 +54,9 @@ def adapt(
     keep: Keep = "",
     passes: Annotated[float, typer.Option(help="How often each picture is seen.")] = 2.0,
     batch: Annotated[int, typer.Option(min=1, help="Pictures per step.")] = 32,
-    rate: Annotated[float, typer.Option(help="Largest learning rate.")] = 3e-5,
+    rate: Annotated[
+        float | None, typer.Option(help="Largest learning rate; by default 4e-6.")
+    ] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 (autocast).")] = False,
     image_size: ImageSize = None,
     device: Device = "",
@@ -66,7 +68,7 @@ def adapt(
     """
     import torch
 
-    from elip_plugin.adapting import adapt
+    from elip_plugin.adapting import RATE, adapt
     from elip_plugin.api import find_handle
     from elip_plugin.check.embed import Embedder
     from elip_plugin.files import make_folder, write_text
@@ -96,7 +98,8 @@ def adapt(
         embedder = Embedder(host_model, out / "cache", batch, shown)
         full, before = _rows(embedder, held_out, None), _rows(embedder, held_out, config)
         adapt(
-            host_model, len(learned), load, steps=steps, batch=batch, rate=rate, bf16=bf16,
+            host_model, len(learned), load, steps=steps, batch=batch,
+            rate=RATE if rate is None else rate, bf16=bf16,
             state=out / "state.pt", progress=lambda step, loss: shown("adapting", step, steps),
         )  # fmt: skip
         # Another one, for the weights are others now.

@@ -150,7 +150,6 @@ class HostModel(ABC):
         std: What it then divides by.
         weights: Where the weights come from, for the reader.
         has_text_tower: Whether `encode_text` is a tower of its own, which reads no image.
-        context_option: The option of the host's training command for the tokens of a text, if any.
         references: Other unpruned forms of the model to compare with, by name: functions that
             change a copy in place.
         no_export: Why its towers cannot be exported, as a clause; "" if nothing is against it.
@@ -164,7 +163,6 @@ class HostModel(ABC):
     std: tuple[float, ...]
     weights: str = "random weights"
     has_text_tower: bool = field(default=True, kw_only=True)
-    context_option: str = field(default="", kw_only=True)
     references: Mapping[str, Callable[[nn.Module], None]] = field(default_factory=dict)
     no_export: str = field(default="", kw_only=True)
 

@@ -128,5 +128,4 @@ def create(
         tuple(normalization["std"]),
         checkpoint or "random weights",
         transform=made[2],
-        context_option="--force-context-length",
     )
