@@ -302,7 +302,7 @@ def screen(name: str, arguments: list[str], most: int = 34) -> None:
     lines = printed.splitlines()
     if len(lines) > most:
         lines = [*lines[:most], f"... and {len(lines) - most} more lines"]
-    width = max(88, *(len(line) for line in lines if line.startswith(("┃", "│"))))
+    width = max([88, *(len(line) for line in lines if line.startswith(("┃", "│")))])
     with open("/dev/null", "w") as nowhere:
         console = Console(record=True, width=width, file=nowhere)
         console.print(Text(f"$ elip {' '.join(arguments)}", style="bold"))

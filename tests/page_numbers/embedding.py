@@ -13,8 +13,8 @@ def sentences() -> Iterator[str]:
     yield (
         f"On DINOv2 ViT-S/14 `embed` runs 0.7 of the operations and loses {by_class} points of "
         f"{full[0]:.1f}% of R@1 (captions that find their photograph first) by the class token, "
-        f"and {both} of {full[1]:.1f}% with the mean of the patches beside it; {stay('ward', 0.7)} of "
-        "ten neighbors stay."
+        f"and {both} of {full[1]:.1f}% with the mean of the patches beside it; "
+        f"{stay('ward', 0.7)} of ten neighbors stay."
     )
     small = row("smaller picture", 0.7)
     yield (
