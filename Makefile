@@ -47,6 +47,8 @@ TOOLS = $(addprefix tests/,benchmarks check cli data docs examples export faults
 MODELS = $(addprefix tests/,core hosts patches patching reducers test_golden.py test_kept.py test_threads.py test_import_order.py test_release.py cli/test_doctor.py data/test_vocab.py)
 # Processes that load several runtimes, or run many threads, are not those that then fork loaders.
 APART = tests/export tests/test_threads.py
+# Trainings in forked processes, which a torch built for CUDA refuses where the parent has trained.
+FORKED = tests/faults/test_kills.py
 # But what does not depend on versions, and takes long, runs once: see the markers in pyproject.toml.
 ONCE = -m "not newest"
 ONCE_OF_LAVIS = -m "not newest and not pins"
@@ -65,7 +67,8 @@ test:
 
 test-open-clip: .venv-openclip/ready
 	@echo "== OpenCLIP, newest =="
-	.venv-openclip/bin/python $(PYTEST) $(addprefix --ignore ,$(APART))
+	.venv-openclip/bin/python $(PYTEST) $(addprefix --ignore ,$(APART) $(FORKED))
+	.venv-openclip/bin/python $(PYTEST) $(FORKED)
 	.venv-openclip/bin/python $(PYTEST) $(APART)
 
 # What is left out is said last; with ELIP_TEST_ALL=1, as in CI, leaving out is an error.
