@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks.photos.questions import TOP1
+from page_numbers import pretrained
 from page_numbers.logs import HALF, THIRD, bare, gap, photographs, said, step, time_of_step
 
 
@@ -29,6 +30,19 @@ def sentences() -> Iterator[str]:
     yield (
         f"a training step takes {time_of_step('half')} of the time with `half` and "
         f"{time_of_step('third')} with `third`"
+    )
+    yield from tuned()
+
+
+def tuned() -> Iterator[str]:
+    """The sentence about fine-tuning, which plans.md has in other words."""
+    embed, half = (
+        [pretrained.tuned(name, budget) for budget in ("steps", "operations")]
+        for name in ("ward 0.7", "half")
+    )
+    yield (
+        f"was at {embed[0]} after as many steps, though {embed[1]} after as many operations; `half` "
+        f"at {half[0]} and {half[1]}."
     )
 
 
