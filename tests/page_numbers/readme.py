@@ -41,8 +41,8 @@ def tuned() -> Iterator[str]:
         for name in ("ward 0.7", "half")
     )
     yield (
-        f"was at {embed[0]} after as many steps, though {embed[1]} after as many operations; `half` "
-        f"at {half[0]} and {half[1]}."
+        f"was at {embed[0]} after as many steps, though {embed[1]} after as many operations; "
+        f"`half` at {half[0]} and {half[1]}."
     )
 
 
