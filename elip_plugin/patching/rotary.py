@@ -54,7 +54,7 @@ def rotations(given: Mapping[str, Any], prefix: int) -> PositionOptions | None:
 
     def options(index: Tensor) -> Mapping[str, Any]:
         def rows_of(table: Tensor) -> Tensor:
-            table = table.expand(len(index), 1, *table.shape[-2:])
+            table = table.expand(index.shape[0], 1, *table.shape[-2:])
             return table.gather(2, index[:, None, :, None].expand(-1, -1, -1, table.shape[3]))
 
         made: dict[str, Any] = tree_map(rows_of, tables)
