@@ -137,25 +137,16 @@ def run(vision: Path, folder: Path, cache: Path, adapted: Path | None) -> list[d
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Make the page's table from the log."""
-
-    def points(row: Mapping[str, Any], kind: str, index: str) -> str:
-        middle, low, high = (100 * x for x in row[kind][index]["loss"])
-        return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
-
+    """Make the page's table from the log; its first row has accuracies themselves."""
+    kinds, indices = ("cls", "mean"), ("pruned index", "unpruned index")
     header = (
         "operations", "plan", "class token", "class token, unpruned index", "mean",
         "mean, unpruned index", "neighbors that stay",
     )  # fmt: skip
-    indices = ("pruned index", "unpruned index")
-    return markdown(
-        header,
-        [
-            (
-                f"{row['cost']:.2f}", f"`{row['name']}`",
-                *(points(row, kind, index) for kind in ("cls", "mean") for index in indices),
-                ", ".join(f"{row[kind][indices[0]]['overlap']:.2f}" for kind in ("cls", "mean")),
-            )
-            for row in rows
-        ],
-    )  # fmt: skip
+    accuracies = [f"{100 * rows[0][kind]['unpruned']:.1f}%" for kind in kinds for _ in indices]
+    cells = [["1.00", "unpruned", *accuracies, ""]]
+    for row in rows:
+        stay = [f"{row[kind][indices[0]]['overlap']:.2f}" for kind in kinds]
+        losses = [scores.points(row[kind][index]["loss"]) for kind in kinds for index in indices]
+        cells.append([f"{row['cost']:.2f}", f"`{row['name']}`", *losses, ", ".join(stay)])
+    return markdown(header, cells)

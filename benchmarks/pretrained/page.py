@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks import results_log
 from benchmarks.pretrained import finetuning, labels
 from benchmarks.pretrained.plans import MEANINGS, NAMES, SHARES
+from benchmarks.pretrained.scores import points
 from benchmarks.tables import fill, markdown
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -20,12 +21,6 @@ SIDES = tuple(finetuning.STEPS)
 SHORT = ("ward", "tome", "tofu", "random", NAMES[-1])
 CHART = DOCS / "results" / "pretrained.svg"
 Rows = Sequence[Mapping[str, Any]]
-
-
-def points(found: Sequence[float]) -> str:
-    """Write a difference with its interval, in points."""
-    middle, low, high = (100 * x for x in found)
-    return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def line(row: Mapping[str, Any]) -> str:

@@ -43,6 +43,12 @@ def interval(variant: np.ndarray, other: np.ndarray, seed: int = 0) -> tuple[flo
     return float(gaps.mean()), float(low), float(high)
 
 
+def points(found: Sequence[float]) -> str:
+    """Write a difference with its interval, in points."""
+    middle, low, high = (100 * x for x in found)
+    return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
 def overlap(pruned: Tensor, unpruned: Tensor) -> float:
     """Return which share of the ten nearest neighbors among the photographs stays."""
 

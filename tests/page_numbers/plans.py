@@ -29,10 +29,7 @@ def sentences() -> Iterator[str]:
     yield row(*(ran(n, "step") for n in ("half", "third")), "the whole training step of ViT-B/16")
     yield row(step(HALF), step(THIRD, "operations"), "the whole step of the small CLIPs")
     yield row(*map(time_of_step, ("half", "third")), "the measured time of the whole step")
-    embed, tuned_half = (
-        [pretrained.tuned(name, budget) for budget in ("steps", "operations")]
-        for name in ("ward 0.7", "half")
-    )
+    embed, tuned_half = pretrained.tuned_all()
     yield (
         f"was at {embed[0]} of unpruned after as many steps, though {embed[1]} after as many "
         f"operations; by `half` at {tuned_half[0]} and {tuned_half[1]}"

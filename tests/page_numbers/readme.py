@@ -31,18 +31,10 @@ def sentences() -> Iterator[str]:
         f"a training step takes {time_of_step('half')} of the time with `half` and "
         f"{time_of_step('third')} with `third`"
     )
-    yield from tuned()
-
-
-def tuned() -> Iterator[str]:
-    """The sentence about fine-tuning, which plans.md has in other words."""
-    embed, half = (
-        [pretrained.tuned(name, budget) for budget in ("steps", "operations")]
-        for name in ("ward 0.7", "half")
-    )
+    embed, tuned_half = pretrained.tuned_all()
     yield (
         f"was at {embed[0]} after as many steps, though {embed[1]} after as many operations; "
-        f"`half` at {half[0]} and {half[1]}."
+        f"`half` at {tuned_half[0]} and {tuned_half[1]}."
     )
 
 
