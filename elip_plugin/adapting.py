@@ -78,7 +78,8 @@ def adapt(
             as `elip_plugin.create(name, "embed", checkpoint=...)`; with adapters (peft) in
             `host_model.model`, only these learn.
         count: Number of pictures.
-        load: Returns images [B, 3, height, width] of places below `count`.
+        load: Returns images [B, 3, height, width] of places below `count`, in their order, the same
+            ones each time.
         steps: Steps of the optimizer (AdamW without weight decay).
         batch: Pictures per step.
         rate: Largest learning rate; it falls to 0 along a cosine. Trained weights lose by a rate
@@ -128,23 +129,30 @@ def adapt(
     }  # fmt: skip
     first, means = _read_state(state, key, model, optimizer)
     device = next(model.parameters()).device
+    known: dict[int, list[Tensor]] = {}  # what is taught of each picture, which is computed once
     places = _order(count, batch, seed)
     for step in range(steps):
         chosen = next(places)
         if step < first:
             continue
         images = load(chosen).to(device)
+        new = [i for i, place in enumerate(chosen) if place not in known]
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            with torch.no_grad():
-                wanted = [each.float() for each in encode(teacher, images)]
+            if new:
+                with torch.no_grad():
+                    features = [each.float().cpu() for each in encode(teacher, images[new])]
+                for i, *row in zip(new, *features, strict=True):
+                    known[chosen[i]] = row
             found = [each.float() for each in encode(host_model, images)]
+        rows = zip(*(known[place] for place in chosen), strict=True)
+        wanted = [torch.stack(each).to(device) for each in rows]
         means = _updated(means, wanted, step)
         loss = torch.zeros((), device=device)
         for x, y, mean in zip(found, wanted, means, strict=True):
             loss = loss + _distance(x, y) + _distance(x - mean, y - mean)
         if not torch.isfinite(loss):
             raise DataError(
-                f"the loss is {float(loss)} at step {step}: are these trained weights? A smaller "
+                f"the loss is {loss.item()} at step {step}: are these trained weights? A smaller "
                 "rate may help"
             )
         for group in optimizer.param_groups:

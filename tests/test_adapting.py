@@ -162,3 +162,16 @@ def test_a_broken_state_is_one_error(made: Any, tmp_path: Path) -> None:
     (tmp_path / "state.pt").write_bytes(b"no state")
     with pytest.raises(DataError, match="cannot be read"):
         adapt(made, state=tmp_path / "state.pt")
+
+
+def test_what_is_taught_of_a_picture_is_computed_once(made: Any) -> None:
+    taught = list[Tensor]()
+
+    def encode(host_model: Any, images: Tensor) -> tuple[Tensor]:
+        if not torch.is_grad_enabled():
+            taught.extend(images)
+        return (host_model.encode_image(images),)
+
+    adapt(made, steps=9, encode=encode)  # two passes of 64 pictures, and a part of a third
+    assert len(taught) == 64
+    assert {each.sum().item() for each in taught} == {each.sum().item() for each in PICTURES[:64]}

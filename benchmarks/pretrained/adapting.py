@@ -56,7 +56,7 @@ def adapted(
     handle = elip_plugin.apply(tower, row.config)
 
     def load(places: Sequence[int]) -> Tensor:
-        return to_images(pixels[np.sort(part[list(places)])], row.side)
+        return to_images(pixels[part[list(places)]], row.side)
 
     def progress(step: int, loss: float) -> None:
         if step % 20 == 0:
