@@ -40,7 +40,7 @@ FROM_FOLDERS = {("anyvit", "hosts.transformers.folders")}
 """`hf:FOLDER` is one loader for two hosts: models with texts of their own, and those without."""
 HOST_LIBRARIES = ("open_clip", "open_clip_train", "lavis", "timm", "transformers", "torchvision")
 PUBLIC = {*elip_plugin.__all__, "TrainerCallback", "__version__", "check", "export"}
-OF_EXAMPLES = {"errors", "files", "hosts.lavis.vocab", "reducers"}
+OF_EXAMPLES = {"errors", "files", "reducers"}
 """What examples and benchmarks use besides; docs/writing_a_reducer.md uses the last."""
 
 

@@ -68,28 +68,6 @@ def configs() -> None:
         typer.echo(path)
 
 
-@app.command(
-    epilog=examples(
-        "elip lavis vocab --json train.json -o vocab.txt",
-        "elip lavis vocab --json coco.json --json vg.json -o vocab.txt --overwrite",
-    )
-)
-def vocab(
-    json: Annotated[list[Path], typer.Option(help="JSON list of pairs; may be given repeatedly.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File to write, such as vocab.txt.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
-) -> None:
-    """Write a WordPiece vocabulary of captions, which BERT's tokenizer reads."""
-    from elip_plugin.errors import DataError
-    from elip_plugin.hosts.lavis.compat.pairs import captions_in
-    from elip_plugin.hosts.lavis.vocab import write_vocab
-
-    if out.exists() and not overwrite:
-        raise DataError(f"--out {out} exists: name another file or pass --overwrite.")
-    captions = [caption for path in json for caption in captions_in(path)]
-    typer.echo(f"{write_vocab(captions, out)} tokens from {len(captions)} captions in {out}")
-
-
 def _run(cfg_path: Path, overrides: list[str], **given: Any) -> None:
     """Run LAVIS, and print the scores."""
     from elip_plugin.hosts.registry import load_host

@@ -26,8 +26,7 @@ from benchmarks.faults.counting import tried
 from elip_plugin.check.store import Store
 from elip_plugin.errors import DataError
 from elip_plugin.export.manifest import read_manifest
-from elip_plugin.hosts.lavis.compat.pairs import captions_in, list_faults
-from elip_plugin.hosts.lavis.vocab import make_vocab
+from elip_plugin.hosts.lavis.compat.pairs import list_faults
 from elip_plugin.patching.checkpoints import load_checkpoint
 from elip_plugin.pictures import find_items, find_pictures
 from elip_plugin.visualize.html import to_html
@@ -278,7 +277,6 @@ text_files = st.one_of(
 def test_lists(folder: Path, raw: bytes, several: bool) -> None:
     path = folder / "list.json"
     path.write_bytes(raw)
-    outcome(lambda: captions_in(path))
     list_faults(path, folder, several=several)
     tried("lists of texts")
 
@@ -352,15 +350,6 @@ def test_captions_in_a_page(name: str, text: str) -> None:
     page = Tags(page_of(name, text).encode("utf-8", "replace").decode())
     assert (page.tags, page.attributes) == (PLAIN.tags, PLAIN.attributes)
     tried("captions")
-
-
-@given(st.lists(st.text(max_size=40), max_size=5))
-@example(["\ud800 \x00 \u202e", "x" * 1_000_000])
-def test_captions_in_a_vocabulary(captions: list[str]) -> None:
-    tokens = make_vocab(captions)
-    assert len(tokens) == len(set(tokens)) and all(t.split() == [t] for t in tokens)
-    "\n".join(tokens).encode()
-    tried("lists of captions")
 
 
 @pytest.mark.parametrize("raw", [DEEP, b"\xff\xfe", b"[]", b"{", b'{"vision_cfg": 3}', b"null"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -28,7 +29,6 @@ from elip_plugin.hosts.lavis.guide import CaptionGuide, is_read_by_text
 from elip_plugin.hosts.lavis.models import ARCHS
 from elip_plugin.hosts.lavis.names import PREFIX
 from elip_plugin.hosts.lavis.towers import fuse_attention
-from elip_plugin.hosts.lavis.vocab import write_vocab
 from elip_plugin.patching.checkpoints import load_checkpoint
 
 EXAMPLE = "a photograph of a cat on a sofa"
@@ -179,7 +179,7 @@ def _offline(section: Any, patched: Any, kind: str, folder: str) -> Any:
     }
     if folder:
         vocabulary = Path(folder) / "vocab.txt"
-        write_vocab([EXAMPLE], vocabulary)
+        vocabulary.write_text(_vocabulary())
         ours["tokenizer"] = str(vocabulary)
         if "tokenizer" not in section:
             ours["bert"] = {"vocab_size": BERT_WORDS}
@@ -188,6 +188,14 @@ def _offline(section: Any, patched: Any, kind: str, folder: str) -> Any:
         # LAVIS' config of blip_classification leaves it open.
         ours["num_classes"] = max(2, section.get("num_classes", 2))
     return OmegaConf.merge(section, ours)
+
+
+def _vocabulary() -> str:
+    """Return a small WordPiece vocabulary: the characters of any English text, and the example."""
+    characters = sorted(string.ascii_lowercase + string.digits + string.punctuation)
+    words = sorted({word for word in EXAMPLE.split() if len(word) > 1})
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    return "\n".join([*special, *characters, *(f"##{char}" for char in characters), *words])
 
 
 def _read(path: str) -> Mapping[str, Any]:

@@ -45,16 +45,6 @@ def list_faults(path: Path, root: Path, *, several: bool) -> list[str]:
     return faults
 
 
-def captions_in(path: Path) -> list[str]:
-    """Read all captions of a list; raise a `DataError` if an entry has none."""
-    found = [_captions(row, several=True) for row in read_list(path)]
-    bad = [i for i, captions in enumerate(found) if not captions]
-    if bad:
-        count = f"{len(bad)} of {len(found)}"
-        raise DataError(f'{path}: {count} entries have no "caption": {some(bad)}')
-    return [caption for captions in found for caption in captions]
-
-
 def _captions(row: Any, several: bool) -> list[str]:
     """Return an entry's captions; none if it has no valid ones."""
     given = row.get("caption") if isinstance(row, dict) else None

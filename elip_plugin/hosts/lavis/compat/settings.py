@@ -95,8 +95,7 @@ def _value_faults(given: Mapping[str, Any]) -> list[str]:
     tokenizer = given.get("tokenizer")
     if tokenizer is not None and not Path(str(tokenizer)).exists():
         faults.append(
-            f"tokenizer {tokenizer!r} does not exist: give a vocab.txt or a tokenizer folder "
-            "(`elip data vocab` makes one from your captions)"
+            f"tokenizer {tokenizer!r} does not exist: give a vocab.txt or a tokenizer folder"
         )
     needed = ("embed_dim", "vision_cfg", "text_cfg")
     missing = [key for key in needed if clip is not None and key not in clip]
