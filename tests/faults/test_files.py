@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import pickle
 import tarfile
 import zipfile
@@ -26,7 +25,6 @@ from benchmarks.faults.counting import tried
 from elip_plugin.check.store import Store
 from elip_plugin.errors import DataError
 from elip_plugin.export.manifest import read_manifest
-from elip_plugin.hosts.lavis.compat.pairs import list_faults
 from elip_plugin.patching.checkpoints import load_checkpoint
 from elip_plugin.pictures import find_items, find_pictures
 from elip_plugin.visualize.html import to_html
@@ -257,28 +255,6 @@ def test_shards_that_explode(folder: Path) -> None:
 
 
 DEEP = b"[" * 100_000
-json_text = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
-    max_leaves=6,
-)
-row = st.fixed_dictionaries({}, optional={key: json_text for key in ("image", "text", "caption")})
-rows = st.lists(row | json_text, max_size=4)
-text_files = st.one_of(
-    st.binary(max_size=80),
-    st.text(max_size=80).map(lambda text: text.encode("utf-8", "surrogatepass")),
-    rows.map(lambda r: "\n".join(map(json.dumps, r)).encode()),
-    rows.map(lambda r: json.dumps(r).encode()),
-)
-
-
-@given(text_files, st.booleans())
-@example(DEEP, True)
-def test_lists(folder: Path, raw: bytes, several: bool) -> None:
-    path = folder / "list.json"
-    path.write_bytes(raw)
-    list_faults(path, folder, several=several)
-    tried("lists of texts")
 
 
 @pytest.mark.parametrize("raw", [DEEP, b"\xff", b"{", b"[1]", b'{"manifest": 1}'])

@@ -12,9 +12,7 @@ from lavis.models import load_model, model_zoo
 
 from elip_plugin.errors import UnknownModelError, UnsupportedModelError, nearest
 from elip_plugin.hosts.base import FROM_CONFIG, ModelName
-from elip_plugin.hosts.lavis.compat import fixes
-from elip_plugin.hosts.lavis.compat.datasets import register_builder
-from elip_plugin.hosts.lavis.compat.runner import NAME, ElipRunner
+from elip_plugin.hosts.lavis.compat import datasets, fixes, runner
 from elip_plugin.hosts.lavis.models import ARCHS
 
 PREFIX = "elip_"
@@ -38,9 +36,9 @@ def register() -> None:
     for base in [*registry.mapping["model_name_mapping"]]:
         if not base.startswith(PREFIX) and registry.get_model_class(PREFIX + base) is None:
             registry.register_model(PREFIX + base)(_refused(base))
-    if registry.get_runner_class(NAME) is None:
-        registry.register_runner(NAME)(ElipRunner)
-    register_builder()
+    if registry.get_runner_class(runner.NAME) is None:
+        registry.register_runner(runner.NAME)(runner.ElipRunner)
+        registry.register_builder(datasets.NAME)(datasets.PairsBuilder)
 
 
 def list_names() -> dict[str, ModelName]:
