@@ -1,11 +1,6 @@
-"""Names: makes `elip_X` known to LAVIS' registry, with the runner and the data set.
-
-An arch that cannot be pruned has a name, too, which says why.
-"""
+"""Names: makes `elip_X` known to LAVIS' registry, with the runner and the data set."""
 
 from __future__ import annotations
-
-from typing import Any, ClassVar, NoReturn
 
 from lavis.common.registry import registry
 from lavis.models import load_model, model_zoo
@@ -24,6 +19,8 @@ REASONS = {
 }
 """Reasons by the beginning of an arch's name."""
 
+OTHERS = "trains no vision tower of ALBEF, BLIP or CLIP"
+
 
 def register() -> None:
     """Register our models, runner and data set with LAVIS, and fix it; safe to repeat."""
@@ -33,9 +30,6 @@ def register() -> None:
         if registry.get_model_class(name) is None:
             registry.register_model(name)(patched)
             model_zoo.model_zoo[name] = list(patched.PRETRAINED_MODEL_CONFIG_DICT)
-    for base in [*registry.mapping["model_name_mapping"]]:
-        if not base.startswith(PREFIX) and registry.get_model_class(PREFIX + base) is None:
-            registry.register_model(PREFIX + base)(_refused(base))
     if registry.get_runner_class(runner.NAME) is None:
         registry.register_runner(runner.NAME)(runner.ElipRunner)
         registry.register_builder(datasets.NAME)(datasets.PairsBuilder)
@@ -55,35 +49,13 @@ def find(name: str) -> ModelName | None:
     arch, _, kind = name.partition(":")
     base = arch.removeprefix(PREFIX)
     if base not in ARCHS:
-        return None if registry.get_model_class(base) is None else refuse(base)
+        if registry.get_model_class(base) is None:
+            return None
+        reason = next((why for start, why in REASONS.items() if base.startswith(start)), OTHERS)
+        raise UnsupportedModelError(
+            f"LAVIS' {base} cannot be pruned: it {reason}; those that can are {', '.join(ARCHS)}"
+        )
     kinds = list(ARCHS[base].PRETRAINED_MODEL_CONFIG_DICT)
     if kind and kind not in kinds:
         raise UnknownModelError(f"{arch} has no model type {kind!r}; {nearest(kind, kinds)}")
     return list_names()[PREFIX + base]
-
-
-def refuse(base: str) -> NoReturn:
-    """Raise the error that says why an arch cannot be pruned."""
-    found = (reason for start, reason in REASONS.items() if base.startswith(start))
-    reason = next(found, "trains no vision tower of ALBEF, BLIP or CLIP")
-    raise UnsupportedModelError(
-        f"LAVIS' {base} cannot be pruned: it {reason}; those that can are {', '.join(ARCHS)}"
-    )
-
-
-class Refused:
-    """Stands for an arch that cannot be pruned; LAVIS calls one of its methods."""
-
-    base: ClassVar[str]
-
-    @classmethod
-    def from_config(cls, *args: Any, **options: Any) -> NoReturn:
-        """Refuse the arch."""
-        refuse(cls.base)
-
-    default_config_path = from_config
-
-
-def _refused(base: str) -> type[Any]:
-    model = registry.get_model_class(base)
-    return type(f"Refused{model.__name__}", (Refused, model), {"base": base})
