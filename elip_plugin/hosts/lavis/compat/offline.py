@@ -182,13 +182,7 @@ def _on_cpu(theirs: Any, *args: Any, **options: Any) -> Any:
 
 def _choose_weights(theirs: Any, model: Any, cfg: Any, **options: Any) -> Any:
     """Load the checkpoint that a model section names, if it names one."""
-    if cfg.get("load_finetuned", True):
-        if cfg.get("finetuned", None) is None:
-            raise ConfigError(
-                "load_finetuned is true, but finetuned names no checkpoint: name one, or set "
-                "load_finetuned: False"
-            )
-    elif cfg.get("pretrained", None) is None:
+    if not cfg.get("load_finetuned", True) and cfg.get("pretrained") is None:
         log.info("No weights are loaded: pretrained is null.")
         return None
     return theirs(model, cfg, **options)

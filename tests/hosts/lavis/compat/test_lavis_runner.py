@@ -290,7 +290,10 @@ def test_several_processes_need_gpus(
         (["model.arch=elip_albef_pretrian"], "did you mean .*elip_albef_pretrain"),
         (["model.elip.preset=slow"], "preset 'slow' is not known"),
         (["model.elip.keep=0.5"], "key 'keep' is not known"),
-        (["model.tokeniser=x"], "'tokeniser' is not known: did you mean .'tokenizer'"),
+        (
+            ["model.tokeniser=x"],
+            "'tokeniser' is not known for this arch; did you mean .'tokenizer'",
+        ),
         (["model.tokenizer=nowhere.txt"], "tokenizer 'nowhere.txt' does not exist"),
         (["model.elip.stages=[{block: 14, lookahead: 1, keep: 0.5}]"], "blocks 0 to 11"),
         (["run.task=retreival"], "did you mean .*retrieval"),
