@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from elip_plugin.errors import DataError
-
 PACKAGE = Path(__file__).parents[3]
 
 
 def configs_root() -> Path:
     """Return the folder `lavis_configs`: inside an installed package, beside it in a checkout."""
-    for place in (PACKAGE / "lavis_configs", PACKAGE.parent / "lavis_configs"):
-        if (place / "datasets").is_dir():
-            return place.resolve()
-    raise DataError(
-        f"lavis_configs was not found in {PACKAGE} or {PACKAGE.parent}: this installation of "
-        "elip-plugin is not whole, install it again."
-    )
+    inside = PACKAGE / "lavis_configs"
+    return (inside if inside.is_dir() else PACKAGE.parent / "lavis_configs").resolve()
 
 
 def find_config(path: Path) -> Path:

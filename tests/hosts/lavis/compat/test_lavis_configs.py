@@ -19,7 +19,6 @@ from lavis.common.registry import registry
 from omegaconf import OmegaConf
 
 from elip_plugin import ElipConfig, plan
-from elip_plugin.errors import DataError
 from elip_plugin.hosts.lavis.build import SECTION
 from elip_plugin.hosts.lavis.compat import paths
 from elip_plugin.hosts.lavis.compat.datasets import NAME as PAIRS
@@ -208,8 +207,6 @@ def test_configs_are_found_in_a_wheel_and_in_a_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(paths, "PACKAGE", tmp_path / "elip_plugin")
-    with pytest.raises(DataError, match="lavis_configs was not found in"):
-        configs_root()
     for place in (tmp_path, tmp_path / "elip_plugin"):  # the package's own folder comes first
         (place / "lavis_configs" / "datasets").mkdir(parents=True)
         assert configs_root() == place / "lavis_configs"
