@@ -122,11 +122,6 @@ def test_a_config_file_that_cannot_be_read(tmp_path: Path) -> None:
             ElipConfig.from_mapping(str(tmp_path / name))
 
 
-def test_an_option_of_0_3(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    error = one_line("plan --model ViT-B-16 --preset half", monkeypatch, capsys)
-    assert error == "elip: there is no --preset: write --plan, which takes a preset or a file"
-
-
 @pytest.mark.parametrize("name", ["guide", "update_progress", "Variant"])
 def test_a_name_of_0_3(name: str) -> None:
     with pytest.raises(AttributeError, match=f"{name!r}: write elip_plugin.(find_handle|Model)"):
