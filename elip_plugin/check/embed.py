@@ -21,7 +21,7 @@ from elip_plugin.adapting import embedding, refuse_bare_model
 from elip_plugin.api import find_handle
 from elip_plugin.check.store import Rows, Store
 from elip_plugin.config import ElipConfig
-from elip_plugin.errors import DataError, UnsupportedModelError
+from elip_plugin.errors import DataError
 from elip_plugin.export.manifest import hash_weights
 from elip_plugin.files import make_folder, replacing, writable, write_text
 from elip_plugin.hosts.base import HostModel
@@ -95,18 +95,6 @@ class Embedder:
             rows.append(_unit(features, "a text"))
             self.progress("embedding texts", start + len(rows[-1]), len(texts))
         return np.concatenate(rows)
-
-    def check_texts(self) -> None:
-        """Refuse a model whose texts and pictures have no common space."""
-        with torch.inference_mode():
-            images, tokens = self.host_model.example_batch(1)
-            pictures = self.host_model.encode_image(images)
-            texts = self.host_model.encode_text(tokens)
-        if pictures.ndim != 2 or texts.shape != pictures.shape:
-            raise UnsupportedModelError(
-                f"{self.host_model.name} has no features by which texts and pictures are compared "
-                f"(pictures {tuple(pictures.shape)}, texts {tuple(texts.shape)})"
-            )
 
     def _encode(self, images: list[Tensor]) -> Rows:
         batch = torch.stack(images).to(self.device, self._dtype)
