@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -124,7 +124,7 @@ def create(
     arch, _, kind = name.partition(":")
     patched = ARCHS[arch.removeprefix(PREFIX)]
     kind = kind or next(iter(patched.PRETRAINED_MODEL_CONFIG_DICT))
-    saved = None if checkpoint in ("", PRETRAINED) else _read(checkpoint)
+    saved = None if checkpoint in ("", PRETRAINED) else load_checkpoint(checkpoint)
     section = OmegaConf.create(((saved or {}).get("config") or {}).get("model") or {})
     if not section:
         section = OmegaConf.load(patched.default_config_path(kind)).model
@@ -196,17 +196,6 @@ def _vocabulary() -> str:
     words = sorted({word for word in EXAMPLE.split() if len(word) > 1})
     special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
     return "\n".join([*special, *characters, *(f"##{char}" for char in characters), *words])
-
-
-def _read(path: str) -> Mapping[str, Any]:
-    """Read a checkpoint file: weights by name, or what LAVIS' runner saves."""
-    saved = load_checkpoint(path)
-    if not isinstance(saved, Mapping):
-        raise DataError(
-            f"{path} holds a {type(saved).__name__}: give a state dict, or a checkpoint that "
-            "LAVIS' runner saved"
-        )
-    return saved
 
 
 def _load(model: Any, weights: dict[str, Any], fault: str) -> None:
