@@ -30,8 +30,6 @@ class Target:
         """Build the model, pruned by the plan; the device "meta" builds shapes without weights."""
         from elip_plugin.hosts.registry import create
 
-        if image_size is not None and image_size < 1:
-            raise ConfigError(f"--image-size must be 1 or more, got {image_size}")
         return create(
             self.model, self.config, checkpoint=checkpoint, image_size=image_size, device=device
         )

@@ -69,7 +69,6 @@ def one_line(words: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> str:
         ("plan --model ViT-B-16 --target-speedup 0.5", "must be above 1, got 0.5"),
         ("plan --model ViT-B-16 --target-speedup 90", "twice as much"),
         ("plan --model hf-hub:no/such-model", "OpenCLIP cannot read the config of hf-hub:"),
-        ("plan --model ViT-B-16 --image-size 0", "--image-size must be 1 or more, got 0"),
         ("bench speed --model ViT-tiny --out {file}", "is no folder"),
     ],
 )
