@@ -12,15 +12,6 @@ from elip_plugin.hosts.lavis.models import ARCHS
 
 PREFIX = "elip_"
 
-REASONS = {
-    "blip_diffusion": "makes images, and trains no vision tower",
-    "blip2": "keeps its tower frozen; that of transformers is pruned by elip_plugin.apply",
-    "alpro": "has a TimeSformer, whose attention needs all patches of all frames",
-}
-"""Reasons by the beginning of an arch's name."""
-
-OTHERS = "trains no vision tower of ALBEF, BLIP or CLIP"
-
 
 def register() -> None:
     """Register our models, runner and data set with LAVIS, and fix it; safe to repeat."""
@@ -51,9 +42,9 @@ def find(name: str) -> ModelName | None:
     if base not in ARCHS:
         if registry.get_model_class(base) is None:
             return None
-        reason = next((why for start, why in REASONS.items() if base.startswith(start)), OTHERS)
         raise UnsupportedModelError(
-            f"LAVIS' {base} cannot be pruned: it {reason}; those that can are {', '.join(ARCHS)}"
+            f"LAVIS' {base} cannot be pruned, as it trains no vision tower of ALBEF, BLIP or CLIP; "
+            f"those that can are {', '.join(ARCHS)}"
         )
     kinds = list(ARCHS[base].PRETRAINED_MODEL_CONFIG_DICT)
     if kind and kind not in kinds:
