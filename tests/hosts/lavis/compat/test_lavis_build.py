@@ -110,13 +110,12 @@ def test_keys_of_lavis_pass() -> None:
     """LAVIS' own keys may lie near ours; none of any shipped config is called a slip."""
     from lavis.common.utils import get_abs_path
 
-    from elip_plugin.hosts.lavis.compat.settings import BERT_FAMILY, CLIP_FAMILY, read_settings
+    from elip_plugin.hosts.lavis.compat.offline import read_settings
 
     for arch, cls in ARCHS.items():
-        family = CLIP_FAMILY if is_clip(arch) else BERT_FAMILY
         paths = cls.replaces.PRETRAINED_MODEL_CONFIG_DICT.values()
         for given in (*(OmegaConf.load(get_abs_path(p)).model for p in paths), section(arch)):
-            read_settings(given, family, others=["elip"])
+            read_settings(given, cls.replaces, others=["elip"])
 
 
 def test_a_plan_that_does_not_fit_is_refused() -> None:

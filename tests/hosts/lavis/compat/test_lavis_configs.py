@@ -22,9 +22,9 @@ from elip_plugin import ElipConfig, plan
 from elip_plugin.hosts.lavis.build import SECTION
 from elip_plugin.hosts.lavis.compat import paths
 from elip_plugin.hosts.lavis.compat.datasets import NAME as PAIRS
+from elip_plugin.hosts.lavis.compat.offline import BERT_FAMILY, CLIP_FAMILY
 from elip_plugin.hosts.lavis.compat.paths import configs_root
 from elip_plugin.hosts.lavis.compat.runner import NAME as RUNNER
-from elip_plugin.hosts.lavis.compat.settings import BERT_FAMILY, CLIP_FAMILY
 from elip_plugin.hosts.lavis.models import ARCHS, SMALL
 from elip_plugin.hosts.lavis.names import PREFIX, register
 
