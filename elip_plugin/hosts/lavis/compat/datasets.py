@@ -65,7 +65,7 @@ class PairsBuilder(BaseDatasetBuilder):
             made = made_by(*processors, vis_root=str(folder), ann_paths=paths)
             pairs = [(row["image"], row["caption"]) for row in made.annotation]
             missing = sorted({name for name, _ in pairs if not (folder / name).is_file()})
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise DataError(
                 f"datasets.{NAME}: {', '.join(map(str, paths))} must be JSON lists, such as "
                 f'[{{"image": ..., "caption": ...}}] ({type(error).__name__}: {error})'

@@ -127,8 +127,9 @@ def test_lists_of_something_else_are_named(openmoji: Path, rows: Any, split: str
 
 def test_files_that_cannot_be_read_are_named(openmoji: Path) -> None:
     assert "none.json must be JSON lists" in faults(splits("none.json"))
-    (openmoji / "text.json").write_text("{]")
-    assert "text.json must be JSON lists" in faults(splits("text.json"))
+    for text in ("{]", "[" * 100_000):
+        (openmoji / "text.json").write_text(text)
+        assert "text.json must be JSON lists" in faults(splits("text.json"))
     info = {"annotations": {"train": {"storag": "a"}}}
     assert "annotations.train has no storage" in faults(info)
 
