@@ -26,16 +26,10 @@ from rich.progress import Progress
 from torch import Tensor
 
 import elip_plugin
-from elip_plugin.check import (
-    Item,
-    Rows,
-    Store,
-    fill,
-    find_items,
-    nearest_in,
-    read_ahead,
-    similarities,
-)
+from elip_plugin.check.embed import fill, read_ahead
+from elip_plugin.check.neighbors import nearest_in, similarities
+from elip_plugin.check.store import Rows, Store
+from elip_plugin.pictures import Item, find_items
 
 SIDE, QUERIES, NEIGHBORS = 96, 8, 6
 

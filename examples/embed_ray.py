@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 import elip_plugin
-from elip_plugin.check import Item, find_items, image_only
+from elip_plugin.measure.preview import image_only
+from elip_plugin.pictures import Item, find_items
 
 
 class Embedder:

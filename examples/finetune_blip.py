@@ -23,9 +23,9 @@ from typing import Any
 import torch
 import transformers
 from PIL import Image, ImageChops
+from tokenizers import BertWordPieceTokenizer
 
 import elip_plugin
-from elip_plugin.hosts.lavis.vocab import write_vocab
 
 COLOURS = {
     "red": (240, 80, 80),
@@ -45,10 +45,12 @@ HALF = SIDE // 2
 
 def small_blip(names: list[str]) -> tuple[Any, Any]:
     """Build a BLIP of 6 blocks and 64 patches, and its tokenizer."""
+    words = BertWordPieceTokenizer()
+    texts = [*map(QUESTION.format, names), *COLOURS]
+    words.train_from_iterator(texts, min_frequency=1, show_progress=False)
     with tempfile.TemporaryDirectory() as folder:
-        vocabulary = Path(folder) / "vocab.txt"
-        write_vocab([*map(QUESTION.format, names), *COLOURS], vocabulary)
-        tokenizer = transformers.BertTokenizerFast(str(vocabulary))
+        words.save_model(folder)
+        tokenizer = transformers.BertTokenizerFast(str(Path(folder) / "vocab.txt"))
     size = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 512}
     text = {**size, "num_hidden_layers": 2, "initializer_range": 0.1, "vocab_size": len(tokenizer)}
     text |= {"bos_token_id": tokenizer.cls_token_id, "pad_token_id": tokenizer.pad_token_id}

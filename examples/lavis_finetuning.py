@@ -33,7 +33,7 @@ def main() -> None:
     section = OmegaConf.load(arch.default_config_path("coco")).model
     section.elip = {"preset": "half", "final_unpruned": 0.5}
     with tempfile.TemporaryDirectory() as folder:
-        vocab = Path(folder) / "vocab.txt"  # `elip lavis vocab` makes one from many captions
+        vocab = Path(folder) / "vocab.txt"
         vocab.write_text("\n".join([*SPECIAL, *sorted(set(" ".join(CAPTIONS).split()))]))
         small = {
             "load_finetuned": False,

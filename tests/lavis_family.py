@@ -27,8 +27,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from elip_plugin.hosts.lavis import models
-from elip_plugin.hosts.lavis.compat.offline import construction
-from elip_plugin.hosts.lavis.compat.settings import BERT_FAMILY, CLIP_FAMILY, read_settings
+from elip_plugin.hosts.lavis.compat.offline import construction, read_settings
 from elip_plugin.hosts.versions import installed_version
 from elip_plugin.patching.swap import Patched
 
@@ -171,7 +170,7 @@ def stock(arch: str, seed: int = 0, **changes: Any) -> Any:
     """LAVIS' own model, with the weights of the pruned model of the same seed."""
     cls = ARCHS[arch]
     cfg = section(arch, **changes)
-    settings = read_settings(cfg, CLIP_FAMILY if is_clip(arch) else BERT_FAMILY, others=["elip"])
+    settings = read_settings(cfg, cls.replaces, others=["elip"])
     torch.manual_seed(seed)
     with quiet(), construction(settings, cls.replaces):
         made = cls.replaces(**settings.clip) if is_clip(arch) else cls.replaces.from_config(cfg)

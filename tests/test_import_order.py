@@ -39,9 +39,10 @@ SHARED = ("autoload", "base", "building", "registry", "versions")
 FROM_FOLDERS = {("anyvit", "hosts.transformers.folders")}
 """`hf:FOLDER` is one loader for two hosts: models with texts of their own, and those without."""
 HOST_LIBRARIES = ("open_clip", "open_clip_train", "lavis", "timm", "transformers", "torchvision")
-PUBLIC = {*elip_plugin.__all__, "TrainerCallback", "__version__", "check", "export"}
-OF_EXAMPLES = {"errors", "files", "hosts.lavis.vocab", "reducers"}
-"""What examples and benchmarks use besides; docs/writing_a_reducer.md uses the last."""
+PUBLIC = {*elip_plugin.__all__, "TrainerCallback", "__version__", "export"}
+OF_EMBEDDING = {"check.embed", "check.neighbors", "check.store", "measure.preview", "pictures"}
+OF_EXAMPLES = {"errors", "files", "reducers"} | OF_EMBEDDING
+"""What examples and benchmarks use besides; docs/writing_a_reducer.md uses `reducers`."""
 
 
 def imports(path: Path, package: Path) -> Iterator[tuple[int, str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from elip_plugin.check import Store
+from elip_plugin.check.store import Store
 
 FILES, WIDTH, BATCH = 256, 512, 256
 

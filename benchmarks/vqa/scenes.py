@@ -15,7 +15,7 @@ from benchmarks.data.scene_files import Scenes, read_scenes, write_scenes
 from benchmarks.data.scenes import cell_box, patches_in
 from benchmarks.photos.mosaics import write_mosaics
 from benchmarks.vqa.recipe import KINDS, PHOTOGRAPHS, VqaRecipe
-from elip_plugin.hosts.lavis.vocab import write_vocab
+from examples.openmoji.vocab import write_vocab
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from elip_plugin.adapting import embedding, refuse_bare_model
 from elip_plugin.api import find_handle
-from elip_plugin.check.store import KEY, Rows, Store
+from elip_plugin.check.store import Rows, Store
 from elip_plugin.config import ElipConfig
-from elip_plugin.errors import DataError, UnsupportedModelError
+from elip_plugin.errors import DataError
 from elip_plugin.export.manifest import hash_weights
 from elip_plugin.files import make_folder, replacing, writable, write_text
 from elip_plugin.hosts.base import HostModel
@@ -85,37 +86,15 @@ class Embedder:
         Returns:
             Features of length 1 [n, E].
         """
-
-        def encode(given: list[str]) -> Rows:
-            tokens = _to(self.host_model.tokenize(given), self.device)
+        rows = []
+        for start in range(0, len(texts), self.batch):
+            tokens = self.host_model.tokenize(texts[start : start + self.batch])
             with torch.inference_mode():
+                tokens = tree_map_only(Tensor, lambda each: each.to(self.device), tokens)
                 features = self.host_model.encode_text(tokens)
-            return _unit(features, "a text")
-
-        def batches(places: Sequence[int]) -> Iterator[Batch]:
-            for start in range(0, len(places), self.batch):
-                some = places[start : start + self.batch]
-                yield list(some), [texts[i] for i in some], {}
-
-        return fill(
-            Store(self.folder / self._key("texts")),
-            [hashlib.sha256(text.encode()).hexdigest()[:KEY] for text in texts],
-            batches,
-            encode,
-            lambda done: self.progress("embedding texts", done, len(texts)),
-        )[0]
-
-    def check_texts(self) -> None:
-        """Refuse a model whose texts and pictures have no common space."""
-        with torch.inference_mode():
-            images, tokens = self.host_model.example_batch(1)
-            pictures = self.host_model.encode_image(images)
-            texts = self.host_model.encode_text(tokens)
-        if pictures.ndim != 2 or texts.shape != pictures.shape:
-            raise UnsupportedModelError(
-                f"{self.host_model.name} has no features by which texts and pictures are compared "
-                f"(pictures {tuple(pictures.shape)}, texts {tuple(texts.shape)})"
-            )
+            rows.append(_unit(features, "a text"))
+            self.progress("embedding texts", start + len(rows[-1]), len(texts))
+        return np.concatenate(rows)
 
     def _encode(self, images: list[Tensor]) -> Rows:
         batch = torch.stack(images).to(self.device, self._dtype)
@@ -132,10 +111,6 @@ class Embedder:
             yield
 
     def _store(self, config: ElipConfig | None) -> Store:
-        plan = "full" if config is None else json.dumps(config.to_mapping(), sort_keys=True)
-        return Store(self.folder / self._key(plan))
-
-    def _key(self, plan: str) -> str:
         from importlib import import_module
 
         from PIL import Image
@@ -145,9 +120,10 @@ class Embedder:
             Image.linear_gradient("L").convert("RGB").resize((97, 61))
         )
         seen = hashlib.sha256(prepared.float().cpu().numpy().tobytes()).hexdigest()
+        plan = "full" if config is None else json.dumps(config.to_mapping(), sort_keys=True)
         version = import_module("elip_plugin").__version__
         parts = (self._weights, plan, seen, version, torch.__version__, self.device.type)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+        return Store(self.folder / hashlib.sha256(repr(parts).encode()).hexdigest()[:16])
 
 
 Batch = tuple[list[int], list[Any], dict[int, str]]
@@ -292,11 +268,3 @@ def _unit(features: Tensor, what: str) -> Rows:
 
 def _short(config: ElipConfig) -> str:
     return f"{config.reducer.name} {', '.join(f'{stage.keep:g}' for stage in config.stages)}"
-
-
-def _to(tokens: Any, device: torch.device) -> Any:
-    if isinstance(tokens, Tensor):
-        return tokens.to(device)
-    if isinstance(tokens, dict):
-        return {name: _to(value, device) for name, value in tokens.items()}
-    return tokens

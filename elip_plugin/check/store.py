@@ -1,15 +1,12 @@
-"""Rows of numbers by key on the disk: one file of rows, and one of the keys of those that are done.
+"""Rows of numbers by key on the disk: a file of records, each of which is a key and its row.
 
-A row counts once its key is written, and keys are written after their rows. What a stop leaves of
-a batch is cut off by the next run.
+What a stop leaves of a record is cut off by the next run.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elip_plugin.errors import DataError
-from elip_plugin.files import make_folder, writable, write_text
+from elip_plugin.files import make_folder, writable
 
 Rows = NDArray[np.float32]
 
@@ -26,6 +23,9 @@ Add = Callable[[Sequence[str], Rows], None]
 
 KEY = 32
 """Characters of a key."""
+
+SUFFIX = ".rows"
+"""How the name of the file of records ends, after the numbers of a row."""
 
 
 class Store:
@@ -37,7 +37,6 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._rows, self._keys = folder / "rows.f4", folder / "done.keys"
 
     def places(self, keys: Sequence[str]) -> NDArray[np.intp]:
         """Find rows.
@@ -48,7 +47,7 @@ class Store:
         Returns:
             The row of each [n]; -1 for what is not there.
         """
-        known, wanted = self._known(), np.array(keys, f"S{KEY}")
+        known, wanted = self._records()["key"], np.array(keys, f"S{KEY}")
         if not len(known) or not len(wanted):
             return np.full(len(wanted), -1, np.intp)
         if len(known) >= len(wanted) and (known[: len(wanted)] == wanted).all():
@@ -74,9 +73,9 @@ class Store:
             return np.zeros((0, 0), np.float32)
         if (places < 0).any():
             raise DataError(f"{self.folder} was changed while it was in use: run again")
-        mapped = self._mapped()
+        stored: Rows = self._records()["row"]
         in_order = (places == np.arange(len(places))).all()
-        return mapped[: len(places)] if in_order else mapped[places]
+        return stored[: len(places)] if in_order else stored[places]
 
     @contextmanager
     def adding(self) -> Iterator[Add]:
@@ -84,71 +83,35 @@ class Store:
 
         Yields:
             What adds rows; they are kept whatever happens to the process afterwards. DataError if
-            another process adds to the store, or it is damaged.
+            another process adds to the store.
         """
-        with ExitStack() as stack:
-            make_folder(self.folder)
-            with writable(self.folder):
-                _lock(stack.enter_context((self.folder / "lock").open("w")), self.folder)
-                whole, width = len(self._known()), self._width()
-                rows_file, keys_file = (
-                    stack.enter_context(path.open("ab", buffering=0))
-                    for path in (self._rows, self._keys)
-                )
-                # What a stop has left of a batch.
-                os.truncate(self._rows, whole * 4 * width)
-                os.truncate(self._keys, whole * KEY)
+        make_folder(self.folder)
+        with writable(self.folder):
+            lock = (self.folder / "lock").open("w")
+        with lock:
+            _lock(lock, self.folder)
+            yield self._add
 
-            def add(keys: Sequence[str], rows: Rows) -> None:
-                stored, width = self._width(), rows.shape[1]
-                if not stored:
-                    write_text(self.folder / "store.json", json.dumps({"width": width}))
-                elif stored != width:
-                    raise DataError(
-                        f"{self.folder} has rows of {stored} numbers, and not {width}: remove the "
-                        "folder"
-                    )
-                with writable(self.folder):  # the keys last, without which the rows do not count
-                    _write(rows_file, np.ascontiguousarray(rows, "<f4").tobytes())
-                    _write(keys_file, np.array(keys, f"S{KEY}").tobytes())
+    def _add(self, keys: Sequence[str], rows: Rows) -> None:
+        width = rows.shape[1]
+        records = np.empty(len(keys), _kind(width))
+        records["key"], records["row"] = keys, rows
+        path = self.folder / f"{width}{SUFFIX}"
+        with writable(self.folder), path.open("ab") as file:
+            file.truncate(file.tell() // records.itemsize * records.itemsize)
+            file.write(records.tobytes())
 
-            yield add
-
-    def _known(self) -> NDArray[Any]:
-        """Return the keys of the rows that are whole, in the order of the rows."""
-        width = self._width()
-        if not width:
-            return np.zeros(0, f"S{KEY}")
-        keys = np.fromfile(self._keys, f"S{KEY}") if self._keys.exists() else np.zeros(0, f"S{KEY}")
-        size = self._rows.stat().st_size if self._rows.exists() else 0
-        return keys[: size // (4 * width)]
-
-    def _width(self) -> int:
-        """Return the numbers of a row; 0 if nothing was stored yet."""
-        path = self.folder / "store.json"
-        if not path.exists():
-            return 0
-        try:
-            width = json.loads(path.read_text(encoding="utf-8"))["width"]
-            if type(width) is not int or width < 1:
-                raise ValueError(f"rows of {width!r} numbers")
-        except Exception as error:  # of the file system, JSON, and other kinds of values
-            raise DataError(
-                f"{path} is damaged ({error}): remove {self.folder}, and what is in it is computed "
-                "again"
-            ) from error
-        return width
-
-    def _mapped(self) -> Rows:
-        width = self._width()
-        count = self._rows.stat().st_size // (4 * width)
-        return np.memmap(self._rows, "<f4", "r", shape=(count, width))
+    def _records(self) -> NDArray[Any]:
+        """Map the records that are whole."""
+        for path in self.folder.glob(f"*{SUFFIX}"):
+            kind = _kind(int(path.stem))
+            if count := path.stat().st_size // kind.itemsize:
+                return np.memmap(path, kind, "r", shape=(count,))
+        return np.zeros(0, _kind(0))
 
 
-def _write(file: Any, content: bytes) -> None:
-    left = memoryview(content)
-    while left:  # a disk that is nearly full takes a part
-        left = left[file.write(left) :]
+def _kind(width: int) -> np.dtype[Any]:
+    return np.dtype([("key", f"S{KEY}"), ("row", "<f4", (width,))])
 
 
 def _lock(file: Any, folder: Path) -> None:

@@ -135,14 +135,8 @@ def check(
     """
     config = image_only(config)
     most = max(k, bound.k if bound else 0)
-    embedder, notes = Embedder(host_model, folder, batch, progress), []
+    embedder = Embedder(host_model, folder, batch, progress)
     plans = candidates(find_pruner(host_model.model), config) if bound else []
-    with_texts = any(item.caption for item in items)
-    if with_texts:
-        try:
-            embedder.check_texts()
-        except Exception as error:
-            with_texts, notes = False, [f"the texts beside the pictures are not used: {error}"]
     full, faults = embedder.pictures(items, None)
     broken = {items[i].name: why for i, why in faults.items()}
     good = [item for i, item in enumerate(items) if i not in faults]
@@ -167,7 +161,7 @@ def check(
         pruner = find_pruner(host_model.model)
         candidate = Candidate(config, plan_for(pruner, config).forward_cost(pruner.shape.width))
     pruned, values = measure(candidate)
-    same = float((cosine_at(full, k) > NOT_TOLD_APART).mean())
+    notes, same = [], float((cosine_at(full, k) > NOT_TOLD_APART).mean())
     if same > SOME:
         notes.append(
             f"{same:.0%} of the pictures have {k} neighbors at a cosine above {NOT_TOLD_APART}, "
@@ -175,7 +169,8 @@ def check(
             "the nearest says little"
         )
     measures = _measures(values)
-    if with_texts and (texted := [i for i, item in enumerate(good) if item.caption]):
+    texted = [i for i, item in enumerate(good) if item.caption]
+    if texted and host_model.has_text_tower:
         measures += _text_measures(embedder, good, texted, full, pruned)
     folders = _by_folder(good, values, k)
     label = label_of(host_model)

@@ -20,7 +20,7 @@ from elip_plugin.cli.options import (
     print_table,
     progress_bars,
 )
-from elip_plugin.cli.target import IMAGE_ONLY_PLAN, default_device, resolve
+from elip_plugin.cli.target import default_device, resolve
 from elip_plugin.errors import DataError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def adapt(
     from elip_plugin.label import label_of
     from elip_plugin.pictures import find_items
 
-    target = resolve(model, plan, keep, image_only=True, default=IMAGE_ONLY_PLAN)
+    target = resolve(model, plan, keep, embeds=True)
     items = find_items(images)
     kept = max(FEWEST, int(HELD_OUT * len(items)))
     if len(items) < 2 * kept:

@@ -20,7 +20,7 @@ from elip_plugin.cli.options import (
     print_table,
     progress_bars,
 )
-from elip_plugin.cli.target import IMAGE_ONLY_PLAN, check_weights, default_device, resolve
+from elip_plugin.cli.target import check_weights, default_device, resolve
 
 if TYPE_CHECKING:
     from elip_plugin.check.study import Result
@@ -69,7 +69,7 @@ def check(
     items = find_items(images)
     most = max(neighbors, asked.k if asked else 0)
     check_count(len(items), most, asked)
-    target = resolve(model, plan, keep, image_only=True, default=IMAGE_ONLY_PLAN)
+    target = resolve(model, plan, keep, embeds=True)
     check_weights("check", model, checkpoint, random)
     make_folder(out)
     with progress_bars() as progress:

@@ -20,7 +20,7 @@ from elip_plugin.cli.options import (
     examples,
     progress_bars,
 )
-from elip_plugin.cli.target import IMAGE_ONLY_PLAN, check_weights, default_device, resolve
+from elip_plugin.cli.target import check_weights, default_device, resolve
 
 EXAMPLES = examples(
     "elip embed --model ViT-B-32 --checkpoint openai --images photos -o index",
@@ -47,7 +47,7 @@ def embed(
     from elip_plugin.check.embed import embed
     from elip_plugin.label import label_of
 
-    target = resolve(model, plan, keep, image_only=True, default=IMAGE_ONLY_PLAN)
+    target = resolve(model, plan, keep, embeds=True)
     check_weights("embed", model, checkpoint, random)
     host_model = target.build(
         checkpoint=checkpoint, image_size=image_size, device=default_device(device)

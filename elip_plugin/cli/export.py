@@ -16,7 +16,7 @@ from elip_plugin.cli.options import (
     RandomWeights,
     examples,
 )
-from elip_plugin.cli.target import IMAGE_ONLY_PLAN, check_weights, resolve
+from elip_plugin.cli.target import check_weights, resolve
 
 EXAMPLES = examples(
     "elip export --model ViT-B-32 --checkpoint openai --out embed-b32",
@@ -46,7 +46,7 @@ def export(
     from elip_plugin.pictures import find_pictures
 
     find_format(format)  # before a model is built
-    target = resolve(model, plan, keep, image_only=True, default=IMAGE_ONLY_PLAN)
+    target = resolve(model, plan, keep, embeds=True)
     check_weights("export", model, checkpoint, random)
     pictures = [] if images is None else [p.image for p in find_pictures([images], MOST_PICTURES)]
     manifest = write(

@@ -11,17 +11,11 @@ from elip_plugin.cli.options import examples
 
 app = typer.Typer(
     help="Run LAVIS, from its wheel alone.",
-    epilog=examples(
-        "elip lavis configs",
-        "elip lavis train --cfg-path lavis_configs/projects/albef/openmoji.yaml",
-    ),
+    epilog=examples("elip lavis configs", "elip lavis train --cfg-path run.yaml"),
     no_args_is_help=True,
 )
 
-CfgPath = Annotated[
-    Path,
-    typer.Option("--cfg-path", help="A LAVIS run config, or lavis_configs/... of this package."),
-]
+CfgPath = Annotated[Path, typer.Option("--cfg-path", help="A LAVIS run config.")]
 Options = Annotated[
     list[str] | None, typer.Option("--options", help="Override, such as run.max_epoch=1.")
 ]
@@ -68,40 +62,14 @@ def configs() -> None:
         typer.echo(path)
 
 
-@app.command(
-    epilog=examples(
-        "elip lavis vocab --json train.json -o vocab.txt",
-        "elip lavis vocab --json coco.json --json vg.json -o vocab.txt --overwrite",
-    )
-)
-def vocab(
-    json: Annotated[list[Path], typer.Option(help="JSON list of pairs; may be given repeatedly.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File to write, such as vocab.txt.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
-) -> None:
-    """Write a WordPiece vocabulary of captions, which BERT's tokenizer reads."""
-    from elip_plugin.errors import DataError
-    from elip_plugin.hosts.lavis.compat.pairs import captions_in
-    from elip_plugin.hosts.lavis.vocab import write_vocab
-
-    if out.exists() and not overwrite:
-        raise DataError(f"--out {out} exists: name another file or pass --overwrite.")
-    captions = [caption for path in json for caption in captions_in(path)]
-    typer.echo(f"{write_vocab(captions, out)} tokens from {len(captions)} captions in {out}")
-
-
 def _run(cfg_path: Path, overrides: list[str], **given: Any) -> None:
     """Run LAVIS, and print the scores."""
     from elip_plugin.hosts.registry import load_host
 
     load_host("lavis")  # where it is missing, this says how to install it
-    from elip_plugin.hosts.lavis.compat.paths import find_config
     from elip_plugin.hosts.lavis.compat.train import run
 
-    config = find_config(cfg_path)
-    if config != cfg_path:
-        typer.echo(f"run config: {config}")
-    for split, values in run(config, overrides, **given).items():
+    for split, values in run(cfg_path, overrides, **given).items():
         figures = (values or {}).items()
         shown = [f"{k} {v:.1f}" for k, v in figures if isinstance(v, (int, float))]
         if shown:

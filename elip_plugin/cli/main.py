@@ -11,7 +11,7 @@ import typer
 
 from elip_plugin.cli import adapt, bench, check, doctor, embed, export, lavis, plan, show
 from elip_plugin.cli.options import examples
-from elip_plugin.errors import ConfigError, ElipError
+from elip_plugin.errors import ElipError
 
 app = typer.Typer(no_args_is_help=True)
 app.command(epilog=plan.MODELS_EXAMPLES)(plan.models)
@@ -51,8 +51,6 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        if "--preset" in sys.argv:  # of 0.3
-            raise ConfigError("there is no --preset: write --plan, which takes a preset or a file")
         app()
     except ElipError as error:
         typer.echo(f"elip: {' '.join(str(error).splitlines())}", err=True)

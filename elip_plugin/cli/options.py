@@ -44,7 +44,7 @@ RandomWeights = Annotated[
     bool, typer.Option("--random", help="Take random weights, only to try the command out.")
 ]
 ImageSize = Annotated[
-    int | None, typer.Option(help="Pixels of a side; by default the model's own.")
+    int | None, typer.Option(min=1, help="Pixels of a side; by default the model's own.")
 ]
 Device = Annotated[str, typer.Option(help="cpu or cuda; by default cuda where there is one.")]
 OutFolder = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the results.")]

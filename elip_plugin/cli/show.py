@@ -17,7 +17,6 @@ from elip_plugin.cli.options import (
     examples,
 )
 from elip_plugin.cli.target import resolve
-from elip_plugin.errors import ConfigError
 from elip_plugin.files import write_text
 
 EXAMPLES = examples(
@@ -40,7 +39,7 @@ def show(
     plan: Plan = "",
     keep: Keep = "",
     image_size: ImageSize = None,
-    most: Annotated[int, typer.Option(help="Most pictures to show.")] = 12,
+    most: Annotated[int, typer.Option(min=1, help="Most pictures to show.")] = 12,
 ) -> None:
     """Draw which patches survive each stage, a row per text, a column per stage."""
     from elip_plugin.pictures import find_pictures
@@ -48,8 +47,6 @@ def show(
     from elip_plugin.visualize.stages import visualize
 
     check_file(out, ".html")
-    if most < 1:
-        raise ConfigError(f"--most must be 1 or more, got {most}")
     target = resolve(model, plan, keep)
     pictures = find_pictures(image, most)
     shown = visualize(

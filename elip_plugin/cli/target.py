@@ -12,9 +12,6 @@ from elip_plugin.label import RANDOM, plan_name
 if TYPE_CHECKING:
     from elip_plugin.hosts.base import HostModel
 
-IMAGE_ONLY_PLAN = "embed"
-"""The preset of commands that embed pictures, for a name that says no plan."""
-
 
 @dataclass(frozen=True)
 class Target:
@@ -30,21 +27,17 @@ class Target:
         """Build the model, pruned by the plan; the device "meta" builds shapes without weights."""
         from elip_plugin.hosts.registry import create
 
-        if image_size is not None and image_size < 1:
-            raise ConfigError(f"--image-size must be 1 or more, got {image_size}")
         return create(
             self.model, self.config, checkpoint=checkpoint, image_size=image_size, device=device
         )
 
 
-def resolve(
-    model: str, plan: str = "", keep: str = "", image_only: bool = False, default: str = ""
-) -> Target:
+def resolve(model: str, plan: str = "", keep: str = "", embeds: bool = False) -> Target:
     """Find the plan that a command's options name.
 
-    `image_only` prunes evaluation by the image alone, whatever the plan says; `default` is the
-    preset for a name that says no plan, "" for what the host makes of it. Raises a ConfigError if
-    the plan or its keep ratios are not valid.
+    A command that embeds pictures prunes evaluation by the image alone, whatever the plan says, and
+    has the preset `embed` for a name that says no plan; of others, the host knows the default.
+    Raises a ConfigError if the plan or its keep ratios are not valid.
     """
     from elip_plugin.hosts.registry import create, find_model
     from elip_plugin.measure import preview
@@ -52,13 +45,13 @@ def resolve(
 
     config = _find_plan(plan) if plan else None
     said = bool(plan) or _says_plan(model)
-    if not said and default:
-        config = ElipConfig.preset(default)
-    if config is None and (keep or image_only):  # the host knows what the name says
+    if embeds and not said:
+        config = ElipConfig.preset("embed")
+    if config is None and (keep or embeds):  # the host knows what the name says
         config = find_pruner(create(model, device="meta").model).config
     if config is not None and keep:
         config = with_keep(config, keep)
-    if config is not None and image_only:
+    if config is not None and embeds:
         config = preview.image_only(config)
     find_model(model)  # an unknown name is said before any work
     return Target(model, config, said or bool(keep))

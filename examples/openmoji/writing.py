@@ -16,9 +16,9 @@ from importlib import import_module, metadata
 from pathlib import Path
 
 from elip_plugin.errors import DataError
-from elip_plugin.hosts.lavis.vocab import vocab_bytes
 from examples.openmoji.emojis import Emoji, find_emojis
 from examples.openmoji.folder import check_folder, write_files
+from examples.openmoji.vocab import vocab_bytes
 
 ATTRIBUTION = (
     "All emojis designed by OpenMoji \N{EN DASH} the open-source emoji and icon project "

@@ -69,7 +69,6 @@ def one_line(words: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> str:
         ("plan --model ViT-B-16 --target-speedup 0.5", "must be above 1, got 0.5"),
         ("plan --model ViT-B-16 --target-speedup 90", "twice as much"),
         ("plan --model hf-hub:no/such-model", "OpenCLIP cannot read the config of hf-hub:"),
-        ("plan --model ViT-B-16 --image-size 0", "--image-size must be 1 or more, got 0"),
         ("bench speed --model ViT-tiny --out {file}", "is no folder"),
     ],
 )
@@ -120,11 +119,6 @@ def test_a_config_file_that_cannot_be_read(tmp_path: Path) -> None:
             (tmp_path / name).write_text(text)
         with pytest.raises(ConfigError, match=message):
             ElipConfig.from_mapping(str(tmp_path / name))
-
-
-def test_an_option_of_0_3(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    error = one_line("plan --model ViT-B-16 --preset half", monkeypatch, capsys)
-    assert error == "elip: there is no --preset: write --plan, which takes a preset or a file"
 
 
 @pytest.mark.parametrize("name", ["guide", "update_progress", "Variant"])

@@ -97,11 +97,11 @@ def test_one_plan_in_every_spelling(
 
 def test_a_default_is_for_names_that_say_no_plan() -> None:
     def name(model: str, **options: Any) -> str:
-        made = resolve(model, default="embed", **options).build(device="meta")
+        made = resolve(model, embeds=True, **options).build(device="meta")
         return plan_name(find_pruner(made.model).config)
 
     assert name(BASE) == "embed"
-    assert name(f"elip-third-{BASE}") == name(f"elip-third-{BASE}", image_only=True) == "third"
+    assert name(f"elip-third-{BASE}") == name(f"elip-third-{BASE}", plan="third") == "third"
     assert name(f"elip-{BASE}") == "paper"
     assert name(BASE, plan="fast") == "fast"
     assert name(f"elip-third-{BASE}", keep="0.8") == "half with keep 0.8"

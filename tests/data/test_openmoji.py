@@ -18,11 +18,11 @@ pytest.importorskip("emoji")
 Image = pytest.importorskip("PIL.Image")
 
 from elip_plugin.errors import DataError  # noqa: E402
-from elip_plugin.hosts.lavis.vocab import make_vocab, write_vocab  # noqa: E402
 from examples.openmoji import __main__ as command  # noqa: E402
 from examples.openmoji import emojis, folder  # noqa: E402
 from examples.openmoji import writing as openmoji  # noqa: E402
 from examples.openmoji.emojis import Emoji, caption, find_emojis  # noqa: E402
+from examples.openmoji.vocab import make_vocab, write_vocab  # noqa: E402
 from examples.openmoji.writing import OpenMojiSet, split, write_openmoji  # noqa: E402
 
 FEW = 24

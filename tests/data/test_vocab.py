@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from elip_plugin.cli import main as cli
-from elip_plugin.hosts.lavis import vocab
-from elip_plugin.hosts.lavis.vocab import SPECIAL, make_vocab, write_vocab
+from examples.openmoji import vocab
+from examples.openmoji.vocab import SPECIAL, make_vocab, write_vocab
 
 CAPTIONS = [
     "An emoji of a cat, and a cat.",
@@ -87,53 +84,3 @@ def test_words_of_the_captions_are_one_token_each(tokenizer: Any) -> None:
 def test_other_captions_have_no_unknown_token(tokenizer: Any, caption: str) -> None:
     assert "[UNK]" not in tokenizer.tokenize(caption)
     assert "[UNK]" in tokenizer.tokenize("ж")
-
-
-def run(capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    with pytest.raises(SystemExit) as done:
-        cli.main()
-    printed = capsys.readouterr()
-    return int(done.value.code or 0), printed.out + printed.err
-
-
-def test_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    one, several, out = (tmp_path / name for name in ("one.json", "several.json", "vocab.txt"))
-    one.write_text(json.dumps([{"caption": CAPTIONS[0]}]), encoding="utf-8")
-    several.write_text(json.dumps([{"caption": CAPTIONS[1:]}]), encoding="utf-8")
-    args = ["elip", "lavis", "vocab", "--json", str(one), "--json", str(several), "-o", str(out)]
-    monkeypatch.setattr(sys, "argv", args)
-    tokens = make_vocab(CAPTIONS)
-    assert run(capsys) == (0, f"{len(tokens)} tokens from 4 captions in {out}\n")
-    assert out.read_text(encoding="utf-8").split("\n") == [*tokens, ""]
-
-    out.write_text("mine")
-    code, error = run(capsys)
-    assert (code, error.count("\n")) == (1, 1)
-    assert "--overwrite" in error
-    assert out.read_text() == "mine"
-    monkeypatch.setattr(sys, "argv", [*args, "--overwrite"])
-    assert run(capsys)[0] == 0
-    assert out.read_text(encoding="utf-8").startswith("[PAD]\n")
-
-
-def test_what_cannot_be_read_or_written_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    good, bad = tmp_path / "good.json", tmp_path / "bad.json"
-    good.write_text('[{"caption": "a"}]')
-    bad.write_text(
-        '[{"caption": "a"}, {"text": "b"}, 3, {"caption": ["a", 1]}, {"caption": []}, 1]'
-    )
-    out, nowhere = tmp_path / "vocab.txt", tmp_path / "no" / "vocab.txt"
-    for path, to, fault in (
-        (bad, out, 'bad.json: 5 of 6 entries have no "caption": 1, 2, 3 and 2 more'),
-        (tmp_path / "none.json", out, "none.json cannot be read (No such file"),
-        (good, nowhere, "cannot be written"),
-    ):
-        args = ["elip", "lavis", "vocab", "--json", str(good), "--json", str(path), "-o", str(to)]
-        monkeypatch.setattr(sys, "argv", args)
-        code, error = run(capsys)
-        assert code == 1 and fault in error
-    assert not out.exists()

@@ -115,7 +115,7 @@ def check_by_lavis(path: Path, overrides: list[str]) -> None:
         import lavis  # noqa: F401
     except ImportError:
         return
-    from elip_plugin.hosts.lavis.compat.run_config import check_run_config
+    from elip_plugin.hosts.lavis.compat.train import check_run_config
     from elip_plugin.hosts.lavis.names import register
 
     register()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import pickle
 import tarfile
 import zipfile
@@ -26,8 +25,6 @@ from benchmarks.faults.counting import tried
 from elip_plugin.check.store import Store
 from elip_plugin.errors import DataError
 from elip_plugin.export.manifest import read_manifest
-from elip_plugin.hosts.lavis.compat.pairs import captions_in, list_faults
-from elip_plugin.hosts.lavis.vocab import make_vocab
 from elip_plugin.patching.checkpoints import load_checkpoint
 from elip_plugin.pictures import find_items, find_pictures
 from elip_plugin.visualize.html import to_html
@@ -258,29 +255,6 @@ def test_shards_that_explode(folder: Path) -> None:
 
 
 DEEP = b"[" * 100_000
-json_text = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
-    max_leaves=6,
-)
-row = st.fixed_dictionaries({}, optional={key: json_text for key in ("image", "text", "caption")})
-rows = st.lists(row | json_text, max_size=4)
-text_files = st.one_of(
-    st.binary(max_size=80),
-    st.text(max_size=80).map(lambda text: text.encode("utf-8", "surrogatepass")),
-    rows.map(lambda r: "\n".join(map(json.dumps, r)).encode()),
-    rows.map(lambda r: json.dumps(r).encode()),
-)
-
-
-@given(text_files, st.booleans())
-@example(DEEP, True)
-def test_lists(folder: Path, raw: bytes, several: bool) -> None:
-    path = folder / "list.json"
-    path.write_bytes(raw)
-    outcome(lambda: captions_in(path))
-    list_faults(path, folder, several=several)
-    tried("lists of texts")
 
 
 @pytest.mark.parametrize("raw", [DEEP, b"\xff", b"{", b"[1]", b'{"manifest": 1}'])
@@ -352,15 +326,6 @@ def test_captions_in_a_page(name: str, text: str) -> None:
     page = Tags(page_of(name, text).encode("utf-8", "replace").decode())
     assert (page.tags, page.attributes) == (PLAIN.tags, PLAIN.attributes)
     tried("captions")
-
-
-@given(st.lists(st.text(max_size=40), max_size=5))
-@example(["\ud800 \x00 \u202e", "x" * 1_000_000])
-def test_captions_in_a_vocabulary(captions: list[str]) -> None:
-    tokens = make_vocab(captions)
-    assert len(tokens) == len(set(tokens)) and all(t.split() == [t] for t in tokens)
-    "\n".join(tokens).encode()
-    tried("lists of captions")
 
 
 @pytest.mark.parametrize("raw", [DEEP, b"\xff\xfe", b"[]", b"{", b'{"vision_cfg": 3}', b"null"])

@@ -54,13 +54,6 @@ def write_picture(folder: Path, kind: str) -> None:
     run_command("show", "--model", "elip-half-ViT-tiny-6", "--image", str(picture), "-o", out)
 
 
-def write_vocab(folder: Path, kind: str) -> None:
-    pairs = folder.parent / "pairs.json"
-    pairs.write_text(f'[{{"caption": "a {kind} word"}}]')
-    out = str(folder / "vocab.txt")
-    run_command("lavis", "vocab", "--json", str(pairs), "-o", out, "--overwrite")
-
-
 def write_speed(folder: Path, kind: str) -> None:
     pytest.importorskip("open_clip")
     from elip_plugin.measure.report import write_files
@@ -75,7 +68,6 @@ def write_speed(folder: Path, kind: str) -> None:
 WRITERS: dict[str, Callable[[Path, str], None]] = {
     "elip plan": write_plan,
     "elip show": write_picture,
-    "elip lavis vocab": write_vocab,
     "elip bench speed": write_speed,
 }
 

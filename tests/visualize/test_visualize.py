@@ -317,7 +317,6 @@ def test_a_checkpoint_is_shown_as_trained(folder: Path, tmp_path: Path) -> None:
     [
         (["-o", "sheet.gif"], "must end in .html"),
         (["-o", "none/page.html"], "the folder 'none' does not exist"),
-        (["-o", "page.html", "--most", "0"], "--most must be 1 or more"),
         (
             ["-o", "page.html", "--model", "elip-ViT-none"],
             "'elip-ViT-none' is not known to the hosts",

@@ -11,8 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from elip_plugin.config import ElipConfig
 from elip_plugin.hosts.building import say_recommended
 from elip_plugin.hosts.lavis.compat import fixes
-from elip_plugin.hosts.lavis.compat.offline import build_base, checkpoint_blocks
-from elip_plugin.hosts.lavis.compat.settings import BERT_FAMILY, CLIP_FAMILY, read_settings
+from elip_plugin.hosts.lavis.compat.offline import build_base, checkpoint_blocks, read_settings
 from elip_plugin.hosts.lavis.describe import describe_model
 from elip_plugin.patching.install import install
 from elip_plugin.patching.swap import swap_for
@@ -27,7 +26,7 @@ def from_config(patched: Any, cfg: Any, config: ElipConfig | None = None) -> Any
     """Build a pruned model of a class in `models` from LAVIS' model section.
 
     The section has our keys beside its own: `elip`, unless a config is given, and for a model that
-    is small or needs no network those of `elip_plugin.hosts.lavis.compat.settings`.
+    is small or needs no network those of `elip_plugin.hosts.lavis.compat.offline`.
 
     Raises ConfigError if our keys are at fault, or something could not be fetched, and PlanError if
     the plan does not fit the tower.
@@ -35,8 +34,7 @@ def from_config(patched: Any, cfg: Any, config: ElipConfig | None = None) -> Any
     fixes.check_libraries()
     fixes.apply("model")
     cfg = OmegaConf.create(dict(cfg) if isinstance(cfg, Mapping) else cfg)
-    family = CLIP_FAMILY if hasattr(patched, "encode_image") else BERT_FAMILY
-    settings = read_settings(cfg, family, others=[SECTION])
+    settings = read_settings(cfg, patched.replaces, others=[SECTION])
     config = config or pruning_of(patched, cfg)
     model = build_base(patched.replaces, cfg, settings)
     pruner = install(describe_model(model, swap_for(model, {patched.replaces: patched})), config)

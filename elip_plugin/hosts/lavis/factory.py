@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import string
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -28,7 +29,6 @@ from elip_plugin.hosts.lavis.guide import CaptionGuide, is_read_by_text
 from elip_plugin.hosts.lavis.models import ARCHS
 from elip_plugin.hosts.lavis.names import PREFIX
 from elip_plugin.hosts.lavis.towers import fuse_attention
-from elip_plugin.hosts.lavis.vocab import write_vocab
 from elip_plugin.patching.checkpoints import load_checkpoint
 
 EXAMPLE = "a photograph of a cat on a sofa"
@@ -124,7 +124,7 @@ def create(
     arch, _, kind = name.partition(":")
     patched = ARCHS[arch.removeprefix(PREFIX)]
     kind = kind or next(iter(patched.PRETRAINED_MODEL_CONFIG_DICT))
-    saved = None if checkpoint in ("", PRETRAINED) else _read(checkpoint)
+    saved = None if checkpoint in ("", PRETRAINED) else load_checkpoint(checkpoint)
     section = OmegaConf.create(((saved or {}).get("config") or {}).get("model") or {})
     if not section:
         section = OmegaConf.load(patched.default_config_path(kind)).model
@@ -179,7 +179,7 @@ def _offline(section: Any, patched: Any, kind: str, folder: str) -> Any:
     }
     if folder:
         vocabulary = Path(folder) / "vocab.txt"
-        write_vocab([EXAMPLE], vocabulary)
+        vocabulary.write_text(_vocabulary())
         ours["tokenizer"] = str(vocabulary)
         if "tokenizer" not in section:
             ours["bert"] = {"vocab_size": BERT_WORDS}
@@ -190,15 +190,12 @@ def _offline(section: Any, patched: Any, kind: str, folder: str) -> Any:
     return OmegaConf.merge(section, ours)
 
 
-def _read(path: str) -> Mapping[str, Any]:
-    """Read a checkpoint file: weights by name, or what LAVIS' runner saves."""
-    saved = load_checkpoint(path)
-    if not isinstance(saved, Mapping):
-        raise DataError(
-            f"{path} holds a {type(saved).__name__}: give a state dict, or a checkpoint that "
-            "LAVIS' runner saved"
-        )
-    return saved
+def _vocabulary() -> str:
+    """Return a small WordPiece vocabulary: the characters of any English text, and the example."""
+    characters = sorted(string.ascii_lowercase + string.digits + string.punctuation)
+    words = sorted({word for word in EXAMPLE.split() if len(word) > 1})
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    return "\n".join([*special, *characters, *(f"##{char}" for char in characters), *words])
 
 
 def _load(model: Any, weights: dict[str, Any], fault: str) -> None:

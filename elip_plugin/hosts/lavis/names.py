@@ -1,30 +1,16 @@
-"""Names: makes `elip_X` known to LAVIS' registry, with the runner and the data set.
-
-An arch that cannot be pruned has a name, too, which says why.
-"""
+"""Names: makes `elip_X` known to LAVIS' registry, with the runner and the data set."""
 
 from __future__ import annotations
-
-from typing import Any, ClassVar, NoReturn
 
 from lavis.common.registry import registry
 from lavis.models import load_model, model_zoo
 
 from elip_plugin.errors import UnknownModelError, UnsupportedModelError, nearest
 from elip_plugin.hosts.base import FROM_CONFIG, ModelName
-from elip_plugin.hosts.lavis.compat import fixes
-from elip_plugin.hosts.lavis.compat.datasets import register_builder
-from elip_plugin.hosts.lavis.compat.runner import NAME, ElipRunner
+from elip_plugin.hosts.lavis.compat import datasets, fixes, runner
 from elip_plugin.hosts.lavis.models import ARCHS
 
 PREFIX = "elip_"
-
-REASONS = {
-    "blip_diffusion": "makes images, and trains no vision tower",
-    "blip2": "keeps its tower frozen; that of transformers is pruned by elip_plugin.apply",
-    "alpro": "has a TimeSformer, whose attention needs all patches of all frames",
-}
-"""Reasons by the beginning of an arch's name."""
 
 
 def register() -> None:
@@ -35,12 +21,9 @@ def register() -> None:
         if registry.get_model_class(name) is None:
             registry.register_model(name)(patched)
             model_zoo.model_zoo[name] = list(patched.PRETRAINED_MODEL_CONFIG_DICT)
-    for base in [*registry.mapping["model_name_mapping"]]:
-        if not base.startswith(PREFIX) and registry.get_model_class(PREFIX + base) is None:
-            registry.register_model(PREFIX + base)(_refused(base))
-    if registry.get_runner_class(NAME) is None:
-        registry.register_runner(NAME)(ElipRunner)
-    register_builder()
+    if registry.get_runner_class(runner.NAME) is None:
+        registry.register_runner(runner.NAME)(runner.ElipRunner)
+        registry.register_builder(datasets.NAME)(datasets.PairsBuilder)
 
 
 def list_names() -> dict[str, ModelName]:
@@ -57,35 +40,13 @@ def find(name: str) -> ModelName | None:
     arch, _, kind = name.partition(":")
     base = arch.removeprefix(PREFIX)
     if base not in ARCHS:
-        return None if registry.get_model_class(base) is None else refuse(base)
+        if registry.get_model_class(base) is None:
+            return None
+        raise UnsupportedModelError(
+            f"LAVIS' {base} cannot be pruned, as it trains no vision tower of ALBEF, BLIP or CLIP; "
+            f"those that can are {', '.join(ARCHS)}"
+        )
     kinds = list(ARCHS[base].PRETRAINED_MODEL_CONFIG_DICT)
     if kind and kind not in kinds:
         raise UnknownModelError(f"{arch} has no model type {kind!r}; {nearest(kind, kinds)}")
     return list_names()[PREFIX + base]
-
-
-def refuse(base: str) -> NoReturn:
-    """Raise the error that says why an arch cannot be pruned."""
-    found = (reason for start, reason in REASONS.items() if base.startswith(start))
-    reason = next(found, "trains no vision tower of ALBEF, BLIP or CLIP")
-    raise UnsupportedModelError(
-        f"LAVIS' {base} cannot be pruned: it {reason}; those that can are {', '.join(ARCHS)}"
-    )
-
-
-class Refused:
-    """Stands for an arch that cannot be pruned; LAVIS calls one of its methods."""
-
-    base: ClassVar[str]
-
-    @classmethod
-    def from_config(cls, *args: Any, **options: Any) -> NoReturn:
-        """Refuse the arch."""
-        refuse(cls.base)
-
-    default_config_path = from_config
-
-
-def _refused(base: str) -> type[Any]:
-    model = registry.get_model_class(base)
-    return type(f"Refused{model.__name__}", (Refused, model), {"base": base})

@@ -12,7 +12,6 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import pytest
 from packaging.version import Version
@@ -64,11 +63,3 @@ def test_its_own_script_trains(arch: str, data: Path, tmp_path: Path) -> None:
     evaluated = run(config, *command)
     assert evaluated.returncode == 0, evaluated.stderr[-3000:]
     assert scores(evaluated.stderr) == scores(trained.stderr)
-
-
-def test_an_arch_that_cannot_be_pruned_says_why(data: Path, tmp_path: Path) -> None:
-    section: dict[str, Any] = {"arch": "elip_blip_diffusion", "model_type": "base"}
-    refused = run(runs.write_config(tmp_path / "run.yaml", section, data), "train.py")
-    last = refused.stderr.strip().splitlines()[-1]
-    assert refused.returncode and "UnsupportedModelError" in last
-    assert "blip_diffusion cannot be pruned: it makes images" in last

@@ -14,7 +14,6 @@ import torch
 
 pytest.importorskip("lavis")
 
-from lavis.models import load_model
 from lavis_family import (
     ARCHS,
     CAPTIONS,
@@ -105,8 +104,8 @@ def test_a_plan_that_nobody_says() -> None:
 def test_other_names() -> None:
     with pytest.raises(UnknownModelError, match=r"no model type 'coco'; .*'vqav2'"):
         create("elip_blip_vqa:coco")
-    with pytest.raises(UnsupportedModelError, match=r"alpro_qa cannot be pruned: .*TimeSformer"):
-        load_model("elip_alpro_qa", "msrvtt")
+    with pytest.raises(UnsupportedModelError, match=r"alpro_qa cannot be pruned, .*albef_vqa"):
+        create("elip_alpro_qa")
     with pytest.raises(UnsupportedModelError, match="ModifiedResNet"):
         create("clip:RN50", device="meta")
 
@@ -180,9 +179,6 @@ def test_the_fused_reference_is_the_unpruned_model(tmp_path: Path) -> None:
 def test_checkpoints_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.pth"
     with pytest.raises(DataError, match="is no file"):
-        create("clip", checkpoint=str(path))
-    torch.save([1, 2], path)
-    with pytest.raises(DataError, match="holds a list"):
         create("clip", checkpoint=str(path))
     torch.save({}, path)
     with pytest.raises(DataError, match=r"does not fit clip:openmoji: .* missing, 0 unknown"):

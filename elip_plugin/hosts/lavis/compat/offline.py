@@ -7,8 +7,10 @@ these lookups go through `_Sources`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from inspect import getattr_static
 from pathlib import Path
 from threading import RLock, get_ident
@@ -22,15 +24,57 @@ from lavis.models.vit import VisionTransformerEncoder
 from omegaconf import DictConfig, OmegaConf
 from transformers import BertConfig, BertTokenizer
 
-from elip_plugin.errors import ConfigError
-from elip_plugin.hosts.lavis.compat.settings import Settings
+from elip_plugin.errors import ConfigError, nearest
 from elip_plugin.patching.checkpoints import load_checkpoint
 from elip_plugin.patching.monkeypatch import replaced
 
 log = logging.getLogger("elip_plugin")
 
-
 _building = RLock()
+
+BERT_FAMILY = ("tokenizer", "init", "vit", "bert")
+CLIP_FAMILY = ("clip",)
+"""Our keys in the model sections of ALBEF and BLIP, and of CLIP."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The values of our keys in a model section; what is left out is what LAVIS has or fetches."""
+
+    tokenizer: str | None = None  # a vocabulary file or a tokenizer folder
+    init: str | None = None  # "random": no initial weights are fetched
+    vit: Mapping[str, int] = field(default_factory=dict)  # sizes of a small tower
+    bert: Mapping[str, Any] = field(default_factory=dict)  # in place of the file's values
+    clip: Mapping[str, Any] = field(default_factory=dict)  # a whole config of LAVIS' CLIP
+
+
+def read_settings(cfg: DictConfig, base: Any, others: Sequence[str] = ()) -> Settings:
+    """Read our keys in the model section of LAVIS' class `base`; `others` are read elsewhere.
+
+    LAVIS takes any key in silence. So one that is nearly ours is refused, with a ConfigError.
+    """
+    values: dict[Any, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    family = CLIP_FAMILY if issubclass(base, CLIP) else BERT_FAMILY
+    known = [*others, *family]
+    for key in sorted(map(str, values.keys() - {*known})):
+        near = any(SequenceMatcher(None, name, key).ratio() >= 0.75 for name in known)
+        if near or key in (*BERT_FAMILY, *CLIP_FAMILY):
+            raise ConfigError(
+                f"LAVIS' model section: key {key!r} is not known for this arch; "
+                f"{nearest(key, known)}"
+            )
+    settings = Settings(**{key: values[key] for key in family if values.get(key) is not None})
+    if settings.init not in (None, "random"):
+        raise ConfigError(
+            f"init must be random, or be left out, got {settings.init!r}; weights of your own are "
+            "named by pretrained"
+        )
+    if settings.tokenizer and not Path(settings.tokenizer).exists():
+        raise ConfigError(
+            f"tokenizer {settings.tokenizer!r} does not exist: give a vocab.txt or a tokenizer "
+            "folder"
+        )
+    return settings
 
 
 def build_base(base: Any, cfg: DictConfig, settings: Settings) -> Any:
@@ -182,13 +226,7 @@ def _on_cpu(theirs: Any, *args: Any, **options: Any) -> Any:
 
 def _choose_weights(theirs: Any, model: Any, cfg: Any, **options: Any) -> Any:
     """Load the checkpoint that a model section names, if it names one."""
-    if cfg.get("load_finetuned", True):
-        if cfg.get("finetuned", None) is None:
-            raise ConfigError(
-                "load_finetuned is true, but finetuned names no checkpoint: name one, or set "
-                "load_finetuned: False"
-            )
-    elif cfg.get("pretrained", None) is None:
+    if not cfg.get("load_finetuned", True) and cfg.get("pretrained") is None:
         log.info("No weights are loaded: pretrained is null.")
         return None
     return theirs(model, cfg, **options)

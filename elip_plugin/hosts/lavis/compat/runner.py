@@ -11,15 +11,13 @@ from typing import Any
 
 import torch
 from lavis.common.dist_utils import is_main_process
-from lavis.common.registry import registry
 from lavis.runners import runner_base
 from lavis.runners.runner_base import RunnerBase
 from lavis.tasks import RetrievalTask, base_task
-from torch import distributed, nn
+from torch import distributed
 
 from elip_plugin.errors import ConfigError
 from elip_plugin.files import replacing
-from elip_plugin.patching.checkpoints import load_checkpoint
 from elip_plugin.patching.monkeypatch import replaced
 
 NAME = "elip_runner"
@@ -37,29 +35,12 @@ class ElipRunner(RunnerBase):
     Its arguments are LAVIS' own.
     """
 
-    _model: nn.Module
-    _wrapped_model: nn.Module | None
-
     def __init__(self, cfg: Any, task: Any, model: Any, datasets: Any, job_id: str) -> None:
-        run = cfg.run_cfg
-        _check(run)
-        run.output_dir = str(Path(run.output_dir).absolute())
+        cfg.run_cfg.output_dir = str(Path(cfg.run_cfg.output_dir).absolute())
         super().__init__(cfg=cfg, task=task, model=model, datasets=datasets, job_id=job_id)
         self.test_logs: dict[str, Any] = {}
-
-    def setup_output_dir(self) -> None:
-        """Make the output folders; LAVIS refuses a second run in one process."""
-        for name in ("output_dir", "result_dir"):
-            registry.mapping["paths"].pop(name, None)
-        super().setup_output_dir()
-
-    @property
-    def model(self) -> nn.Module:
-        """The model on its device; LAVIS has none where it need not be moved."""
-        if not self.cuda_enabled:
-            self._wrapped_model = self._model
-        model: nn.Module = super().model
-        return model
+        if not self.cuda_enabled:  # LAVIS' `model` has none where it need not be moved
+            self._wrapped_model = model
 
     @property
     def use_dist_eval_sampler(self) -> bool:
@@ -95,19 +76,7 @@ class ElipRunner(RunnerBase):
         log.info("Saved %s after epoch %d.", path, cur_epoch)
 
     def _load_checkpoint(self, url_or_filename: str) -> None:
-        state = load_checkpoint(url_or_filename)
-        try:
-            self.unwrap_dist_model(self.model).load_state_dict(state["model"])
-        except RuntimeError as error:
-            raise ConfigError(
-                f"{url_or_filename} does not fit this model; a run can resume only from a "
-                f"checkpoint of elip_runner with the same model section: {error}"
-            ) from error
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.scaler and state.get("scaler"):
-            self.scaler.load_state_dict(state["scaler"])
-        self.start_epoch = state["epoch"] + 1
-        log.info("Resuming from %s at epoch %d.", url_or_filename, self.start_epoch)
+        super()._load_checkpoint(url_or_filename)
         if self.start_epoch >= self.max_epoch:
             raise ConfigError(
                 f"{url_or_filename} has {self.start_epoch} epochs and max_epoch is "
@@ -128,17 +97,3 @@ def _suited_to(runner: ElipRunner) -> Iterator[None]:
             stay = lambda samples, cuda_enabled: samples  # noqa: E731
             stack.enter_context(replaced(base_task, "prepare_sample", stay))
         yield
-
-
-def _check(run: Any) -> None:
-    cuda = str(run.device).startswith("cuda")
-    if cuda and not torch.cuda.is_available():
-        raise ConfigError(
-            f"run.device is {run.device!r}, but torch sees no GPU: set run.device to cpu "
-            "(`run.device=cpu` at the end of the command)"
-        )
-    if run.get("amp", False) and not cuda:
-        raise ConfigError("run.amp is for GPUs: LAVIS' scaler and autocast are CUDA's; set it off")
-    path = run.get("resume_ckpt_path", None)
-    if path is not None and not Path(path).is_file():
-        raise ConfigError(f"run.resume_ckpt_path {path!r} is no file; name a checkpoint_*.pth")

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lavis.common.optims  # noqa: F401  (registers the schedules)
 import numpy as np
 import torch
 from lavis.common.config import Config
@@ -19,13 +20,16 @@ from lavis.common.logger import setup_logger
 from lavis.common.registry import registry
 from lavis.common.utils import now
 from lavis.tasks import setup_task
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import distributed as dist
+from yaml import YAMLError
 
-from elip_plugin.errors import ConfigError
-from elip_plugin.hosts.lavis.compat.run_config import check_run_config
+from elip_plugin.errors import ConfigError, nearest
 from elip_plugin.patching.checkpoints import load_checkpoint
 
-log = logging.getLogger("elip_plugin")
+NAMES = {"task": "task", "runner": "runner", "lr_sched": "lr_scheduler"}
+"""Keys of a run section that name something, and what LAVIS' registry calls it."""
 
 
 def run(
@@ -38,11 +42,8 @@ def run(
     """
     warnings.filterwarnings("ignore", category=FutureWarning, module="lavis|fairscale")
     check_run_config(cfg_path, options)
-    if checkpoint is not None and not checkpoint.is_file():
-        raise ConfigError(f"checkpoint {str(checkpoint)!r} is no file")
     cfg = Config(SimpleNamespace(cfg_path=str(cfg_path), options=list(options)))
     cfg.run_cfg.evaluate = evaluate
-    cfg.run_cfg.setdefault("resume_ckpt_path", None)
     alone = not dist.is_initialized()
     _join_processes(cfg.run_cfg)
     try:
@@ -52,9 +53,41 @@ def run(
             dist.destroy_process_group()
 
 
+def check_run_config(path: Path, options: Sequence[str]) -> None:
+    """Check that a config can be read, and that what it names is known to LAVIS' registry.
+
+    LAVIS' own errors are bare assertions.
+    """
+    bad = [option for option in options if "=" not in option]
+    if bad:
+        raise ConfigError(f"options {bad} must be KEY=VALUE")
+    try:
+        given = OmegaConf.from_dotlist(list(options))
+        config: Any = OmegaConf.merge(OmegaConf.load(path), given)
+    except (YAMLError, OmegaConfBaseException, OSError) as error:
+        raise ConfigError(
+            f"config {str(path)!r} cannot be read ({error}); `elip lavis configs` lists ours"
+        ) from error
+    missing = [name for name in ("model", "datasets", "run") if not config.get(name)]
+    if missing:
+        raise ConfigError(f"config {path} has no sections {missing}")
+    names = [("model.arch", "model", config.model.get("arch"))]
+    names += [("datasets", "builder", name) for name in config.datasets]
+    names += [(f"run.{k}", kind, config.run[k]) for k, kind in NAMES.items() if k in config.run]
+    for what, kind, name in names:
+        known = list(registry.mapping[f"{kind}_name_mapping"])
+        if name not in known:
+            raise ConfigError(f"{what} {name!r} is not known; {nearest(name, known)}")
+
+
 def _join_processes(run: Any) -> None:
     """Join the other processes that were started, if any were; LAVIS joins GPUs only."""
     if str(run.device).startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                f"run.device is {run.device!r}, but torch sees no GPU: set run.device to cpu "
+                "(`run.device=cpu` at the end of the command)"
+            )
         init_distributed_mode(run)
         return
     if max(int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "SLURM_NTASKS")) > 1:
@@ -81,10 +114,7 @@ def _run(cfg: Any, *, evaluate: bool, checkpoint: Path | None) -> dict[str, Any]
     model = task.build_model(cfg)
     if checkpoint is not None:
         state = load_checkpoint(checkpoint)
-        try:
-            model.load_state_dict(state.get("model", state))
-        except RuntimeError as error:
-            raise ConfigError(f"{checkpoint} does not fit this model section: {error}") from error
+        model.load_state_dict(state.get("model", state))
     runner_class = registry.get_runner_class(cfg.run_cfg.get("runner", "elip_runner"))
     runner = runner_class(cfg=cfg, job_id=now(), task=task, model=model, datasets=datasets)
     if evaluate:

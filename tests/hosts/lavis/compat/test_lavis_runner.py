@@ -47,8 +47,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """LAVIS sleeps for two seconds between epochs, and installs a log handler."""
+    """LAVIS sleeps between epochs, installs a log handler, and runs once in a process."""
     monkeypatch.setattr("lavis.datasets.datasets.dataloader_utils.time.sleep", lambda _: None)
+    paths = train.registry.mapping["paths"]
+    monkeypatch.setattr(train.registry, "register_path", paths.__setitem__)
     handlers = logging.root.handlers[:]
     yield
     logging.root.handlers[:] = handlers
@@ -145,8 +147,6 @@ def test_schedules_follow_the_runner(
     # Their own faults on CPUs, and in a second run, are not this test's matter.
     monkeypatch.setattr(RunnerBase, "model", property(lambda runner: runner._model))
     monkeypatch.setattr("lavis.runners.runner_iter.dist", SimpleNamespace(barrier=lambda: None))
-    for name in ("output_dir", "result_dir"):
-        train.registry.mapping["paths"].pop(name, None)
     with _suited_to(SimpleNamespace(cuda_enabled=False, use_distributed=False)):  # type: ignore[arg-type]
         train.run(config(), options, evaluate=False)
     assert levels == ([0, 0.5, 1, 1] if accumulate == 1 else [0, 0, 1, 1])
@@ -202,7 +202,7 @@ def test_evaluate_loads_a_checkpoint_and_equals_the_end_of_training(
     before = sorted(p.name for p in (tmp_path / "output").rglob("*.pth"))
     assert train.run(path, [], evaluate=True, checkpoint=last) == trained
     assert sorted(p.name for p in (tmp_path / "output").rglob("*.pth")) == before
-    with pytest.raises(ConfigError, match="no file"):
+    with pytest.raises(DataError, match="no file"):
         train.run(path, [], evaluate=True, checkpoint=tmp_path / "none.pth")
 
 
@@ -290,17 +290,19 @@ def test_several_processes_need_gpus(
         (["model.arch=elip_albef_pretrian"], "did you mean .*elip_albef_pretrain"),
         (["model.elip.preset=slow"], "preset 'slow' is not known"),
         (["model.elip.keep=0.5"], "key 'keep' is not known"),
-        (["model.tokeniser=x"], "'tokeniser' is not known: did you mean .'tokenizer'"),
+        (
+            ["model.tokeniser=x"],
+            "'tokeniser' is not known for this arch; did you mean .'tokenizer'",
+        ),
         (["model.tokenizer=nowhere.txt"], "tokenizer 'nowhere.txt' does not exist"),
         (["model.elip.stages=[{block: 14, lookahead: 1, keep: 0.5}]"], "blocks 0 to 11"),
         (["run.task=retreival"], "did you mean .*retrieval"),
         (["run.lr_sched=cosine"], "run.lr_sched 'cosine' is not known"),
         (["run.device=cuda"], "torch sees no GPU"),
-        (["run.amp=true"], "amp is for GPUs"),
-        (["run.resume_ckpt_path=none.pth"], "'none.pth' is no file"),
         (["run.runner=runner_bose"], "did you mean .*runner_base"),
         (["datasets.elip_pears={}"], "did you mean .*elip_pairs"),
         (["run.max_epoch"], "must be KEY=VALUE"),
+        (["run=null"], "has no sections .'run'"),
     ],
 )
 def test_faults_are_named_before_anything_is_written(

@@ -35,8 +35,7 @@ from torch.optim import SGD
 from elip_plugin import apply, find_handle
 from elip_plugin.errors import DataError
 from elip_plugin.hosts.lavis import compat
-from elip_plugin.hosts.lavis.compat.offline import construction
-from elip_plugin.hosts.lavis.compat.settings import BERT_FAMILY, read_settings
+from elip_plugin.hosts.lavis.compat.offline import construction, read_settings
 from elip_plugin.patching.install import find_pruner
 
 HERE = Path(__file__).parents[3]
@@ -188,7 +187,7 @@ class Opaque:
 
 
 def settings_of(arch: str) -> Any:
-    return read_settings(section(arch, elip=None), BERT_FAMILY)
+    return read_settings(section(arch, elip=None), ARCHS[arch].replaces)
 
 
 def test_while_a_model_is_built_other_threads_have_lavis_own_lookups(tmp_path: Path) -> None:
