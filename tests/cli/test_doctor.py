@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,18 @@ def test_a_crash_of_a_host_is_a_finding(installed: dict[str, str], tmp_path: Pat
     assert "3.3.0 does not import: exit code 11" in fault.text and fault.fix
 
 
-def test_this_package_is_named() -> None:
+@pytest.mark.newest
+def test_optional_packages_and_this_one_are_named(installed: dict[str, str]) -> None:
+    installed["onnx"] = "1.19.0"
     found = {finding.about: finding for finding in doctor.check_environment()}
+    assert found["onnx"].text == "1.19.0" and not found["openvino"].fix
+    assert "pip install 'elip-plugin[export]'" in found["openvino"].text
     assert found["elip-plugin"].text == elip_plugin.__version__
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    for extra, names in doctor.OPTIONAL.items():
+        (line,) = re.findall(rf"^{extra} = \[(.+)\]$", project, re.M)
+        listed = {re.split("[>=]", name)[0] for name in re.findall(r'"([^"]+)"', line)}
+        assert listed - {"torch"} == {*names}
 
 
 def test_autoload_that_is_off(installed: dict[str, str], monkeypatch: Any, tmp_path: Any) -> None:
