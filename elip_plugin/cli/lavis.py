@@ -11,11 +11,17 @@ from elip_plugin.cli.options import examples
 
 app = typer.Typer(
     help="Run LAVIS, from its wheel alone.",
-    epilog=examples("elip lavis configs", "elip lavis train --cfg-path run.yaml"),
+    epilog=examples(
+        "elip lavis configs",
+        "elip lavis train --cfg-path lavis_configs/projects/albef/openmoji.yaml",
+    ),
     no_args_is_help=True,
 )
 
-CfgPath = Annotated[Path, typer.Option("--cfg-path", help="A LAVIS run config.")]
+CfgPath = Annotated[
+    Path,
+    typer.Option("--cfg-path", help="A LAVIS run config, or lavis_configs/... of this package."),
+]
 Options = Annotated[
     list[str] | None, typer.Option("--options", help="Override, such as run.max_epoch=1.")
 ]
@@ -67,9 +73,13 @@ def _run(cfg_path: Path, overrides: list[str], **given: Any) -> None:
     from elip_plugin.hosts.registry import load_host
 
     load_host("lavis")  # where it is missing, this says how to install it
+    from elip_plugin.hosts.lavis.compat.paths import find_config
     from elip_plugin.hosts.lavis.compat.train import run
 
-    for split, values in run(cfg_path, overrides, **given).items():
+    config = find_config(cfg_path)
+    if config != cfg_path:
+        typer.echo(f"run config: {config}")
+    for split, values in run(config, overrides, **given).items():
         figures = (values or {}).items()
         shown = [f"{k} {v:.1f}" for k, v in figures if isinstance(v, (int, float))]
         if shown:

@@ -65,9 +65,7 @@ def check_run_config(path: Path, options: Sequence[str]) -> None:
         given = OmegaConf.from_dotlist(list(options))
         config: Any = OmegaConf.merge(OmegaConf.load(path), given)
     except (YAMLError, OmegaConfBaseException, OSError) as error:
-        raise ConfigError(
-            f"config {str(path)!r} cannot be read ({error}); `elip lavis configs` lists ours"
-        ) from error
+        raise ConfigError(f"config {str(path)!r} cannot be read: {error}") from error
     missing = [name for name in ("model", "datasets", "run") if not config.get(name)]
     if missing:
         raise ConfigError(f"config {path} has no sections {missing}")

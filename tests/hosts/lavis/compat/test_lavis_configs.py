@@ -23,7 +23,7 @@ from elip_plugin.hosts.lavis.build import SECTION
 from elip_plugin.hosts.lavis.compat import paths
 from elip_plugin.hosts.lavis.compat.datasets import NAME as PAIRS
 from elip_plugin.hosts.lavis.compat.offline import BERT_FAMILY, CLIP_FAMILY
-from elip_plugin.hosts.lavis.compat.paths import configs_root
+from elip_plugin.hosts.lavis.compat.paths import configs_root, find_config
 from elip_plugin.hosts.lavis.compat.runner import NAME as RUNNER
 from elip_plugin.hosts.lavis.models import ARCHS, SMALL
 from elip_plugin.hosts.lavis.names import PREFIX, register
@@ -210,3 +210,20 @@ def test_configs_are_found_in_a_wheel_and_in_a_checkout(
     for place in (tmp_path, tmp_path / "elip_plugin"):  # the package's own folder comes first
         (place / "lavis_configs" / "datasets").mkdir(parents=True)
         assert configs_root() == place / "lavis_configs"
+
+
+def test_a_config_of_ours_is_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = Path("lavis_configs/projects/albef/openmoji.yaml")
+    assert find_config(name) == ROOT / "projects/albef/openmoji.yaml"
+    for other in (
+        "other.yaml",
+        "pyproject.toml",
+        "lavis_configs/none.yaml",
+    ):  # nothing else of ours
+        assert find_config(Path(other)) == Path(other)
+    name.parent.mkdir(parents=True)
+    name.write_text("run: {}")
+    assert find_config(name) == name  # the user's own file comes first
