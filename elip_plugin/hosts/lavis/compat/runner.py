@@ -18,6 +18,7 @@ from torch import distributed
 
 from elip_plugin.errors import ConfigError
 from elip_plugin.files import replacing
+from elip_plugin.patching.checkpoints import load_checkpoint
 from elip_plugin.patching.monkeypatch import replaced
 
 NAME = "elip_runner"
@@ -76,7 +77,18 @@ class ElipRunner(RunnerBase):
         log.info("Saved %s after epoch %d.", path, cur_epoch)
 
     def _load_checkpoint(self, url_or_filename: str) -> None:
-        super()._load_checkpoint(url_or_filename)
+        state = load_checkpoint(url_or_filename)  # LAVIS would unpickle whatever is in it
+        try:
+            self.unwrap_dist_model(self.model).load_state_dict(state["model"])
+        except RuntimeError as error:
+            raise ConfigError(
+                f"{url_or_filename} does not fit this model; a run can resume only from a "
+                f"checkpoint of elip_runner with the same model section: {error}"
+            ) from error
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler and state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
+        self.start_epoch = state["epoch"] + 1
         if self.start_epoch >= self.max_epoch:
             raise ConfigError(
                 f"{url_or_filename} has {self.start_epoch} epochs and max_epoch is "

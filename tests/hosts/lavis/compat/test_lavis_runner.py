@@ -122,6 +122,26 @@ def test_a_checkpoint_resumes_with_its_momentum_encoder(
         train.run(path, [f"run.resume_ckpt_path={last}"], evaluate=False)
 
 
+def test_a_run_resumes_from_weights_alone_that_fit(
+    config: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = tmp_path / "other.pth"
+    options = [f"run.resume_ckpt_path={file}"]
+    with pytest.raises(DataError, match=r"other\.pth' is no file"):
+        train.run(config("elip_clip"), options, evaluate=False)
+    torch.save({"model": {}}, file)
+    with pytest.raises(ConfigError, match=r"other\.pth does not fit this model"):
+        train.run(config("elip_clip"), options, evaluate=False)
+    torch.save({"model": {}, "config": Unpickled()}, file)
+    with pytest.raises(DataError, match="ELIP_TRUST_CHECKPOINT"):
+        train.run(config("elip_clip"), options, evaluate=False)
+
+
+class Unpickled:
+    def __reduce__(self) -> Any:
+        return pytest.fail, ("a file was unpickled",)
+
+
 @pytest.mark.parametrize("runner", ["elip_runner", "runner_base", "runner_iter"])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_schedules_follow_the_runner(
