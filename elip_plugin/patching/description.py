@@ -10,7 +10,7 @@ from torch import nn
 
 from elip_plugin.errors import ElipError
 from elip_plugin.patching.parts import Parts
-from elip_plugin.patching.runner import Calling, PrunedTower
+from elip_plugin.patching.runner import Calling
 from elip_plugin.patching.swap import Swap
 
 
@@ -58,7 +58,6 @@ class Tower:
             is asked for: False where only the class token is read, or a text side reads what is
             left.
         patch_all_blocks: Whether blocks by themselves cannot be called in a pruned forward.
-        kind: What is added to its class.
         swaps: Swaps of further parts.
     """
 
@@ -76,7 +75,6 @@ class Tower:
     calling: Calling = field(default_factory=Calling)
     restores: bool = True
     patch_all_blocks: bool = False
-    kind: type[PrunedTower] = PrunedTower
     swaps: tuple[Swap, ...] = ()
 
     @property

@@ -36,7 +36,6 @@ class Forward:
         text_weight: Share of the guide in the choice; 0: the image alone decides.
         training: Whether the forward is one of training.
         model_guide: The guide that the model makes; None where there is none yet.
-        skip_idle: Whether stages that would not shrink the sequence are left out.
         tower: The tower in progress, or its replica; None: not yet.
         patches: Pixels of the patches, for reducers that read them.
         context: What the reducer decides by; None before the first block that it runs.
@@ -53,7 +52,6 @@ class Forward:
     text_weight: float = 0.0
     training: bool = False
     model_guide: Guide | None = None
-    skip_idle: bool | None = None
     tower: nn.Module | None = None
     patches: Tensor | None = None
     context: StageContext | None = None

@@ -16,7 +16,7 @@ from elip_plugin.patching.parts import Parts, parts_block
 from elip_plugin.patching.patch_embedding import swap_patch_embedding
 from elip_plugin.patching.progress import TrainingProgress
 from elip_plugin.patching.pruner import Pruner
-from elip_plugin.patching.runner import BlockList
+from elip_plugin.patching.runner import BlockList, PrunedTower
 from elip_plugin.patching.swap import ATTRIBUTE, Swap, find_patched, refuse_replaced_forward
 from elip_plugin.patching.wrappers import innermost, is_adapter
 
@@ -96,7 +96,7 @@ def swaps_of(tower: Tower, pruner: Pruner) -> list[Swap]:
         "elip_ahead_by_parts": by_parts,
     }
     swaps = [
-        Swap(module, patched_class(tower.kind, type(module), *tower.entries)),
+        Swap(module, patched_class(PrunedTower, type(module), *tower.entries)),
         Swap(blocks, patched_class(BlockList, type(blocks)), listed),
         *tower.swaps,
     ]

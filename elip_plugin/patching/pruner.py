@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from operator import attrgetter
@@ -31,12 +31,10 @@ INHERITED = "elip_inherited"
 
 
 @functools.lru_cache(maxsize=1024)  # of which a schedule needs five per number of patches
-def _plan_at(
-    level: float, config: ElipConfig, num_patches: int, depth: int, prefix: int, skip_idle: bool
-) -> Plan:
+def _plan_at(level: float, config: ElipConfig, num_patches: int, depth: int, prefix: int) -> Plan:
     """Resolve a configuration of which `level` is in force; see `Pruner.plan_for`."""
     config = config_at(level, config, num_patches)
-    return plan(config, num_patches=num_patches, depth=depth, prefix=prefix, skip_idle=skip_idle)
+    return plan(config, num_patches=num_patches, depth=depth, prefix=prefix, skip_idle=level < 1)
 
 
 class Pruner:
@@ -157,19 +155,6 @@ class Pruner:
         with opened(self, replace(forward, model_guide=guide)):
             yield
 
-    def parts(self, forward: Forward, groups: Sequence[Tensor]) -> Iterator[Forward]:
-        """Yield a forward for each group of the batch's images, by their indices."""
-        guided = forward.text_weight > 0 and self.config.guide_source == "caption"
-        guide: Any = forward.model_guide if forward.guide is None else forward.guide
-        if guided and isinstance(guide, Tensor):
-            images, width = sum(map(len, groups)), self.shape.width
-            check_guide(guide, images, width, several=self.reducer.text_alone)
-        for rows in groups:
-            part = replace(forward, context=None, skip_idle=True)
-            if guided and isinstance(guide, Tensor):
-                part.guide = guide[rows]
-            yield part
-
     def begin(
         self, forward: Forward, x: Tensor, positions: PositionOptions | None = None
     ) -> StageContext:
@@ -189,15 +174,10 @@ class Pruner:
         """
         level, shape, config, reducer = forward.level, self.shape, self.config, self.reducer
         assert level is not None
-        if level == 1 and x.shape[1] == self.num_tokens and not forward.skip_idle:
+        if level == 1 and x.shape[1] == self.num_tokens:
             forward.stages = self.plan.by_block
         else:
-            try:
-                plan = self.plan_for(x.shape[1] - shape.prefix, level, forward.skip_idle)
-                forward.stages = plan.by_block
-            except PlanError:
-                if not forward.skip_idle:
-                    raise  # else some images of the batch are of a few patches, which stay
+            forward.stages = self.plan_for(x.shape[1] - shape.prefix, level).by_block
         guide: Any = None
         further, from_batch = None, config.guide_source == "batch"
         if forward.text_weight > 0:
@@ -232,15 +212,13 @@ class Pruner:
 
     # Plans.
 
-    def plan_for(self, num_patches: int, level: float = 1.0, skip_idle: bool | None = None) -> Plan:
+    def plan_for(self, num_patches: int, level: float = 1.0) -> Plan:
         """Resolve the configuration for N patches, of which `level` (0 to 1) is in force.
 
-        With `skip_idle`, by default below level 1, a stage that would not shrink the sequence is
-        left out. Raises a PlanError if the plan cannot hold.
+        Below level 1 a stage that would not shrink the sequence is left out. Raises a PlanError if
+        the plan cannot hold.
         """
-        skip_idle = level < 1 if skip_idle is None else skip_idle
-        shape = self.shape
-        return _plan_at(level, self.config, num_patches, shape.depth, shape.prefix, skip_idle)
+        return _plan_at(level, self.config, num_patches, self.shape.depth, self.shape.prefix)
 
     def step_cost(self, plan: Plan) -> float:
         """Count a training step of the tower by a plan, relative to no pruning."""

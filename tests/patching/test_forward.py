@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from elip_plugin import ElipConfig, apply
 from elip_plugin.core.guide import TextQueries
-from elip_plugin.errors import GuideError, UnsupportedModelError
+from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.patching.calls import thread
 from elip_plugin.patching.description import TowerShape
-from elip_plugin.patching.forward import Forward
 from elip_plugin.patching.install import find_pruner
 from elip_plugin.patching.progress import TrainingProgress
 from elip_plugin.patching.pruner import INHERITED, Pruner
@@ -63,20 +62,3 @@ def test_a_guide_or_a_trace_is_not_handed_to_a_replica(what: str) -> None:
     with opened, pytest.raises(UnsupportedModelError, match=message):
         pruner.hand_to(replica)
     assert INHERITED not in vars(replica) and thread.innermost is None
-
-
-@pytest.mark.parametrize("source", ["caption", "batch"])
-@pytest.mark.parametrize("given", ["guide", "model_guide"])
-def test_parts_of_a_batch_are_guided_by_their_own_texts(given: str, source: str) -> None:
-    fields = {"preset": "fast", "text_weight": 0.5, "guide_source": source}
-    pruner = pruner_of(nn.Linear(2, 2), **fields)
-    guide, groups = torch.randn(5, 32), [torch.tensor([3, 0]), torch.tensor([1, 2, 4])]
-    forward = Forward(level=1.0, text_weight=0.5, **{given: guide})
-    parts = list(pruner.parts(forward, groups))
-    for part, rows in zip(parts, groups, strict=True):
-        used = part.model_guide if part.guide is None else part.guide
-        assert torch.equal(used, guide[rows] if source == "caption" else guide)
-        assert part.skip_idle and part.context is None
-    if source == "caption":  # by the whole batch, before any part runs
-        with pytest.raises(GuideError, match=r"shape \(5, 32\), .* need \(4, 32\)"):
-            next(pruner.parts(forward, [torch.tensor([3, 0]), torch.tensor([1, 2])]))

@@ -10,9 +10,6 @@ def grid_of(visual: Any) -> tuple[int, int]:
     trunk = getattr(visual, "trunk", None)
     if trunk is None:
         rows, columns = visual.grid_size
-    elif hasattr(trunk, "patch_embed"):
+    else:
         rows, columns = trunk.patch_embed.grid_size
-    else:  # a NaFlexVit, which takes any; nominal are those of a square image
-        sides = zip(visual.image_size, trunk.get_patch_size(), strict=True)
-        rows, columns = (side // size for side, size in sides)
     return rows, columns
