@@ -85,8 +85,7 @@ class Handle:
     def disabled(self) -> Iterator[None]:
         """Run the forwards inside the context unpruned, bitwise as the base model.
 
-        It holds for forwards of this thread, and for the replicas of `torch.nn.DataParallel` that
-        are called in it.
+        It holds for forwards of this thread; around `torch.nn.DataParallel` it is refused.
         """
         find_pruner(self.model)
         with ExitStack() as stack:

@@ -26,9 +26,6 @@ from elip_plugin.patching.forward import Forward
 from elip_plugin.patching.progress import TrainingProgress, config_at
 from elip_plugin.planning import Plan, plan
 
-INHERITED = "elip_inherited"
-"""Attribute of a replica (`torch.nn.DataParallel`): what its caller asks for."""
-
 
 @functools.lru_cache(maxsize=1024)  # of which a schedule needs five per number of patches
 def _plan_at(level: float, config: ElipConfig, num_patches: int, depth: int, prefix: int) -> Plan:
@@ -41,8 +38,7 @@ class Pruner:
     """Decides when a tower prunes, and by what.
 
     Holds the configuration, and nothing that changes during a forward. What a caller asks for
-    around forwards (`asked`) holds for those in the caller's thread, and in the replicas that
-    `torch.nn.DataParallel` makes there.
+    around forwards (`asked`) holds for those in the caller's thread.
 
     The towers of one model share their progress. Raises a PlanError if the configuration does not
     fit the tower, or prunes nothing.
@@ -79,16 +75,10 @@ class Pruner:
     # Forwards.
 
     @contextmanager
-    def asked(self, module: nn.Module | None = None, **asked: Any) -> Iterator[None]:
-        """Ask something of the forwards inside the context; see `Forward` for what.
-
-        `module` is the one that asks, where that may be a replica.
-        """
-        forward = find(self, Forward)
-        if forward is None and module is not None:
-            forward = module.__dict__.get(INHERITED)
-        forward = Forward() if forward is None else replace(forward, level=None, tower=None)
-        with opened(self, replace(forward, **asked)):
+    def asked(self, **asked: Any) -> Iterator[None]:
+        """Ask something of the forwards inside the context; see `Forward` for what."""
+        forward = find(self, Forward) or Forward()
+        with opened(self, replace(forward, level=None, tower=None, **asked)):
             yield
 
     @contextmanager
@@ -115,12 +105,9 @@ class Pruner:
         entry = thread.innermost
         while entry is not None and entry[0] is not self:
             entry = entry[2]
-        outer = module.__dict__.get(INHERITED)  # of a replica, what was asked where it was made
+        forward = Forward()
         if entry is not None:
-            asked: Forward = entry[1] if outer is None else entry[1].inside(outer)
-            forward = replace(asked, model_guide=None, tower=None, context=None)
-        else:
-            forward = Forward() if outer is None else replace(outer)
+            forward = replace(entry[1], model_guide=None, tower=None, context=None)
         forward.training = module.training if training is None else training
         level, weight = 0.0, 0.0
         if forward.enabled and forward.training:
@@ -230,22 +217,14 @@ class Pruner:
         self.plan = self.plan_for(num_patches)
         self.num_tokens = self.shape.prefix + num_patches
 
-    def hand_to(self, replica: nn.Module) -> None:
-        """Hand what is asked for here to a replica of `torch.nn.DataParallel`, for its thread.
-
-        Refuses a guide or a trace, which are for one whole batch.
-        """
-        asked = find(self, Forward)
-        if asked is None:
-            return
-        for name in ("guide", "trace"):
-            if getattr(asked, name) is not None:
-                raise UnsupportedModelError(
-                    f"a {name} is open around a DataParallel model, which splits its batch among "
-                    f"threads: a {name} is for one whole batch. Call the model that it wraps, or "
-                    "give images and texts together"
-                )
-        replica.__dict__[INHERITED] = asked
+    def refuse_replicas(self) -> None:
+        """Refuse replicas of `torch.nn.DataParallel` inside of what a caller has opened."""
+        if find(self, Forward) is not None:
+            raise UnsupportedModelError(
+                "`handle.guide()`, `handle.trace()` or `handle.disabled()` is open around a "
+                "DataParallel model, and does not hold in the threads among which that splits its "
+                "batch: call the model that it wraps, or use DistributedDataParallel"
+            )
 
     def _warn_if_slower(self) -> None:
         width = self.shape.width

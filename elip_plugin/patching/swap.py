@@ -31,12 +31,11 @@ class Patched:
         def __getattr__(self, name: str) -> Any: ...  # what the host's class has
 
     def _replicate_for_data_parallel(self) -> Any:
-        """Replicate for `torch.nn.DataParallel`, with what its caller has opened."""
-        replica = super()._replicate_for_data_parallel()  # type: ignore[misc]
+        """Replicate for `torch.nn.DataParallel`; refused inside of what a caller has opened."""
         pruner = vars(self).get(ATTRIBUTE)
         if pruner is not None:
-            pruner.hand_to(replica)
-        return replica
+            pruner.refuse_replicas()
+        return super()._replicate_for_data_parallel()  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
