@@ -102,11 +102,10 @@ class Handle:
 
         Yields:
             The trace, which is filled as forwards run.
-
-        Raises:
-            UnsupportedModelError: If the model's reducer cannot be traced.
         """
-        with find_pruner(self.model).traced() as trace:
+        pruner = find_pruner(self.model)
+        trace = Trace(pruner.shape.prefix)
+        with pruner.asked(trace=trace):
             yield trace
 
     def remove(self) -> None:

@@ -24,9 +24,9 @@ class ElipPatchEmbedding(Patched, nn.Conv2d):
         if forward is None or not forward.level:
             return super().forward(input)
         reducer, host = self.elip.reducer, super().forward
-        made: tuple[Tensor, Tensor | None] = reducer.embed(host, input, self.kernel_size)
-        forward.patches = made[1]
-        return made[0]
+        embedded: Tensor
+        embedded, forward.patches = reducer.embed(host, input, self.kernel_size)
+        return embedded
 
 
 def swap_patch_embedding(embedding: nn.Module | None, reducer: str) -> Swap:

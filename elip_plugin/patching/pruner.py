@@ -18,7 +18,6 @@ from elip_plugin.core.context import StageContext
 from elip_plugin.core.guide import Guide, TextQueries, check_guide
 from elip_plugin.core.positions import PositionOptions
 from elip_plugin.core.precision import uncached
-from elip_plugin.core.trace import Trace
 from elip_plugin.errors import PlanError, UnsupportedModelError
 from elip_plugin.patching.calls import find, opened, thread
 from elip_plugin.patching.description import TowerShape
@@ -80,18 +79,6 @@ class Pruner:
         forward = find(self, Forward) or Forward()
         with opened(self, replace(forward, level=None, tower=None, **asked)):
             yield
-
-    @contextmanager
-    def traced(self) -> Iterator[Trace]:
-        """Record the stages of the forwards inside the context."""
-        if not self.reducer.traceable:
-            raise UnsupportedModelError(
-                f"reducer {self.reducer.name!r} records nothing, so it cannot be traced; the "
-                "built-in reducers can"
-            )
-        trace = Trace(self.shape.prefix)
-        with self.asked(trace=trace):
-            yield trace
 
     def decide(
         self, module: nn.Module, training: bool | None = None, *, guided: bool = False
