@@ -68,7 +68,7 @@ def describe(
         calling, few = (replace(each, as_tuple=as_tuple) for each in (calling, few))
         if block is None:
             block, scale = read_block(listed[0], width, few, tokens)
-        tail = rehearse(trial, place, calling, block_input)
+        class_query, norm = rehearse(trial, place, calling, block_input.prefix)
     described = Tower(
         tower,
         place.blocks,
@@ -76,9 +76,9 @@ def describe(
         block_input.num_patches,
         width,
         block_input.prefix,
-        tail.class_query,
+        class_query,
         scale,
-        tail.norm,
+        norm,
         block_input.patch_embed,
         entries=("forward", "forward_features"),
         calling=calling,
