@@ -42,7 +42,7 @@ class Tower:
     Attributes:
         module: The tower, from images to features.
         blocks: Path of the list of its blocks in it.
-        parts: Where its blocks have their parts, or the patched class of a block, by its class.
+        parts: Where its blocks have their parts, or the patched class of a block, by their classes.
         num_patches: Patches N at the tower's nominal resolution.
         width: Width D.
         prefix: Prefix tokens P.
@@ -63,7 +63,7 @@ class Tower:
 
     module: Any
     blocks: str
-    parts: Parts | Mapping[type, Parts | type[Any]]
+    parts: Mapping[type, Parts | type[Any]]
     num_patches: int
     width: int
     prefix: int = 1

@@ -118,11 +118,6 @@ class Pruner:
         forward.level, forward.text_weight = level, weight
         return forward
 
-    def current(self) -> Forward | None:
-        """Return the forward of the tower in progress, for a part of it, if there is one."""
-        forward = find(self, Forward)
-        return None if forward is None or forward.tower is None else forward
-
     @contextmanager
     def guided(self, forward: Forward, guide: Guide) -> Iterator[None]:
         """Guide the tower's forwards inside the context, as a model's forward does."""
@@ -214,22 +209,17 @@ class Pruner:
             )
 
     def _warn_if_slower(self) -> None:
-        width = self.shape.width
-        forward, step = self.plan.forward_cost(width), self.step_cost(self.plan)
-        if self.config.eval_mode == "image" and forward >= 1:
-            warnings.warn(
-                f"eval_mode 'image' with this plan is counted at {forward:.2f} of an unpruned "
-                "forward: its lookahead costs more than pruning saves; use the 'half' preset or "
-                "eval_mode 'full'",
-                stacklevel=3,
-            )
-        if step >= 1:
-            warnings.warn(
-                f"this plan is counted at {step:.2f} of an unpruned training step: its lookahead "
-                "costs more than pruning saves; use the 'half' preset, a lower keep or a shorter "
-                "lookahead",
-                stacklevel=3,
-            )
+        costs = {"training step": self.step_cost(self.plan)}
+        if self.config.eval_mode == "image":
+            costs["forward"] = self.plan.forward_cost(self.shape.width)
+        for name, cost in costs.items():
+            if cost >= 1:
+                warnings.warn(
+                    f"this plan is counted at {cost:.2f} of an unpruned {name}: its lookahead "
+                    "costs more than pruning saves; use the 'half' preset, a lower keep or a "
+                    "shorter lookahead",
+                    stacklevel=3,
+                )
 
     def warn_unpruned(self) -> None:
         """Warn once of an evaluation that keeps all tokens, unless a training came before it."""

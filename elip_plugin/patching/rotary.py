@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,17 +63,9 @@ def rotations(given: Mapping[str, Any], prefix: int) -> PositionOptions | None:
     return options
 
 
-def map_tables(change: Callable[[Tensor], Tensor], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Change each table, with the dimensions before its rows left out, where all are 1."""
-    made: dict[str, Any] = tree_map(
-        lambda table: change(table.reshape(table.shape[-2:])), dict(given)
-    )
-    return made
-
-
 def with_rows(calling: Calling, rows: int) -> Calling:
     """Return how a block is called for its first patches alone, where it is checked by itself."""
-    given = {name: calling.options[name] for name in calling.positions}
-    return replace(
-        calling, options={**calling.options, **map_tables(lambda table: table[:rows], given)}
-    )
+    tables = {name: calling.options[name] for name in calling.positions}
+    # The dimensions before their rows, all 1, are left out.
+    first = tree_map(lambda table: table.reshape(table.shape[-2:])[:rows], tables)
+    return replace(calling, options={**calling.options, **first})
