@@ -19,7 +19,7 @@ from elip_plugin.hosts.building import seeded
 from elip_plugin.patching.install import install
 from elip_plugin.patching.monkeypatch import silenced
 
-LIBRARIES = {"hf": "of_transformers", "timm": "of_timm", "torchvision": "of_torchvision"}
+LIBRARIES = {"hf": "of_transformers", "timm": "of_timm"}
 """Our module for each kind of name; its `load(base, checkpoint, image_size)` builds the model."""
 
 
@@ -34,7 +34,7 @@ def create(
     """Build a pruned model; see `Catalogue.create`.
 
     Args:
-        name: `hf:FOLDER`, `timm:NAME` or `torchvision:NAME`.
+        name: `hf:FOLDER` or `timm:NAME`.
         config: What to prune; None for the preset `embed`.
         checkpoint: A folder of `save_pretrained` for transformers, else a file of weights; "" for
             random ones.
