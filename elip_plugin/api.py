@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from elip_plugin.config import ElipConfig
 from elip_plugin.core.trace import Trace
 from elip_plugin.errors import ConfigError, UnsupportedModelError
-from elip_plugin.hosts.anyvit.check import checked
+from elip_plugin.hosts.anyvit.check import check
 from elip_plugin.hosts.registry import describe, find_host
 from elip_plugin.patching.description import Description
 from elip_plugin.patching.forward import GuideUse
@@ -181,7 +181,9 @@ def apply(
                 f"image_size {image_size} with a description, which is for a size already: give it "
                 "to elip_plugin.describe"
             )
-        description = checked(model)
+        description = model
+        for tower in filter(None, (model.tower, model.momentum)):
+            check(tower)
     else:
         description = describe(module, image_size)
     if not isinstance(config, ElipConfig):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from elip_plugin.core.positions import PositionOptions
-from elip_plugin.patching.runner import Calling
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,3 @@ def rotations(given: Mapping[str, Any], prefix: int) -> PositionOptions | None:
         return made
 
     return options
-
-
-def with_rows(calling: Calling, rows: int) -> Calling:
-    """Return how a block is called for its first patches alone, where it is checked by itself."""
-    tables = {name: calling.options[name] for name in calling.positions}
-    # The dimensions before their rows, all 1, are left out.
-    first = tree_map(lambda table: table.reshape(table.shape[-2:])[:rows], tables)
-    return replace(calling, options={**calling.options, **first})

@@ -31,6 +31,9 @@ from elip_plugin.patching.swap import ATTRIBUTE
 RECORDED = ("output_attentions", "output_hidden_states")
 """Options of transformers' towers that a pruned forward does not have."""
 
+# Before torch 2.7 there is one function for both, and a compiled forward has no such masks.
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
 MASKED = "bool_masked_pos"
 """The option that names the patches which somebody wants to read at their places afterwards."""
 
@@ -308,13 +311,6 @@ def without_masks(
         return None if is_mask else value
 
     return tuple(map(kept, args)), {name: kept(value) for name, value in options.items()}
-
-
-def is_exporting() -> bool:
-    """Tell whether torch.export follows this forward."""
-    # Before torch 2.7 there is one function for both, and a compiled forward has no such masks.
-    ask = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-    return bool(ask())
 
 
 def refuse_recording(config: Any, options: Mapping[str, Any]) -> None:

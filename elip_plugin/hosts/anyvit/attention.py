@@ -121,7 +121,7 @@ def _from_linear(
         paths = [tuple(event.path for event in turn) for turn in turns]
     targets = [event.input for event in reading if event.input.shape[-1] == width]
 
-    for h in divisors(width):
+    for h in (n for n in range(1, width + 1) if width % n == 0):
         for norms in head_norms(events, width // h):
             called = [block.get_submodule(path) for path in norms if path] or None
             for projected, path in zip(orders, paths, strict=True):
@@ -179,8 +179,3 @@ def _scales(block: nn.Module, size: int) -> list[float | None]:
         given = (getattr(module, name, None) for name in SCALES)
         found += [s for s in given if isinstance(s, float) and not math.isclose(s, usual)]
     return [None, *dict.fromkeys(found)]
-
-
-def divisors(width: int) -> list[int]:
-    """List the numbers of heads that a width allows."""
-    return [n for n in range(1, width + 1) if width % n == 0]

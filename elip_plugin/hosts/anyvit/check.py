@@ -20,18 +20,10 @@ from elip_plugin.hosts.anyvit.copies import (
     without_traces,
 )
 from elip_plugin.hosts.anyvit.reading import dependence
-from elip_plugin.patching.description import Description, Tower
+from elip_plugin.patching.description import Tower
 from elip_plugin.patching.install import block_swaps
 from elip_plugin.patching.parts import PartsBlock
 from elip_plugin.patching.runner import Calling
-
-
-def checked(description: Description) -> Description:
-    """Return a description whose towers are checked by numbers; see `check`."""
-    for tower in (description.tower, description.momentum):
-        if tower is not None:
-            check(tower)
-    return description
 
 
 def check(tower: Tower) -> float:

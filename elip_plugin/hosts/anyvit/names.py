@@ -12,7 +12,8 @@ INSTALL = {
     "hf": ("transformers", "pip install 'elip-plugin[transformers]'"),
     "timm": ("timm", "pip install timm"),
 }
-"""The library of each kind of name, and how it is installed."""
+"""The library of each kind of name, and how it is installed; our module `of_LIBRARY` loads its
+models."""
 
 
 def list_names() -> dict[str, ModelName]:

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.anyvit.copies import close
-from elip_plugin.hosts.anyvit.finder import IMAGES, BlockProxy, TowerPath, Trial
+from elip_plugin.hosts.anyvit.finder import IMAGES, BlockProxy, Trial
 from elip_plugin.patching.runner import Calling
 
 
@@ -67,12 +67,11 @@ class FakeBlock(BlockProxy):
         return (tokens,) if self.calling.as_tuple else tokens
 
 
-def rehearse(trial: Trial, place: TowerPath, calling: Calling, prefix: int) -> tuple[bool, str]:
+def rehearse(trial: Trial, calling: Calling, prefix: int) -> tuple[bool, str]:
     """Run a tower with stand-ins for its blocks.
 
     Args:
         trial: A trial of the tower, whose copy this uses up.
-        place: Where the tower and its blocks are.
         calling: How its blocks are called.
         prefix: Prefix tokens P.
 
@@ -84,7 +83,7 @@ def rehearse(trial: Trial, place: TowerPath, calling: Calling, prefix: int) -> t
         UnsupportedModelError: If it changes tokens between its blocks.
     """
     tower, images = trial.tower, trial.images
-    blocks: Any = tower.get_submodule(place.blocks)
+    blocks: Any = tower.get_submodule(trial.blocks)
     made: list[tuple[Tensor, int]] = []
     tables: list[Any] = []
     for i in range(len(blocks)):
