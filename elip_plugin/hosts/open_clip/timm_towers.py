@@ -15,7 +15,6 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.hosts.open_clip.grid import grid_of
 from elip_plugin.hosts.open_clip.timm_blocks import eva_parts, plain_parts
 from elip_plugin.patching.description import Tower
 from elip_plugin.patching.named import NamedAsReplaced, patched_class
@@ -33,7 +32,7 @@ class ResizedTower(NamedAsReplaced):
     def set_input_size(self, image_size: int | tuple[int, int]) -> None:
         """Change the resolution, and the plan with it."""
         super().set_input_size(image_size)  # type: ignore[misc]
-        self.elip.replan(math.prod(grid_of(self)))
+        self.elip.replan(math.prod(self.trunk.patch_embed.grid_size))
 
 
 def describe(visual: Any) -> Tower:
@@ -62,7 +61,7 @@ def describe(visual: Any) -> Tower:
     return Tower(
         trunk,
         "blocks",
-        num_patches=math.prod(grid_of(visual)),
+        num_patches=math.prod(trunk.patch_embed.grid_size),
         width=trunk.embed_dim,
         prefix=trunk.num_prefix_tokens,
         class_query=trunk.cls_token is not None and _reads_class_token(trunk),
