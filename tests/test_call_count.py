@@ -36,7 +36,7 @@ def own_calls(run: Callable[[], Any]) -> collections.Counter[str]:
 
 @pytest.mark.parametrize(
     ("config", "most"),
-    [("paper", 53), ({"preset": "fast", "warmup": 0.5}, 54)],
+    [("paper", 47), ({"preset": "fast", "warmup": 0.5}, 48)],
     ids=["paper", "warmup"],
 )
 def test_open_clip(config: Any, most: int) -> None:
