@@ -156,7 +156,7 @@ FAULTS = (
     ),
     Fault(
         "a merged token gets the position of the smallest weight",
-        "core/positions.py",
+        "core/merge.py",
         "selection.weights.argmax(dim=1, keepdim=True)",
         "selection.weights.argmin(dim=1, keepdim=True)",
         (*LAWS, "tests/hosts/open_clip/test_rotary.py"),

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from elip_plugin.config import ElipConfig
-from elip_plugin.core.context import StageContext
+from elip_plugin.core.context import PositionOptions, StageContext
 from elip_plugin.core.guide import Guide, TextQueries, check_guide
-from elip_plugin.core.positions import PositionOptions
 from elip_plugin.core.precision import uncached
 from elip_plugin.errors import PlanError, UnsupportedModelError
 from elip_plugin.patching.calls import find, opened, thread
@@ -113,8 +112,12 @@ class Pruner:
         if use is not None and (weight > 0 or scheduled):
             use.used = True
         if guided and level > 0 and weight > 0 and forward.guide is None:
-            self._warn_unguided()
             level = 0.0
+            self._warn_once(
+                "this ELIP tower got images without a text guide, so it keeps all tokens; call the "
+                "model with image and text together, or wrap the image call in "
+                "`with elip_plugin.find_handle(model).guide(text_features):`"
+            )
         forward.level, forward.text_weight = level, weight
         return forward
 
@@ -234,13 +237,6 @@ class Pruner:
         reads = "evaluation reads one with eval_mode 'text' alone, training in every forward"
         why = reads if self.config.text_weight > 0 else "this plan reads none"
         self._warn_once(f"no forward inside `handle.guide` used its text: {why}")
-
-    def _warn_unguided(self) -> None:
-        self._warn_once(
-            "this ELIP tower got images without a text guide, so it keeps all tokens; "
-            "call the model with image and text together, or wrap the image call in "
-            "`with elip_plugin.find_handle(model).guide(text_features):`"
-        )
 
     def _warn_once(self, text: str) -> None:
         if text not in self._warned:

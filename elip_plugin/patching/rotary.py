@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from elip_plugin.core.positions import PositionOptions
+from elip_plugin.core.context import PositionOptions
 
 
 @dataclass(frozen=True)

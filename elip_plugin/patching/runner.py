@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
-from elip_plugin.core.context import StageContext, TokenState
+from elip_plugin.core.context import PositionOptions, StageContext, TokenState
 from elip_plugin.core.merge import give_back
-from elip_plugin.core.positions import PositionOptions
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.patching.calls import thread
 from elip_plugin.patching.forward import Forward

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from elip_plugin.core.context import SetAside, StageContext
 from elip_plugin.core.guide import Guide, TextGuide, TextQueries
-from elip_plugin.core.merge import groups_of, keep_and_merge, put_back
-from elip_plugin.core.positions import positions_after
+from elip_plugin.core.merge import groups_of, keep_and_merge, positions_after, put_back
 from elip_plugin.core.select import Selection, select
 from elip_plugin.core.stage import PlannedStage, block_macs
 from elip_plugin.errors import shown
