@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from elip_plugin.config import ElipConfig
 from elip_plugin.core.trace import Trace
 from elip_plugin.errors import ConfigError, UnsupportedModelError
-from elip_plugin.hosts.anyvit.check import checked
+from elip_plugin.hosts.anyvit.check import check
 from elip_plugin.hosts.registry import describe, find_host
 from elip_plugin.patching.description import Description
 from elip_plugin.patching.forward import GuideUse
@@ -85,8 +85,7 @@ class Handle:
     def disabled(self) -> Iterator[None]:
         """Run the forwards inside the context unpruned, bitwise as the base model.
 
-        It holds for forwards of this thread, and for the replicas of `torch.nn.DataParallel` that
-        are called in it.
+        It holds for forwards of this thread; around `torch.nn.DataParallel` it is refused.
         """
         find_pruner(self.model)
         with ExitStack() as stack:
@@ -103,11 +102,10 @@ class Handle:
 
         Yields:
             The trace, which is filled as forwards run.
-
-        Raises:
-            UnsupportedModelError: If the model's reducer cannot be traced.
         """
-        with find_pruner(self.model).traced() as trace:
+        pruner = find_pruner(self.model)
+        trace = Trace(pruner.shape.prefix)
+        with pruner.asked(trace=trace):
             yield trace
 
     def remove(self) -> None:
@@ -183,7 +181,9 @@ def apply(
                 f"image_size {image_size} with a description, which is for a size already: give it "
                 "to elip_plugin.describe"
             )
-        description = checked(model)
+        description = model
+        for tower in filter(None, (model.tower, model.momentum)):
+            check(tower)
     else:
         description = describe(module, image_size)
     if not isinstance(config, ElipConfig):

@@ -75,7 +75,9 @@ class Plan:
         reducer = self.reducer
         full = self.depth * block_macs(self.prefix + self.num_patches, width, mlp_ratio)
         main = sum(block_macs(tokens, width, mlp_ratio) for tokens in self.tokens)
-        main -= sum(reducer.saved_inside(stage, width, mlp_ratio) for stage in self.stages)
+        if reducer.inside_blocks:
+            gone = sum(stage.tokens_in - stage.tokens_out for stage in self.stages)
+            main -= gone * 2 * mlp_ratio * width**2
         choosing = sum(reducer.selection_macs(stage, width, mlp_ratio) for stage in self.stages)
         return main / full, choosing / full
 

@@ -22,8 +22,8 @@ ASKED = {
     "text_alone": "a host has another guide then, and evaluation without a text none",
     "draws": "an exported graph would keep one draw",
     "merges": "whether each patch has a token that can be given back to it",
-    "traceable": "whether a trace can be opened",
     "uses_attention": "what a plan prints of the costs",
+    "inside_blocks": "what a plan counts of the block before a stage",
 }
 """What a reducer says of itself to others, and why they ask."""
 

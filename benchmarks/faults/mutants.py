@@ -43,8 +43,7 @@ MODEL = (
     "tests/hosts/test_toy_host.py",
     "tests/hosts/test_describe_only_host.py",
 )
-GROUPED = ("tests/hosts/open_clip/test_naflex.py",)
-PLACED = (*GROUPED, "tests/hosts/open_clip/test_rotary.py")
+PLACED = ("tests/hosts/open_clip/test_rotary.py",)
 WHOLE = ("tests/hosts/open_clip/test_open_clip.py", "tests/test_threads.py")
 TESTS = {
     "config": (*CONFIG, *PLAN, "tests/reducers"),
@@ -55,7 +54,7 @@ TESTS = {
         *("tests/reducers", "tests/hosts/transformers/test_transformers_blip.py"),
         *CONFIG,
     ),
-    "patching": (*MODEL, *GROUPED, *WHOLE),
+    "patching": (*MODEL, *WHOLE),
     "patching/blocks.py": (*MODEL, *WHOLE, "tests/hosts/transformers/test_transformers.py"),
 }
 """Tests of a place or a file, the nearest first; a mutant ends at the first that fails."""

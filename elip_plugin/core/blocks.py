@@ -4,7 +4,7 @@ A patched block is called as `block(x, run=mode)`, so that wrappers around it (s
 compilation) run as for any other call; see `elip_plugin.patching.blocks`. A mode is made of calls
 of the block's own modules, so that what wraps these (adapters, quantized layers, hooks) acts in it
 as in the block. Where blocks read positions at every call, a mode gets them as `**positions`; see
-`elip_plugin.core.positions`.
+`elip_plugin.core.context.PositionOptions`.
 
 Shapes: B batch, T tokens, H heads, D width, A attention width.
 """

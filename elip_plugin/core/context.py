@@ -12,9 +12,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from elip_plugin.core.positions import PositionOptions
 from elip_plugin.core.select import Selection
 from elip_plugin.core.trace import Trace
+
+PositionOptions = Callable[[Tensor], Mapping[str, Any]]
+"""From the positions of the tokens after the prefix, indices [B, T - P] of those that entered the
+first block, to the options that every block is called with (rotary or relative positions)."""
 
 
 class TokenState(NamedTuple):

@@ -110,23 +110,6 @@ def check_guide(guide: Tensor, texts: int | None, width: int, *, several: bool =
     )
 
 
-def queries_in_tower(queries: Tensor, keys: Tensor) -> Tensor:
-    """Map the queries of a cross-attention back to the width of the tower that it reads.
-
-    Args:
-        queries: Queries of S words and H heads [B, S, H, A / H].
-        keys: Weight of the projection that makes the keys [A, D].
-
-    Returns:
-        Guides [B, S * H, D]: their products with a token after the tower's last norm are the
-        attention's logits, but for what is the same for all tokens.
-    """
-    heads, size = queries.shape[2:]
-    keys = keys.reshape(heads, size, -1).to(queries.dtype)
-    guides: Tensor = torch.einsum("bshd,hdw->bshw", queries, keys).flatten(1, 2) / size**0.5
-    return guides
-
-
 def guide_from_batch(token: Tensor, guides: Tensor) -> Tensor:
     """Compute a guide per image from texts that are not paired with the images (our extension).
 

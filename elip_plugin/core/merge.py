@@ -29,6 +29,19 @@ def keep_and_merge(x: Tensor, selection: Selection, prefix: int) -> Tensor:
     return torch.cat([x[:, :prefix], kept, merged.to(x.dtype)], dim=1)
 
 
+def positions_after(selection: Selection) -> Tensor:
+    """Return which token each token after a selection has its position from, [B, K].
+
+    With merge weights [B, K + 1]: the merged token has that of the largest weight. Positions cannot
+    be averaged: the mean of two rotations is not a rotation, and the mean of two offsets may not be
+    in a table.
+    """
+    if selection.weights is None:
+        return selection.kept
+    largest = selection.weights.argmax(dim=1, keepdim=True)
+    return torch.cat([selection.kept, selection.dropped.gather(1, largest)], dim=1)
+
+
 def groups_of(selection: Selection) -> Tensor:
     """Return the token after a stage that each one before it is in [B, T - P]; it must merge."""
     if selection.weights is None and selection.dropped.shape[1]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -19,13 +20,14 @@ class Selection(NamedTuple):
         kept: Indices of the kept tokens [B, K], increasing.
         dropped: Indices dropped [B, M], best first.
         weights: Merge weights of the dropped [B, M], float32 or wider; None drops them unmerged.
-        trainable_scores: Scores [B, N] with a gradient, for a loss on the choice; mostly None.
+        teach: Returns the tokens after the stage as they are, so that a backward pass teaches the
+            choice; mostly None.
     """
 
     kept: Tensor
     dropped: Tensor
     weights: Tensor | None
-    trainable_scores: Tensor | None = None
+    teach: Callable[[Tensor], Tensor] | None = None
 
 
 def select(

@@ -14,13 +14,12 @@ TRUST = "ELIP_TRUST_CHECKPOINT"
 """Environment variable: paths of files that may be unpickled, separated by `os.pathsep`."""
 
 
-def load_checkpoint(path: str | Path, *, trusted: bool = False) -> Any:
+def load_checkpoint(path: str | Path) -> Any:
     """Load a file of `torch.save` onto the CPU.
 
     Args:
-        path: The file.
-        trusted: Whether any Python object may be unpickled, which can run code. Without it,
-            only files named in the environment variable `ELIP_TRUST_CHECKPOINT` may do so.
+        path: The file. Python objects, which can run code, are unpickled only if the environment
+            variable `ELIP_TRUST_CHECKPOINT` names it.
 
     Returns:
         What was saved, usually a dict.
@@ -31,7 +30,7 @@ def load_checkpoint(path: str | Path, *, trusted: bool = False) -> Any:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"checkpoint {str(path)!r} is no file")
-    trusted = trusted or is_trusted(path)
+    trusted = is_trusted(path)
     try:
         return load(path, map_location="cpu", weights_only=not trusted)
     except Exception as error:  # of as many kinds as there are kinds of broken files
@@ -48,6 +47,12 @@ def is_trusted(path: Path) -> bool:
 
 
 def reason_of(error: Exception) -> str:
-    """Return the first line of an error, without torch's advice to use weights_only=False."""
+    """Return the first line of an error, without torch's advice to use weights_only=False.
+
+    Where that announces others, such as the weights that do not fit, it is followed by them.
+    """
     text = str(error.__context__ or error).strip() or type(error).__name__
-    return text.splitlines()[0].partition(" Please use")[0]
+    first = text.splitlines()[0]
+    if first.endswith(":"):
+        first = " ".join(text.split())[:300]
+    return first.partition(" Please use")[0]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elip_plugin.core.guide import TextQueries, queries_in_tower
+from elip_plugin.core.guide import TextQueries
 from elip_plugin.patching.maps import linear_map
 
 
@@ -63,7 +63,13 @@ def queries_of(
 
 
 def _in_tower(cross: Any, states: Tensor, mask: Tensor) -> Tensor:
-    """Map the queries of states [B, S, text width] to the tower's width [B, S * heads, D]."""
-    shape = (cross.num_attention_heads, cross.attention_head_size)
-    queries = cross.query(states).unflatten(-1, shape) * mask[:, :, None, None]
-    return queries_in_tower(queries, linear_map(cross.key))
+    """Map the queries of states [B, S, text width] to the tower's width [B, S * heads, D].
+
+    Their products with a token after the tower's last norm are the attention's logits, but for what
+    is the same for all tokens.
+    """
+    heads, size = cross.num_attention_heads, cross.attention_head_size
+    queries = cross.query(states).unflatten(-1, (heads, size)) * mask[:, :, None, None]
+    keys = linear_map(cross.key).reshape(heads, size, -1).to(queries.dtype)
+    guides: Tensor = torch.einsum("bshd,hdw->bshw", queries, keys).flatten(1, 2) / size**0.5
+    return guides

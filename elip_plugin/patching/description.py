@@ -10,7 +10,7 @@ from torch import nn
 
 from elip_plugin.errors import ElipError
 from elip_plugin.patching.parts import Parts
-from elip_plugin.patching.runner import Calling, PrunedTower
+from elip_plugin.patching.runner import Calling
 from elip_plugin.patching.swap import Swap
 
 
@@ -42,7 +42,7 @@ class Tower:
     Attributes:
         module: The tower, from images to features.
         blocks: Path of the list of its blocks in it.
-        parts: Where its blocks have their parts, or the patched class of a block, by its class.
+        parts: Where its blocks have their parts, or the patched class of a block, by their classes.
         num_patches: Patches N at the tower's nominal resolution.
         width: Width D.
         prefix: Prefix tokens P.
@@ -58,13 +58,12 @@ class Tower:
             is asked for: False where only the class token is read, or a text side reads what is
             left.
         patch_all_blocks: Whether blocks by themselves cannot be called in a pruned forward.
-        kind: What is added to its class.
         swaps: Swaps of further parts.
     """
 
     module: Any
     blocks: str
-    parts: Parts | Mapping[type, Parts | type[Any]]
+    parts: Mapping[type, Parts | type[Any]]
     num_patches: int
     width: int
     prefix: int = 1
@@ -76,7 +75,6 @@ class Tower:
     calling: Calling = field(default_factory=Calling)
     restores: bool = True
     patch_all_blocks: bool = False
-    kind: type[PrunedTower] = PrunedTower
     swaps: tuple[Swap, ...] = ()
 
     @property

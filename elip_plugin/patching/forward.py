@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -36,7 +36,6 @@ class Forward:
         text_weight: Share of the guide in the choice; 0: the image alone decides.
         training: Whether the forward is one of training.
         model_guide: The guide that the model makes; None where there is none yet.
-        skip_idle: Whether stages that would not shrink the sequence are left out.
         tower: The tower in progress, or its replica; None: not yet.
         patches: Pixels of the patches, for reducers that read them.
         context: What the reducer decides by; None before the first block that it runs.
@@ -53,7 +52,6 @@ class Forward:
     text_weight: float = 0.0
     training: bool = False
     model_guide: Guide | None = None
-    skip_idle: bool | None = None
     tower: nn.Module | None = None
     patches: Tensor | None = None
     context: StageContext | None = None
@@ -65,17 +63,3 @@ class Forward:
         """Whether a text decides, and there is no guide yet."""
         guided = self.guide is not None or self.model_guide is not None
         return bool(self.level) and self.text_weight > 0 and not guided
-
-    def inside(self, outer: Forward) -> Forward:
-        """Return what is asked for here, and where nothing is, what the outer one asks for."""
-        asked = {name: getattr(self, name) for name in ASKED}
-        asked = {name: value for name, value in asked.items() if value is not ASKED[name]}
-        return replace(outer, **asked)
-
-
-ASKED = {
-    each.name: each.default
-    for each in fields(Forward)
-    if each.name in ("enabled", "guide", "eval_mode", "trace")
-}
-"""What a caller may ask for, and what holds where nothing is asked for."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -16,8 +16,14 @@ from elip_plugin.patching.parts import Parts, parts_block
 from elip_plugin.patching.patch_embedding import swap_patch_embedding
 from elip_plugin.patching.progress import TrainingProgress
 from elip_plugin.patching.pruner import Pruner
-from elip_plugin.patching.runner import BlockList
-from elip_plugin.patching.swap import ATTRIBUTE, Swap, find_patched, refuse_replaced_forward
+from elip_plugin.patching.runner import BlockList, PrunedTower
+from elip_plugin.patching.swap import (
+    ATTRIBUTE,
+    Swap,
+    entry_for,
+    find_patched,
+    refuse_replaced_forward,
+)
 from elip_plugin.patching.wrappers import innermost, is_adapter
 
 
@@ -96,7 +102,7 @@ def swaps_of(tower: Tower, pruner: Pruner) -> list[Swap]:
         "elip_ahead_by_parts": by_parts,
     }
     swaps = [
-        Swap(module, patched_class(tower.kind, type(module), *tower.entries)),
+        Swap(module, patched_class(PrunedTower, type(module), *tower.entries)),
         Swap(blocks, patched_class(BlockList, type(blocks)), listed),
         *tower.swaps,
     ]
@@ -111,15 +117,7 @@ def swaps_of(tower: Tower, pruner: Pruner) -> list[Swap]:
 
 def block_swaps(block: Any, tower: Tower) -> list[Swap]:
     """Return the swaps of a block, and of its attention where that is torch's own."""
-    patched: Any = tower.parts
-    if isinstance(patched, Mapping):
-        if type(block) not in patched:
-            raise UnsupportedModelError(
-                f"{type(block).__name__} cannot be pruned here; supported are "
-                f"{sorted(cls.__name__ for cls in patched)} (apply ELIP before wrapping or "
-                "compiling a model)"
-            )
-        patched = patched[type(block)]
+    patched: Any = entry_for(block, tower.parts)
     if isinstance(patched, Parts):
         patched = parts_block(type(block), patched)
     swaps = [Swap(block, patched, {"elip_scale": tower.scale})]

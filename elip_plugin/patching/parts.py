@@ -213,10 +213,14 @@ class MultiheadBlock(PartsBlock):
     ) -> tuple[Tensor, Tensor]:
         """Normalize and project a query token and the tokens; see `BlockParts`."""
         norm, attention = attrgetter(self.elip_parts.norm_1, self.elip_parts.attention)(self)
+        query, x, own = norm(query), norm(x), vars(attention)
         if not isinstance(attention, PrunableAttention):
             refuse_exchanged(attention, self.elip_parts.attention)
-        project = PrunableAttention.elip_project_query_and_keys
-        q, k = attention(norm(x), run=project, token=norm(query))
+        elif not (own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own):
+            # Nothing acts around its call, which costs more than what is done in it.
+            weight, bias = attention.in_proj_weight, attention.in_proj_bias
+            return sliced(query, x, weight, bias, attention.num_heads)
+        q, k = attention(x, run=PrunableAttention.elip_project_query_and_keys, token=query)
         return q, k
 
     def elip_in_attention(self, run: Callable[..., Any], x: Tensor, **options: Any) -> Any:

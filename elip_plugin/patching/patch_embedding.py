@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from elip_plugin.errors import UnsupportedModelError
+from elip_plugin.patching.calls import find
+from elip_plugin.patching.forward import Forward
 from elip_plugin.patching.swap import Patched, Swap
 
 
@@ -20,13 +22,13 @@ class ElipPatchEmbedding(Patched, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Embed images [B, C, height, width]."""
-        forward = self.elip.current()
-        if forward is None or not forward.level:
+        forward = find(self.elip, Forward)
+        if forward is None or forward.tower is None or not forward.level:
             return super().forward(input)
         reducer, host = self.elip.reducer, super().forward
-        made: tuple[Tensor, Tensor | None] = reducer.embed(host, input, self.kernel_size)
-        forward.patches = made[1]
-        return made[0]
+        embedded: Tensor
+        embedded, forward.patches = reducer.embed(host, input, self.kernel_size)
+        return embedded
 
 
 def swap_patch_embedding(embedding: nn.Module | None, reducer: str) -> Swap:

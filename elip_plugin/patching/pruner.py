@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from operator import attrgetter
@@ -14,11 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from elip_plugin.config import ElipConfig
-from elip_plugin.core.context import StageContext
+from elip_plugin.core.context import PositionOptions, StageContext
 from elip_plugin.core.guide import Guide, TextQueries, check_guide
-from elip_plugin.core.positions import PositionOptions
 from elip_plugin.core.precision import uncached
-from elip_plugin.core.trace import Trace
 from elip_plugin.errors import PlanError, UnsupportedModelError
 from elip_plugin.patching.calls import find, opened, thread
 from elip_plugin.patching.description import TowerShape
@@ -26,25 +24,19 @@ from elip_plugin.patching.forward import Forward
 from elip_plugin.patching.progress import TrainingProgress, config_at
 from elip_plugin.planning import Plan, plan
 
-INHERITED = "elip_inherited"
-"""Attribute of a replica (`torch.nn.DataParallel`): what its caller asks for."""
-
 
 @functools.lru_cache(maxsize=1024)  # of which a schedule needs five per number of patches
-def _plan_at(
-    level: float, config: ElipConfig, num_patches: int, depth: int, prefix: int, skip_idle: bool
-) -> Plan:
+def _plan_at(level: float, config: ElipConfig, num_patches: int, depth: int, prefix: int) -> Plan:
     """Resolve a configuration of which `level` is in force; see `Pruner.plan_for`."""
     config = config_at(level, config, num_patches)
-    return plan(config, num_patches=num_patches, depth=depth, prefix=prefix, skip_idle=skip_idle)
+    return plan(config, num_patches=num_patches, depth=depth, prefix=prefix, skip_idle=level < 1)
 
 
 class Pruner:
     """Decides when a tower prunes, and by what.
 
     Holds the configuration, and nothing that changes during a forward. What a caller asks for
-    around forwards (`asked`) holds for those in the caller's thread, and in the replicas that
-    `torch.nn.DataParallel` makes there.
+    around forwards (`asked`) holds for those in the caller's thread.
 
     The towers of one model share their progress. Raises a PlanError if the configuration does not
     fit the tower, or prunes nothing.
@@ -81,29 +73,11 @@ class Pruner:
     # Forwards.
 
     @contextmanager
-    def asked(self, module: nn.Module | None = None, **asked: Any) -> Iterator[None]:
-        """Ask something of the forwards inside the context; see `Forward` for what.
-
-        `module` is the one that asks, where that may be a replica.
-        """
-        forward = find(self, Forward)
-        if forward is None and module is not None:
-            forward = module.__dict__.get(INHERITED)
-        forward = Forward() if forward is None else replace(forward, level=None, tower=None)
-        with opened(self, replace(forward, **asked)):
+    def asked(self, **asked: Any) -> Iterator[None]:
+        """Ask something of the forwards inside the context; see `Forward` for what."""
+        forward = find(self, Forward) or Forward()
+        with opened(self, replace(forward, level=None, tower=None, **asked)):
             yield
-
-    @contextmanager
-    def traced(self) -> Iterator[Trace]:
-        """Record the stages of the forwards inside the context."""
-        if not self.reducer.traceable:
-            raise UnsupportedModelError(
-                f"reducer {self.reducer.name!r} records nothing, so it cannot be traced; the "
-                "built-in reducers can"
-            )
-        trace = Trace(self.shape.prefix)
-        with self.asked(trace=trace):
-            yield trace
 
     def decide(
         self, module: nn.Module, training: bool | None = None, *, guided: bool = False
@@ -117,12 +91,9 @@ class Pruner:
         entry = thread.innermost
         while entry is not None and entry[0] is not self:
             entry = entry[2]
-        outer = module.__dict__.get(INHERITED)  # of a replica, what was asked where it was made
+        forward = Forward()
         if entry is not None:
-            asked: Forward = entry[1] if outer is None else entry[1].inside(outer)
-            forward = replace(asked, model_guide=None, tower=None, context=None)
-        else:
-            forward = Forward() if outer is None else replace(outer)
+            forward = replace(entry[1], model_guide=None, tower=None, context=None)
         forward.training = module.training if training is None else training
         level, weight = 0.0, 0.0
         if forward.enabled and forward.training:
@@ -141,34 +112,20 @@ class Pruner:
         if use is not None and (weight > 0 or scheduled):
             use.used = True
         if guided and level > 0 and weight > 0 and forward.guide is None:
-            self._warn_unguided()
             level = 0.0
+            self._warn_once(
+                "this ELIP tower got images without a text guide, so it keeps all tokens; call the "
+                "model with image and text together, or wrap the image call in "
+                "`with elip_plugin.find_handle(model).guide(text_features):`"
+            )
         forward.level, forward.text_weight = level, weight
         return forward
-
-    def current(self) -> Forward | None:
-        """Return the forward of the tower in progress, for a part of it, if there is one."""
-        forward = find(self, Forward)
-        return None if forward is None or forward.tower is None else forward
 
     @contextmanager
     def guided(self, forward: Forward, guide: Guide) -> Iterator[None]:
         """Guide the tower's forwards inside the context, as a model's forward does."""
         with opened(self, replace(forward, model_guide=guide)):
             yield
-
-    def parts(self, forward: Forward, groups: Sequence[Tensor]) -> Iterator[Forward]:
-        """Yield a forward for each group of the batch's images, by their indices."""
-        guided = forward.text_weight > 0 and self.config.guide_source == "caption"
-        guide: Any = forward.model_guide if forward.guide is None else forward.guide
-        if guided and isinstance(guide, Tensor):
-            images, width = sum(map(len, groups)), self.shape.width
-            check_guide(guide, images, width, several=self.reducer.text_alone)
-        for rows in groups:
-            part = replace(forward, context=None, skip_idle=True)
-            if guided and isinstance(guide, Tensor):
-                part.guide = guide[rows]
-            yield part
 
     def begin(
         self, forward: Forward, x: Tensor, positions: PositionOptions | None = None
@@ -189,15 +146,10 @@ class Pruner:
         """
         level, shape, config, reducer = forward.level, self.shape, self.config, self.reducer
         assert level is not None
-        if level == 1 and x.shape[1] == self.num_tokens and not forward.skip_idle:
+        if level == 1 and x.shape[1] == self.num_tokens:
             forward.stages = self.plan.by_block
         else:
-            try:
-                plan = self.plan_for(x.shape[1] - shape.prefix, level, forward.skip_idle)
-                forward.stages = plan.by_block
-            except PlanError:
-                if not forward.skip_idle:
-                    raise  # else some images of the batch are of a few patches, which stay
+            forward.stages = self.plan_for(x.shape[1] - shape.prefix, level).by_block
         guide: Any = None
         further, from_batch = None, config.guide_source == "batch"
         if forward.text_weight > 0:
@@ -232,15 +184,13 @@ class Pruner:
 
     # Plans.
 
-    def plan_for(self, num_patches: int, level: float = 1.0, skip_idle: bool | None = None) -> Plan:
+    def plan_for(self, num_patches: int, level: float = 1.0) -> Plan:
         """Resolve the configuration for N patches, of which `level` (0 to 1) is in force.
 
-        With `skip_idle`, by default below level 1, a stage that would not shrink the sequence is
-        left out. Raises a PlanError if the plan cannot hold.
+        Below level 1 a stage that would not shrink the sequence is left out. Raises a PlanError if
+        the plan cannot hold.
         """
-        skip_idle = level < 1 if skip_idle is None else skip_idle
-        shape = self.shape
-        return _plan_at(level, self.config, num_patches, shape.depth, shape.prefix, skip_idle)
+        return _plan_at(level, self.config, num_patches, self.shape.depth, self.shape.prefix)
 
     def step_cost(self, plan: Plan) -> float:
         """Count a training step of the tower by a plan, relative to no pruning."""
@@ -252,40 +202,27 @@ class Pruner:
         self.plan = self.plan_for(num_patches)
         self.num_tokens = self.shape.prefix + num_patches
 
-    def hand_to(self, replica: nn.Module) -> None:
-        """Hand what is asked for here to a replica of `torch.nn.DataParallel`, for its thread.
-
-        Refuses a guide or a trace, which are for one whole batch.
-        """
-        asked = find(self, Forward)
-        if asked is None:
-            return
-        for name in ("guide", "trace"):
-            if getattr(asked, name) is not None:
-                raise UnsupportedModelError(
-                    f"a {name} is open around a DataParallel model, which splits its batch among "
-                    f"threads: a {name} is for one whole batch. Call the model that it wraps, or "
-                    "give images and texts together"
-                )
-        replica.__dict__[INHERITED] = asked
+    def refuse_replicas(self) -> None:
+        """Refuse replicas of `torch.nn.DataParallel` inside of what a caller has opened."""
+        if find(self, Forward) is not None:
+            raise UnsupportedModelError(
+                "`handle.guide()`, `handle.trace()` or `handle.disabled()` is open around a "
+                "DataParallel model, and does not hold in the threads among which that splits its "
+                "batch: call the model that it wraps, or use DistributedDataParallel"
+            )
 
     def _warn_if_slower(self) -> None:
-        width = self.shape.width
-        forward, step = self.plan.forward_cost(width), self.step_cost(self.plan)
-        if self.config.eval_mode == "image" and forward >= 1:
-            warnings.warn(
-                f"eval_mode 'image' with this plan is counted at {forward:.2f} of an unpruned "
-                "forward: its lookahead costs more than pruning saves; use the 'half' preset or "
-                "eval_mode 'full'",
-                stacklevel=3,
-            )
-        if step >= 1:
-            warnings.warn(
-                f"this plan is counted at {step:.2f} of an unpruned training step: its lookahead "
-                "costs more than pruning saves; use the 'half' preset, a lower keep or a shorter "
-                "lookahead",
-                stacklevel=3,
-            )
+        costs = {"training step": self.step_cost(self.plan)}
+        if self.config.eval_mode == "image":
+            costs["forward"] = self.plan.forward_cost(self.shape.width)
+        for name, cost in costs.items():
+            if cost >= 1:
+                warnings.warn(
+                    f"this plan is counted at {cost:.2f} of an unpruned {name}: its lookahead "
+                    "costs more than pruning saves; use the 'half' preset, a lower keep or a "
+                    "shorter lookahead",
+                    stacklevel=3,
+                )
 
     def warn_unpruned(self) -> None:
         """Warn once of an evaluation that keeps all tokens, unless a training came before it."""
@@ -300,13 +237,6 @@ class Pruner:
         reads = "evaluation reads one with eval_mode 'text' alone, training in every forward"
         why = reads if self.config.text_weight > 0 else "this plan reads none"
         self._warn_once(f"no forward inside `handle.guide` used its text: {why}")
-
-    def _warn_unguided(self) -> None:
-        self._warn_once(
-            "this ELIP tower got images without a text guide, so it keeps all tokens; "
-            "call the model with image and text together, or wrap the image call in "
-            "`with elip_plugin.find_handle(model).guide(text_features):`"
-        )
 
     def _warn_once(self, text: str) -> None:
         if text not in self._warned:

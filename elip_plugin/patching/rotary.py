@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from elip_plugin.core.positions import PositionOptions
-from elip_plugin.patching.runner import Calling
+from elip_plugin.core.context import PositionOptions
 
 
 @dataclass(frozen=True)
@@ -61,19 +60,3 @@ def rotations(given: Mapping[str, Any], prefix: int) -> PositionOptions | None:
         return made
 
     return options
-
-
-def map_tables(change: Callable[[Tensor], Tensor], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Change each table, with the dimensions before its rows left out, where all are 1."""
-    made: dict[str, Any] = tree_map(
-        lambda table: change(table.reshape(table.shape[-2:])), dict(given)
-    )
-    return made
-
-
-def with_rows(calling: Calling, rows: int) -> Calling:
-    """Return how a block is called for its first patches alone, where it is checked by itself."""
-    given = {name: calling.options[name] for name in calling.positions}
-    return replace(
-        calling, options={**calling.options, **map_tables(lambda table: table[:rows], given)}
-    )

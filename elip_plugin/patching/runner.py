@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
-from elip_plugin.core.context import StageContext, TokenState
+from elip_plugin.core.context import PositionOptions, StageContext, TokenState
 from elip_plugin.core.merge import give_back
-from elip_plugin.core.positions import PositionOptions
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.patching.calls import thread
 from elip_plugin.patching.forward import Forward
@@ -30,6 +29,9 @@ from elip_plugin.patching.swap import ATTRIBUTE
 
 RECORDED = ("output_attentions", "output_hidden_states")
 """Options of transformers' towers that a pruned forward does not have."""
+
+# Before torch 2.7 there is one function for both, and a compiled forward has no such masks.
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 MASKED = "bool_masked_pos"
 """The option that names the patches which somebody wants to read at their places afterwards."""
@@ -109,7 +111,8 @@ def entry_of(host: Callable[..., Any]) -> Callable[..., Any]:
                     "around it now: open them inside of the checkpointed function, or turn on the "
                     "model's own gradient checkpointing"
                 )
-        forward.exported = is_exporting() and _tensors(args, options) == 1
+        given = sum(map(torch.is_tensor, (*args, *options.values())))
+        forward.exported = given == 1 and is_exporting()
         thread.innermost = (pruner, forward, before)
         try:
             output = host(self, *args, **options)
@@ -168,16 +171,6 @@ class BlockList(NamedAsReplaced):
         """Iterate as over the list; timm checkpoints what this gives."""
         return iter(self)
 
-    def elip_begin(self, forward: Forward, x: Tensor, place: Mapping[str, Any]) -> StageContext:
-        """Begin a forward at the first block that the reducer runs, with its positions."""
-        positions, calling = None, self.elip_calling
-        if calling.positions_for is not None:
-            positions = calling.positions_for(place, self.elip.shape.prefix)
-        context: StageContext = self.elip.begin(forward, x, positions)
-        context.ahead_by_parts = self.elip_ahead_by_parts
-        context.state = TokenState(place=place)
-        return context
-
     def elip_step(
         self,
         block: Any,
@@ -205,7 +198,11 @@ class BlockList(NamedAsReplaced):
             refuse_masks(args, options)
         x = x.transpose(0, 1) if calling.sequence_first else x
         if context is None:
-            context = self.elip_begin(forward, x, place)
+            follow = calling.positions_for
+            positions = follow(place, self.elip.shape.prefix) if follow is not None else None
+            context = self.elip.begin(forward, x, positions)
+            context.ahead_by_parts = self.elip_ahead_by_parts
+            context.state = TokenState(place=place)
         if before:
             context = copy.copy(context)
             context.state, context.trace = before[0], None
@@ -216,8 +213,8 @@ class BlockList(NamedAsReplaced):
         if calling == PLAIN and not (checkpoints or any(args) or any(options.values())):
             context.blocks = blocks
         else:
-            call = BlockCall(calling, args, options)
-            context.blocks = [functools.partial(call, context, each) for each in blocks]
+            call = functools.partial(call_block, calling, args, options, context)
+            context.blocks = [functools.partial(call, each) for each in blocks]
         x = self.elip.reducer.run_block(i, x, forward.stages, context)
         if i == len(blocks) - 1 and context.state.holders is not None:
             x = give_back(x, context.state.holders, context.prefix)
@@ -245,35 +242,34 @@ class Step:
         return getattr(self.elip_step.args[0], name)
 
 
-class BlockCall:
-    """Calls the blocks of a forward as the tower would, or in a mode.
+def call_block(
+    calling: Calling,
+    given: tuple[Any, ...],
+    named: Mapping[str, Any],
+    context: StageContext,
+    block: Any,
+    x: Tensor,
+    run: Any = None,
+    **options: Any,
+) -> Any:
+    """Run a block as its tower would, or a mode of it, on tokens [B, T, D].
 
-    Args:
-        calling: How the tower calls them.
-        args: What it gives them after the tokens.
-        options: What it gives them by name, but for what follows the tokens' positions.
+    The tower gives it `given` after the tokens and `named` by name, and positions as in the context
+    at that moment.
     """
-
-    def __init__(self, calling: Calling, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        self.calling, self.args, self.options = calling, args, options
-
-    def __call__(
-        self, context: StageContext, block: Any, x: Tensor, run: Any = None, **options: Any
-    ) -> Any:
-        """Run a block, or a mode of it, on tokens [B, T, D] at the positions of a context."""
-        calling, call, place = self.calling, block, context.state.place
-        if not torch.is_grad_enabled():
-            # Past a layer's own checkpointing (transformers), which would warn.
-            call = functools.partial(nn.Module.__call__, block)
-        if run is not None:
-            if getattr(block, "gradient_checkpointing", False):
-                options = {name: _detached(value) for name, value in options.items()}
-                run = functools.partial(_run_detached, mode=run)
-            return call(x, run=run, **place, **options)
-        x = x.transpose(0, 1) if calling.sequence_first else x
-        out = call(x, *self.args, **{**self.options, **place})
-        out = out[0] if isinstance(out, tuple) else out
-        return out.transpose(0, 1) if calling.sequence_first else out
+    call, place = block, context.state.place
+    if not torch.is_grad_enabled():
+        # Past a layer's own checkpointing (transformers), which would warn.
+        call = functools.partial(nn.Module.__call__, block)
+    if run is not None:
+        if getattr(block, "gradient_checkpointing", False):
+            options = {name: _detached(value) for name, value in options.items()}
+            run = functools.partial(_run_detached, mode=run)
+        return call(x, run=run, **place, **options)
+    x = x.transpose(0, 1) if calling.sequence_first else x
+    out = call(x, *given, **{**named, **place})
+    out = out[0] if isinstance(out, tuple) else out
+    return out.transpose(0, 1) if calling.sequence_first else out
 
 
 def _run_detached(block: Any, x: Tensor, *, mode: Any, **options: Any) -> Any:
@@ -314,17 +310,6 @@ def without_masks(
         return None if is_mask else value
 
     return tuple(map(kept, args)), {name: kept(value) for name, value in options.items()}
-
-
-def is_exporting() -> bool:
-    """Tell whether torch.export follows this forward."""
-    # Before torch 2.7 there is one function for both, and a compiled forward has no such masks.
-    ask = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-    return bool(ask())
-
-
-def _tensors(args: tuple[Any, ...], options: Mapping[str, Any]) -> int:
-    return sum(map(torch.is_tensor, (*args, *options.values())))
 
 
 def refuse_recording(config: Any, options: Mapping[str, Any]) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import nn
 
 from elip_plugin.errors import UnsupportedModelError
+
+T = TypeVar("T")
 
 ATTRIBUTE = "elip"
 """Name of the instance attribute that holds the pruner; others begin with it and `_`. They are
@@ -31,12 +33,11 @@ class Patched:
         def __getattr__(self, name: str) -> Any: ...  # what the host's class has
 
     def _replicate_for_data_parallel(self) -> Any:
-        """Replicate for `torch.nn.DataParallel`, with what its caller has opened."""
-        replica = super()._replicate_for_data_parallel()  # type: ignore[misc]
+        """Replicate for `torch.nn.DataParallel`; refused inside of what a caller has opened."""
         pruner = vars(self).get(ATTRIBUTE)
         if pruner is not None:
-            pruner.hand_to(replica)
-        return replica
+            pruner.refuse_replicas()
+        return super()._replicate_for_data_parallel()  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,18 @@ class Swap:
 
 def swap_for(module: nn.Module, patched: Mapping[type, type[nn.Module]], **attributes: Any) -> Swap:
     """Return the swap for a module, by the host's exact classes; changes nothing."""
-    if type(module) not in patched:
-        allowed = sorted(cls.__name__ for cls in patched)
+    return Swap(module, entry_for(module, patched), attributes)
+
+
+def entry_for(module: nn.Module, known: Mapping[type, T]) -> T:
+    """Return what there is for a module's exact class; refuse one that is not known."""
+    if type(module) not in known:
         raise UnsupportedModelError(
-            f"{type(module).__name__} cannot be pruned here; supported are {allowed} "
-            "(apply ELIP before wrapping or compiling a model)"
+            f"{type(module).__name__} cannot be pruned here; supported are "
+            f"{sorted(cls.__name__ for cls in known)} (apply ELIP before wrapping or compiling a "
+            "model)"
         )
-    return Swap(module, patched[type(module)], attributes)
+    return known[type(module)]
 
 
 def _has_own_forward(module: nn.Module) -> bool:

@@ -10,7 +10,7 @@ Shapes: B batch, P prefix tokens, N patches, T tokens, K kept, D width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -18,8 +18,7 @@ from torch import Tensor
 
 from elip_plugin.core.context import SetAside, StageContext
 from elip_plugin.core.guide import Guide, TextGuide, TextQueries
-from elip_plugin.core.merge import groups_of, keep_and_merge, put_back
-from elip_plugin.core.positions import positions_after
+from elip_plugin.core.merge import groups_of, keep_and_merge, positions_after, put_back
 from elip_plugin.core.select import Selection, select
 from elip_plugin.core.stage import PlannedStage, block_macs
 from elip_plugin.errors import shown
@@ -39,13 +38,13 @@ class Reducer:
         reads_text: Whether the text guide takes part in the choice.
         text_alone: Whether the text decides alone, as what reads the tower's output compares it.
         looks_ahead: Whether a stage may have a lookahead above 1.
-        traceable: Whether it records its stages in `StageContext.trace`.
         merges: Whether what leaves goes into a token that stays, so that each patch has one.
         returns: Whether `Stage.until` can bring back what a stage drops.
         uses_attention: Whether each stage computes an attention row, which the plan then counts.
+        inside_blocks: Whether tokens leave inside the block before a stage, ahead of its MLP.
         draws: Whether it draws by chance what it keeps, in evaluation too.
         needs: Parts that a tower must have besides its blocks: "norm", its last norm, and
-            "patch_embed", the convolution that embeds its patches, which then is run by `embed`.
+            "patch_embed", the convolution that embeds its patches, for a `PixelReducer`.
         presets: Configurations of it that have a name: mappings as for
             `ElipConfig.from_mapping`, by their names.
 
@@ -60,10 +59,10 @@ class Reducer:
     reads_text: ClassVar[bool] = False
     text_alone: ClassVar[bool] = False
     looks_ahead: ClassVar[bool] = False
-    traceable: ClassVar[bool] = True
     merges: ClassVar[bool] = True
     returns: ClassVar[bool] = True
     uses_attention: ClassVar[bool] = True
+    inside_blocks: ClassVar[bool] = False
     draws: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ()
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -162,19 +161,6 @@ class Reducer:
         row = stage.tokens_in * (width**2 + width)  # key projection, one row of logits
         return (stage.lookahead - 1) * block_macs(stage.tokens_in, width, mlp_ratio) + row
 
-    def saved_inside(self, stage: PlannedStage, width: int, mlp_ratio: float) -> float:
-        """Count what a stage saves in the block before it, where tokens leave inside that block.
-
-        Args:
-            stage: The stage.
-            width: Tower width D.
-            mlp_ratio: Hidden width of a block's MLP over D.
-
-        Returns:
-            Multiply-adds per image; by default none.
-        """
-        return 0.0
-
     # What it does in a forward.
 
     def blocks_run(self, stages: Iterable[PlannedStage], depth: int) -> set[int]:
@@ -216,21 +202,6 @@ class Reducer:
             return guide.pooled()
         return guide() if callable(guide) else guide
 
-    def embed(
-        self, embedding: Callable[[Tensor], Tensor], images: Tensor, patch: tuple[int, int]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Embed the patches of a pruned forward; for a reducer that needs the patch embedding.
-
-        Args:
-            embedding: The host's convolution.
-            images: Images [B, C, height, width].
-            patch: Height and width of a patch in pixels.
-
-        Returns:
-            Embeddings [B, D, rows, columns], and the pixels for `StageContext.patches`.
-        """
-        return embedding(images), None
-
     def run_block(
         self, i: int, x: Tensor, stages: Mapping[int, PlannedStage], context: StageContext
     ) -> Tensor:
@@ -259,7 +230,7 @@ class Reducer:
                 selection = self.decide(x, stage, context)
                 if not context.merge or stage.until is not None:
                     selection = selection._replace(weights=None)
-                if selection.trainable_scores is None:  # else its graph is that of this run
+                if selection.teach is None:  # else its graph is that of this run
                     context.decided[i] = selection
             if stage.until is not None:
                 aside = SetAside(stage.until, x, selection, context.state)
@@ -267,8 +238,8 @@ class Reducer:
             if context.trace is not None:
                 context.trace.record(i, selection, x.shape[1] - prefix, stage.until)
             x = keep_and_merge(x, selection, prefix)
-            if selection.trainable_scores is not None:
-                x = self.teach(x, selection, prefix)
+            if selection.teach is not None:
+                x = selection.teach(x)
             if context.positions is not None:
                 context.take(positions_after(selection))
             if context.restore and stage.until is None:
@@ -278,8 +249,6 @@ class Reducer:
 
     def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
         """Decide which tokens stay, and how the others are merged; without gradient.
-
-        Only `Selection.trainable_scores` may have one.
 
         Args:
             x: Tokens [B, tokens_in, D] that are about to enter the stage's block.
@@ -304,19 +273,6 @@ class Reducer:
             Scores [B, tokens_in - P], by which the others are merged.
         """
         raise NotImplementedError(f"reducer {type(self).__name__} has neither scores nor decide")
-
-    def teach(self, x: Tensor, selection: Selection, prefix: int) -> Tensor:
-        """Let the backward pass teach the scores of a selection that has `trainable_scores`.
-
-        Args:
-            x: Tokens [B, tokens_out, D] after the stage.
-            selection: What was decided.
-            prefix: Prefix tokens P.
-
-        Returns:
-            The tokens, of the same values.
-        """
-        raise NotImplementedError(f"reducer {type(self).__name__} does not teach its scores")
 
 
 def option_faults(reducer: Reducer) -> list[str]:

@@ -34,8 +34,17 @@ class PixelReducer(Reducer):
 
     def embed(
         self, embedding: Callable[[Tensor], Tensor], images: Tensor, patch: tuple[int, int]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Embed the patches and return their pixels; see `Reducer.embed`."""
+    ) -> tuple[Tensor, Tensor]:
+        """Embed the patches of a pruned forward.
+
+        Args:
+            embedding: The host's convolution.
+            images: Images [B, C, height, width].
+            patch: Height and width of a patch in pixels.
+
+        Returns:
+            Embeddings [B, D, rows, columns], and the pixels for `StageContext.patches`.
+        """
         return embedding(images), split_patches(images.detach(), patch)
 
     def patches_of(self, x: Tensor, context: StageContext) -> Tensor:

@@ -61,8 +61,8 @@ class Pool(PixelReducer):
 
     def embed(
         self, embedding: Callable[[Tensor], Tensor], images: Tensor, patch: tuple[int, int]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Embed the picture at half its side; see `Reducer.embed`.
+    ) -> tuple[Tensor, Tensor]:
+        """Embed the picture at half its side; see `PixelReducer.embed`.
 
         Each embedding stands for 2 x 2 patches: there are as many as the tower expects, so that
         what it adds to them fits.

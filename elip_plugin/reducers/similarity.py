@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -90,13 +91,16 @@ class Similarity(Reducer):
     def decide(self, x: Tensor, stage: PlannedStage, context: StageContext) -> Selection:
         """Decide by the similarities; see `Reducer.decide`."""
         assert context.norm is not None  # checked when the model was patched
-        teach = context.training and self.choice_loss > 0
-        scores = text_similarity(x, context.norm, context, gradient=teach)
+        teaches = context.training and self.choice_loss > 0
+        scores = text_similarity(x, context.norm, context, gradient=teaches)
         chosen = select(scores.detach(), stage.keep)
-        return chosen._replace(trainable_scores=scores) if scores.requires_grad else chosen
-
-    def teach(self, x: Tensor, selection: Selection, prefix: int) -> Tensor:
-        """Attach the loss on the choice; see `Reducer.teach`."""
-        assert selection.trainable_scores is not None
-        scores, kept = selection.trainable_scores, selection.kept
-        return attach_selection_loss(x, scores, kept, prefix, self.choice_loss)
+        if not scores.requires_grad:
+            return chosen
+        teach = partial(
+            attach_selection_loss,
+            scores=scores,
+            kept=chosen.kept,
+            first=context.prefix,
+            weight=self.choice_loss,
+        )
+        return chosen._replace(teach=teach)

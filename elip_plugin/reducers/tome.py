@@ -64,6 +64,7 @@ class ToMe(Reducer):
     name = "tome"
     returns = False
     uses_attention = False
+    inside_blocks = True
     pairs: ClassVar[type[Pairs]] = Pairs
     plan: ClassVar[Mapping[str, Any]] = {"preset": "half"}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -107,10 +108,6 @@ class ToMe(Reducer):
             rate = min(removed / pairs if pairs else 0.0, num_patches / depth)
             return [num_patches - min(round(rate * i), num_patches - 1) for i in range(depth)]
         return shrinking(num_patches, depth, depth - removed / num_patches)
-
-    def saved_inside(self, stage: PlannedStage, width: int, mlp_ratio: float) -> float:
-        """Count the MLP of the tokens that leave before it; see `Reducer.saved_inside`."""
-        return (stage.tokens_in - stage.tokens_out) * 2 * mlp_ratio * width**2
 
     def blocks_run(self, stages: Iterable[PlannedStage], depth: int) -> set[int]:
         """Return all blocks; see `Reducer.blocks_run`."""

@@ -14,18 +14,13 @@ from elip_plugin import apply
 from elip_plugin.core.merge import keep_and_merge
 from elip_plugin.core.select import select
 from elip_plugin.core.trace import MERGED, Trace
-from elip_plugin.errors import TraceError, UnsupportedModelError
+from elip_plugin.errors import TraceError
 from elip_plugin.patching.calls import find
 from elip_plugin.patching.forward import Forward
 from elip_plugin.patching.install import find_pruner
-from elip_plugin.reducers.random import Random
 from elip_plugin.reducers.tome import match, merge_pairs
 
 BLOCKS = (2, 4, 10)
-
-
-class Silent(Random):
-    traceable = False
 
 
 def stage(trace: Trace, x: torch.Tensor, scores: list[float], keep: int, block: int) -> Any:
@@ -136,10 +131,6 @@ def test_errors(tiny_clip: Callable[..., Any]) -> None:
         model.encode_image(torch.randn(2, 3, 64, 64))
     with pytest.raises(TraceError, match=r"shape \(2, 30, 5\), but this trace ends with 1 \+ 26"):
         trace.unmerge(torch.randn(2, 30, 5))
-    _, silent = pruned(tiny_clip)
-    find_pruner(silent.model).reducer = Silent()
-    with pytest.raises(UnsupportedModelError, match="cannot be traced"), silent.trace():
-        pass
 
 
 def test_groups_by_hand() -> None:

@@ -314,11 +314,6 @@ RULES = [
     Rule("make (demo|test|faults|mutants)", check_make, "minutes or hours; CI runs two"),
     Rule("export ", check_export),
     Rule(
-        "python -m open_clip_train.main .*--use-naflex",
-        None,
-        "options of an OpenCLIP that is not released; tests/hosts/open_clip/test_naflex.py",
-    ),
-    Rule(
         "python -m open_clip_train.main",
         parse_open_clip,
         "a training of hours; tests/hosts/open_clip/test_open_clip_train.py runs small ones",

@@ -223,8 +223,7 @@ def lines() -> Iterator[str]:
     yield from reasons
     yield (
         "\nA model of LAVIS is refused as well: its preprocessing is code named by a yaml file,\n"
-        "for which other programs have no format. A NaFlex tower is none of the names: it takes\n"
-        "patches with their positions, not pictures of one size."
+        "for which other programs have no format."
     )
 
 

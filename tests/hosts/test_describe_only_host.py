@@ -41,7 +41,8 @@ class ToyHost(Host):
     install = "pip install toyvit"
 
     def describe(self, module: Any) -> Description:
-        return Description(module, Tower(module, "blocks", PARTS, num_patches=64, width=32))
+        parts = {nn.TransformerEncoderLayer: PARTS}
+        return Description(module, Tower(module, "blocks", parts, num_patches=64, width=32))
 
     def text_guide(self, module: Any, features: Tensor) -> Tensor:
         return features.detach()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from elip_plugin.core.context import StageContext, TokenState
-from elip_plugin.patching.runner import BlockCall, Calling
+from elip_plugin.patching.runner import Calling, call_block
 
 
 class Block:
@@ -33,7 +34,7 @@ def test_only_the_tokens_of_a_checkpointed_mode_have_a_gradient(
 
     x, bias = torch.ones(2, 3, requires_grad=True), torch.ones(3, requires_grad=True)
     context = StageContext(1, state=TokenState(place={"place": 7}))
-    call = BlockCall(Calling(), (), {})
+    call = functools.partial(call_block, Calling(), (), {})
     out = call(context, Block(checkpointed), x, run=mode, bias=bias, name="kept")
     tokens, beside = (out[0], out[1:]) if several else (out, None)
     assert tokens.shape == x.shape and tokens.requires_grad
@@ -50,7 +51,8 @@ def test_a_block_by_itself_is_called_as_the_tower_does() -> None:
         return x + 1, None
 
     context = StageContext(1, state=TokenState(place={"place": 7}))
-    call = BlockCall(Calling(sequence_first=True), ("mask",), {"place": 0, "other": 1})
+    named = {"place": 0, "other": 1}
+    call = functools.partial(call_block, Calling(sequence_first=True), ("mask",), named)
     x = torch.ones(2, 3, 4, requires_grad=True)
     assert torch.equal(call(context, block, x), x + 1)
     assert given == [((3, 2, 4), ("mask",), {"place": 7, "other": 1})]

@@ -1,4 +1,4 @@
-"""What holds for one forward, and what is handed on to the replicas of `DataParallel`."""
+"""What holds for one forward."""
 
 from __future__ import annotations
 
@@ -6,17 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from elip_plugin import ElipConfig, apply
+from elip_plugin import apply
 from elip_plugin.core.guide import TextQueries
-from elip_plugin.errors import GuideError, UnsupportedModelError
-from elip_plugin.patching.calls import thread
-from elip_plugin.patching.description import TowerShape
-from elip_plugin.patching.forward import Forward
 from elip_plugin.patching.install import find_pruner
-from elip_plugin.patching.progress import TrainingProgress
-from elip_plugin.patching.pruner import INHERITED, Pruner
 
 
 @pytest.mark.filterwarnings("ignore:the text that chooses")
@@ -34,49 +28,3 @@ def test_the_text_side_reads_tokens_once_in_each_forward(tiny_clip: Any) -> None
         for forwards in (1, 2):
             model.encode_image(images)
             assert read == [(2, 65, 32)] * forwards  # the tokens that enter the first stage
-
-
-def pruner_of(module: nn.Module, **fields: Any) -> Pruner:
-    config = ElipConfig.from_mapping({"preset": "fast", "text_weight": 0.0, **fields})
-    return Pruner(config, TowerShape(64, 12, 32), TrainingProgress(config, module))
-
-
-def test_what_is_asked_for_is_handed_to_a_replica() -> None:
-    module, replica = nn.Linear(2, 2), nn.Linear(2, 2)
-    pruner = pruner_of(module)
-    pruner.hand_to(replica)
-    assert INHERITED not in vars(replica) and pruner.decide(replica).level == 1
-    with pruner.asked(enabled=False):
-        pruner.hand_to(replica)
-    # The replica's thread has nothing open itself; what it opens comes on top.
-    assert thread.innermost is None and pruner.decide(module).level == 1
-    assert pruner.decide(replica).level == 0
-    with pruner.asked(replica, eval_mode="image"):
-        assert pruner.decide(replica).level == 0
-
-
-@pytest.mark.parametrize("what", ["guide", "trace"])
-def test_a_guide_or_a_trace_is_not_handed_to_a_replica(what: str) -> None:
-    pruner, replica = pruner_of(nn.Linear(2, 2)), nn.Linear(2, 2)
-    opened = pruner.traced() if what == "trace" else pruner.asked(guide=torch.zeros(2, 32))
-    message = f"a {what} is open around a DataParallel model, which splits its batch"
-    with opened, pytest.raises(UnsupportedModelError, match=message):
-        pruner.hand_to(replica)
-    assert INHERITED not in vars(replica) and thread.innermost is None
-
-
-@pytest.mark.parametrize("source", ["caption", "batch"])
-@pytest.mark.parametrize("given", ["guide", "model_guide"])
-def test_parts_of_a_batch_are_guided_by_their_own_texts(given: str, source: str) -> None:
-    fields = {"preset": "fast", "text_weight": 0.5, "guide_source": source}
-    pruner = pruner_of(nn.Linear(2, 2), **fields)
-    guide, groups = torch.randn(5, 32), [torch.tensor([3, 0]), torch.tensor([1, 2, 4])]
-    forward = Forward(level=1.0, text_weight=0.5, **{given: guide})
-    parts = list(pruner.parts(forward, groups))
-    for part, rows in zip(parts, groups, strict=True):
-        used = part.model_guide if part.guide is None else part.guide
-        assert torch.equal(used, guide[rows] if source == "caption" else guide)
-        assert part.skip_idle and part.context is None
-    if source == "caption":  # by the whole batch, before any part runs
-        with pytest.raises(GuideError, match=r"shape \(5, 32\), .* need \(4, 32\)"):
-            next(pruner.parts(forward, [torch.tensor([3, 0]), torch.tensor([1, 2])]))

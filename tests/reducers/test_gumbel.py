@@ -69,7 +69,7 @@ def test_evaluation_is_that_of_elip_and_training_follows_the_seed(kind: str) -> 
     with torch.no_grad():
         before = tower.encode(model.eval(), images)
         for reducer in ("elip", "gumbel"):
-            with pytest.warns(UserWarning, match="eval_mode 'image' with this plan"):
+            with pytest.warns(UserWarning, match="of an unpruned forward"):
                 handle = apply(model, {**given, "reducer": reducer})
             features[reducer] = tower.encode(model, images)
             if reducer == "elip":

@@ -34,7 +34,7 @@ def test_scores_are_taught_in_training_by_a_loss_on_the_choice(
     context = StageContext(1, guide, 1.0, training=training, norm=NORM)
     made = replace(find_reducer("similarity"), choice_loss=weight)
     selection = made.decide(randn(2, 6, 4), stage, context)
-    assert (selection.trainable_scores is not None) == teaches
+    assert (selection.teach is not None) == teaches
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.anyvit.copies import Event, close
+from elip_plugin.patching.parts import Parts
 from elip_plugin.patching.rotary import Rotary
 from elip_plugin.patching.wrappers import innermost
 
@@ -24,24 +25,16 @@ class Attention(NamedTuple):
     """What a block's attention is made of, and what it computed.
 
     Attributes:
-        input: The normalized tokens that it reads [B, T, D].
-        path: That of an `nn.MultiheadAttention`; "" for none.
-        projections: As in `Parts`.
-        heads: Heads H.
+        parts: Those of the attention.
         scale: Factor on the logits; None for (A / H) ** -0.5.
-        norms: Paths of what normalizes the heads' queries and keys; "" for nothing.
+        input: The normalized tokens that it reads [B, T, D].
         result: What it gives: heads joined [B, T, A], or what torch's module makes of them.
-        rotary: How queries and keys are turned by their positions; None for not at all.
     """
 
-    input: Tensor
-    path: str
-    projections: tuple[str, ...]
-    heads: int
+    parts: Parts
     scale: float | None
-    norms: tuple[str, str]
+    input: Tensor
     result: Tensor
-    rotary: Rotary | None = None
 
 
 def mix(
@@ -101,7 +94,7 @@ def _from_multihead(event: Event) -> Attention | None:
     result = attn.out_proj(mix(projected, attn.num_heads, None))
     if not close(result, event.output):
         return None
-    return Attention(event.input, event.path, (), attn.num_heads, None, ("", ""), result)
+    return Attention(Parts(attention=event.path), None, event.input, result)
 
 
 def _from_linear(
@@ -128,7 +121,7 @@ def _from_linear(
         paths = [tuple(event.path for event in turn) for turn in turns]
     targets = [event.input for event in reading if event.input.shape[-1] == width]
 
-    for h in divisors(width):
+    for h in (n for n in range(1, width + 1) if width % n == 0):
         for norms in head_norms(events, width // h):
             called = [block.get_submodule(path) for path in norms if path] or None
             for projected, path in zip(orders, paths, strict=True):
@@ -137,7 +130,8 @@ def _from_linear(
                 ):
                     joined = mix(projected, h, scale, called, turn)
                     if any(close(joined, target) for target in targets):
-                        return Attention(first.input, "", path, h, scale, norms, joined, rotary)
+                        parts = Parts("", "", path, h, *norms, rotary=rotary)
+                        return Attention(parts, scale, first.input, joined)
     return None
 
 
@@ -185,8 +179,3 @@ def _scales(block: nn.Module, size: int) -> list[float | None]:
         given = (getattr(module, name, None) for name in SCALES)
         found += [s for s in given if isinstance(s, float) and not math.isclose(s, usual)]
     return [None, *dict.fromkeys(found)]
-
-
-def divisors(width: int) -> list[int]:
-    """List the numbers of heads that a width allows."""
-    return [n for n in range(1, width + 1) if width % n == 0]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from elip_plugin.core.blocks import look_ahead
 from elip_plugin.errors import UnsupportedModelError
@@ -20,19 +19,11 @@ from elip_plugin.hosts.anyvit.copies import (
     record,
     without_traces,
 )
-from elip_plugin.hosts.anyvit.reading import BlockReading, dependence, read_block
-from elip_plugin.patching.description import Description, Tower
+from elip_plugin.hosts.anyvit.reading import dependence
+from elip_plugin.patching.description import Tower
 from elip_plugin.patching.install import block_swaps
 from elip_plugin.patching.parts import PartsBlock
 from elip_plugin.patching.runner import Calling
-
-
-def checked(description: Description) -> Description:
-    """Return a description whose towers are checked by numbers; see `check`."""
-    for tower in (description.tower, description.momentum):
-        if tower is not None:
-            check(tower)
-    return description
 
 
 def check(tower: Tower) -> float:
@@ -100,7 +91,12 @@ def _check_block(given: Any, tower: Tower, x: Tensor, calling: Calling, *, drawn
             by_position = dependence(block, x, out, calling)
             if by_position:
                 raise UnsupportedModelError(f"the attention: {by_position}")
-            _refuse(given, block, x, calling)
+            parts = getattr(block, "elip_parts", type(block).__name__)
+            raise UnsupportedModelError(
+                f"on {x.shape[1]} tokens its own forward makes others than what it is described "
+                f"with, {parts}, scale {block.elip_scale}; elip_plugin.describe(model) says what "
+                "is found"
+            )
         right = q is None or not has_query or close(query, q[:, :, :1])
         if not (close(keys, made) and right):
             raise UnsupportedModelError(
@@ -108,27 +104,6 @@ def _check_block(given: Any, tower: Tower, x: Tensor, calling: Calling, *, drawn
                 "attention has"
             )
         return difference(rebuilt, out)
-
-
-def _refuse(given: nn.Module, block: Any, x: Tensor, calling: Calling) -> None:
-    """Refuse a block whose description differs from it, with the parts that are found in it."""
-    differs = "its parts make other tokens than its own forward"
-    if not isinstance(block, PartsBlock):
-        raise UnsupportedModelError(differs)
-    try:
-        found = read_block(given, x.shape[2], calling, x.shape[1])
-    except UnsupportedModelError as error:
-        raise UnsupportedModelError(f"{differs}, and none are found: {error}") from error
-    described = _flat(BlockReading(block.elip_parts, block.elip_scale))
-    others = {name: (part, described[name]) for name, part in _flat(found).items()}
-    wrong = [f"{k} {b!r}, where {a!r} is found" for k, (a, b) in others.items() if a != b]
-    if not wrong:
-        raise UnsupportedModelError(f"{differs} on {x.shape[1]} tokens, though they are found so")
-    raise UnsupportedModelError(f"{differs}: it is described with {', '.join(wrong)}")
-
-
-def _flat(reading: BlockReading) -> dict[str, Any]:
-    return {**asdict(reading.parts), "scale": reading.scale}
 
 
 def _projections(attention: Any, x: Tensor, **tables: Any) -> tuple[Tensor, None]:

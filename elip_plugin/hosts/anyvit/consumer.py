@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.hosts.anyvit.finder import IMAGES, TowerPath
+from elip_plugin.hosts.anyvit.finder import IMAGES
 from elip_plugin.patching.description import Description, Tower
 from elip_plugin.patching.install import install
 
@@ -30,7 +30,7 @@ WORDS = 8
 """Tokens of a stand-in text."""
 
 
-def why_all_tokens(model: nn.Module, tower: Tower, place: TowerPath, side: tuple[int, int]) -> str:
+def why_all_tokens(model: nn.Module, tower: Tower, path: str, side: tuple[int, int]) -> str:
     """Say why tokens must not be dropped: a head or a backbone makes maps of them; "" if they may.
 
     A copy without weights, on the meta device, runs on inputs of zeros: of the tower alone, if the
@@ -39,7 +39,7 @@ def why_all_tokens(model: nn.Module, tower: Tower, place: TowerPath, side: tuple
     Args:
         model: What is to be pruned; it stays as it is.
         tower: Its described tower.
-        place: Where that is.
+        path: Its path in the model.
         side: Rows and columns of pixels of its images.
 
     Returns:
@@ -48,16 +48,16 @@ def why_all_tokens(model: nn.Module, tower: Tower, place: TowerPath, side: tuple
     Raises:
         UnsupportedModelError: If it does not work with merged tokens either, or does not prune.
     """
-    for whole, path in ((model, place.tower), (tower.module, "")):
+    for whole, place in ((model, path), (tower.module, "")):
         for inputs in _inputs(side):
             try:
                 expected = _shapes(_run(without_weights(whole), inputs))
             except Exception:  # of as many kinds as there are models
                 continue
-            fault = _fault_with(MERGES, whole, tower, path, inputs, expected)
+            fault = _fault_with(MERGES, whole, tower, place, inputs, expected)
             if fault:
                 raise UnsupportedModelError(fault)
-            return _fault_with(DROPS, whole, tower, path, inputs, expected)
+            return _fault_with(DROPS, whole, tower, place, inputs, expected)
     return ""
 
 

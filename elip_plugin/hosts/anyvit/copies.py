@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.patching.rotary import with_rows
 from elip_plugin.patching.runner import Calling
 from elip_plugin.patching.wrappers import is_adapter
 
@@ -138,7 +138,12 @@ def few_tokens(calling: Calling, prefix: int) -> tuple[int, Calling]:
     Returns:
         The number, and the calling, with as many rows of its tables of positions.
     """
-    return (prefix + TOKENS, with_rows(calling, TOKENS)) if calling.positions else (TOKENS, calling)
+    if not calling.positions:
+        return TOKENS, calling
+    tables = {name: calling.options[name] for name in calling.positions}
+    # The dimensions before their rows, all 1, are left out.
+    first = tree_map(lambda table: table.reshape(table.shape[-2:])[:TOKENS], tables)
+    return prefix + TOKENS, replace(calling, options={**calling.options, **first})
 
 
 def returns_tuple(block: nn.Module, width: int, calling: Calling, tokens: int = TOKENS) -> bool:

@@ -58,9 +58,9 @@ def describe(
     if image_size is not None:
         sides = [(image_size, image_size) if isinstance(image_size, int) else image_size]
     with without_traces():
-        place, trial = find_tower(model, blocks, sides)
-        tower: Any = model.get_submodule(place.tower)
-        listed: Any = tower.get_submodule(place.blocks)
+        trial = find_tower(model, blocks, sides)
+        tower: Any = model.get_submodule(trial.path)
+        listed: Any = tower.get_submodule(trial.blocks)
         block_input = find_input(trial)
         calling, width = block_input.calling, block_input.width
         tokens, few = few_tokens(calling, block_input.prefix)
@@ -68,24 +68,24 @@ def describe(
         calling, few = (replace(each, as_tuple=as_tuple) for each in (calling, few))
         if block is None:
             block, scale = read_block(listed[0], width, few, tokens)
-        tail = rehearse(trial, place, calling, block_input)
+        class_query, norm = rehearse(trial, calling, block_input.prefix)
     described = Tower(
         tower,
-        place.blocks,
+        trial.blocks,
         {type(each): block for each in listed},
         block_input.num_patches,
         width,
         block_input.prefix,
-        tail.class_query,
+        class_query,
         scale,
-        tail.norm,
+        norm,
         block_input.patch_embed,
         entries=("forward", "forward_features"),
         calling=calling,
     )
     check(described)
     height, width = trial.images.shape[2:]
-    needs_all = why_all_tokens(model, described, place, (height, width))
+    needs_all = why_all_tokens(model, described, trial.path, (height, width))
     return Description(model, described, no_dropping=needs_all)
 
 

@@ -15,12 +15,10 @@ from elip_plugin.hosts.anyvit import PRESET
 from elip_plugin.hosts.anyvit.consumer import without_weights
 from elip_plugin.hosts.anyvit.describe import describe
 from elip_plugin.hosts.anyvit.image_model import ImageModel, Library, no_texts
+from elip_plugin.hosts.anyvit.names import INSTALL
 from elip_plugin.hosts.building import seeded
 from elip_plugin.patching.install import install
 from elip_plugin.patching.monkeypatch import silenced
-
-LIBRARIES = {"hf": "of_transformers", "timm": "of_timm", "torchvision": "of_torchvision"}
-"""Our module for each kind of name; its `load(base, checkpoint, image_size)` builds the model."""
 
 
 def create(
@@ -34,7 +32,7 @@ def create(
     """Build a pruned model; see `Catalogue.create`.
 
     Args:
-        name: `hf:FOLDER`, `timm:NAME` or `torchvision:NAME`.
+        name: `hf:FOLDER` or `timm:NAME`.
         config: What to prune; None for the preset `embed`.
         checkpoint: A folder of `save_pretrained` for transformers, else a file of weights; "" for
             random ones.
@@ -50,7 +48,7 @@ def create(
         raise ConfigError(f"image_size must be 1 or more pixels, got {image_size}")
     kind, _, base = name.partition(":")
     load: Callable[[str, str, int | None], Library]
-    load = import_module(f"{__package__}.{LIBRARIES[kind]}").load
+    load = import_module(f"{__package__}.of_{INSTALL[kind][0]}").load
     with seeded(), silenced():
         library = load(base, checkpoint, image_size)
     model = library.model.eval()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,18 +20,6 @@ SIDES = (224, 384, 256, 288, 336, 448, 512, 518, 576, 196, 128, 96, 64, 32)
 
 ATTRIBUTES = ("image_size", "img_size", "input_resolution", "input_size")
 """Attributes in which modules and their configs keep the side of an image."""
-
-
-class TowerPath(NamedTuple):
-    """Where a tower is.
-
-    Attributes:
-        tower: Path of the tower in the model; "" for the model itself.
-        blocks: Path of the list of its blocks in the tower.
-    """
-
-    tower: str
-    blocks: str
 
 
 class ReachedError(Exception):
@@ -77,11 +65,15 @@ class Trial:
     """A copy of a tower without its blocks, which runs on images up to the first of them.
 
     Attributes:
+        path: Path of the tower in its model; "" for the model itself.
+        blocks: Path of the list of its blocks in the tower.
         tower: The copy.
         images: Random images [B, 3, height, width].
         seen: What the blocks were given.
     """
 
+    path: str
+    blocks: str
     tower: Any
     images: Tensor
     seen: list[Any]
@@ -132,12 +124,13 @@ def _has_layers(block: nn.Module) -> bool:
     return sum(weight.ndim == 2 for weight in block.parameters()) >= 2
 
 
-def try_tower(model: nn.Module, place: TowerPath, sides: Sequence[tuple[int, int]]) -> Trial:
+def try_tower(model: nn.Module, path: str, blocks: str, sides: Sequence[tuple[int, int]]) -> Trial:
     """Try a module as the tower of some blocks.
 
     Args:
         model: The model; it stays as it is.
-        place: Where the module and its blocks are.
+        path: Path of the module in it.
+        blocks: Path of the list of blocks in the module.
         sides: Rows and columns of pixels to try.
 
     Returns:
@@ -146,20 +139,22 @@ def try_tower(model: nn.Module, place: TowerPath, sides: Sequence[tuple[int, int
     Raises:
         UnsupportedModelError: If there is none, with what happens on the first sides.
     """
-    tower = model.get_submodule(place.tower)
+    tower = model.get_submodule(path)
     seen: list[Any] = []
     stubs: dict[int, Any] = {}
-    for path in block_lists(tower):
+    for other in block_lists(tower):
         stubs |= {
-            id(block): StopAtBlock(block, []) for block in tower.get_submodule(path).children()
+            id(block): StopAtBlock(block, []) for block in tower.get_submodule(other).children()
         }
-    blocks: Any = tower.get_submodule(place.blocks)
-    stubs |= {id(block): StopAtBlock(block, seen) for block in blocks}
+    stubs |= {
+        id(block): StopAtBlock(block, seen) for block in tower.get_submodule(blocks).children()
+    }
     copy = copied(tower, stubs)
     draw_weights(copy)
     refusals: list[str] = []
     for side in sides:
-        trial = Trial(copy, torch.rand(IMAGES, 3, *side, dtype=torch.float64), seen)
+        images = torch.rand(IMAGES, 3, *side, dtype=torch.float64)
+        trial = Trial(path, blocks, copy, images, seen)
         try:
             tokens = trial.run_to_block(trial.images)[0]
         except Exception as error:  # as it is no tower, or has no such images
@@ -187,9 +182,7 @@ def sides_of(model: nn.Module) -> list[tuple[int, int]]:
     return list(dict.fromkeys(fitting))
 
 
-def find_tower(
-    model: nn.Module, blocks: str | None, sides: Sequence[tuple[int, int]]
-) -> tuple[TowerPath, Trial]:
+def find_tower(model: nn.Module, blocks: str | None, sides: Sequence[tuple[int, int]]) -> Trial:
     """Find the tower of a model: the smallest module that runs on images and calls its blocks.
 
     Args:
@@ -198,32 +191,32 @@ def find_tower(
         sides: Rows and columns of pixels to try.
 
     Returns:
-        Where it is, and a trial of it.
+        A trial of it.
 
     Raises:
         UnsupportedModelError: If there is none, or more than one.
     """
     lists = list(block_lists(model)) if blocks is None else [blocks]
-    found: list[tuple[TowerPath, Trial]] = []
+    found: list[Trial] = []
     refusals: list[str] = []
     for path in lists:
         names = path.split(".") if path else []
         for end in range(len(names), -1, -1):
-            place = TowerPath(".".join(names[:end]), ".".join(names[end:]))
-            if isinstance(model.get_submodule(place.tower), nn.ModuleList):
+            tower = ".".join(names[:end])
+            if isinstance(model.get_submodule(tower), nn.ModuleList):
                 continue
             try:
-                found.append((place, try_tower(model, place, sides)))
+                found.append(try_tower(model, tower, ".".join(names[end:]), sides))
                 break
             except UnsupportedModelError as error:
-                last = f"{path}: {place.tower or type(model).__name__} does not run: {error}"
+                last = f"{path}: {tower or type(model).__name__} does not run: {error}"
         else:
             refusals.append(last)
     if len(found) == 1:
         return found[0]
     name = type(model).__name__
     if found:
-        paths = [f"{place.tower}.{place.blocks}".strip(".") for place, _ in found]
+        paths = [f"{trial.path}.{trial.blocks}".strip(".") for trial in found]
         raise UnsupportedModelError(
             f"{name} has several lists of blocks that run on images: {paths}; say which is the "
             "tower's by elip_plugin.describe(model, blocks=...)"

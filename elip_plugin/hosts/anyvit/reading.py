@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.anyvit.attention import SCALES, Attention, find_attention, is_linear
 from elip_plugin.hosts.anyvit.copies import (
-    TOKENS,
     Event,
     close,
     copied,
@@ -35,21 +34,9 @@ OTHERWISE = (
 )
 
 
-class BlockReading(NamedTuple):
-    """What a block is made of.
-
-    Attributes:
-        parts: Where its parts are.
-        scale: The factor on the attention's logits; None for the usual one.
-    """
-
-    parts: Parts
-    scale: float | None
-
-
 def read_block(
-    block: nn.Module, width: int, calling: Calling, tokens: int = TOKENS
-) -> BlockReading:
+    block: nn.Module, width: int, calling: Calling, tokens: int
+) -> tuple[Parts, float | None]:
     """Read a block's parts off a copy with random weights, on random tokens.
 
     Args:
@@ -59,7 +46,7 @@ def read_block(
         tokens: How many tokens it reads, as many as tables of positions there are for.
 
     Returns:
-        Its parts.
+        Its parts, and the factor on the attention's logits; None for the usual one.
 
     Raises:
         UnsupportedModelError: If a part is not of the usual kind, with which.
@@ -81,19 +68,15 @@ def read_block(
         sides = middle - x, out - middle
         depth = [e for e in events if any(close(e.input, y) for y in sides) and leaves_out(e)]
         refuse_dropout(block, [event.module for event in depth], x, out, calling)
-    parts = Parts(
-        norm_1,
-        attention.path,
-        attention.projections,
-        attention.heads if attention.projections else "",
-        *attention.norms,
+    parts = replace(
+        attention.parts,
+        norm_1=norm_1,
         output=output,
         norm_2=norm_2,
         mlp=mlp,
         stochastic_depth=depth[0].path if depth else "",
-        rotary=attention.rotary,
     )
-    return BlockReading(parts, attention.scale)
+    return parts, attention.scale
 
 
 def dependence(block: nn.Module, x: Tensor, out: Tensor, calling: Calling) -> str:
@@ -135,7 +118,7 @@ def _find_output(
             if output is not None:
                 return event.input, output
     linear = [event for event in linear_readers(events, attention.input) if is_linear(event)]
-    own = 0 if attention.path else len(attention.projections)
+    own = len(attention.parts.projections)
     if len(linear_readers(events, x)) > 1 or len(linear) > own:
         raise UnsupportedModelError(
             "the MLP: it reads the tokens beside the attention, not after it (parallel blocks)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,28 +11,8 @@ from torch.utils._pytree import tree_leaves
 
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.hosts.anyvit.copies import close
-from elip_plugin.hosts.anyvit.entry import BlockInput
-from elip_plugin.hosts.anyvit.finder import IMAGES, BlockProxy, TowerPath, Trial
+from elip_plugin.hosts.anyvit.finder import IMAGES, BlockProxy, Trial
 from elip_plugin.patching.runner import Calling
-
-
-class AfterBlocks(NamedTuple):
-    """What a tower does after its blocks.
-
-    Attributes:
-        class_query: Whether the first token counts, as a class token does.
-        norm: Path of what normalizes the tokens, or the class token; "" for nothing.
-    """
-
-    class_query: bool
-    norm: str
-
-
-class BlockOutput(NamedTuple):
-    """What a stand-in returned: the tokens, and their version."""
-
-    tokens: Tensor
-    version: int
 
 
 class FakeBlock(BlockProxy):
@@ -42,7 +22,7 @@ class FakeBlock(BlockProxy):
         block: The block.
         number: Which block it is.
         calling: How the block is called.
-        made: Where to note what it returns.
+        made: Where to note the tokens that it returns, and their version.
         tables: Where the first one notes what it is given for positions.
 
     Attributes:
@@ -54,7 +34,7 @@ class FakeBlock(BlockProxy):
         block: Any,
         number: int,
         calling: Calling,
-        made: list[BlockOutput],
+        made: list[tuple[Tensor, int]],
         tables: list[Any],
     ) -> None:
         super().__init__(block)
@@ -64,42 +44,47 @@ class FakeBlock(BlockProxy):
 
     def forward(self, x: Tensor, *args: Any, **options: Any) -> Any:
         """Return other tokens; refuse those that the block before it did not return."""
-        if self.number > 0:
-            last = self.made[-1]
-            if x is not last.tokens or x._version != last.version:
-                refuse_change(self.number)
-            refuse_other_tables(self.number, self._tables_in(options), self.tables)
-        else:
-            self.tables[:] = self._tables_in(options)
+        number = self.number
+        tables = tree_leaves([options.get(name) for name in self.calling.positions])
+        if number == 0:
+            self.tables[:] = tables
+        elif x is not self.made[-1][0] or x._version != self.made[-1][1]:
+            raise UnsupportedModelError(
+                f"what runs the blocks changes the tokens between blocks {number - 1} and "
+                f"{number}: only towers whose blocks read what the block before them returned can "
+                "be pruned"
+            )
+        elif len(tables) != len(self.tables) or not all(map(torch.equal, tables, self.tables)):
+            raise UnsupportedModelError(
+                f"block {number} is given other rotary positions than block 0: only towers whose "
+                "blocks all have the same can be pruned"
+            )
         ramp = torch.linspace(-1, 1, x.shape[-1], dtype=x.dtype)
         y = self.calling.turned(x) + ramp
         y[:, :1] += self.shift * ramp**2
         tokens = self.calling.turned(y)
-        self.made.append(BlockOutput(tokens, tokens._version))
+        self.made.append((tokens, tokens._version))
         return (tokens,) if self.calling.as_tuple else tokens
 
-    def _tables_in(self, options: Mapping[str, Any]) -> list[Any]:
-        return tree_leaves([options.get(name) for name in self.calling.positions])
 
-
-def rehearse(trial: Trial, place: TowerPath, calling: Calling, entry: BlockInput) -> AfterBlocks:
+def rehearse(trial: Trial, calling: Calling, prefix: int) -> tuple[bool, str]:
     """Run a tower with stand-ins for its blocks.
 
     Args:
         trial: A trial of the tower, whose copy this uses up.
-        place: Where the tower and its blocks are.
         calling: How its blocks are called.
-        entry: What enters them.
+        prefix: Prefix tokens P.
 
     Returns:
-        What it does after its blocks.
+        Whether the first token counts, as a class token does; and the path of what normalizes the
+        tokens, or the class token, after the blocks, "" for nothing.
 
     Raises:
         UnsupportedModelError: If it changes tokens between its blocks.
     """
     tower, images = trial.tower, trial.images
-    blocks: Any = tower.get_submodule(place.blocks)
-    made: list[BlockOutput] = []
+    blocks: Any = tower.get_submodule(trial.blocks)
+    made: list[tuple[Tensor, int]] = []
     tables: list[Any] = []
     for i in range(len(blocks)):
         blocks[i] = FakeBlock(blocks[i], i, calling, made, tables)
@@ -114,7 +99,7 @@ def rehearse(trial: Trial, place: TowerPath, calling: Calling, entry: BlockInput
             hook.remove()
         blocks[len(blocks) - 1].shift = 1.0
         counts = [not close(*pair) for pair in zip(_features(_run(tower, images)), features)]
-    return AfterBlocks(entry.prefix > 0 and (any(counts) or not counts), next(iter(norms), ""))
+    return prefix > 0 and (any(counts) or not counts), next(iter(norms), "")
 
 
 def _run(tower: Any, images: Tensor) -> Any:
@@ -138,7 +123,7 @@ def _features(output: Any) -> list[Tensor]:
 
 
 def _note_norm(
-    path: str, norms: list[str], made: list[BlockOutput], blocks: Any, calling: Calling
+    path: str, norms: list[str], made: list[tuple[Tensor, int]], blocks: Any, calling: Calling
 ) -> Any:
     """Return a hook that notes a module if it normalizes the tokens after the last block."""
 
@@ -147,25 +132,8 @@ def _note_norm(
         is_norm = isinstance(weight, Tensor) and weight.ndim == 1
         if not is_norm or len(made) < len(blocks) or not args or not isinstance(args[0], Tensor):
             return
-        tokens = calling.turned(made[-1].tokens)
+        tokens = calling.turned(made[-1][0])
         if any(close(args[0], y) for y in (tokens, tokens.transpose(0, 1), tokens[:, 0])):
             norms.append(path)
 
     return hook
-
-
-def refuse_other_tables(i: int, given: list[Any], first: list[Any]) -> None:
-    """Refuse a block i that is given other tables of positions than the first block was."""
-    if len(given) != len(first) or not all(map(torch.equal, given, first)):
-        raise UnsupportedModelError(
-            f"block {i} is given other rotary positions than block 0: only towers whose blocks all "
-            "have the same can be pruned"
-        )
-
-
-def refuse_change(i: int) -> NoReturn:
-    """Refuse a tower that changes the tokens before block i."""
-    raise UnsupportedModelError(
-        f"what runs the blocks changes the tokens between blocks {i - 1} and {i}: only towers "
-        "whose blocks read what the block before them returned can be pruned"
-    )

@@ -21,7 +21,6 @@ from elip_plugin.config import ElipConfig
 from elip_plugin.hosts.base import HostModel
 from elip_plugin.hosts.building import reading, seeded
 from elip_plugin.hosts.open_clip import HOST
-from elip_plugin.hosts.open_clip.grid import grid_of
 from elip_plugin.hosts.open_clip.models import describe
 from elip_plugin.hosts.open_clip.names import CONFIG_KEY, base_of, config_of
 from elip_plugin.patching.install import install
@@ -119,11 +118,12 @@ def create(
         made = build(checkpoint or None, device)
     model: Any = made[0].eval()
     install(describe(model), config)
-    normalization = get_model_preprocess_cfg(model)
+    normalization, visual = get_model_preprocess_cfg(model), model.visual
+    grid = visual.trunk.patch_embed.grid_size if hasattr(visual, "trunk") else visual.grid_size
     return OpenClipModel(
         base,
         model,
-        grid_of(model.visual),
+        grid,
         tuple(normalization["mean"]),
         tuple(normalization["std"]),
         checkpoint or "random weights",

@@ -10,8 +10,7 @@ from elip_plugin.config import PAPER, PRESETS
 
 SUPPORTED = (
     "OpenCLIP's native ViT (class-token, average or attentional pooling) and timm's "
-    "VisionTransformer, Eva (EVA01, EVA02, PE-Core) and NaFlexVit (token, average or map pooling) "
-    "are supported"
+    "VisionTransformer and Eva (EVA01, EVA02, PE-Core; token, average or map pooling) are supported"
 )
 
 CONVOLUTIONAL = "has no ViT blocks: its stages are convolutional or mixed, and their grids fixed"
@@ -21,12 +20,11 @@ TIMM_REASONS = {
     "fastvit_": CONVOLUTIONAL,
     "vitamin_": CONVOLUTIONAL,
     "vit_relpos_": "adds a bias by relative positions to its attention",
+    "naflexvit_": "gives each image its own number of patches, and a mask for the rest",
 }
-
 
 OTHER_STEMS = {
     "vit_base_mci_": "embeds its patches by several convolutions",
-    "naflexvit_": "embeds flattened patches by a linear layer",
 }
 """How the ViTs embed patches whose names in timm begin so, where it is not one convolution."""
 
@@ -67,8 +65,8 @@ def _why_not_timm(name: str) -> str | None:
     for prefix, reason in TIMM_REASONS.items():
         if name.startswith(prefix):
             return reason
-    if not name.startswith(("vit_", "eva_", "eva02_", "naflexvit_")):
-        return "is a timm model other than VisionTransformer, Eva and NaFlexVit"
+    if not name.startswith(("vit_", "eva_", "eva02_")):
+        return "is a timm model other than VisionTransformer and Eva"
     if not _has_timm_layers():
         return "needs timm 1.0 or later, and this environment has an older one"
     return None

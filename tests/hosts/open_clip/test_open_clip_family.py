@@ -50,8 +50,6 @@ KINDS: dict[str, dict[str, Any]] = {
               "timm_proj": None},
     "PE-Core": {"timm_model_name": "vit_pe_core_tiny_patch16_384", "timm_pool": "map",
                 "timm_proj": None},
-    "NaFlex": {"timm_model_name": "naflexvit_base_patch16_siglip", "timm_pool": "map",
-               "timm_proj": "none"},
 }  # fmt: skip
 TIMM_SIZE = 112  # for patches of 14 and 16
 needs_timm = pytest.mark.skipif(not TIMM, reason="this environment's timm is too old for OpenCLIP")
@@ -254,6 +252,11 @@ def test_heads_and_blocks_that_cannot_be_guided_are_refused() -> None:
     model.visual.trunk.blocks[3].attn.proj_drop.p = 0.1
     with pytest.raises(UnsupportedModelError, match=r"dropout \{.*: 0\.1\}.*must be determ"):
         elip_plugin.apply(model)
+    pytest.importorskip("timm.models.naflexvit")
+    vision = {"timm_model_name": "naflexvit_base_patch16_siglip", "timm_pool": "map"}
+    config["vision_cfg"] = {**vision, "timm_proj": "none", "image_size": TIMM_SIZE}
+    with pytest.raises(UnsupportedModelError, match="NaFlexVit gives each image its own number"):
+        build({**config, "elip": "half"}, depth=6)
 
 
 @needs_timm
@@ -285,7 +288,6 @@ def test_the_matrix_misses_no_listed_model() -> None:
     ours = {name for name in listed if base_of(name) in OWN}
     every = {f"{prefix}{base_of(name)}" for name in LISTED for prefix in PREFIXES}
     stems = {f"elip-lowres-{name}" for name in ("MobileCLIP-B", "MobileCLIP2-B")}
-    stems |= {name for name in every if "lowres" in name and "naflex" in name}
     assert ours == every - stems
     for name in stems & every:
         with pytest.raises(UnsupportedModelError, match=f"{base_of(name)}.*needs one convolution"):

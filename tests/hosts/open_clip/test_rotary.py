@@ -13,7 +13,7 @@ import elip_plugin
 from elip_plugin import ElipConfig, plan
 from elip_plugin.core.blocks import attention_row, look_ahead
 from elip_plugin.core.context import StageContext
-from elip_plugin.core.positions import positions_after
+from elip_plugin.core.merge import positions_after
 from elip_plugin.core.select import Selection
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.patching.install import find_pruner

@@ -143,7 +143,7 @@ def pruned_pair(arch: str, kind: Any, case: str, **options: Any) -> tuple[Any, A
     return base, model, *handles
 
 
-@pytest.mark.filterwarnings("ignore:eval_mode 'image' with this plan")
+@pytest.mark.filterwarnings("ignore:this plan is counted at")
 @pytest.mark.parametrize("case", CASES)
 def test_question_answering_as_lavis(case: str) -> None:
     """Tokens kept, features, the question's states, answers' scores and gradients.
@@ -193,7 +193,7 @@ def test_question_answering_as_lavis(case: str) -> None:
         assert learns > 20
 
 
-@pytest.mark.filterwarnings("ignore:eval_mode 'image' with this plan")
+@pytest.mark.filterwarnings("ignore:this plan is counted at")
 @pytest.mark.parametrize("case", CASES)
 def test_matching_as_lavis(case: str) -> None:
     kind = hf.BlipForImageTextRetrieval

@@ -140,7 +140,7 @@ def unit(features: Any) -> Tensor:
     return torch.nn.functional.normalize(features, dim=-1)
 
 
-@pytest.mark.filterwarnings("ignore:eval_mode 'image' with this plan")
+@pytest.mark.filterwarnings("ignore:this plan is counted at")
 @pytest.mark.parametrize(("preset", "reducer"), CASES)
 def test_clip_as_openclip(preset: str, reducer: str) -> None:
     base, model = clips()
@@ -161,7 +161,7 @@ def test_clip_as_openclip(preset: str, reducer: str) -> None:
 
 
 @pytest.mark.skipif(not TIMM, reason="this environment's timm is too old for OpenCLIP")
-@pytest.mark.filterwarnings("ignore:eval_mode 'image' with this plan")
+@pytest.mark.filterwarnings("ignore:this plan is counted at")
 @pytest.mark.parametrize(("preset", "reducer"), CASES)
 def test_siglip_as_openclip(preset: str, reducer: str) -> None:
     base, model = siglips()
