@@ -91,6 +91,8 @@ MODELS: dict[str, Model] = {
     "timm `vit_base_patch16_siglip_224`": lambda: named("timm:vit_base_patch16_siglip_224"),
     "timm `eva02_small_patch14_224`": lambda: named("timm:eva02_small_patch14_224"),
     "timm `naflexvit_base_patch16_gap`": lambda: named("timm:naflexvit_base_patch16_gap"),
+    "torchvision `vit_b_16`": lambda: named("torchvision:vit_b_16"),
+    "torchvision `resnet50`": lambda: named("torchvision:resnet50"),
 }
 """What the table calls models, of transformers where nothing is said, and their names."""
 

@@ -32,7 +32,7 @@ def create(
     """Build a pruned model; see `Catalogue.create`.
 
     Args:
-        name: `hf:FOLDER` or `timm:NAME`.
+        name: `hf:FOLDER`, `timm:NAME` or `torchvision:NAME`.
         config: What to prune; None for the preset `embed`.
         checkpoint: A folder of `save_pretrained` for transformers, else a file of weights; "" for
             random ones.

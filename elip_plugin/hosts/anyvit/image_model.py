@@ -47,7 +47,7 @@ class Library:
 
 @dataclass
 class ImageModel(HostModel):
-    """A model of transformers or timm by name, at one side of its images.
+    """A model of transformers, timm or torchvision by name, at one side of its images.
 
     Attributes:
         library: What its library gives of it; `model` there is the one that was described.

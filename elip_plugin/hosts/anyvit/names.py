@@ -1,4 +1,4 @@
-"""Names of models that embed pictures: `hf:FOLDER` and `timm:NAME`."""
+"""Names of models that embed pictures: `hf:FOLDER`, `timm:NAME` and `torchvision:NAME`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from elip_plugin.hosts.base import ModelName
 INSTALL = {
     "hf": ("transformers", "pip install 'elip-plugin[transformers]'"),
     "timm": ("timm", "pip install timm"),
+    "torchvision": ("torchvision", "pip install torchvision"),
 }
 """The library of each kind of name, and how it is installed; our module `of_LIBRARY` loads its
 models."""

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import timm
 from timm.data import create_transform, resolve_model_data_config
-from torch import Tensor
 
-from elip_plugin.errors import DataError, UnknownModelError, UnsupportedModelError, nearest
+from elip_plugin.errors import UnknownModelError, UnsupportedModelError, nearest
 from elip_plugin.hosts.anyvit.image_model import Library
-from elip_plugin.hosts.building import reading
-from elip_plugin.patching.checkpoints import load_checkpoint, reason_of
+from elip_plugin.hosts.anyvit.state import read_state, reading_state
 
 
 def load(name: str, checkpoint: str, image_size: int | None) -> Library:
@@ -20,8 +17,7 @@ def load(name: str, checkpoint: str, image_size: int | None) -> Library:
 
     Args:
         name: Its name, with or without the tag of its weights, which only the preprocessing uses.
-        checkpoint: A file of its weights, of safetensors or of `torch.save(model.state_dict())`; ""
-            for random ones.
+        checkpoint: A file of its weights; "" for random ones.
         image_size: Pixels of a side; None for the model's own.
 
     Returns:
@@ -38,8 +34,8 @@ def load(name: str, checkpoint: str, image_size: int | None) -> Library:
     options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     model = _create(name, options)
     if checkpoint:
-        state = _read_state(checkpoint)
-        with reading(checkpoint, f"timm:{name}", lambda: None):  # it was built above
+        state = read_state(checkpoint)
+        with reading_state(checkpoint, f"timm:{name}"):
             # By timm's own way: other names of weights, and positions for other sizes.
             model = timm.create_model(
                 name,
@@ -64,24 +60,3 @@ def _create(name: str, options: dict[str, Any]) -> Any:
             f"timm:{name} cannot be built for images of {options['img_size']} pixels ({error}): "
             "leave image_size out, or give a multiple of its patches' side"
         ) from error
-
-
-def _read_state(checkpoint: str) -> dict[str, Tensor]:
-    """Read a file of weights without running code."""
-    if Path(checkpoint).suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        try:
-            state: Any = load_file(checkpoint)
-        except Exception as error:  # of as many kinds as there are kinds of broken files
-            raise DataError(
-                f"checkpoint {checkpoint!r} cannot be read: {reason_of(error)}"
-            ) from error
-    else:
-        state = load_checkpoint(checkpoint)
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise DataError(
-            f"checkpoint {checkpoint!r} is no state dict: save it by torch.save(model.state_dict(),"
-            " ...) or safetensors.torch.save_file"
-        )
-    return state

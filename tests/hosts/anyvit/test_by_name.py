@@ -1,4 +1,4 @@
-"""Models that embed pictures by name: `hf:FOLDER`, `timm:NAME`."""
+"""Models that embed pictures by name: `hf:FOLDER`, `timm:NAME`, `torchvision:NAME`."""
 
 from __future__ import annotations
 
@@ -142,8 +142,25 @@ def test_a_model_of_timm(tmp_path: Path) -> None:
     data = timm.data.resolve_model_data_config(base)
     transform = timm.data.create_transform(**{**data, "input_size": (3, 96, 96)})
     assert torch.equal(small.preprocess(PICTURE), transform(PICTURE))
-    with pytest.raises(DataError, match=r"of timm:vit_small.* cannot be read: .*[Ss]ize"):
+    with pytest.raises(DataError, match="does not fit timm:vit_small"):
         elip_plugin.create("timm:vit_small_patch16_224", checkpoint=str(file))
+
+
+def test_a_model_of_torchvision(tmp_path: Path) -> None:
+    models = pytest.importorskip("torchvision.models")
+    base = models.vit_b_32(image_size=64).eval()
+    torch.save(base.state_dict(), tmp_path / "weights.pt")
+    made = elip_plugin.create(
+        "torchvision:vit_b_32", checkpoint=str(tmp_path / "weights.pt"), image_size=64
+    )
+    images = made.example_batch(2)[0]
+    features = unpruned(made, images)
+    with torch.no_grad():
+        assert torch.equal(base.heads(features), base(images))
+    assert elip_plugin.find_handle(made.model).plan.tokens[0] == 5
+    assert made.preprocess(PICTURE).shape == (3, 64, 64)
+    with pytest.raises(DataError, match=r"does not fit torchvision:vit_b_32.*pos_embedding"):
+        elip_plugin.create("torchvision:vit_b_32", checkpoint=str(tmp_path / "weights.pt"))
 
 
 def test_texts_are_refused(dino: str) -> None:
@@ -174,16 +191,19 @@ def test_faults(tmp_path: Path, dino: str, monkeypatch: Any, capsys: Any) -> Non
         "timm has no model 'vit_tiny_patch61_224'; did you",
         "timm:vit_tiny_patch61_224",
     )
+    fails(UnknownModelError, "torchvision has no model 'vit_b_33'; did you", "torchvision:vit_b_33")
+    fails(UnsupportedModelError, r"no plain vision .*\['vit_b_16'", "torchvision:resnet18")
     fails(UnsupportedModelError, "in ResNet no list of blocks", "timm:resnet18")
     fails(UnsupportedModelError, "cannot be built for images of 65", "timm:resnet18", image_size=65)
+    fails(UnsupportedModelError, "of 65 pixels", "torchvision:vit_b_32", image_size=65)
     fails(ConfigError, "1 or more pixels, got 0", f"hf:{dino}", image_size=0)
     fails(DataError, "is no folder", f"hf:{dino}", checkpoint=str(tmp_path / "none"))
     pickled = tmp_path / "code.pt"
     pickled.write_bytes(pickle.dumps(Code()))
-    tiny = "timm:vit_tiny_patch16_224"
-    fails(DataError, "cannot be read as weights", tiny, checkpoint=str(pickled))
+    for name in ("timm:vit_tiny_patch16_224", "torchvision:vit_b_32"):
+        fails(DataError, "cannot be read as weights", name, checkpoint=str(pickled))
     torch.save({"epoch": 1}, tmp_path / "other.pt")
-    fails(DataError, "no state dict", tiny, checkpoint=str(tmp_path / "other.pt"))
+    fails(DataError, "no state dict", "torchvision:vit_b_32", checkpoint=str(tmp_path / "other.pt"))
     assert "unpickled" not in capsys.readouterr().out
     bare = tmp_path / "bare"
     transformers_vit("Dinov2").save_pretrained(bare)
