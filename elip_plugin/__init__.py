@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from elip_plugin.config import ElipConfig, Stage
     from elip_plugin.errors import ElipError
     from elip_plugin.hosts.anyvit.describe import describe
-    from elip_plugin.hosts.base import HostModel, ModelName
-    from elip_plugin.hosts.registry import create, get, list_models
+    from elip_plugin.hosts.base import HostModel
+    from elip_plugin.hosts.registry import create, list_models
     from elip_plugin.hosts.transformers.trainer import TrainerCallback as TrainerCallback
     from elip_plugin.patching.parts import Parts
     from elip_plugin.planning import Plan, plan
@@ -33,8 +33,8 @@ _MODULES = {
     "config": ("ElipConfig", "Stage"),
     "errors": ("ElipError",),
     "hosts.anyvit.describe": ("describe",),
-    "hosts.base": ("HostModel", "ModelName"),
-    "hosts.registry": ("create", "get", "list_models"),
+    "hosts.base": ("HostModel",),
+    "hosts.registry": ("create", "list_models"),
     "hosts.transformers.trainer": ("TrainerCallback",),
     "patching.parts": ("Parts",),
     "planning": ("Plan", "plan"),
@@ -47,7 +47,6 @@ __all__ = [
     "ElipError",
     "Handle",
     "HostModel",
-    "ModelName",
     "Parts",
     "Plan",
     "Stage",
@@ -57,7 +56,6 @@ __all__ = [
     "describe",
     "embed",
     "find_handle",
-    "get",
     "list_models",
     "plan",
     "register_reducer",
@@ -65,7 +63,6 @@ __all__ = [
 
 
 _GONE = {
-    "Variant": "ModelName",
     "guide": "find_handle(model).guide(features)",
     "update_progress": "find_handle(model).update_progress(step, total_steps)",
 }

@@ -18,19 +18,19 @@ def main() -> None:
     names = elip_plugin.list_models("open_clip")
     print(f"{len(names)} pruned models, such as {', '.join(names[:3])}")
 
-    found = elip_plugin.get(name)
-    print(f"{found.name} prunes {found.base} of {found.host}")
-    model = found.create()
+    made = elip_plugin.create(name)
+    print(f"{name} prunes {made.name} of {made.host.name}")
+    model = made.model
     handle = elip_plugin.find_handle(model)
     print(handle.plan.summary())
 
-    images, texts = torch.randn(2, 3, 224, 224), torch.randint(1, 400, (2, 77))
+    images, texts = made.example_batch(2)
     with torch.no_grad():
-        pruned = model.train()(images, texts)[0]
+        pruned = model.train()(images, texts)["image_features"]
         with handle.disabled():
-            whole = model(images, texts)[0]
+            whole = model(images, texts)["image_features"]
         handle.remove()
-        assert torch.equal(model(images, texts)[0], whole)
+        assert torch.equal(model(images, texts)["image_features"], whole)
     similarity = torch.cosine_similarity(pruned, whole).mean()
     print(f"cosine of pruned and whole image features, random weights: {similarity:.3f}")
 

@@ -15,7 +15,7 @@ MODULES = (
     "api", "config.elip_config", "planning", "core.stage", "reducers", "reducers.base",
     "hosts.registry", "hosts.anyvit.describe", "patching.parts",
 )  # fmt: skip
-WITHOUT = ("ElipError", "Plan", "Stage", "HostModel", "ModelName")
+WITHOUT = ("ElipError", "Plan", "Stage", "HostModel")
 """Public names that are made by others, or are made of plain values."""
 
 

@@ -67,13 +67,12 @@ def _find_plan(plan: str) -> ElipConfig:
 
 def _says_plan(model: str) -> bool:
     """Whether a model's name, or the config that it names, says what is pruned."""
-    from elip_plugin.hosts.base import FROM_CONFIG
     from elip_plugin.hosts.registry import find_model
 
     if model.startswith("elip"):
         return True
     known = find_model(model)
-    return known.name == model and known.preset == FROM_CONFIG
+    return known.name == model and known.own_plan
 
 
 def with_keep(config: ElipConfig, keep: str) -> ElipConfig:

@@ -20,9 +20,6 @@ from elip_plugin.patching.description import Description
 from elip_plugin.patching.install import install
 from elip_plugin.patching.swap import restore
 
-FROM_CONFIG = "own"
-"""`ModelName.preset` of a model whose own config says what is pruned."""
-
 
 class Host(ABC):
     """A library whose models can be pruned. Importing a host does not import the library.
@@ -113,26 +110,13 @@ class ModelName:
         name: Its name, as the host knows it.
         host: The host's name.
         base: Name of the model it prunes.
-        preset: What it prunes by, unless its config says otherwise: a preset's name, or "own".
-        factory: The host's own way to build a model from a name.
+        own_plan: Whether the model's own config says what is pruned, and not its name.
     """
 
     name: str
     host: str
     base: str
-    preset: str
-    factory: Callable[..., nn.Module]
-
-    def create(self, **options: Any) -> nn.Module:
-        """Build the model as the host builds its own.
-
-        Args:
-            **options: What the host's factory takes besides the name.
-
-        Returns:
-            The pruned model.
-        """
-        return self.factory(self.name, **options)
+    own_plan: bool = False
 
 
 @dataclass
@@ -324,8 +308,3 @@ class PackageHost(Host, Catalogue):
     def create(self, name: str, **options: Any) -> HostModel:
         """Build a pruned model."""
         return self._part("factory").create(name, **options)
-
-    def build(self, name: str, **options: Any) -> nn.Module:
-        """Build a pruned model by itself, as `ModelName.factory`."""
-        model: nn.Module = self.create(name, **options).model
-        return model

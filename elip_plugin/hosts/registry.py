@@ -323,32 +323,3 @@ def list_models(host: str | None = None) -> list[str]:
     if host is not None:
         return list(list_names(host))
     return [name for _, names in _ask_catalogues(lambda each: each.names()) for name in names]
-
-
-def get(name: str) -> ModelName:
-    """Look a pruned model up by name.
-
-    Args:
-        name: One of `list_models()`.
-
-    Returns:
-        The model's name; its `create` builds the model as the host builds its own.
-
-    Raises:
-        UnknownModelError: If no installed host offers the name.
-
-    Example:
-        >>> elip_plugin.get("elip-half-ViT-B-16").preset
-        'half'
-    """
-    faults: dict[str, Exception] = {}
-    known: dict[str, ModelName] = {}
-    for _, names in _ask_catalogues(lambda host: host.names(), faults):
-        known = {**names, **known}
-    if name not in known:
-        hint = nearest(name, known, "see elip_plugin.list_models()")
-        others = "".join(f"; host {host!r} failed ({error})" for host, error in faults.items())
-        raise UnknownModelError(
-            f"model {name!r} is not offered by an installed host; {hint}{others}"
-        )
-    return known[name]

@@ -38,7 +38,7 @@ def test_every_listed_model_is_its_base_plus_the_key() -> None:
     assert {"elip-ViT-B-16", "elip-ViT-B-32", "elip-ViT-L-14", "elip-roberta-ViT-B-32"} <= {*names}
     assert len(names) == len(set(names)) >= 100
     for name in names:
-        config, base = open_clip.get_model_config(name), elip_plugin.get(name).base
+        config, base = open_clip.get_model_config(name), registry.find_model(name).base
         preset = config.pop("elip")["preset"]
         assert name == ("elip-" if preset == "paper" else f"elip-{preset}-") + base
         assert config == open_clip.get_model_config(base)
@@ -65,9 +65,9 @@ def test_weights_load_from_a_file_of_the_base(tmp_path: Path) -> None:
 
 
 def test_look_up_and_create() -> None:
-    name = elip_plugin.get("elip-ViT-tiny")
-    assert (name.host, name.base, name.preset) == ("open_clip", "ViT-tiny", "paper")
-    model: Any = name.create(output_dict=True)
+    name = registry.find_model("elip-ViT-tiny")
+    assert (name.host, name.base, name.own_plan) == ("open_clip", "ViT-tiny", False)
+    model: Any = elip_plugin.create("elip-ViT-tiny").model
     handle = elip_plugin.find_handle(model)
     assert handle.config == elip_plugin.ElipConfig.preset("paper")
     assert type(model).__name__ == "CLIP" and type(model) is not open_clip.CLIP
@@ -115,13 +115,12 @@ def test_bad_configs_fail_by_name(
 
 
 def test_an_unknown_name_is_an_error_with_near_ones() -> None:
-    with pytest.raises(UnknownModelError, match=r"did you mean.*elip-ViT-B-16") as caught:
-        elip_plugin.get("elip-ViT-B16")
-    assert str(caught.value)[0] != "'"  # a KeyError would print a repr
     with pytest.raises(UnknownModelError, match=r"hosts are \['anyvit', 'lavis', 'open_clip'"):
         elip_plugin.list_models("timm")
-    with pytest.raises(UnknownModelError, match=r"hosts .*open_clip.*did you mean.*elip-ViT-B-16"):
+    message = r"hosts .*open_clip.*did you mean.*elip-ViT-B-16"
+    with pytest.raises(UnknownModelError, match=message) as caught:
         elip_plugin.create("elip-ViT-B16")
+    assert str(caught.value)[0] != "'"  # a KeyError would print a repr
 
 
 def test_a_model_is_created_by_its_own_name_or_its_base_s() -> None:
@@ -215,7 +214,7 @@ def test_a_config_with_a_section_of_its_own(tmp_path: Path) -> None:
     other = elip_plugin.ElipConfig.preset("half")
     made = elip_plugin.create("sectioned", other)
     assert elip_plugin.find_handle(made.model).config == other
-    assert elip_plugin.get("sectioned").preset == "own"
+    assert registry.find_model("sectioned").own_plan
     elip("plan --model sectioned")
     elip("plan --model sectioned --plan half")
     elip("bench speed --model sectioned --rounds 1 --passes tower --device cpu")
@@ -310,8 +309,6 @@ def test_a_broken_host_takes_no_other_along(tmp_path: Path, fault: str) -> None:
         with pytest.warns(UserWarning, match=said) as caught:
             assert "elip-ViT-tiny" in elip_plugin.list_models()
         assert len(caught) == 1
-        with pytest.warns(UserWarning, match=said):
-            assert elip_plugin.get("elip-ViT-tiny").host == "open_clip"
         assert elip_plugin.create("elip-ViT-tiny").name == "ViT-tiny"
         with (
             pytest.warns(UserWarning, match=said),

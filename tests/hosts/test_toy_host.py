@@ -73,7 +73,7 @@ class ToyHost(Host):
     def register(self) -> None: ...
 
     def names(self) -> Any:
-        return {"elip-toy": ModelName("elip-toy", "toy", "toy", "fast", self.create)}
+        return {"elip-toy": ModelName("elip-toy", "toy", "toy")}
 
     def find(self, name: str) -> ModelName | None:
         return self.names().get("elip-" + name.removeprefix("elip-"))

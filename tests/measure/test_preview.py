@@ -16,6 +16,7 @@ import elip_plugin
 from elip_plugin import ElipConfig
 from elip_plugin.cli.target import with_keep
 from elip_plugin.errors import PlanError, UnknownModelError, UnsupportedModelError
+from elip_plugin.hosts.registry import list_names
 from elip_plugin.measure.preview import average_step, solve
 from elip_plugin.measure.shares import Operations, count_operations
 from elip_plugin.patching.description import Tower
@@ -36,7 +37,7 @@ def test_a_plan_is_that_of_the_model_built() -> None:
     pytest.importorskip("open_clip")
     assert preview("elip-ViT-B-16").plan.tokens == TOKENS
     assert preview("elip-fast-ViT-B-16").plan.stages[0].lookahead == 1
-    built = elip_plugin.find_handle(elip_plugin.get("elip-ViT-tiny").create())
+    built = elip_plugin.find_handle(elip_plugin.create("elip-ViT-tiny").model)
     assert preview("elip-ViT-tiny").plan == built.plan
     assert preview("elip-ViT-tiny", image_size=128).plan.num_patches == 256
 
@@ -180,7 +181,7 @@ def test_models_lists_hosts_and_bases_with_the_names_of_their_plans() -> None:
     out = elip("models --host open_clip")
     assert re.search(r"open_clip \d+\.\d+\.\d+: \d+ models", out)
     assert re.search(r"ViT-B-16 │ elip-fast-X, elip-half-X,[^│]* elip-X │ open_clip", out)
-    offered = [elip_plugin.get(name) for name in elip_plugin.list_models("open_clip")]
+    offered = list_names("open_clip").values()
     assert {model.base for model in offered} <= {*out.split()}  # whole, in a pipe
     for model in offered:
         assert model.name.endswith(model.base)
@@ -199,12 +200,6 @@ def test_models_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     modules: Any = sys.modules
     monkeypatch.setitem(modules, "lavis", None)
     assert "lavis is not installed; run: pip install 'elip-plugin[lavis]'" in elip("models")
-
-
-def test_each_name_says_its_plan() -> None:
-    pytest.importorskip("open_clip")
-    assert elip_plugin.get("elip-ViT-B-32").preset == "paper"
-    assert elip_plugin.get("elip-fast-ViT-B-32").preset == "fast"
 
 
 def test_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:

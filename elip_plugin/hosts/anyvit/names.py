@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from elip_plugin.errors import MissingHostError
-from elip_plugin.hosts.anyvit import HOST, PRESET
 from elip_plugin.hosts.base import ModelName
 
 INSTALL = {
@@ -40,4 +39,4 @@ def find(name: str) -> ModelName | None:
     module, install = INSTALL[kind]
     if find_spec(module) is None:
         raise MissingHostError(f"{module} is not installed; run: {install}")
-    return ModelName(name, "anyvit", base, PRESET, HOST.build)
+    return ModelName(name, "anyvit", base)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from lavis.common.registry import registry
-from lavis.models import load_model, model_zoo
+from lavis.models import model_zoo
 
 from elip_plugin.errors import UnknownModelError, UnsupportedModelError, nearest
-from elip_plugin.hosts.base import FROM_CONFIG, ModelName
+from elip_plugin.hosts.base import ModelName
 from elip_plugin.hosts.lavis.compat import datasets, fixes, runner
 from elip_plugin.hosts.lavis.models import ARCHS
 
@@ -28,11 +28,7 @@ def register() -> None:
 
 def list_names() -> dict[str, ModelName]:
     """List the pruned models by name."""
-    names = {}
-    for base, patched in ARCHS.items():
-        preset = patched.default if isinstance(patched.default, str) else FROM_CONFIG
-        names[PREFIX + base] = ModelName(PREFIX + base, "lavis", base, preset, load_model)
-    return names
+    return {PREFIX + base: ModelName(PREFIX + base, "lavis", base) for base in ARCHS}
 
 
 def find(name: str) -> ModelName | None:

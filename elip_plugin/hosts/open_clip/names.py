@@ -24,7 +24,7 @@ from elip_plugin.errors import (
     UnsupportedModelError,
     nearest,
 )
-from elip_plugin.hosts.base import FROM_CONFIG, ModelName
+from elip_plugin.hosts.base import ModelName
 from elip_plugin.hosts.building import say_recommended
 from elip_plugin.hosts.open_clip import models, schedulers
 from elip_plugin.hosts.open_clip.support import SUPPORTED, why_not
@@ -51,7 +51,7 @@ log = logging.getLogger("elip_plugin")
 def list_names() -> dict[str, ModelName]:
     """List the pruned models by name."""
     return {
-        name: ModelName(name, "open_clip", base_of(name), preset_of(name), factory.create_model)
+        name: ModelName(name, "open_clip", base_of(name), own_plan=name == base_of(name))
         for name, config in factory._MODEL_CONFIGS.items()
         if CONFIG_KEY in config
     }
@@ -89,11 +89,6 @@ def _refuse(name: str) -> NoReturn:
         )
     reason = reason or "asks for pruning in its own config"
     raise UnsupportedModelError(f"{base} cannot be pruned: its vision tower {reason}; {SUPPORTED}")
-
-
-def preset_of(name: str) -> str:
-    """Return the preset that a pruned model's name asks for; "own" without a prefix of ours."""
-    return PREFIXES.get(name.removesuffix(base_of(name)), FROM_CONFIG)
 
 
 def base_of(name: str) -> str:

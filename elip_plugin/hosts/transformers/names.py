@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from elip_plugin.config import RECOMMENDED
 from elip_plugin.errors import DataError, UnknownModelError
-from elip_plugin.hosts.base import FROM_CONFIG, ModelName
-from elip_plugin.hosts.transformers import HOST
+from elip_plugin.hosts.base import ModelName
 
 PREFIX = "hf:"
 
@@ -42,7 +40,7 @@ def find(name: str) -> ModelName | None:
     if config["model_type"] not in MODEL_TYPES:
         return None  # see `hosts.anyvit`
     own = config.get(CONFIG_KEY) is not None or config["model_type"] in BLIP_TYPES
-    return ModelName(name, "transformers", folder, FROM_CONFIG if own else RECOMMENDED, HOST.build)
+    return ModelName(name, "transformers", folder, own)
 
 
 def read_json(folder: str) -> dict[str, Any]:

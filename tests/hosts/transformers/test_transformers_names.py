@@ -58,7 +58,7 @@ def test_a_local_folder_of_blip(family: str, tmp_path: Path) -> None:
         ):
             elip_plugin.create(name)
         return
-    assert elip_plugin.hosts.registry.find_model(name).preset == "own"
+    assert elip_plugin.hosts.registry.find_model(name).own_plan
     made: Any = elip_plugin.create(name, checkpoint=str(tmp_path))
     assert type(made.model).__name__ == type(base).__name__ and not made.has_text_tower
     assert all(torch.equal(made.model.state_dict()[k], v) for k, v in base.state_dict().items())
@@ -100,7 +100,7 @@ def test_a_local_folder(family: str, tmp_path: Path) -> None:
     elip_plugin.apply(base, {"preset": "fast", "text_weight": 0.3})
     base.save_pretrained(tmp_path)
     name = f"hf:{tmp_path}"
-    assert elip_plugin.hosts.registry.find_model(name).preset == "own"
+    assert elip_plugin.hosts.registry.find_model(name).own_plan
     with pytest.raises(DataError, match="has no image processor"):
         elip_plugin.create(name, checkpoint=str(tmp_path))
     with pytest.raises(DataError, match=r"no preprocessor_config.json"):
