@@ -6,11 +6,12 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from benchmarks.machine.allocations import count_step, weight_bytes, without_memory
-from elip_plugin.errors import ConfigError
+from elip_plugin.errors import ConfigError, UnsupportedModelError
 from elip_plugin.hosts.base import HostModel
 from elip_plugin.measure.variants import make_variants
 
@@ -92,7 +93,7 @@ def count_memory(
         copied = make_variants(copied, [variant], batch=COUNTED[0])[variant].host_model
         copied.model.train()
         if checkpointing:
-            copied.checkpoint()
+            turn_on_checkpointing(copied)
         counts = [
             count_step(copied, batch, autocast=precision == "bf16", on_gpu=on_gpu)
             for batch in COUNTED
@@ -104,6 +105,23 @@ def count_memory(
     updating = trained if on_gpu else 2 * largest
     kept, peaks = (kept_low, kept_high), (tuple(low), tuple(high))
     return StepMemory(weights, trained, images, updating, kept, peaks)
+
+
+def turn_on_checkpointing(host_model: HostModel) -> None:
+    """Turn the gradient checkpointing of a model's own library on; refused if there is none."""
+    model: Any = host_model.model
+    if hasattr(model, "gradient_checkpointing_enable"):  # transformers
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    elif hasattr(model, "set_grad_checkpointing"):  # OpenCLIP
+        model.set_grad_checkpointing(True)
+    elif hasattr(model, "visual_encoder"):  # LAVIS, as `vit_grad_ckpt` does in all blocks
+        from elip_plugin.hosts.lavis.compat.offline import checkpoint_blocks
+
+        checkpoint_blocks(model.visual_encoder, len(model.visual_encoder.blocks))
+    else:
+        raise UnsupportedModelError(
+            f"{host_model.name} has no gradient checkpointing: measure it without"
+        )
 
 
 def check_precisions(names: Sequence[str]) -> None:

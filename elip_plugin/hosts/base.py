@@ -213,12 +213,6 @@ class HostModel(ABC):
             torch.save(self.model.state_dict(), unfinished)
         return path
 
-    def checkpoint(self) -> None:
-        """Turn the host's own gradient checkpointing on; refused if there is none."""
-        raise UnsupportedModelError(
-            f"{self.name} has no gradient checkpointing: measure it without"
-        )
-
 
 @runtime_checkable
 class Catalogue(Protocol):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.machine.allocations import Allocations, without_memory
-from benchmarks.machine.counting import StepMemory, count_memory, parse_bytes
+from benchmarks.machine.counting import StepMemory, count_memory, parse_bytes, turn_on_checkpointing
 from elip_plugin import create
 from elip_plugin.errors import ConfigError, UnsupportedModelError
 from elip_plugin.hosts.base import HostModel
@@ -52,7 +52,7 @@ def make_real(
         made = replace(
             made, host_model=replace(made.host_model, model=copy.deepcopy(model, shared))
         )
-        made.host_model.checkpoint()
+        turn_on_checkpointing(made.host_model)
     return made
 
 
@@ -171,7 +171,7 @@ def test_faults(tiny: Any) -> None:
     with pytest.raises(ConfigError, match=r"--precision .*'fp8'.* not known"):
         count_memory(meta, variant="full", precision="fp8")
     with pytest.raises(UnsupportedModelError, match="no gradient checkpointing"):
-        HostModel.checkpoint(meta)
+        turn_on_checkpointing(replace(meta, model=torch.nn.Identity()))
 
 
 def test_amounts_of_memory() -> None:

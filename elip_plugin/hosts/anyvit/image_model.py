@@ -31,7 +31,6 @@ class Library:
         save: Writes the preprocessing into a folder, in the library's own files.
         save_weights: Writes the model's weights into a folder that is then a checkpoint; None where
             a checkpoint is a file of weights.
-        checkpoint: Turns the model's gradient checkpointing on; None where a pruned one has none.
     """
 
     model: Any
@@ -42,7 +41,6 @@ class Library:
     encode: Callable[[Any, Tensor, int], Tensor] = lambda model, images, prefix: model(images)
     save: Callable[[Path], None] = lambda folder: None
     save_weights: Callable[[Any, Path], None] | None = None
-    checkpoint: Callable[[Any], None] | None = None
 
 
 @dataclass
@@ -103,13 +101,6 @@ class ImageModel(HostModel):
             return super().save_weights(folder)
         self.library.save_weights(self.model, folder)
         return folder
-
-    def checkpoint(self) -> None:
-        """Turn gradient checkpointing on, where the library's works with pruning."""
-        if self.library.checkpoint is None:
-            super().checkpoint()
-        else:
-            self.library.checkpoint(self.model)
 
     def _refuse(self) -> NoReturn:
         raise no_texts(self.name)

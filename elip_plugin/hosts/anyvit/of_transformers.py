@@ -50,7 +50,6 @@ def load(folder: str, checkpoint: str, image_size: int | None) -> Library:
         encode,
         partial(folders.save_processor, processor),
         save_weights=_save_weights,
-        checkpoint=folders.checkpoint_gradients,
     )
 
 

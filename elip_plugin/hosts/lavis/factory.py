@@ -24,7 +24,6 @@ from elip_plugin.hosts.base import HostModel
 from elip_plugin.hosts.building import seeded
 from elip_plugin.hosts.lavis import HOST
 from elip_plugin.hosts.lavis.build import SECTION, from_config
-from elip_plugin.hosts.lavis.compat.offline import checkpoint_blocks
 from elip_plugin.hosts.lavis.guide import CaptionGuide, is_read_by_text
 from elip_plugin.hosts.lavis.models import ARCHS
 from elip_plugin.hosts.lavis.names import PREFIX
@@ -103,13 +102,6 @@ class LavisModel(HostModel):
                 "blip_pretrain, albef_retrieval, blip_retrieval, blip_caption and clip do"
             )
         return self.model(samples)["loss"]
-
-    def checkpoint(self) -> None:
-        """Turn gradient checkpointing on, as `vit_grad_ckpt` does in all blocks."""
-        if not hasattr(self.model, "visual_encoder"):
-            super().checkpoint()
-        tower = self.model.visual_encoder
-        checkpoint_blocks(tower, len(tower.blocks))
 
 
 def create(

@@ -84,10 +84,6 @@ class OpenClipModel(HostModel):
         write: Any = sys.modules["open_clip.push_to_hf_hub"]
         write.save_config_for_hf(self.model, folder / "open_clip_config.json", config)
 
-    def checkpoint(self) -> None:
-        """Turn gradient checkpointing on."""
-        self.model.set_grad_checkpointing(True)
-
 
 def create(
     name: str,

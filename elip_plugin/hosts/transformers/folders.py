@@ -164,8 +164,3 @@ def save_processor(processor: Any, folder: Path) -> None:
     """Write a folder's image processor, if it has one."""
     if processor is not None:
         processor.save_pretrained(folder)
-
-
-def checkpoint_gradients(model: Any) -> None:
-    """Turn gradient checkpointing on."""
-    model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -105,10 +105,6 @@ class TransformersModel(HostModel):
         self.save_preprocessing(folder)
         return folder
 
-    def checkpoint(self) -> None:
-        """Turn gradient checkpointing on."""
-        folders.checkpoint_gradients(self.model)
-
     def _text_length(self) -> int:
         """Return the tokens of a text: all positions, or CLIP's number where there are hundreds."""
         text = self._text_config
