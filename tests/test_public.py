@@ -21,7 +21,7 @@ import elip_plugin
 from elip_plugin import errors
 from elip_plugin.config import PRESETS, ElipConfig
 from elip_plugin.config.stage import Stage
-from elip_plugin.hosts.base import Catalogue, Host
+from elip_plugin.hosts.base import Host
 from elip_plugin.patching.description import Description, Tower
 from elip_plugin.reducers import Reducer, reducers
 
@@ -89,7 +89,7 @@ def listing() -> str:
 
     parts = {
         "elip_plugin": names(getattr(elip_plugin, name) for name in elip_plugin.__all__),
-        "For hosts and reducers": names([Catalogue, Description, Host, Reducer, Tower]),
+        "For hosts and reducers": names([Description, Host, Reducer, Tower]),
         "elip_plugin.errors": errors_raised(),
         "Presets": plans(),
         "Keys": keys(),

@@ -1,4 +1,4 @@
-"""What a package that adds a host imports: its contract, and that of a catalogue of models."""
+"""What a package that adds a host imports: its contract, and that of its models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from elip_plugin.patching.swap import restore
 class Host(ABC):
     """A library whose models can be pruned. Importing a host does not import the library.
 
-    A host that also builds models by name is a `Catalogue` besides.
+    One that also builds models by name, for the commands, has `names` or `find`, and `create`.
 
     Attributes:
         name: The host's name.
@@ -79,6 +79,51 @@ class Host(ABC):
         Returns:
             The guide [B, D], detached. GuideError if the features have another shape.
         """
+
+    def register(self) -> None:  # noqa: B027  # a host may have no names
+        """Make the names known to the host's library; safe to repeat. By default they are not."""
+
+    def names(self) -> Mapping[str, ModelName]:
+        """List the pruned models by name; by default there are none."""
+        return {}
+
+    def find(self, name: str) -> ModelName | None:
+        """Find a model by its own name or by that of its base.
+
+        Args:
+            name: What a user gave.
+
+        Returns:
+            The model; None if the host knows no such name. UnsupportedModelError if it does and
+            cannot prune that model.
+        """
+        names = self.names()
+        return names.get(name) or next((m for m in names.values() if m.base == name), None)
+
+    def create(
+        self,
+        name: str,
+        *,
+        config: ElipConfig | None = None,
+        checkpoint: str = "",
+        image_size: int | None = None,
+        device: str = "cpu",
+    ) -> HostModel:
+        """Build a pruned model by name, with all that measuring and drawing need.
+
+        The caller's random numbers stay as they are; see `elip_plugin.hosts.building.seeded`.
+
+        Args:
+            name: A name that `find` knows.
+            config: What to prune; None for what the name says.
+            checkpoint: Weights, as the host takes them; "" for random ones.
+            image_size: Pixels of a side; None for the model's own.
+            device: Where to build it; "meta" builds shapes without weights.
+
+        Returns:
+            The model. DataError if the checkpoint cannot be read, or does not fit.
+        """
+        raise NotImplementedError
 
     def prepare(self) -> None:  # noqa: B027  # most hosts need nothing
         """Prepare the host's libraries before it is imported; by default, do nothing."""
@@ -214,61 +259,11 @@ class HostModel(ABC):
         return path
 
 
-@runtime_checkable
-class Catalogue(Protocol):
-    """What a host offers by name, for the commands; any host with these methods is one."""
-
-    @abstractmethod
-    def names(self) -> Mapping[str, ModelName]:
-        """List the pruned models by name."""
-
-    @abstractmethod
-    def create(
-        self,
-        name: str,
-        *,
-        config: ElipConfig | None = None,
-        checkpoint: str = "",
-        image_size: int | None = None,
-        device: str = "cpu",
-    ) -> HostModel:
-        """Build a pruned model by name, with all that measuring and drawing need.
-
-        The caller's random numbers stay as they are; see `elip_plugin.hosts.building.seeded`.
-
-        Args:
-            name: A name that `find` knows.
-            config: What to prune; None for what the name says.
-            checkpoint: Weights, as the host takes them; "" for random ones.
-            image_size: Pixels of a side; None for the model's own.
-            device: Where to build it; "meta" builds shapes without weights.
-
-        Returns:
-            The model. DataError if the checkpoint cannot be read, or does not fit.
-        """
-
-    def register(self) -> None:
-        """Make the names known to the host's library; safe to repeat. By default they are not."""
-
-    def find(self, name: str) -> ModelName | None:
-        """Find a model by its own name or by that of its base.
-
-        Args:
-            name: What a user gave.
-
-        Returns:
-            The model; None if the host knows no such name. UnsupportedModelError if it does and
-            cannot prune that model.
-        """
-        names = self.names()
-        return names.get(name) or next((m for m in names.values() if m.base == name), None)
-
-
-class PackageHost(Host, Catalogue):
+class PackageHost(Host):
     """A host whose parts are modules of a package, each imported when it is asked for.
 
     They are `models`, `guide`, `names` and `factory`, with functions of the names of the methods
-    here; see `Host` and `Catalogue`.
+    here; see `Host`.
 
     Attributes:
         package: The package's name.
@@ -286,14 +281,6 @@ class PackageHost(Host, Catalogue):
     def text_guide(self, module: nn.Module, features: Tensor) -> Tensor:
         """Turn text features into a guide."""
         return self._part("guide").text_guide(module, features)
-
-    def register(self) -> None:
-        """Make the names known to the host's library."""
-        self._part("names").register()
-
-    def names(self) -> Mapping[str, ModelName]:
-        """List the pruned models by name, by `list_names`."""
-        return self._part("names").list_names()
 
     def find(self, name: str) -> ModelName | None:
         """Find a model by its own name or by that of its base."""

@@ -24,7 +24,7 @@ from elip_plugin.errors import (
     nearest,
 )
 from elip_plugin.hosts import autoload
-from elip_plugin.hosts.base import Catalogue, Host, ModelName
+from elip_plugin.hosts.base import Host, ModelName
 from elip_plugin.patching.description import Description
 from elip_plugin.patching.install import find_pruner
 from elip_plugin.patching.swap import Patched
@@ -87,9 +87,8 @@ def load_host(name: str) -> Host:
                 f"{host.module} is installed and does not import "
                 f"({type(error).__name__}: {error}); try: {host.import_advice()}"
             ) from error
-    if isinstance(host, Catalogue):
-        with _blaming(name):
-            host.register()
+    with _blaming(name):
+        host.register()
     return host
 
 
@@ -111,28 +110,17 @@ def _is_installed(host: Host) -> bool:
     return importlib.util.find_spec(host.module) is not None
 
 
-def load_catalogue(name: str) -> Catalogue:
-    """Load a host that offers models by name; UnknownModelError for one that offers none."""
-    host = load_host(name)
-    if not isinstance(host, Catalogue):
-        raise UnknownModelError(
-            f"host {name!r} offers no models by name: build a model with {host.module} and prune "
-            "it by elip_plugin.apply(model)"
-        )
-    return host
-
-
 def list_names(host: str) -> Mapping[str, ModelName]:
     """List the pruned models of one host by name; see `list_models` for the errors."""
-    catalogue = load_catalogue(host)
+    loaded = load_host(host)
     with _blaming(host):
-        return catalogue.names()
+        return loaded.names()
 
 
-def _ask_catalogues(
-    question: Callable[[Catalogue], T], faults: dict[str, Exception] | None = None
+def _ask_hosts(
+    question: Callable[[Host], T], faults: dict[str, Exception] | None = None
 ) -> Iterator[tuple[str, T]]:
-    """Yield names of the installed hosts that offer names, and their answers.
+    """Yield names of the installed hosts, and their answers.
 
     An `ElipError` is an answer and is raised. A host that fails otherwise is named in a warning,
     and noted in `faults`.
@@ -140,7 +128,7 @@ def _ask_catalogues(
     for name, host in hosts().items():
         # An old version of a library may be there for other packages alone.
         unused = host.dependency and host.is_too_old()
-        if not isinstance(host, Catalogue) or not _is_installed(host) or unused:
+        if not _is_installed(host) or unused:
             continue
         loaded = False
         try:
@@ -228,33 +216,19 @@ def find_host(module: nn.Module) -> Host:
 def find_model(name: str) -> ModelName:
     """Find a model among all installed hosts, by its own name or that of its base."""
     faults: dict[str, Exception] = {}
-    for _, found in _ask_catalogues(lambda host: host.find(name), faults):
+    asked: list[str] = []
+    known: set[str] = set()
+    for host, (found, names) in _ask_hosts(lambda each: (each.find(name), each.names()), faults):
         if found is not None:
             return found
-    known: dict[str, str] = {}
-    with warnings.catch_warnings():  # said above
-        warnings.simplefilter("ignore")
-        for host, names in _ask_catalogues(lambda host: host.names()):
-            for model in names.values():
-                known |= {model.name: host, model.base: host}
+        asked.append(host)
+        known |= {*names, *(model.base for model in names.values())}
     hint = nearest(name, known, "see `elip models`")
-    where = f"{sorted(set(known.values()))}" if known else "none, for none is installed"
-    raise UnknownModelError(
-        f"model {name!r} is not known to the hosts {where}; {hint}{_say_others(known, faults)}"
-    )
-
-
-def _say_others(known: Mapping[str, str], faults: Mapping[str, Exception]) -> str:
-    """Say which hosts were not asked, and why."""
-    more = "".join(f"; host {name!r} failed ({error})" for name, error in faults.items())
-    others = {name: host for name, host in hosts().items() if name not in known.values()}
-    missing = [host.install for host in others.values() if not _is_installed(host)]
+    more = "".join(f"; host {host!r} failed ({error})" for host, error in faults.items())
+    missing = [host.install for host in hosts().values() if not _is_installed(host)]
     if missing:
         more += f"; for more models: {', '.join(missing)}"
-    nameless = [name for name, host in others.items() if not isinstance(host, Catalogue)]
-    if nameless:
-        more += f"; {nameless} offer no names: prune their models by elip_plugin.apply(model)"
-    return more
+    raise UnknownModelError(f"model {name!r} is not known to the hosts {asked}; {hint}{more}")
 
 
 def create(
@@ -297,7 +271,7 @@ def create(
         return model
     if config is not None and not isinstance(config, ElipConfig):
         config = ElipConfig.from_mapping(config)
-    host = load_catalogue(find_model(name).host)
+    host = load_host(find_model(name).host)
     return host.create(
         name, config=config, checkpoint=checkpoint, image_size=image_size, device=device
     )
@@ -314,7 +288,7 @@ def list_models(host: str | None = None) -> list[str]:
 
     Raises:
         MissingHostError: If the named host is not installed.
-        UnknownModelError: If the named host is not known, or offers no names.
+        UnknownModelError: If the named host is not known.
 
     Example:
         >>> "elip-half-ViT-B-16" in elip_plugin.list_models("open_clip")
@@ -322,4 +296,4 @@ def list_models(host: str | None = None) -> list[str]:
     """
     if host is not None:
         return list(list_names(host))
-    return [name for _, names in _ask_catalogues(lambda each: each.names()) for name in names]
+    return [name for _, names in _ask_hosts(lambda each: each.names()) for name in names]

@@ -294,9 +294,9 @@ def test_one_bad_config_takes_nothing_else_along(tmp_path: Path) -> None:
 def test_a_broken_host_takes_no_other_along(tmp_path: Path, fault: str) -> None:
     (tmp_path / "brokenlib.py").write_text("1 / 0" if fault == "import" else "")
     (tmp_path / "brokenlib_elip.py").write_text(
-        "from elip_plugin.hosts.base import Catalogue, Host\n"
+        "from elip_plugin.hosts.base import Host\n"
         "def fail(*args, **options): raise AttributeError('a renamed class')\n"
-        "class Broken(Host, Catalogue):\n"
+        "class Broken(Host):\n"
         "    name = module = distribution = 'brokenlib'\n"
         "    install = 'pip install brokenlib'\n"
         "    describe = text_guide = names = find = create = fail\n"

@@ -31,8 +31,5 @@ class AnyVitHost(PackageHost):
         """Return a ready guide [B, D] of the tower's width: what maps texts to it is not known."""
         return features.detach()
 
-    def register(self) -> None:
-        """Do nothing: torch builds no models by name."""
-
 
 HOST = AnyVitHost()

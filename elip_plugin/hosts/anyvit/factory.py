@@ -29,7 +29,7 @@ def create(
     image_size: int | None = None,
     device: str = "cpu",
 ) -> ImageModel:
-    """Build a pruned model; see `Catalogue.create`.
+    """Build a pruned model; see `Host.create`.
 
     Args:
         name: `hf:FOLDER`, `timm:NAME` or `torchvision:NAME`.

@@ -16,11 +16,6 @@ INSTALL = {
 models."""
 
 
-def list_names() -> dict[str, ModelName]:
-    """List no model: any name of these libraries is tried when it is asked for."""
-    return {}
-
-
 def find(name: str) -> ModelName | None:
     """Find a model by its name.
 

@@ -22,8 +22,5 @@ class TransformersHost(PackageHost):
         """Turn text features into a guide, as this kind of model does; see `Host`."""
         return self._part("models").text_guide(module, features)
 
-    def register(self) -> None:
-        """Do nothing: transformers builds models from folders and configs, not by our names."""
-
 
 HOST = TransformersHost()

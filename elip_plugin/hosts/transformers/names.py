@@ -21,11 +21,6 @@ MODEL_TYPES = ("clip", "siglip", "metaclip_2", "altclip", "chinese_clip", *BLIP_
 """Families that are built with their texts; as written in a folder's config.json."""
 
 
-def list_names() -> dict[str, ModelName]:
-    """List no model: any folder is tried when it is asked for."""
-    return {}
-
-
 def find(name: str) -> ModelName | None:
     """Find a local folder with a config.json: `hf:FOLDER`; None for a model without known texts."""
     folder = name.removeprefix(PREFIX)
