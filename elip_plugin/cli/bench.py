@@ -63,7 +63,7 @@ def speed(
 ) -> None:
     """Time a plan beside no pruning, in turn, with what both cost in arithmetic and memory."""
     from elip_plugin.files import make_folder
-    from elip_plugin.measure.report import describe_share, notes_on, speed_table, write_files
+    from elip_plugin.measure.report import notes_on, speed_table, write_files
     from elip_plugin.measure.speed import measure_speed
     from elip_plugin.patching.install import find_pruner
 
@@ -85,7 +85,7 @@ def speed(
         progress=lambda text: typer.echo(text, err=True),
     )
     print_table(speed_table(setting, rows))
-    for line in [*notes_on(rows, own, rounds), *describe_share(rows)]:
+    for line in notes_on(rows, own):
         typer.echo(line)
     if out is not None:
         write_files(out, setting, rows)

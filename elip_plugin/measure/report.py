@@ -1,4 +1,4 @@
-"""What `elip bench speed` found: a table, sentences and JSON."""
+"""What `elip bench speed` found: a table, a note and JSON."""
 
 from __future__ import annotations
 
@@ -12,10 +12,6 @@ from rich.table import Table
 from elip_plugin.config import ElipConfig
 from elip_plugin.files import write_text
 from elip_plugin.measure.speed import Row, Setting
-from elip_plugin.measure.variants import pruned_variants
-
-FEWEST = 5
-"""Rounds by which a difference is shown: by chance one in 32 goes the same way in all."""
 
 
 def speed_table(setting: Setting, rows: Sequence[Row]) -> Table:
@@ -39,35 +35,13 @@ def speed_table(setting: Setting, rows: Sequence[Row]) -> Table:
     return table
 
 
-def notes_on(rows: Sequence[Row], own: ElipConfig | None, rounds: int) -> list[str]:
-    """Say which pruned variants are slower in every round, and what `inference` is of `own`.
-
-    `own` is the model's plan, None if it was not measured.
-    """
-    first, plans = rows[0].variant, pruned_variants(own)
-    lines = [
-        f"{row.measured}: {row.variant} takes {row.ratio:.2f} of {first} here, and more in every "
-        f"round ({row.low:.2f} to {row.high:.2f})."
-        for row in rows
-        if rounds >= FEWEST and row.low > 1 and row.variant in plans and first not in plans
-    ]
-    if own is not None and own.eval_mode == "full" and any(r.measured == "inference" for r in rows):
-        lines.append(
-            "inference: pruned by the image, as with eval_mode 'image'; by its plan this model "
-            "keeps all tokens in evaluation."
-        )
-    return lines
-
-
-def describe_share(rows: Sequence[Row]) -> list[str]:
-    """Say how much of the first variant's step the tower takes, if both were timed."""
-    first = rows[0].variant
-    seconds = {row.measured: row.seconds for row in rows if row.variant == first}
-    if not {"tower", "step"} <= {*seconds}:
+def notes_on(rows: Sequence[Row], own: ElipConfig | None) -> list[str]:
+    """Say what `inference` is of the model's plan, which is None if it was not measured."""
+    if own is None or own.eval_mode != "full" or all(r.measured != "inference" for r in rows):
         return []
     return [
-        f"The vision tower takes {seconds['tower'] / seconds['step']:.0%} of a step of {first}, "
-        f"{seconds['step']:.2f} s; pruning can shorten that part only."
+        "inference: pruned by the image, as with eval_mode 'image'; by its plan this model "
+        "keeps all tokens in evaluation."
     ]
 
 

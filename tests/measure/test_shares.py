@@ -11,9 +11,7 @@ from entry_points import elip
 
 from elip_plugin import create
 from elip_plugin.measure.counts import count_flops
-from elip_plugin.measure.report import describe_share
 from elip_plugin.measure.shares import Operations, count_operations
-from elip_plugin.measure.speed import Row
 
 TINY = "ViT-tiny"
 
@@ -71,15 +69,3 @@ def test_a_text_side_of_lavis_that_reads_images_is_not_counted() -> None:
     host_model = create("elip_albef_pretrain:openmoji", device="meta")
     assert count_operations(host_model).text == 0
     assert "texts read the image tokens too" in elip("plan --model elip_albef_pretrain:openmoji")
-
-
-def rows(tower: float, step: float, pruned: float) -> list[Row]:
-    made = (("tower", "full", tower), ("step", "full", step), ("step", "fast", pruned))
-    return [Row(v, m, seconds, 1, 1, 1, 0, 0) for m, v, seconds in made]
-
-
-def test_the_towers_share_is_said() -> None:
-    made = rows(0.6, 1.0, 0.7)
-    (share,) = describe_share(made)
-    assert "The vision tower takes 60% of a step of full, 1.00 s" in share
-    assert describe_share(made[1:]) == []  # the tower was not timed

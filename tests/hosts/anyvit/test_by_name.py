@@ -243,7 +243,7 @@ def test_the_commands_take_such_names(dino: str, tmp_path: Path) -> None:
     assert "12 pictures" in output and "overlap@3" in output
     output = run("bench", "speed", "--model", name, "--variants", "full,half", "--batch", "2",
                  "--rounds", "1", "--device", "cpu")  # fmt: skip
-    assert "step" in output and "The vision tower takes" in output
+    assert "step" in output
 
 
 def test_an_exported_file_gives_what_the_model_gives(dino: str, tmp_path: Path) -> None:
