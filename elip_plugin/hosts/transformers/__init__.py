@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-
 from elip_plugin.hosts.base import PackageHost
 
 
@@ -17,10 +15,6 @@ class TransformersHost(PackageHost):
     install = "pip install 'elip-plugin[transformers]'"
     oldest = (4, 57)
     dependency = True
-
-    def text_guide(self, module: nn.Module, features: Tensor) -> Tensor:
-        """Turn text features into a guide, as this kind of model does; see `Host`."""
-        return self._part("models").text_guide(module, features)
 
 
 HOST = TransformersHost()

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from elip_plugin.core.guide import project_to_vision_width
+from elip_plugin.hosts.transformers.blip import PrunedBlip
 from elip_plugin.patching.maps import linear_map, pooling_maps
 
 
@@ -60,5 +61,7 @@ def linear_maps(module: Any) -> list[Tensor]:
 
 def text_guide(module: Any, features: Tensor) -> Tensor:
     """Turn text features [B, E], or a ready guide [B, D], into a guide; see `Host`."""
+    if isinstance(module, PrunedBlip):
+        return module.elip_project(features)
     maps = linear_maps(module)
     return project_to_vision_width(features, maps) if maps else features.detach()

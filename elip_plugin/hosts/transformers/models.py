@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from elip_plugin.core.guide import project_to_vision_width
 from elip_plugin.errors import UnknownTowerError
-from elip_plugin.hosts.transformers import blip, guide, towers
+from elip_plugin.hosts.transformers import blip, towers
 from elip_plugin.hosts.transformers.guide import linear_maps, text_features
 from elip_plugin.hosts.transformers.saving import ModelSwap, PrunedModel
 from elip_plugin.patching.calls import find
@@ -125,10 +125,3 @@ def describe(module: Any) -> Description:
     text = Swap(module.text_model, text_model)
     model = ModelSwap(module, swap_for(module, MODELS).patched)
     return Description(module, tower, (text, model), no_eval_by_text=LEAK)
-
-
-def text_guide(module: Any, features: Tensor) -> Tensor:
-    """Turn text features, or a ready guide [B, D], into a guide; see `Host.text_guide`."""
-    if isinstance(module, blip.PrunedBlip):
-        return module.elip_project(features)
-    return guide.text_guide(module, features)
