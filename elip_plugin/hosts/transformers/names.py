@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
-from elip_plugin.errors import DataError, UnknownModelError
+from elip_plugin.errors import UnknownModelError
 from elip_plugin.hosts.base import ModelName
+from elip_plugin.hosts.transformers import folders
 
 PREFIX = "hf:"
 
@@ -31,19 +30,8 @@ def find(name: str) -> ModelName | None:
             f"{folder!r} is no folder with a config.json (nothing is downloaded): give hf: and a "
             "folder of save_pretrained"
         )
-    config = read_json(folder)
-    if config["model_type"] not in MODEL_TYPES:
+    config = folders.config_of(folder)
+    if config.model_type not in MODEL_TYPES:
         return None  # see `hosts.anyvit`
-    own = config.get(CONFIG_KEY) is not None or config["model_type"] in BLIP_TYPES
+    own = getattr(config, CONFIG_KEY, None) is not None or config.model_type in BLIP_TYPES
     return ModelName(name, "transformers", folder, own)
-
-
-def read_json(folder: str) -> dict[str, Any]:
-    """Read a folder's config.json, which names a model's type."""
-    path = Path(folder) / "config.json"
-    try:
-        config: dict[str, Any] = json.loads(path.read_text())
-        config["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no config of a transformers model: {error!r}") from error
-    return config
