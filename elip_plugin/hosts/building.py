@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
@@ -23,25 +22,16 @@ def say_recommended(given: str, better: str) -> None:
 
 
 @contextmanager
-def seeded(device: str = "cpu", seed: int = 0) -> Iterator[None]:
-    """Draw equal random weights inside the context; afterwards the random state is as before.
-
-    Args:
-        device: Where weights are drawn; the generators of other devices are not touched.
-        seed: The seed.
-    """
-    place = torch.device(device)
-    if place.type in ("cpu", "meta"):
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # `torch.manual_seed` seeds GPUs, too
-            yield
-        return
-    module: Any = torch.get_device_module(place)
-    index = module.current_device() if place.index is None else place.index
-    with torch.random.fork_rng(devices=[index], device_type=place.type), module.device(index):
-        torch.default_generator.manual_seed(seed)
-        module.manual_seed(seed)
+def seeded() -> Iterator[None]:
+    """Draw equal random weights on the CPU; afterwards its random state is as before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # `torch.manual_seed` seeds GPUs, too
         yield
+
+
+def place_for(device: str) -> torch.device:
+    """Return where a model for a device is built: it has equal random weights on every one."""
+    return torch.device("meta" if device == "meta" else "cpu")
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from torch import Tensor
 from elip_plugin.config import RECOMMENDED, ElipConfig
 from elip_plugin.errors import DataError, UnsupportedModelError
 from elip_plugin.hosts.base import HostModel
-from elip_plugin.hosts.building import seeded
+from elip_plugin.hosts.building import place_for, seeded
 from elip_plugin.hosts.lavis import HOST
 from elip_plugin.hosts.lavis.build import SECTION, from_config
 from elip_plugin.hosts.lavis.guide import CaptionGuide, is_read_by_text
@@ -124,9 +124,8 @@ def create(
         config = config or ElipConfig.preset(RECOMMENDED)
     if image_size is not None:
         section.image_size = image_size
-    place = torch.device(device if device == "meta" else "cpu")
     quiet = redirect_stdout(StringIO())  # BLIP prints the name of each weight that it ties
-    with TemporaryDirectory() as folder, seeded(place.type), place, quiet:
+    with TemporaryDirectory() as folder, seeded(), place_for(device), quiet:
         if checkpoint != PRETRAINED:
             section = _offline(section, patched, kind, folder if saved is None else "")
         model: Any = from_config(patched, section, config).eval()

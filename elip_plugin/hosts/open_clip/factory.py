@@ -19,7 +19,7 @@ from torch import Tensor
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.hosts.base import HostModel
-from elip_plugin.hosts.building import reading, seeded
+from elip_plugin.hosts.building import place_for, reading, seeded
 from elip_plugin.hosts.open_clip import HOST
 from elip_plugin.hosts.open_clip.models import describe
 from elip_plugin.hosts.open_clip.names import CONFIG_KEY, base_of, config_of
@@ -103,16 +103,16 @@ def create(
         config = config_of((open_clip.get_model_config(name) or {}).get(CONFIG_KEY))
     options["output_dict"] = True
 
-    def build(pretrained: str | None, device: str) -> Any:
+    def build(pretrained: str | None, place: torch.device) -> Any:
         # Without a checkpoint the weights are random, which the caller says.
-        with nullcontext() if pretrained else silenced(), torch.device(device):
+        with nullcontext() if pretrained else silenced(), place:
             return open_clip.create_model_and_transforms(
-                base, pretrained=pretrained, device=device, **options
+                base, pretrained=pretrained, device=place, **options
             )
 
-    with seeded(device), reading(checkpoint, base, partial(build, None, "meta")):
-        made = build(checkpoint or None, device)
-    model: Any = made[0].eval()
+    with seeded(), reading(checkpoint, base, partial(build, None, torch.device("meta"))):
+        made = build(checkpoint or None, place_for(device))
+    model: Any = made[0].to(device).eval()
     install(describe(model), config)
     normalization, visual = get_model_preprocess_cfg(model), model.visual
     grid = visual.trunk.patch_embed.grid_size if hasattr(visual, "trunk") else visual.grid_size

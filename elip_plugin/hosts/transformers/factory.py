@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from transformers import AutoModel
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import ConfigError
-from elip_plugin.hosts.building import seeded
+from elip_plugin.hosts.building import place_for, seeded
 from elip_plugin.hosts.transformers import blip, folders
 from elip_plugin.hosts.transformers.host_models import NO_EXPORT, ReadModel, TransformersModel
 from elip_plugin.hosts.transformers.models import describe
@@ -40,11 +39,11 @@ def create(
     if image_size is not None:
         folders.resize(host_config, image_size)
     if checkpoint:
-        model = folders.load(checkpoint, cls).to(device)
+        model = folders.load(checkpoint, cls)
     else:
-        with seeded(device), silenced(), torch.device(device):
+        with seeded(), silenced(), place_for(device):
             model = folders.build(host_config, source, cls)
-    model = model.eval()
+    model = model.to(device).eval()
     description = describe(model)
     if config is None:
         config = ElipConfig.from_mapping(section, default=description.default)
