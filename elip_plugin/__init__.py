@@ -62,19 +62,11 @@ __all__ = [
 ]
 
 
-_GONE = {
-    "guide": "find_handle(model).guide(features)",
-    "update_progress": "find_handle(model).update_progress(step, total_steps)",
-}
-"""What to write in place of names of 0.3."""
-
-
 def __getattr__(name: str) -> Any:
     """Load a public name from its module."""
     module = next((module for module, names in _MODULES.items() if name in names), None)
     if module is None:
-        hint = f": write elip_plugin.{_GONE[name]}" if name in _GONE else ""
-        raise AttributeError(f"module 'elip_plugin' has no attribute {name!r}{hint}")
+        raise AttributeError(f"module 'elip_plugin' has no attribute {name!r}")
     value = getattr(import_module(f"elip_plugin.{module}"), name)
     globals()[name] = value
     return value

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-import elip_plugin
 from elip_plugin import ElipConfig, create
 from elip_plugin.cli import main as cli
 from elip_plugin.errors import ConfigError, DataError
@@ -119,9 +118,3 @@ def test_a_config_file_that_cannot_be_read(tmp_path: Path) -> None:
             (tmp_path / name).write_text(text)
         with pytest.raises(ConfigError, match=message):
             ElipConfig.from_mapping(str(tmp_path / name))
-
-
-@pytest.mark.parametrize("name", ["guide", "update_progress", "Variant"])
-def test_a_name_of_0_3(name: str) -> None:
-    with pytest.raises(AttributeError, match=f"{name!r}: write elip_plugin.(find_handle|Model)"):
-        getattr(elip_plugin, name)
