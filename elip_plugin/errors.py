@@ -5,7 +5,6 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from typing import Any
 
 
 class ElipError(Exception):
@@ -90,9 +89,3 @@ def nearest(name: object, known: Iterable[object], otherwise: str = "") -> str:
     short = name[:LONGEST_NAME] if isinstance(name, str) else ""
     near = get_close_matches(short, names, n=3, cutoff=0.6)
     return f"did you mean {near}?" if near else otherwise or f"known are {names}"
-
-
-def some(names: Sequence[Any]) -> str:
-    """Return the first three names and the number of others, such as "a, b, c and 4 more"."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(map(str, names[:3])) + more
