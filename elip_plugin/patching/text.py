@@ -14,6 +14,12 @@ from torch import Tensor
 from elip_plugin.patching.calls import thread
 from elip_plugin.patching.named import NamedAsReplaced
 
+CAPTION_LEAKS = (
+    "an image pruned by its own caption leaks the answer into retrieval and zero-shot scores; use "
+    "'full' or 'image', or guide_source 'batch', which knows no pairs"
+)
+"""Why a contrastive model's evaluation is not pruned by text; see `Description`."""
+
 
 @dataclass
 class EncodedText:

@@ -18,12 +18,7 @@ from elip_plugin.hosts.open_clip.support import SUPPORTED
 from elip_plugin.patching.description import Description, Tower
 from elip_plugin.patching.named import patched_class
 from elip_plugin.patching.swap import swap_for
-from elip_plugin.patching.text import TextFirst
-
-LEAK = (
-    "an image pruned by its own caption leaks the answer into retrieval and zero-shot scores; use "
-    "'full' or 'image', or guide_source 'batch', which knows no pairs"
-)
+from elip_plugin.patching.text import CAPTION_LEAKS, TextFirst
 
 
 class ContrastiveModel(TextFirst):
@@ -68,7 +63,7 @@ def describe(module: Any) -> Description:
         module,
         tower,
         (model,),
-        no_eval_by_text=LEAK,
+        no_eval_by_text=CAPTION_LEAKS,
         no_text_guide=_why_no_guide(module.visual),
     )
 

@@ -20,13 +20,8 @@ from elip_plugin.patching.calls import find
 from elip_plugin.patching.description import Description, Tower
 from elip_plugin.patching.named import patched_class
 from elip_plugin.patching.swap import Swap, swap_for
-from elip_plugin.patching.text import EncodedText, EncodesOnce, TextFirst
+from elip_plugin.patching.text import CAPTION_LEAKS, EncodedText, EncodesOnce, TextFirst
 from elip_plugin.patching.wrappers import unwrap
-
-LEAK = (
-    "an image pruned by its own caption leaks the answer into retrieval and zero-shot scores; use "
-    "'full' or 'image', or guide_source 'batch', which knows no pairs"
-)
 
 NOT_TEXT = ("pixel_values", "return_loss", "interpolate_pos_encoding", "return_dict")
 """Arguments of a model's forward that do not concern its text."""
@@ -124,4 +119,4 @@ def describe(module: Any) -> Description:
     text_model = patched_class(TextModel, type(module.text_model))
     text = Swap(module.text_model, text_model)
     model = ModelSwap(module, swap_for(module, MODELS).patched)
-    return Description(module, tower, (text, model), no_eval_by_text=LEAK)
+    return Description(module, tower, (text, model), no_eval_by_text=CAPTION_LEAKS)
