@@ -26,8 +26,8 @@ def image_only(config: ElipConfig) -> ElipConfig:
         return replace(config, eval_mode="image")
     except ConfigError as error:
         raise ConfigError(
-            f"the plan chooses by a text (reducer {config.reducer.name!r}), and an embedding is "
-            "made without one: give another --plan, such as half"
+            f"the plan chooses by a text (reducer {config.reducer.name!r}), and there is none: "
+            "give another --plan, such as half, or, to elip show, --text"
         ) from error
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from elip_plugin.core.trace import MERGED, StageTrace
 from elip_plugin.errors import ConfigError
 from elip_plugin.hosts.base import HostModel
 from elip_plugin.label import label_of
+from elip_plugin.measure.preview import image_only
 from elip_plugin.patching.install import find_pruner
 from elip_plugin.pictures import Picture
 from elip_plugin.visualize.views import Row, StageView, Visualization
@@ -35,7 +35,7 @@ def visualize(
             "nothing: leave --text out"
         )
     if not texts and any(picture.caption is None for picture in pictures):
-        _check_without_text(host_model.name, handle.config)
+        image_only(handle.config)  # refuses what cannot choose without a text
     rows: list[Row] = []
     shown = []
     for place, picture in enumerate(pictures):
@@ -55,17 +55,6 @@ def visualize(
         tuple(shown),
         tuple(rows),
     )
-
-
-def _check_without_text(name: str, config: ElipConfig) -> None:
-    """Refuse a picture without a text where the image alone cannot choose."""
-    try:
-        replace(config, eval_mode="image")
-    except ConfigError as error:
-        raise ConfigError(
-            f"{name} chooses by a text (reducer {config.reducer.name!r}), and a picture has none: "
-            "give --text, or a caption beside the picture (cat.txt for cat.jpg)"
-        ) from error
 
 
 def _texts(picture: Picture, texts: Sequence[str], config: ElipConfig) -> Iterable[str | None]:

@@ -145,7 +145,7 @@ def test_the_image_alone_and_texts_that_would_change_nothing() -> None:
 
 def test_a_picture_needs_a_text_where_the_text_alone_chooses(tmp_path: Path) -> None:
     shown = tiny(reducer="similarity")
-    with pytest.raises(ConfigError, match=r"ViT-tiny chooses by a text .*'similarity'.* --text"):
+    with pytest.raises(ConfigError, match=r"the plan chooses by a text .*'similarity'.* --text"):
         visualize(shown, [Picture("n", picture(), "a caption"), Picture("n", picture())], [])
     rows = visualize(shown, [Picture("n", picture(), "a caption"), Picture("n", picture())], ["it"])
     assert [row.text for row in rows.rows] == ["it", "it"]
