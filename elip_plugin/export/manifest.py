@@ -55,11 +55,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read ({error}): {again}") from error
-    if not isinstance(values, dict) or values.get("manifest") != VERSION:
-        raise DataError(f"{path} is no manifest of version {VERSION}: {again}")
-    missing = [key for key in KEYS if key not in values]
-    if missing or not isinstance(values["files"], dict):
-        raise DataError(f"{path} lacks {missing or ['the hashes of files']}: {again}")
+    if not isinstance(values, dict) or values.get("manifest") != VERSION or {*KEYS} - {*values}:
+        raise DataError(f"{path} is no manifest of version {VERSION} with {KEYS}: {again}")
     for name, digest in values["files"].items():
         if not (folder / name).is_file():
             raise DataError(f"{folder / name} is missing, which {NAME} names: {again}")

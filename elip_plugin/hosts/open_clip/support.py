@@ -23,10 +23,8 @@ TIMM_REASONS = {
     "naflexvit_": "gives each image its own number of patches, and a mask for the rest",
 }
 
-OTHER_STEMS = {
-    "vit_base_mci_": "embeds its patches by several convolutions",
-}
-"""How the ViTs embed patches whose names in timm begin so, where it is not one convolution."""
+SEVERAL_CONVOLUTIONS = "vit_base_mci_"
+"""How the names in timm begin of ViTs that embed patches by several convolutions, and not one."""
 
 
 def why_not(config: Mapping[str, Any], preset: str = PAPER) -> str | None:
@@ -35,11 +33,13 @@ def why_not(config: Mapping[str, Any], preset: str = PAPER) -> str | None:
 
 
 def _why_not_by(preset: str, vision: Mapping[str, Any]) -> str | None:
-    name = str(vision.get("timm_model_name"))
-    for prefix, how in OTHER_STEMS.items():
-        if "patch_embed" in PRESETS[preset].reducer.needs and name.startswith(prefix):
-            return f"{how}, and preset {preset!r} needs one convolution: use another preset"
-    return None
+    name, needed = str(vision.get("timm_model_name")), PRESETS[preset].reducer.needs
+    if "patch_embed" not in needed or not name.startswith(SEVERAL_CONVOLUTIONS):
+        return None
+    return (
+        f"embeds its patches by several convolutions, and preset {preset!r} needs one convolution: "
+        "use another preset"
+    )
 
 
 def _why_not_at_all(config: Mapping[str, Any]) -> str | None:

@@ -136,7 +136,7 @@ def test_faults(tmp_path: Path, clip: str) -> None:
     with pytest.raises(UnsupportedModelError, match=r"builds: .*no_such"):
         elip_plugin.create(f"hf:{tmp_path}")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UnsupportedModelError, match="builds: .*not a valid JSON file"):
+    with pytest.raises(UnsupportedModelError, match=r"builds: .*not a valid JSON file"):
         elip_plugin.create(f"hf:{tmp_path}")
 
 
