@@ -164,7 +164,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "CoCa": lambda: open_clip_case("coca_ViT-B-32"),
     "timm": lambda: open_clip_case("ViT-B-16-SigLIP"),
     "transformers": lambda: transformers_case("clip"),
-    "dual encoder": lambda: transformers_case("dual_vit"),
+    "dual encoder": lambda: transformers_case("dual"),
     "BLIP": lambda: reader_case("blip_vqa", 48, {"preset": "fast", "reducer": "similarity"}),
     "InstructBLIP": lambda: reader_case("instructblip", 32, CONFIG),
     "torchvision": lambda: any_vit_case("torchvision"),

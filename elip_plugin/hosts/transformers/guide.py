@@ -1,8 +1,7 @@
 """From a text feature to a text guide: a tower's linear maps, transposed, in reverse order.
 
 CLIP's towers have one map, the projection. SigLIP's pool by attention: its output projection and
-its values' projection are the maps; the MLP beside its residual path is left out. A plain ViT has
-a layer with a tanh before the projection: its weight is a map, the tanh is taken by its slope at 0.
+its values' projection are the maps; the MLP beside its residual path is left out.
 """
 
 from __future__ import annotations
@@ -54,8 +53,6 @@ def linear_maps(module: Any) -> list[Tensor]:
         module = module.vision_model
     if hasattr(module, "head"):
         maps += pooling_maps(module.head.attention)
-    if module.config.model_type == "vit" and module.pooler is not None:
-        maps.append(linear_map(module.pooler.dense))
     return maps
 
 

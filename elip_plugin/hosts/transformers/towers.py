@@ -19,22 +19,6 @@ SEPARATE = Parts(
     mlp=("mlp",),
 )
 PACKED = replace(SEPARATE, projections=("self_attn.qkv",), output=("self_attn.projection",))
-VIT = Parts(
-    "layernorm_before",
-    projections=("attention.q_proj", "attention.k_proj", "attention.v_proj"),
-    heads="attention.num_attention_heads",
-    output=("attention.o_proj",),
-    norm_2="layernorm_after",
-    mlp=("mlp",),
-)
-VIT_4 = replace(
-    VIT,
-    projections=tuple(f"attention.attention.{name}" for name in ("query", "key", "value")),
-    heads="attention.attention.num_attention_heads",
-    output=("attention.output.dense",),
-    mlp=("intermediate", "output.dense"),
-)
-"""In transformers 4."""
 
 LAYERS = {
     "CLIPEncoderLayer": SEPARATE,
@@ -46,14 +30,13 @@ LAYERS = {
     "Blip2EncoderLayer": PACKED,
     "InstructBlipEncoderLayer": PACKED,
     "InstructBlipVideoEncoderLayer": PACKED,
-    "ViTLayer": VIT,
 }
 """Where layers have their parts, by the names of their classes."""
 
-LISTS = ("encoder.layers", "layers", "encoder.layer")
+LISTS = ("encoder.layers", "layers")
 """Where towers have their layers."""
 
-TOWERS = ("VisionModel", "VisionModelWithProjection", "VisionTransformer", "ViTModel")
+TOWERS = ("VisionModel", "VisionModelWithProjection", "VisionTransformer")
 """What the names of vision towers without a text model end in."""
 
 
@@ -79,23 +62,20 @@ def describe(tower: Any) -> Tower:
     path = find_layers(tower)
     first, embeddings = tower.get_submodule(path)[0], tower.embeddings
     parts = LAYERS[name_of(type(first))]
-    plain = parts is VIT
-    if plain and not hasattr(first.attention, "q_proj"):
-        parts = VIT_4
     parameters = list(inspect.signature(type(first).forward).parameters.values())[2:]
     masks = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
     returns = str(inspect.signature(type(first).forward).return_annotation)
-    prefix = int(hasattr(embeddings, "class_embedding") or hasattr(embeddings, "cls_token"))
+    prefix = int(hasattr(embeddings, "class_embedding"))
     return Tower(
         tower,
         path,
         {type(first): parts},
-        (embeddings.patch_embeddings if plain else embeddings).num_patches,
+        embeddings.num_patches,
         tower.config.hidden_size,
         prefix,
         class_query=prefix == 1,
-        norm="layernorm" if plain else "post_layernorm",
-        patch_embed="embeddings.patch_embedding" + ("s.projection" if plain else ""),
+        norm="post_layernorm",
+        patch_embed="embeddings.patch_embedding",
         restores=parts is not PACKED,  # BLIP's, whose text side reads what is left
         calling=Calling(as_tuple="tuple" in returns.lower(), args=(None,) * len(masks)),
     )

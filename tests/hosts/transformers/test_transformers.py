@@ -36,7 +36,7 @@ from hosts.transformers.tiny import (  # noqa: E402
 )
 
 FAMILIES = list(MODELS)
-SOME = ["clip", "siglip", "dual_vit", "blip_vqa", "instructblip"]
+SOME = ["clip", "siglip", "dual", "blip_vqa", "instructblip"]
 CASES = [
     (family, reducer)
     for family in ALL
@@ -165,7 +165,7 @@ def test_checkpointing_gives_the_same_gradients(
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip", "dual_vit", "blip2", "instructblip"])
+@pytest.mark.parametrize("family", ["clip", "siglip", "blip2", "instructblip"])
 def test_attention_implementations_agree(family: str) -> None:
     features = []
     for implementation in ("eager", "sdpa"):
@@ -178,7 +178,7 @@ def test_attention_implementations_agree(family: str) -> None:
     torch.testing.assert_close(*features)
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip", "dual_vit", "blip_vqa"])
+@pytest.mark.parametrize("family", ["clip", "siglip", "blip_vqa"])
 @pytest.mark.parametrize("flag", ["output_attentions", "output_hidden_states"])
 def test_recording_is_refused_while_pruning(family: str, flag: str) -> None:
     model = make(family).train()
@@ -256,7 +256,7 @@ def test_bf16_weights(family: str) -> None:
     [("clip", "aot_eager")]
     + [
         pytest.param(family, "aot_eager", marks=pytest.mark.newest)
-        for family in ("siglip", "dual_vit", "blip_vqa")
+        for family in ("siglip", "blip_vqa")
     ]
     # The graphs of the others have the same operations for the compiler.
     + [
@@ -393,8 +393,8 @@ def test_refusals() -> None:
     ))  # fmt: skip
     with pytest.raises(UnsupportedModelError, match="NaFlex"):
         elip_plugin.apply(naflex)
-    with pytest.raises(UnsupportedModelError, match=r"a block ViTLayer with dropout .*: 0\.1"):
-        elip_plugin.apply(make("dual_vit", hidden_dropout_prob=0.1))
+    with pytest.raises(UnsupportedModelError, match=r"as any other ViT: dropout: .*: 0\.1"):
+        elip_plugin.apply(hf.ViTModel(hf.ViTConfig(**VISION, hidden_dropout_prob=0.1)))
 
 
 @pytest.mark.parametrize("family", [*SOME, "chinese_clip", "blip_itm", "blip2_itm", "blip2"])

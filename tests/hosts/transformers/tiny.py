@@ -110,7 +110,6 @@ MODELS: dict[str, Callable[..., Any]] = {
         hf.ChineseCLIPConfig(text_config=BERT, vision_config=VISION, projection_dim=24)
     ),
     "dual": lambda **vision: _dual(hf.CLIPVisionConfig(**{**VISION, **vision})),
-    "dual_vit": lambda **vision: _dual(hf.ViTConfig(**{**VISION, **vision})),
     "blip": lambda **vision: _blip("Model", **vision),
 }
 """Models that embed images and texts."""
