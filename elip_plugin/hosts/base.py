@@ -25,6 +25,7 @@ class Host(ABC):
     """A library whose models can be pruned. Importing a host does not import the library.
 
     One that also builds models by name, for the commands, has `names` or `find`, and `create`.
+    docs/writing_a_host.md has two whole ones.
 
     Attributes:
         name: The host's name.
@@ -34,19 +35,6 @@ class Host(ABC):
         oldest: The oldest version that is supported.
         dependency: Whether other packages depend on the library, so that an old version may be
             there for them alone.
-
-    Example:
-        >>> class ToyHost(Host):
-        ...     name = module = distribution = "toylib"
-        ...     install = "pip install toylib"
-        ...
-        ...     def describe(self, module):
-        ...         from toylib_elip import models
-        ...
-        ...         return models.describe(module)
-        ...
-        ...     def text_guide(self, module, features):
-        ...         return features.detach()
     """
 
     name: str
