@@ -58,6 +58,11 @@ class Trace:
     sources: Tensor | None = None
     restored: bool = False
 
+    @property
+    def sizes(self) -> Tensor | None:
+        """How many patches each non-prefix token at the end stands for [B, T]."""
+        return None if self.sources is None else self.sources.count_nonzero(dim=2)
+
     def begin(self) -> None:
         """Forget what an earlier forward did."""
         self.stages, self.sources, self.restored = [], None, False

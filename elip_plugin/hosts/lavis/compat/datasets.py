@@ -14,7 +14,7 @@ from lavis.datasets.builders.base_dataset_builder import BaseDatasetBuilder
 from lavis.datasets.datasets.image_text_pair_datasets import ImageTextPairDataset
 from lavis.datasets.datasets.retrieval_datasets import RetrievalEvalDataset
 
-from elip_plugin.errors import DataError, some
+from elip_plugin.errors import DataError, shown
 from elip_plugin.hosts.lavis.compat.paths import configs_root
 
 NAME = "elip_pairs"
@@ -73,6 +73,6 @@ class PairsBuilder(BaseDatasetBuilder):
         if missing:
             raise DataError(
                 f"datasets.{NAME}: of {len(pairs)} pairs to {split} with, {len(missing)} images "
-                f"are not in {folder}: {some(missing)}"
+                f"are not in {folder}: {shown(missing)}"
             )
         return made
