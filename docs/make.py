@@ -252,12 +252,12 @@ def idea(checkpoint: str, pictures: list[Path]) -> None:
     from matplotlib import pyplot
 
     from elip_plugin.hosts.registry import create
-    from elip_plugin.pictures import find_pictures
+    from elip_plugin.pictures import find_items
     from elip_plugin.visualize.drawing import draw_stage
     from elip_plugin.visualize.stages import visualize
 
     host_model = create("elip-half-ViT-emoji", checkpoint=checkpoint)
-    made = visualize(host_model, find_pictures(pictures, len(pictures)), [])
+    made = visualize(host_model, find_items(pictures), [])
     columns = 1 + len(made.rows[0].stages)
     size = 2.1 * columns, 2.4 * len(made.rows)
     drawn, panels = pyplot.subplots(len(made.rows), columns, figsize=size, squeeze=False)

@@ -21,15 +21,6 @@ PAUSES = (0.1, 0.5, 0.0)
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture (Pillow), its name, and the text that lies beside it, if any."""
-
-    name: str
-    image: Any
-    caption: str | None = None
-
-
-@dataclass(frozen=True)
 class Item:
     """A picture that has not been read yet.
 
@@ -173,24 +164,9 @@ def _part(path: Path, offset: int, size: int) -> bytes:
     raise AssertionError
 
 
-def find_pictures(paths: Sequence[Path], most: int) -> list[Picture]:
-    """Read pictures, with the texts beside them.
-
-    Args:
-        paths: As for `find_items`.
-        most: How many, the first by name.
-
-    Returns:
-        The pictures.
-
-    Raises:
-        DataError: If one of them cannot be read, or there is none.
-    """
-    return [_read(item) for item in find_items(paths)[:most]]
-
-
-def _read(item: Item) -> Picture:
+def read_picture(item: Item) -> Any:
+    """Read a picture as `Item.read` does; raises a DataError that names it if it is broken."""
     try:
-        return Picture(item.name, item.read(), item.caption)
+        return item.read()
     except Exception as error:  # Pillow's readers raise nearly anything on broken files
         raise DataError(f"{item.name} cannot be read as an image ({error})") from error

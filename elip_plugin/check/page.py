@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -21,7 +22,7 @@ from elip_plugin.check.tables import (
 from elip_plugin.errors import ElipError
 from elip_plugin.files import write_text
 from elip_plugin.hosts.base import HostModel
-from elip_plugin.pictures import Item, Picture
+from elip_plugin.pictures import Item
 from elip_plugin.visualize.html import image_tag, to_html
 from elip_plugin.visualize.stages import visualize
 
@@ -35,7 +36,7 @@ NEIGHBORS, DRAWN = 5, 12
 def write_page(result: Result, host_model: HostModel, out: Path) -> None:
     """Write `index.html`, and `patches.html`: what the plan makes of the worst pictures."""
     patches = ""
-    pictures = [Picture(result.items[i].name, result.items[i].read()) for i in result.worst[:DRAWN]]
+    pictures = [replace(result.items[i], caption=None) for i in result.worst[:DRAWN]]
     with suppress(ElipError):  # of a reducer that records nothing
         drawn = to_html(visualize(host_model, pictures, []))
         write_text(out / "patches.html", drawn, errors="replace")

@@ -43,18 +43,18 @@ def export(
     """Export the image tower with its pruning, and check the file against the model."""
     from elip_plugin.export import export as write
     from elip_plugin.export.formats import find_format
-    from elip_plugin.pictures import find_pictures
+    from elip_plugin.pictures import find_items, read_picture
 
     find_format(format)  # before a model is built
     target = resolve(model, plan, keep, embeds=True)
     check_weights("export", model, checkpoint, random)
-    pictures = [] if images is None else [p.image for p in find_pictures([images], MOST_PICTURES)]
+    items = [] if images is None else find_items([images])[:MOST_PICTURES]
     manifest = write(
         target.build(checkpoint=checkpoint, image_size=image_size),
         out,
         format=format,
         text=text,
-        pictures=pictures,
+        pictures=[read_picture(item) for item in items],
         progress=lambda line: typer.echo(line, err=True),
     )
     for name, tower in manifest["towers"].items():

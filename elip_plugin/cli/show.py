@@ -42,13 +42,13 @@ def show(
     most: Annotated[int, typer.Option(min=1, help="Most pictures to show.")] = 12,
 ) -> None:
     """Draw which patches survive each stage, a row per text, a column per stage."""
-    from elip_plugin.pictures import find_pictures
+    from elip_plugin.pictures import find_items
     from elip_plugin.visualize.html import to_html
     from elip_plugin.visualize.stages import visualize
 
     check_file(out, ".html")
     target = resolve(model, plan, keep)
-    pictures = find_pictures(image, most)
+    pictures = find_items(image)[:most]
     shown = visualize(
         target.build(checkpoint=checkpoint, image_size=image_size), pictures, text or []
     )

@@ -35,13 +35,16 @@ def place_for(device: str) -> torch.device:
 
 
 @contextmanager
-def reading(checkpoint: str, name: str, build: Callable[[], object]) -> Iterator[None]:
+def reading(
+    checkpoint: str, name: str, build: Callable[[], object] = lambda: None
+) -> Iterator[None]:
     """Report what fails inside the context as an unreadable checkpoint, if it is one.
 
     Args:
         checkpoint: What is read; "" for nothing.
         name: The model's name.
-        build: Builds the model without it: what fails there, too, is not the checkpoint's fault.
+        build: Builds the model without it, if that was not done before: what fails there, too, is
+            not the checkpoint's fault.
 
     Yields:
         Nothing. DataError where only reading fails.

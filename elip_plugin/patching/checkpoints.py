@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.serialization import load
 
 from elip_plugin.errors import DataError
@@ -38,6 +39,28 @@ def load_checkpoint(path: str | Path) -> Any:
         if not trusted:
             message += f"; if you trust where it comes from, set {TRUST}={path} to load any object"
         raise DataError(message) from error
+
+
+def read_state(path: str) -> dict[str, Tensor]:
+    """Read a state dict from a file of safetensors, by its name, or of `torch.save`.
+
+    Raises a DataError if it cannot be read, or holds anything else.
+    """
+    if Path(path).suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        try:
+            state: Any = load_file(path)
+        except Exception as error:  # of as many kinds as there are kinds of broken files
+            raise DataError(f"checkpoint {path!r} cannot be read: {reason_of(error)}") from error
+    else:
+        state = load_checkpoint(path)
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise DataError(
+            f"checkpoint {path!r} is no state dict: save it by torch.save(model.state_dict(), ...) "
+            "or safetensors.torch.save_file"
+        )
+    return state
 
 
 def is_trusted(path: Path) -> bool:

@@ -12,12 +12,12 @@ from torch import Tensor
 from elip_plugin.api import find_handle
 from elip_plugin.config import ElipConfig
 from elip_plugin.core.trace import MERGED, StageTrace
-from elip_plugin.errors import ConfigError
+from elip_plugin.errors import ConfigError, UnsupportedModelError
 from elip_plugin.hosts.base import HostModel
 from elip_plugin.label import label_of
 from elip_plugin.measure.preview import image_only
 from elip_plugin.patching.install import find_pruner
-from elip_plugin.pictures import Picture
+from elip_plugin.pictures import Item, read_picture
 from elip_plugin.visualize.views import Row, StageView, Visualization
 
 MOST_STAGES = 4
@@ -25,7 +25,7 @@ MOST_STAGES = 4
 
 
 def visualize(
-    host_model: HostModel, pictures: Sequence[Picture], texts: Sequence[str]
+    host_model: HostModel, pictures: Sequence[Item], texts: Sequence[str]
 ) -> Visualization:
     """Run pictures through a model."""
     handle = find_handle(host_model.model)
@@ -39,7 +39,7 @@ def visualize(
     rows: list[Row] = []
     shown = []
     for place, picture in enumerate(pictures):
-        image = host_model.preprocess(picture.image).unsqueeze(0)
+        image = host_model.preprocess(read_picture(picture)).unsqueeze(0)
         shown.append((picture.name, _as_seen(image[0], host_model)))
         first: tuple[int, ...] | None = None
         for text in _texts(picture, texts, handle.config):
@@ -57,7 +57,7 @@ def visualize(
     )
 
 
-def _texts(picture: Picture, texts: Sequence[str], config: ElipConfig) -> Iterable[str | None]:
+def _texts(picture: Item, texts: Sequence[str], config: ElipConfig) -> Iterable[str | None]:
     if config.text_weight == 0:
         return [None]
     return texts or [picture.caption]
@@ -73,6 +73,10 @@ def _run(host_model: HostModel, image: Tensor, text: str | None) -> tuple[StageV
             stack.enter_context(pruner.asked(guide=guide))
         trace = stack.enter_context(handle.trace())
         host_model.encode_image(image)
+    if not trace.stages:
+        raise UnsupportedModelError(
+            f"reducer {pruner.reducer.name!r} records no stages, so there is nothing to draw"
+        )
     views: list[StageView] = []
     for stage in trace.stages:
         views.append(view_of(stage, views[-1] if views else None))

@@ -19,6 +19,7 @@ import torch
 from faults.outcomes import contained, outcome
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pictures_in_memory import find_pictures
 from PIL import Image
 
 from benchmarks.faults.counting import tried
@@ -26,7 +27,7 @@ from elip_plugin.check.store import Store
 from elip_plugin.errors import DataError
 from elip_plugin.export.manifest import read_manifest
 from elip_plugin.patching.checkpoints import load_checkpoint
-from elip_plugin.pictures import find_items, find_pictures
+from elip_plugin.pictures import find_items
 from elip_plugin.visualize.html import to_html
 from elip_plugin.visualize.views import Row, StageView, Visualization
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pictures_in_memory import Picture
 from recorders import recorded_lengths
 from tensors import randn
 from towers import KINDS, make_tower
@@ -189,7 +190,6 @@ def test_an_end_is_shown(tmp_path: Any) -> None:
     from PIL import Image
 
     from elip_plugin import create
-    from elip_plugin.pictures import Picture
     from elip_plugin.visualize.stages import visualize
 
     mapping = {"stages": [stage(2, 6, 16), stage(6, None, 32)], "text_weight": 0.0}

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from pictures_in_memory import Picture, find_pictures
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -23,9 +24,8 @@ from elip_plugin import ElipConfig, create, find_handle
 from elip_plugin.cli.main import app, main
 from elip_plugin.core.select import Selection
 from elip_plugin.core.trace import Trace
-from elip_plugin.errors import ConfigError, DataError
+from elip_plugin.errors import ConfigError, DataError, UnsupportedModelError
 from elip_plugin.patching.calls import thread
-from elip_plugin.pictures import Picture, find_pictures
 from elip_plugin.visualize.drawing import GRAY, WIDTH, draw_stage
 from elip_plugin.visualize.html import to_html
 from elip_plugin.visualize.stages import MOST_STAGES, view_of, visualize
@@ -141,6 +141,13 @@ def test_the_image_alone_and_texts_that_would_change_nothing() -> None:
         visualize(shown, [Picture("n", picture())], ["a cat"])
     rows = visualize(tiny(), [Picture("a", picture(), "its own"), Picture("b", picture())], []).rows
     assert [row.text for row in rows] == ["its own", None]
+
+
+def test_a_reducer_that_records_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trace, "record", lambda *_: None)
+    shown = tiny(text_weight=0.0)
+    with pytest.raises(UnsupportedModelError, match="'elip' records no stages"):
+        visualize(shown, [Picture("n", picture())], [])
 
 
 def test_a_picture_needs_a_text_where_the_text_alone_chooses(tmp_path: Path) -> None:

@@ -9,24 +9,14 @@ from timm.data import create_transform, resolve_model_data_config
 
 from elip_plugin.errors import UnknownModelError, UnsupportedModelError, nearest
 from elip_plugin.hosts.anyvit.image_model import Library
-from elip_plugin.hosts.anyvit.state import read_state, reading_state
+from elip_plugin.hosts.building import reading
+from elip_plugin.patching.checkpoints import read_state
 
 
 def load(name: str, checkpoint: str, image_size: int | None) -> Library:
-    """Build a model without its classifier.
+    """Build a model without its classifier; see `factory.create`.
 
-    Args:
-        name: Its name, with or without the tag of its weights, which only the preprocessing uses.
-        checkpoint: A file of its weights; "" for random ones.
-        image_size: Pixels of a side; None for the model's own.
-
-    Returns:
-        The model, and what belongs to it.
-
-    Raises:
-        UnknownModelError: If timm has no such model.
-        UnsupportedModelError: If it has no such size.
-        DataError: If the checkpoint cannot be read, or does not fit.
+    `name` may have the tag of its weights, which only the preprocessing uses.
     """
     if not timm.is_model(name):
         hint = nearest(name, timm.list_models(), "see timm.list_models()")
@@ -35,7 +25,7 @@ def load(name: str, checkpoint: str, image_size: int | None) -> Library:
     model = _create(name, options)
     if checkpoint:
         state = read_state(checkpoint)
-        with reading_state(checkpoint, f"timm:{name}"):
+        with reading(checkpoint, f"timm:{name}"):
             # By timm's own way: other names of weights, and positions for other sizes.
             model = timm.create_model(
                 name,

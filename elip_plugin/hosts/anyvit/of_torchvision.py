@@ -9,27 +9,17 @@ from torchvision import models
 
 from elip_plugin.errors import UnknownModelError, UnsupportedModelError, nearest
 from elip_plugin.hosts.anyvit.image_model import Library
-from elip_plugin.hosts.anyvit.state import read_state, reading_state
+from elip_plugin.hosts.building import reading
+from elip_plugin.patching.checkpoints import read_state
 
 PLAIN = models.vision_transformer.__name__
 """The module of its vision transformers without windows."""
 
 
 def load(name: str, checkpoint: str, image_size: int | None) -> Library:
-    """Build a model without its classifier.
+    """Build a model without its classifier, by default for the side of its weights.
 
-    Args:
-        name: Its name.
-        checkpoint: A file of its weights; "" for random ones.
-        image_size: Pixels of a side; None for what its default weights are for.
-
-    Returns:
-        The model, and what belongs to it.
-
-    Raises:
-        UnknownModelError: If torchvision has no such model.
-        UnsupportedModelError: If it is no vision transformer, or has no such size.
-        DataError: If the checkpoint cannot be read, or does not fit.
+    See `factory.create`.
     """
     known = models.list_models(module=models)
     plain = [each for each in known if models.get_model_builder(each).__module__ == PLAIN]
@@ -57,6 +47,6 @@ def load(name: str, checkpoint: str, image_size: int | None) -> Library:
     model.heads = nn.Identity()
     if checkpoint:
         state = {k: v for k, v in read_state(checkpoint).items() if not k.startswith("heads.")}
-        with reading_state(checkpoint, f"torchvision:{name}"):
+        with reading(checkpoint, f"torchvision:{name}"):
             model.load_state_dict(state)
     return Library(model, side, transform, tuple(transform.mean), tuple(transform.std))

@@ -14,20 +14,9 @@ from elip_plugin.hosts.transformers import folders
 
 
 def load(folder: str, checkpoint: str, image_size: int | None) -> Library:
-    """Build the model of a folder.
+    """Build the model of a folder with a `config.json`; see `factory.create`.
 
-    Args:
-        folder: A folder with a `config.json`.
-        checkpoint: A folder with weights; "" for random ones.
-        image_size: Pixels of a side; None for what the folder's image processor gives, or where it
-            has none for what the config says.
-
-    Returns:
-        The model, and what belongs to it.
-
-    Raises:
-        DataError: If the checkpoint cannot be read, or has no image processor.
-        UnsupportedModelError: If transformers has no such model, or its images are not square.
+    The side is by default what its image processor gives, or else its config.
     """
     source = checkpoint or folder
     folders.check_folder(source)
