@@ -144,9 +144,9 @@ def test_the_image_alone_and_texts_that_would_change_nothing() -> None:
 
 
 def test_a_reducer_that_records_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Trace, "record", lambda *_: None)
+    monkeypatch.setattr(Trace, "record_groups", lambda *_: None)
     shown = tiny(text_weight=0.0)
-    with pytest.raises(UnsupportedModelError, match="'elip' records no stages"):
+    with pytest.raises(UnsupportedModelError, match="'tome' records no stages"):
         visualize(shown, [Picture("n", picture())], [])
 
 
