@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from elip_plugin.errors import DataError, some
+from elip_plugin.errors import DataError, shown
 from elip_plugin.files import UNFINISHED, replacing
 
 MANIFEST = "openmoji.json"
@@ -28,7 +28,7 @@ def check_folder(out: Path, overwrite: bool) -> None:
     found = sorted(path.name for path in out.iterdir()) if out.exists() else []
     if found and not overwrite:
         raise DataError(
-            f"{out} is not empty (it holds {some(found)}): name a new or empty folder, or pass "
+            f"{out} is not empty (it holds {shown(found)}): name a new or empty folder, or pass "
             "--overwrite (overwrite=True), which replaces only the files an earlier run wrote."
         )
 
@@ -40,7 +40,7 @@ def write_files(out: Path, files: Mapping[str, bytes], settings: Mapping[str, An
     if foreign:
         raise DataError(
             f"{out} holds files that examples.openmoji did not write but would replace "
-            f"({some(foreign)}); nothing was changed: move them away or name another folder."
+            f"({shown(foreign)}); nothing was changed: move them away or name another folder."
         )
     manifest = {"writer": _WRITER, **settings, "files": sorted(files)}
     try:
