@@ -62,7 +62,7 @@ def adapted(
         if step % 20 == 0:
             say(f"step {step} of {steps}, loss {loss:.4f}")
 
-    state = folder.with_suffix(".state.pt")
+    state = folder.with_name(f"{folder.name}.state.pt")
     given: Any = Tower(tower)
     elip_plugin.adapt(
         given, len(part), load, steps=steps, bf16=True, state=state, encode=both, progress=progress
