@@ -157,7 +157,7 @@ def test_the_command_at_a_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     report = (tmp_path / "report.md").read_text()
     assert set(re.findall("^## .+: (.+)$", report, re.M)) == {"done"}, report
     assert "pairs per second" in report and "largest batch" in report
-    assert "of a step of full" in report
+    assert "ratio to full (lowest-highest)" in report
 
 
 def test_pruning_fits_more_pairs(tmp_path: Path) -> None:

@@ -74,9 +74,9 @@ def test_a_folder(embedded: tuple[Path, list[str], str], tmp_path: Path) -> None
     features = read(out)
     assert np.linalg.norm(features, axis=1) == pytest.approx(1, abs=1e-5)
     assert Image.open(out / "neighbors.png").size[1] > 96
-    kept = {path: path.stat().st_mtime_ns for path in out.glob("cache/*/*.json")}
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("cache/*/*.rows")}
     run("embed_folder.py", *words)  # nothing is embedded anew
-    assert {path: path.stat().st_mtime_ns for path in out.glob("cache/*/*.json")} == kept != {}
+    assert {path: path.stat().st_mtime_ns for path in out.glob("cache/*/*.rows")} == kept != {}
     np.testing.assert_array_equal(read(out), features)
     (tmp_path / "none").mkdir()
     made = start("embed_folder.py", *words[:2], "--images", str(tmp_path / "none"), *words[4:])
