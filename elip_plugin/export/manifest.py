@@ -55,7 +55,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read ({error}): {again}") from error
-    if not isinstance(values, dict) or values.get("manifest") != VERSION or {*KEYS} - {*values}:
+    if (
+        not isinstance(values, dict)
+        or values.get("manifest") != VERSION
+        or {*KEYS} - {*values}
+        or not isinstance(values["files"], dict)
+    ):
         raise DataError(f"{path} is no manifest of version {VERSION} with {KEYS}: {again}")
     for name, digest in values["files"].items():
         if not (folder / name).is_file():

@@ -268,6 +268,8 @@ def test_a_changed_manifest(copied: Path) -> None:
     text = path.read_text()
     path.write_text(text.replace('"image_size"', '"size"'))
     assert "no manifest of version 1 with" in message(copied)
+    path.write_text(json.dumps({**json.loads(text), "files": ["image.pt2"]}))
+    assert "no manifest of version 1 with" in message(copied)
     path.write_text(text[:100])
     assert "manifest.json cannot be read" in message(copied)
     path.write_text('{"manifest": 7}')

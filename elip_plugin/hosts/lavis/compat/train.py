@@ -112,7 +112,10 @@ def _run(cfg: Any, *, evaluate: bool, checkpoint: Path | None) -> dict[str, Any]
     model = task.build_model(cfg)
     if checkpoint is not None:
         state = load_checkpoint(checkpoint)
-        model.load_state_dict(state.get("model", state))
+        try:
+            model.load_state_dict(state.get("model", state))
+        except RuntimeError as error:
+            raise ConfigError(f"{checkpoint} does not fit this model section: {error}") from error
     runner_class = registry.get_runner_class(cfg.run_cfg.get("runner", "elip_runner"))
     runner = runner_class(cfg=cfg, job_id=now(), task=task, model=model, datasets=datasets)
     if evaluate:

@@ -224,6 +224,9 @@ def test_evaluate_loads_a_checkpoint_and_equals_the_end_of_training(
     assert sorted(p.name for p in (tmp_path / "output").rglob("*.pth")) == before
     with pytest.raises(DataError, match="no file"):
         train.run(path, [], evaluate=True, checkpoint=tmp_path / "none.pth")
+    torch.save({"model": {}}, tmp_path / "other.pth")
+    with pytest.raises(ConfigError, match=r"other\.pth does not fit this model section"):
+        train.run(path, [], evaluate=True, checkpoint=tmp_path / "other.pth")
 
 
 USERS_TRAIN_PY = """
