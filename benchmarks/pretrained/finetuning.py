@@ -14,6 +14,7 @@ photographs with all tokens at test, paired by seed, 95% intervals:
 4. Which of them are above, where the test is pruned as `embed` prunes?
 5. Asked after the first 15 trainings: is `ward` with an unpruned end, at the same mean cost of a
    step, nearer to unpruned training at equal steps?
+6. Asked after those: is `tome 0.7`, which merges as many tokens in each block, nearer?
 """
 
 from __future__ import annotations
@@ -42,6 +43,13 @@ ARMS: dict[str, str | dict[str, Any] | None] = {
     "unpruned": None,
     "ward 0.7": {
         "reducer": "ward",
+        "stages": [{"block": 0, "lookahead": 1, "keep": 0.71}],
+        "text_weight": 0.0,
+        "reference_depth": 12,
+        "eval_mode": "image",
+    },
+    "tome 0.7": {
+        "reducer": "tome",
         "stages": [{"block": 0, "lookahead": 1, "keep": 0.71}],
         "text_weight": 0.0,
         "reference_depth": 12,

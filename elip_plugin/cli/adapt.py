@@ -55,7 +55,8 @@ def adapt(
     passes: Annotated[float, typer.Option(help="How often each picture is seen.")] = 2.0,
     batch: Annotated[int, typer.Option(min=1, help="Pictures per step.")] = 32,
     rate: Annotated[
-        float | None, typer.Option(help="Largest learning rate; by default 4e-6.")
+        float | None,
+        typer.Option(help="Largest learning rate; by default that of elip_plugin.adapt."),
     ] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 (autocast).")] = False,
     image_size: ImageSize = None,

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from elip_plugin.errors import ElipError
+from elip_plugin.patching.blocks import ATTENTIONS
 from elip_plugin.patching.parts import Parts
 from elip_plugin.patching.runner import Calling
 from elip_plugin.patching.swap import Swap
@@ -52,6 +53,7 @@ class Tower:
             there is no such module.
         patch_embed: Path of the convolution that makes each token of one patch; "" where there is
             none.
+        attentions: Patched classes of what attends, where `parts` name it, by their classes.
         entries: Methods of it that are one forward, from images on.
         calling: How it calls its blocks.
         restores: Whether the merged tokens are given back after the last block where nothing else
@@ -71,6 +73,7 @@ class Tower:
     scale: float | None = None
     norm: str = ""
     patch_embed: str = ""
+    attentions: Mapping[type, type[Any]] = field(default_factory=lambda: ATTENTIONS)
     entries: tuple[str, ...] = ("forward",)
     calling: Calling = field(default_factory=Calling)
     restores: bool = True

@@ -26,7 +26,7 @@ class Parts:
 
     Attributes:
         norm_1: What normalizes the tokens before the attention; "" for nothing.
-        attention: What attends, where it is an `nn.MultiheadAttention`; the attributes up to
+        attention: What attends, where it is of `Tower.attentions`; the attributes up to
             `output` are its own then. "" where they are the following ones.
         projections: What makes queries, keys and values: one module for all three, or one for each.
         heads: The number of heads H, or its path.
@@ -206,7 +206,7 @@ class SeparateBlock(PartsBlock):
 
 
 class MultiheadBlock(PartsBlock):
-    """A block with an `nn.MultiheadAttention`, whose modes run inside of the attention's call."""
+    """A block with an attention of raw weights, whose modes run inside of the attention's call."""
 
     def elip_query_and_keys(
         self, query: Tensor, x: Tensor, **positions: Any
@@ -235,8 +235,8 @@ def refuse_exchanged(attention: Any, path: str) -> None:
     """Refuse an attention that is no longer torch's, but for what adapters are wrapped around."""
     if not isinstance(innermost(attention), PrunableAttention):
         raise UnsupportedModelError(
-            f"{path!r} of a pruned block is a {type(attention).__name__}, and was an "
-            "nn.MultiheadAttention when ELIP was applied: exchange it before"
+            f"{path!r} of a pruned block is a {type(attention).__name__}, and was another "
+            "attention when ELIP was applied: exchange it before"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,15 @@ def spread(model: Any) -> Any:
 def _open_clip() -> Any:
     torch.manual_seed(0)
     return spread(pytest.importorskip("open_clip").CLIP(**TINY, output_dict=True))
+
+
+def _attends_by_torch() -> bool:
+    """Whether OpenCLIP's blocks have torch's attention; those of OpenCLIP 4 have their own."""
+    with suppress(ImportError):
+        import open_clip
+
+        return not hasattr(open_clip, "create_task")
+    return True
 
 
 def _timm(name: str) -> Any:
@@ -97,8 +107,10 @@ EVA = ("q_proj", "k_proj", "v_proj", "proj", "fc1_g", "fc1_x", "fc2")
 CLIP = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 VIT = ("query", "key", "value", "dense", "q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
 MULTIHEAD = ("attn", "c_fc", "c_proj")
+# Of OpenCLIP 4's own attention, whose weights are no module's, peft adapts the output alone.
+OPEN_CLIP = MULTIHEAD if _attends_by_torch() else ("out_proj", *MULTIHEAD[1:])
 ROWS = {
-    "OpenCLIP": Row(_open_clip, lambda m, x: m.encode_image(x), MULTIHEAD, MULTIHEAD[1:]),
+    "OpenCLIP": Row(_open_clip, lambda m, x: m.encode_image(x), OPEN_CLIP, OPEN_CLIP[1:]),
     "timm ViT": Row(
         lambda: _timm("vit_small_patch16_224"), lambda m, x: m.encode_image(x), PACKED, PACKED[2:]
     ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from open_clip.transformer import Attention
 from torch import Tensor, nn
 
 from elip_plugin.core.guide import project_to_vision_width
@@ -22,7 +23,13 @@ def linear_maps(visual: Any) -> list[Tensor]:
     if hasattr(visual, "trunk"):
         return _timm_maps(visual)
     maps = [] if visual.proj is None else [visual.proj.t()]
-    return maps if visual.attn_pool is None else [*maps, *pooling_maps(visual.attn_pool.attn)]
+    if visual.attn_pool is None:
+        return maps
+    pool = visual.attn_pool.attn
+    if type(pool) is Attention:  # OpenCLIP 4
+        packed, value = pool.in_proj_weight, pool.v_proj_weight
+        return [*maps, linear_map(pool.out_proj), packed.chunk(3)[2] if value is None else value]
+    return [*maps, *pooling_maps(pool)]
 
 
 def _timm_maps(visual: Any) -> list[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import open_clip
 from open_clip.timm_model import TimmModel
@@ -22,7 +22,14 @@ from elip_plugin.patching.text import CAPTION_LEAKS, TextFirst
 
 
 class ContrastiveModel(TextFirst):
-    """A model of OpenCLIP that encodes texts itself."""
+    """A model of OpenCLIP that encodes texts itself, by one method."""
+
+    elip_encodes_by: ClassVar[str]
+
+    @classmethod
+    def body_for(cls, replaces: Any, *data: Any) -> dict[str, Any]:
+        """Return the forward, and the method that encodes texts."""
+        return {"elip_encodes_by": data[0], **super().body_for(replaces, *data)}
 
     def elip_guide(self, given: Mapping[str, Any]) -> Tensor | None:
         """Encode the text as the forward does; see `TextFirst`."""
@@ -31,20 +38,18 @@ class ContrastiveModel(TextFirst):
         if encoded or image is None or text is None:
             return None
         model: Any = self
-        if isinstance(model, open_clip.CoCa):
-            features = model._encode_text(text)[0]
-        else:
-            features = model.encode_text(text, normalize=True)
+        encode = getattr(model, self.elip_encodes_by)
+        coca = isinstance(model, open_clip.CoCa)
+        features = encode(text)[0] if coca else encode(text, normalize=True)
         return project_to_vision_width(features, linear_maps(model.visual))
 
 
 MODELS: dict[type, type[nn.Module]] = {
-    cls: patched_class(ContrastiveModel, cls, method)
-    for cls, method in (
-        (open_clip.CLIP, "encode_text"),
-        (open_clip.CustomTextCLIP, "encode_text"),
-        (open_clip.CoCa, "_encode_text"),
+    # As the forward does. After the public method FSDP2 shards the weights anew (OpenCLIP 4).
+    cls: patched_class(
+        ContrastiveModel, cls, "_encode_text" if hasattr(cls, "_encode_text") else "encode_text"
     )
+    for cls in (open_clip.CLIP, open_clip.CustomTextCLIP, open_clip.CoCa)
 }
 
 

@@ -157,7 +157,7 @@ def test_every_model_with_a_plain_transformer_is_offered() -> None:
     configs = {name: open_clip.get_model_config(name) for name in names}
     reasons = [why for config in configs.values() if (why := why_not(config))]
     known = ("reads sound", "text decoder itself", "convolutional or mixed", "ResNet", "windows")
-    known += ("gives each image its own number of patches",)
+    known += ("gives each image its own number of patches", "relative positions")
     assert not [why for why in reasons if not any(part in why for part in known)]
 
 
