@@ -62,7 +62,7 @@ class PairsBuilder(BaseDatasetBuilder):
         folder, *paths = (path.expanduser().absolute() for path in (folder, *paths))
         try:
             processors = self.vis_processors[kind], self.text_processors[kind]
-            made = made_by(*processors, vis_root=str(folder), ann_paths=paths)
+            made = made_by(*processors, vis_root=str(folder), ann_paths=list(map(str, paths)))
             pairs = [(row["image"], row["caption"]) for row in made.annotation]
             missing = sorted({name for name, _ in pairs if not (folder / name).is_file()})
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
