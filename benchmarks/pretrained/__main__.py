@@ -105,6 +105,7 @@ def finetune(
     names: Annotated[str, typer.Option(help='Plans, joined by ";"; all by default.')] = "",
     seeds: Annotated[str, typer.Option(help="Such as 0-4, 3 or 0,2.")] = "0-4",
     side: Annotated[int, typer.Option(help="Pixels: 112 or 224.")] = 112,
+    steps: Annotated[int, typer.Option(help="Of unpruned training; 0: 100 or 60.")] = 0,
     cache: Cache = Path("data/pretrained"),
     log: Annotated[Path, typer.Option(help="Gets a line per training.")] = finetuning.LOG,
 ) -> None:
@@ -114,9 +115,9 @@ def finetune(
     chosen = names.split(";") if names else list(finetuning.ARMS)
     for seed in read_seeds(seeds):
         for name in chosen:
-            key = (name, seed, side)
-            if key not in {(r["name"], r["seed"], r["side"]) for r in results_log.read(log)}:
-                results_log.append(log, finetuning.run(vision, text, given, name, seed, side))
+            key = (name, seed, side, steps or finetuning.STEPS[side])
+            if key not in map(finetuning.key_of, results_log.read(log)):
+                results_log.append(log, finetuning.run(vision, text, given, *key))
 
 
 @app.command("labels")

@@ -15,6 +15,8 @@ photographs with all tokens at test, paired by seed, 95% intervals:
 5. Asked after the first 15 trainings: is `ward` with an unpruned end, at the same mean cost of a
    step, nearer to unpruned training at equal steps?
 6. Asked after those: is `tome 0.7`, which merges as many tokens in each block, nearer?
+7. Asked after three of those: questions 1 and 2 of trainings three times as long, at 112 px. Seed 0
+   had been run to 300 steps before (-0.5 points).
 """
 
 from __future__ import annotations
@@ -72,7 +74,10 @@ ARMS: dict[str, str | dict[str, Any] | None] = {
 
 BATCH = {112: 48, 224: 24}
 STEPS = {112: 100, 224: 60}
-"""Steps of unpruned training, by the side of the pictures in pixels."""
+"""Steps of unpruned training, by the side of the pictures in pixels, where no other are asked for."""
+
+TABLES = {"112": (112, 100), "112 300": (112, 300), "224": (224, 60)}
+"""Side and steps of each table."""
 
 RATE, NEW_RATE, DECAY, RISE, AVERAGE, WIDTH = 5e-5, 1e-3, 0.05, 20, 0.95, 256
 LARGEST_LOGIT = 100.0
@@ -125,7 +130,9 @@ class Pair(nn.Module):
         return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
 
-def run(vision: Path, text: Path, photos: Photos, arm: str, seed: int, side: int) -> dict[str, Any]:
+def run(
+    vision: Path, text: Path, photos: Photos, arm: str, seed: int, side: int, steps: int
+) -> dict[str, Any]:
     """Train a pair with a plan, and score it after equal steps and after equal operations.
 
     Args:
@@ -135,12 +142,13 @@ def run(vision: Path, text: Path, photos: Photos, arm: str, seed: int, side: int
         arm: Of `ARMS`.
         seed: Of projections, order, captions and flips.
         side: Pixels.
+        steps: Of unpruned training.
 
     Returns:
         A line of the log.
     """
     cost, end = cost_of(vision, arm, side)
-    equal = {"steps": STEPS[side], "operations": round(STEPS[side] / cost)}
+    equal = {"steps": steps, "operations": round(steps / cost)}
     found: dict[str, Any] = {}
     # An unpruned end is the end of one budget alone; without one, a training serves both.
     for budgets in [{name: steps} for name, steps in equal.items()] if end else [equal]:
@@ -259,18 +267,26 @@ def evaluate(
     return found
 
 
-def table(rows: Sequence[Mapping[str, Any]], side: int, score: str = "t2i R@1") -> str:
-    """Make the table of a side: points over unpruned training, paired by seed.
+def key_of(row: Mapping[str, Any]) -> tuple[str, int, int, int]:
+    """Return plan, seed, side and steps of a line of the log."""
+    return row["name"], row["seed"], row["side"], row["steps"]["trained"]
+
+
+def table(
+    rows: Sequence[Mapping[str, Any]], side: int, steps: int, score: str = "t2i R@1"
+) -> str:
+    """Make the table of a side and length: points over unpruned training, paired by seed.
 
     Args:
         rows: The log.
         side: Pixels.
+        steps: Of unpruned training.
         score: Of `scores.hits`.
 
     Returns:
         A table in Markdown; its first row has shares of 100 themselves.
     """
-    own = {(row["name"], row["seed"]): row for row in rows if row["side"] == side}
+    own = {key_of(row)[:2]: row for row in rows if key_of(row)[2:] == (side, steps)}
 
     def scored(name: str, budget: str, tested: str) -> dict[int, float]:
         return {s: row[budget][tested][score] for (n, s), row in own.items() if n == name}

@@ -17,7 +17,6 @@ LOG = DOCS / "results" / "pretrained.jsonl"
 PAGES = (DOCS / "pretrained.md", DOCS.parent / "research" / "pretrained.md")
 """For users: a short table; for who wants to know: all rows."""
 
-SIDES = tuple(finetuning.STEPS)
 SHORT = ("ward", "tome", "tofu", "random", NAMES[-1])
 CHART = DOCS / "results" / "pretrained.svg"
 Rows = Sequence[Mapping[str, Any]]
@@ -141,7 +140,9 @@ def draw(rows: Rows, path: Path) -> None:
 def write(rows: Rows) -> None:
     """Write the pages' tables and the chart."""
     tuned = results_log.read(finetuning.LOG)
-    made = tables(rows) | {f"finetuning {side}": finetuning.table(tuned, side) for side in SIDES}
+    made = tables(rows) | {
+        f"finetuning {name}": finetuning.table(tuned, *of) for name, of in finetuning.TABLES.items()
+    }
     made["labels"] = labels.table(results_log.read(labels.LOG))
     for path in PAGES:
         path.write_text(fill(path.read_text(), made))

@@ -103,8 +103,9 @@ def trained(name: str, seed: int, score: float, longer: float) -> dict[str, obje
 def test_fine_tuning_is_compared_by_seed_and_by_budget() -> None:
     rows = [trained("unpruned", seed, 0.1 * seed, 0.1 * seed) for seed in (1, 2, 3)]
     rows += [trained("half", seed, 0.1 * seed - 0.02, 0.1 * seed + 0.01) for seed in (1, 2)]
-    first, second = finetuning.table(rows, 112).splitlines()[2:]
+    first, second = finetuning.table(rows, 112, 10).splitlines()[2:]
     assert first.startswith("| `unpruned` | 0.50 | 20.0 | 20.0 |")
     assert second.startswith("| `half` | 0.50 | -2.0 ± 0.0 (2) | +1.0 ± 0.0 (2) |")
     assert second.endswith("| 2.0 |")
-    assert len(finetuning.table(rows, 224).splitlines()) == 2
+    for other in ((224, 10), (112, 30)):
+        assert len(finetuning.table(rows, *other).splitlines()) == 2
