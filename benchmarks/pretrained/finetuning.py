@@ -74,7 +74,7 @@ ARMS: dict[str, str | dict[str, Any] | None] = {
 
 BATCH = {112: 48, 224: 24}
 STEPS = {112: 100, 224: 60}
-"""Steps of unpruned training, by the side of the pictures in pixels, where no other are asked for."""
+"""Steps of unpruned training where none are asked for, by the side of the pictures in pixels."""
 
 TABLES = {"112": (112, 100), "112 300": (112, 300), "224": (224, 60)}
 """Side and steps of each table."""
@@ -272,9 +272,7 @@ def key_of(row: Mapping[str, Any]) -> tuple[str, int, int, int]:
     return row["name"], row["seed"], row["side"], row["steps"]["trained"]
 
 
-def table(
-    rows: Sequence[Mapping[str, Any]], side: int, steps: int, score: str = "t2i R@1"
-) -> str:
+def table(rows: Sequence[Mapping[str, Any]], side: int, steps: int, score: str = "t2i R@1") -> str:
     """Make the table of a side and length: points over unpruned training, paired by seed.
 
     Args:
