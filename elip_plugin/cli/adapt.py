@@ -54,10 +54,7 @@ def adapt(
     keep: Keep = "",
     passes: Annotated[float, typer.Option(help="How often each picture is seen.")] = 2.0,
     batch: Annotated[int, typer.Option(min=1, help="Pictures per step.")] = 32,
-    rate: Annotated[
-        float | None,
-        typer.Option(help="Largest learning rate; by default that of elip_plugin.adapt."),
-    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Largest learning rate.")] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 (autocast).")] = False,
     image_size: ImageSize = None,
     device: Device = "",

@@ -277,3 +277,15 @@ class PackageHost(Host):
     def create(self, name: str, **options: Any) -> HostModel:
         """Build a pruned model."""
         return self._part("factory").create(name, **options)
+
+
+class ListedHost(PackageHost):
+    """A host whose pruned models have names, which its library is told."""
+
+    def register(self) -> None:
+        """Make the names known to the library."""
+        self._part("names").register()
+
+    def names(self) -> Mapping[str, ModelName]:
+        """List the pruned models by name."""
+        return self._part("names").list_names()

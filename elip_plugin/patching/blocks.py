@@ -63,9 +63,6 @@ class PrunableAttention(NamedAsReplaced):
         return F.linear(joined, weight, self.out_proj.bias)
 
 
-ATTENTIONS: dict[type, type[PrunableAttention]] = {nn.MultiheadAttention: PrunableAttention}
-"""What attends in the blocks of most libraries."""
-
 PLAIN = (nn.Parameter, Tensor)
 """Types of weights that are nothing but numbers; those of replicas are no parameters."""
 

@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 from elip_plugin.errors import ElipError
-from elip_plugin.patching.blocks import ATTENTIONS
 from elip_plugin.patching.parts import Parts
 from elip_plugin.patching.runner import Calling
 from elip_plugin.patching.swap import Swap
@@ -53,7 +52,8 @@ class Tower:
             there is no such module.
         patch_embed: Path of the convolution that makes each token of one patch; "" where there is
             none.
-        attentions: Patched classes of what attends, where `parts` name it, by their classes.
+        attentions: Patched classes of what attends where `parts` name it, by their classes, besides
+            `nn.MultiheadAttention`.
         entries: Methods of it that are one forward, from images on.
         calling: How it calls its blocks.
         restores: Whether the merged tokens are given back after the last block where nothing else
@@ -73,7 +73,7 @@ class Tower:
     scale: float | None = None
     norm: str = ""
     patch_embed: str = ""
-    attentions: Mapping[type, type[Any]] = field(default_factory=lambda: ATTENTIONS)
+    attentions: Mapping[type, type[Any]] = field(default_factory=dict)
     entries: tuple[str, ...] = ("forward",)
     calling: Calling = field(default_factory=Calling)
     restores: bool = True

@@ -9,6 +9,7 @@ from torch import nn
 
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import ConfigError, UnsupportedModelError
+from elip_plugin.patching.blocks import PrunableAttention
 from elip_plugin.patching.description import Description, Tower
 from elip_plugin.patching.named import patched_class
 from elip_plugin.patching.parts import Parts, parts_block
@@ -123,13 +124,13 @@ def block_swaps(block: Any, tower: Tower) -> list[Swap]:
     path = patched.elip_parts.attention if hasattr(patched, "elip_parts") else ""
     if path:
         attention = innermost(block.get_submodule(path))
-        if type(attention) not in tower.attentions:
+        known = {nn.MultiheadAttention: PrunableAttention, **tower.attentions}
+        if type(attention) not in known:
             raise UnsupportedModelError(
                 f"{path!r} of {type(block).__name__} is a {type(attention).__name__}: supported is "
                 "torch's MultiheadAttention, by itself or wrapped by adapters"
             )
-        attends = tower.attentions[type(attention)]
-        swaps.append(Swap(attention, patched_class(attends, type(attention))))
+        swaps.append(Swap(attention, patched_class(known[type(attention)], type(attention))))
     return swaps
 
 

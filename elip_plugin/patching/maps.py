@@ -30,17 +30,20 @@ def linear_map(layer: Any) -> Tensor:
         return found
 
 
-def pooling_maps(attention: Any) -> list[Tensor]:
+def pooling_maps(attention: Any, own: type | None = None) -> list[Tensor]:
     """Return the maps of a pooling by an `nn.MultiheadAttention`, last one first.
+
+    Or by an attention of a host's `own`, which has its weights by its names.
 
     They are its output's projection and that of its values: over a single token, attention is
     linear. Where something is wrapped around the attention, it is one map, found by such calls.
     """
     attention = in_effect(attention)
-    if type(attention) is nn.MultiheadAttention:
+    if type(attention) in (nn.MultiheadAttention, own):
         value = attention.v_proj_weight  # None where all widths agree and the three are packed
-        packed = attention.in_proj_weight
-        return [attention.out_proj.weight, packed.chunk(3)[2] if value is None else value]
+        packed, out = attention.in_proj_weight, attention.out_proj
+        out = out.weight if type(attention) is nn.MultiheadAttention else linear_map(out)
+        return [out, packed.chunk(3)[2] if value is None else value]
     # A copy: peft changes the weights of an attention, and changes them back, at each call.
     attention, zero = copy.deepcopy(attention).eval(), _zero_for(attention)
     width, place = attention.vdim, 1 if attention.batch_first else 0

@@ -26,8 +26,8 @@ class Parts:
 
     Attributes:
         norm_1: What normalizes the tokens before the attention; "" for nothing.
-        attention: What attends, where it is of `Tower.attentions`; the attributes up to
-            `output` are its own then. "" where they are the following ones.
+        attention: What attends, where it is an `nn.MultiheadAttention` or of `Tower.attentions`;
+            the attributes up to `output` are its own then. "" where they are the following ones.
         projections: What makes queries, keys and values: one module for all three, or one for each.
         heads: The number of heads H, or its path.
         query_norm: What normalizes the queries of each head; "" for nothing.

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from elip_plugin.hosts.base import ModelName, PackageHost
+from elip_plugin.hosts.base import ListedHost
 from elip_plugin.hosts.lavis.compat import fixes
 from elip_plugin.hosts.versions import installed_version
 
 
-class LavisHost(PackageHost):
+class LavisHost(ListedHost):
     """LAVIS."""
 
     package = __name__
@@ -30,14 +28,6 @@ class LavisHost(PackageHost):
         if installed_version("timm") < (1, 0):
             return "pip install 'numpy<2'"  # the opencv that LAVIS pins needs it
         return self.install
-
-    def register(self) -> None:
-        """Make the names known to LAVIS' registry."""
-        self._part("names").register()
-
-    def names(self) -> Mapping[str, ModelName]:
-        """List the pruned models by name."""
-        return self._part("names").list_names()
 
 
 HOST = LavisHost()

@@ -84,10 +84,9 @@ class CaptionGuide(TextGuide):
         ids, mask = tokens.input_ids, tokens.attention_mask
         additive = bert.get_extended_attention_mask(mask, mask.shape, ids.device, False)
 
-        def read(layer: Any, states: Tensor, y: Tensor) -> Tensor:
+        def read(layer: Any, states: Tensor, y: Tensor) -> Any:
             given = _to_read(layer, y.chunk(images))
-            states = layer(states, additive, **given, mode="multimodal")[0]
-            return states
+            return layer(states, additive, **given, mode="multimodal")[0]
 
         if first:
             with torch.set_grad_enabled(self._keeps_gradient()):
@@ -140,9 +139,7 @@ def text_guide(module: Any, features: Tensor, suffix: str = "") -> Tensor:
     """
     if hasattr(module, "visual"):
         return project_to_vision_width(features, [module.visual.proj.t()])
-    if is_read_by_text(module):
-        return features.detach()
-    if not hasattr(module, "text_encoder"):
+    if is_read_by_text(module) or not hasattr(module, "text_encoder"):
         return features.detach()
     expected = inner_bert(module.text_encoder).config.hidden_size
     if features.ndim != 2 or features.shape[1] != expected:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from elip_plugin.hosts.base import ModelName, PackageHost
+from elip_plugin.hosts.base import ListedHost
 
 
-class OpenClipHost(PackageHost):
+class OpenClipHost(ListedHost):
     """OpenCLIP."""
 
     package = __name__
@@ -16,14 +14,6 @@ class OpenClipHost(PackageHost):
     distribution = "open_clip_torch"
     install = "pip install 'elip-plugin[open-clip]'"
     oldest = (2, 32)
-
-    def register(self) -> None:
-        """Make the names known to OpenCLIP."""
-        self._part("names").register()
-
-    def names(self) -> Mapping[str, ModelName]:
-        """List the pruned models by name."""
-        return self._part("names").list_names()
 
 
 HOST = OpenClipHost()

@@ -23,13 +23,8 @@ def linear_maps(visual: Any) -> list[Tensor]:
     if hasattr(visual, "trunk"):
         return _timm_maps(visual)
     maps = [] if visual.proj is None else [visual.proj.t()]
-    if visual.attn_pool is None:
-        return maps
-    pool = visual.attn_pool.attn
-    if type(pool) is Attention:  # OpenCLIP 4
-        packed, value = pool.in_proj_weight, pool.v_proj_weight
-        return [*maps, linear_map(pool.out_proj), packed.chunk(3)[2] if value is None else value]
-    return [*maps, *pooling_maps(pool)]
+    pool = visual.attn_pool
+    return maps if pool is None else [*maps, *pooling_maps(pool.attn, Attention)]
 
 
 def _timm_maps(visual: Any) -> list[Tensor]:
@@ -53,7 +48,6 @@ def _timm_maps(visual: Any) -> list[Tensor]:
 
 def text_guide(module: Any, features: Tensor) -> Tensor:
     """Turn text features [B, E], or a ready guide [B, D], into a guide; see `Host`."""
-    visual = getattr(module, "visual", None)
-    if visual is None:
+    if not hasattr(module, "visual"):
         return features.detach()
-    return project_to_vision_width(features, linear_maps(visual))
+    return project_to_vision_width(features, linear_maps(module.visual))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import open_clip
 from open_clip.timm_model import TimmModel
@@ -22,14 +22,7 @@ from elip_plugin.patching.text import CAPTION_LEAKS, TextFirst
 
 
 class ContrastiveModel(TextFirst):
-    """A model of OpenCLIP that encodes texts itself, by one method."""
-
-    elip_encodes_by: ClassVar[str]
-
-    @classmethod
-    def body_for(cls, replaces: Any, *data: Any) -> dict[str, Any]:
-        """Return the forward, and the method that encodes texts."""
-        return {"elip_encodes_by": data[0], **super().body_for(replaces, *data)}
+    """A model of OpenCLIP that encodes texts itself."""
 
     def elip_guide(self, given: Mapping[str, Any]) -> Tensor | None:
         """Encode the text as the forward does; see `TextFirst`."""
@@ -38,14 +31,14 @@ class ContrastiveModel(TextFirst):
         if encoded or image is None or text is None:
             return None
         model: Any = self
-        encode = getattr(model, self.elip_encodes_by)
+        # As the forward does. After the public method FSDP2 shards the weights anew (OpenCLIP 4).
+        encode = model._encode_text if hasattr(model, "_encode_text") else model.encode_text
         coca = isinstance(model, open_clip.CoCa)
         features = encode(text)[0] if coca else encode(text, normalize=True)
         return project_to_vision_width(features, linear_maps(model.visual))
 
 
 MODELS: dict[type, type[nn.Module]] = {
-    # As the forward does. After the public method FSDP2 shards the weights anew (OpenCLIP 4).
     cls: patched_class(
         ContrastiveModel, cls, "_encode_text" if hasattr(cls, "_encode_text") else "encode_text"
     )
@@ -63,10 +56,9 @@ def describe(module: Any) -> Description:
     if not hasattr(module, "visual"):
         return Description(module, _describe_tower(module))
     model = swap_for(module, MODELS)
-    tower = _describe_tower(module.visual)
     return Description(
         module,
-        tower,
+        _describe_tower(module.visual),
         (model,),
         no_eval_by_text=CAPTION_LEAKS,
         no_text_guide=_why_no_guide(module.visual),

@@ -8,7 +8,7 @@ from open_clip.transformer import Attention, CustomResidualAttentionBlock, Resid
 from torch import Tensor
 
 from elip_plugin.errors import UnsupportedModelError
-from elip_plugin.patching.blocks import ATTENTIONS, PrunableAttention
+from elip_plugin.patching.blocks import PrunableAttention
 from elip_plugin.patching.description import Tower
 from elip_plugin.patching.parts import Parts
 
@@ -18,10 +18,9 @@ PARTS = Parts("ln_1", "attn", output=("ls_1",), norm_2="ln_2", mlp=("mlp", "ls_2
 class OwnAttention(PrunableAttention):
     """OpenCLIP's own attention (OpenCLIP 4), which calls its output projection."""
 
-    def elip_project_output(self, joined: Tensor) -> Tensor:
+    def elip_project_output(self, joined: Tensor) -> Any:
         """Project the attention's result; see `AttentionParts`."""
-        projected: Tensor = self.out_drop(self.out_proj(joined))
-        return projected
+        return self.out_drop(self.out_proj(joined))
 
 
 def describe(visual: Any) -> Tower:
@@ -56,6 +55,6 @@ def describe(visual: Any) -> Tower:
         # Attentional pooling has it after the pooling, in another width.
         norm="ln_post" if visual.attn_pool is None else "",
         patch_embed="conv1",
-        attentions={**ATTENTIONS, Attention: OwnAttention},
+        attentions={Attention: OwnAttention},
         restores=visual.attn_pool is not None or visual.pool_type != "tok" or visual.output_tokens,
     )
