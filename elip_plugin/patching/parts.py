@@ -232,7 +232,7 @@ class MultiheadBlock(PartsBlock):
 
 
 def refuse_exchanged(attention: Any, path: str) -> None:
-    """Refuse an attention that is no longer torch's, but for what adapters are wrapped around."""
+    """Refuse an attention that was exchanged, but for what adapters are wrapped around."""
     if not isinstance(innermost(attention), PrunableAttention):
         raise UnsupportedModelError(
             f"{path!r} of a pruned block is a {type(attention).__name__}, and was another "

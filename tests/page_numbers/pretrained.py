@@ -104,8 +104,8 @@ def sentences() -> Iterator[str]:
         f"many operations at {ward[1]}."
     )
     yield (
-        f"In trainings three times as long it was at {long[0]} and {long[1]} (three seeds): "
-        "pruning costs more and gains less, the longer one fine-tunes."
+        f"In trainings three times as long it was at {long[0]} and {long[1]} (three seeds): what "
+        "pruning gains in a short fine-tuning is gone in a longer one."
     )
     yield f"`half`, which is for training from scratch, was at {half[0]} and {half[1]}."
 

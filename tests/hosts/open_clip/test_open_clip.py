@@ -349,6 +349,17 @@ def test_state_dicts_exchange_strictly(tiny_clip: Make, pairs: Pairs) -> None:
     assert same(model.eval()(*pairs), base.eval()(*pairs))
 
 
+def test_an_attention_that_was_exchanged_is_refused(tiny_clip: Make, pairs: Pairs) -> None:
+    model = tiny_clip()
+    apply(model, "paper")
+    for block in model.visual.transformer.resblocks:
+        if hasattr(block, "elip"):
+            width, heads = block.attn.out_proj.in_features, block.attn.num_heads
+            block.attn = torch.nn.MultiheadAttention(width, heads, batch_first=True)
+    with pytest.raises(UnsupportedModelError, match="'attn' of a pruned block is a MultiheadAtt"):
+        model(*pairs)
+
+
 def test_remove_leaves_nothing_behind(tiny_clip: Make, pairs: Pairs) -> None:
     base, model = tiny_clip(), tiny_clip()
     before = snapshot(model)
