@@ -58,7 +58,9 @@ class _MergesAnywhere(ToMe):
     name = "merges-anywhere"
     pairs: ClassVar[type[Pairs]] = Anywhere
 
-    def merge(self, x: Tensor, sizes: Tensor, pairs: Pairs, prefix: int) -> tuple[Tensor, Tensor]:
+    def merge(
+        self, x: Tensor, sizes: Tensor, resultants: Tensor | None, pairs: Pairs, prefix: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Average pairs by their sizes; see `ToMe.merge`."""
         counts = sizes.unsqueeze(-1)
         weighted = torch.cat([x.float() * counts, counts], dim=-1)
@@ -66,7 +68,7 @@ class _MergesAnywhere(ToMe):
         gone = rest.gather(1, _rows(pairs.gone, rest))
         rest = rest.scatter_add(1, _rows(pairs.into, rest), gone)
         out = torch.cat([head, rest.gather(1, _rows(pairs.stay, rest))], dim=1)
-        return (out[..., :-1] / out[..., -1:]).to(x.dtype), out[..., -1].detach()
+        return (out[..., :-1] / out[..., -1:]).to(x.dtype), out[..., -1].detach(), None
 
 
 @dataclass(frozen=True)
@@ -141,11 +143,13 @@ class _Dropping(ToMe):
 
     name = "dropping"
 
-    def merge(self, x: Tensor, sizes: Tensor, pairs: Pairs, prefix: int) -> tuple[Tensor, Tensor]:
+    def merge(
+        self, x: Tensor, sizes: Tensor, resultants: Tensor | None, pairs: Pairs, prefix: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Leave the pairs' tokens of the second set as they are; see `ToMe.merge`."""
         left = x[:, prefix:].gather(1, _rows(pairs.left(), x))
         x = torch.cat([x[:, :prefix], left], dim=1)
-        return x, torch.ones_like(x[..., 0].float())
+        return x, torch.ones_like(x[..., 0].float()), None
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,9 @@ class _Norms(ToMe):
 
     name = "norms"
 
-    def merge(self, x: Tensor, sizes: Tensor, pairs: Pairs, prefix: int) -> tuple[Tensor, Tensor]:
+    def merge(
+        self, x: Tensor, sizes: Tensor, resultants: Tensor | None, pairs: Pairs, prefix: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Average, and keep the norm; see `ToMe.merge`."""
         averaged, sizes = merge_pairs(x, sizes, pairs, prefix)
         norms = x[:, prefix:].float().norm(dim=-1, keepdim=True)
@@ -165,7 +171,7 @@ class _Norms(ToMe):
         rest = F.normalize(averaged[:, prefix:].float(), dim=-1) * torch.cat(
             [stayed, second], dim=1
         )
-        return torch.cat([averaged[:, :prefix], rest.to(x.dtype)], dim=1), sizes
+        return torch.cat([averaged[:, :prefix], rest.to(x.dtype)], dim=1), sizes, None
 
 
 @dataclass(frozen=True)

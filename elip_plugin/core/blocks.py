@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -46,12 +47,9 @@ class BlockParts(Protocol):
     elip_scale: float | None
 
     def elip_attend(
-        self, x: Tensor, bias: Tensor | None = None, **positions: Any
+        self, x: Tensor, bias: Tensor | None = None, **options: Any
     ) -> tuple[Tensor, Tensor]:
-        """Compute what the attention adds to tokens [B, T, D], and its keys [B, H, T, A / H].
-
-        `bias` is added to the logits, [B or 1, 1 or H, 1 or T, T].
-        """
+        """Compute what the attention adds to tokens [B, T, D], and its keys; see `attend`."""
 
     def elip_query_and_keys(
         self, query: Tensor, x: Tensor, **positions: Any
@@ -66,15 +64,27 @@ class BlockParts(Protocol):
 
 
 def attend(
-    attention: AttentionParts, x: Tensor, bias: Tensor | None = None, **positions: Any
+    attention: AttentionParts,
+    x: Tensor,
+    bias: Tensor | None = None,
+    factors: Tensor | None = None,
+    with_query: bool = False,
+    **positions: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Compute an attention's output for normalized tokens [B, T, D], and its keys.
+    """Compute an attention's output for normalized tokens [B, T, D], and keys [B, H, T, A / H].
 
-    Runs inside of the attention's own call; see `BlockParts.elip_attend`.
+    Runs inside of the attention's own call. `bias` is added to the logits, [B or 1, 1 or H, 1 or T,
+    T], and values are multiplied by `factors` [B, T]. `with_query` puts the first token's query
+    before the keys, scaled so that their products are logits.
     """
     q, k, v = attention.elip_project(x, **positions)
     bias = None if bias is None else bias.to(q.dtype)
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=attention.elip_scale)
+    v = v if factors is None else v * factors[:, None, :, None].to(v.dtype)
+    scale = attention.elip_scale
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    if with_query:
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        k = torch.cat([q[:, :, :1] * scale, k], dim=2)
     return attention.elip_project_output(mixed.transpose(1, 2).flatten(2)), k
 
 

@@ -26,6 +26,8 @@ class TokenState(NamedTuple):
     Attributes:
         sizes: How many patches each token stands for [B, T], float32 or wider; None where each
             stands for itself.
+        resultants: Length of the mean of its patches' directions [B, T], of sizes' type: 1 where
+            they were equal when they were merged; None where nobody reads that.
         origins: Positions of the tokens after the prefix, as indices [B, T - P] of those that
             entered; None before a token left, and where blocks read no positions.
         place: What blocks are called with for these positions.
@@ -35,6 +37,7 @@ class TokenState(NamedTuple):
     """
 
     sizes: Tensor | None = None
+    resultants: Tensor | None = None
     origins: Tensor | None = None
     place: Mapping[str, Any] = {}  # never changed
     aside: SetAside | None = None

@@ -89,10 +89,10 @@ class PartsBlock(PrunableBlock):
         return attrgetter(path)(self)(x) if path else x
 
     def elip_attend(
-        self, x: Tensor, bias: Tensor | None = None, **positions: Any
+        self, x: Tensor, bias: Tensor | None = None, **options: Any
     ) -> tuple[Tensor, Tensor]:
         """Compute what the attention adds, and its keys; see `BlockParts`."""
-        made, keys = self.elip_in_attention(modes.attend, x, bias=bias, **positions)
+        made, keys = self.elip_in_attention(modes.attend, x, bias=bias, **options)
         return through(self, self.elip_parts.output, made), keys
 
     def elip_query_and_keys(

@@ -65,6 +65,8 @@ class ToMe(Reducer):
     returns = False
     uses_attention = False
     inside_blocks = True
+    weighs: ClassVar[bool] = False
+    """Whether `match` reads how much the class token attends to each token."""
     pairs: ClassVar[type[Pairs]] = Pairs
     plan: ClassVar[Mapping[str, Any]] = {"preset": "half"}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -119,12 +121,13 @@ class ToMe(Reducer):
         self, i: int, x: Tensor, stages: Mapping[int, PlannedStage], context: StageContext
     ) -> Tensor:
         """Run a block, merging inside; see `Reducer.run_block`."""
-        stage, prefix = stages.get(i + 1), context.prefix
+        stage, state, prefix = stages.get(i + 1), context.state, context.prefix
         remove = 0 if stage is None else stage.tokens_in - stage.tokens_out
-        x, sizes, *merged = context.blocks[i](
-            x, run=merge_inside, sizes=context.state.sizes, remove=remove, prefix=prefix, how=self
-        )
-        context.state = context.state._replace(sizes=sizes)
+        x, sizes, resultants, *merged = context.blocks[i](
+            x, run=merge_inside, sizes=state.sizes, remove=remove, prefix=prefix, how=self,
+            resultants=state.resultants, weigh=self.weighs and context.class_query,
+        )  # fmt: skip
+        context.state = context.state._replace(sizes=sizes, resultants=resultants)
         if stage is not None:
             gone, stay, into = merged
             pairs = self.pairs(gone, stay, into, (stage.tokens_in - prefix) // 2)
@@ -140,7 +143,8 @@ class ToMe(Reducer):
         """Choose what is merged; without gradient.
 
         Args:
-            keys: Keys of the tokens [B, heads, T, D / heads].
+            keys: Keys of the tokens [B, heads, T, D / heads]; where the reducer weighs, the class
+                token's query before them, if there is a class token.
             x: Tokens [B, T, D] after the block's attention.
             sizes: How many patches each token stands for [B, T].
             remove: Tokens r that leave.
@@ -151,19 +155,23 @@ class ToMe(Reducer):
         """
         return match(wide(keys).mean(dim=1), remove, prefix)
 
-    def merge(self, x: Tensor, sizes: Tensor, pairs: Pairs, prefix: int) -> tuple[Tensor, Tensor]:
+    def merge(
+        self, x: Tensor, sizes: Tensor, resultants: Tensor | None, pairs: Pairs, prefix: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Merge pairs of tokens [B, T, D] of sizes [B, T]; gradient flows through the tokens.
 
         Args:
             x: Tokens [B, T, D].
             sizes: How many patches each token stands for [B, T].
+            resultants: See `TokenState`; None before the first merging.
             pairs: What `match` chose.
             prefix: Prefix tokens P.
 
         Returns:
-            Tokens [B, T - r, D] in the order of `pairs.left()`, here averages, and their sizes.
+            Tokens [B, T - r, D] in the order of `pairs.left()`, here averages, their sizes, and
+            what attention shall multiply their values by the root of, if by anything.
         """
-        return merge_pairs(x, sizes, pairs, prefix)
+        return *merge_pairs(x, sizes, pairs, prefix), None
 
 
 def shrinking(num_patches: int, depth: int, total: float) -> list[int]:
@@ -174,7 +182,7 @@ def shrinking(num_patches: int, depth: int, total: float) -> list[int]:
     least = sum(0.5**i for i in range(depth))
     if total < least - 0.5 / num_patches * depth:
         raise PlanError(
-            f"ToMe merges pairs, hence at most half of the tokens in a block: of {depth} blocks' "
+            f"pairs are merged, hence at most half of the tokens in a block: of {depth} blocks' "
             f"tokens it leaves {least / depth:.2f} or more, and the stages ask for "
             f"{total / depth:.2f}; keep more, or use the reducer pool"
         )
@@ -195,26 +203,33 @@ def merge_inside(
     remove: int,
     prefix: int,
     how: ToMe,
+    resultants: Tensor | None = None,
+    weigh: bool = False,
     **positions: Any,
 ) -> tuple[Any, ...]:
     """Run a block: attention in proportion to sizes, merging, MLP (a mode of patched blocks).
 
     `sizes` [B, T] says how many patches each token stands for (None: one); `remove` tokens (r) are
-    merged away, as `how` matches and merges.
+    merged away, as `how` matches and merges; `weigh` gives it the class token's query.
 
-    Returns tokens [B, T - r, D] and their sizes [B, T - r]; with r > 0 also the tensors of `Pairs`.
+    Returns tokens [B, T - r, D], their sizes and resultants [B, T - r]; with r > 0 also the tensors
+    of `Pairs`.
     """
     bias = None if sizes is None else sizes.log()[:, None, None]
+    if resultants is not None:
+        positions["factors"] = resultants.sqrt()
+    if weigh and remove:
+        positions["with_query"] = True
     added, keys = block.elip_attend(x, bias, **positions)
     x = x + block.elip_stochastic_depth(added)
     merged: tuple[Tensor, ...] = ()
     if remove:
         sizes = torch.ones_like(wide(x[..., 0])) if sizes is None else sizes
         pairs = how.match(keys, x, sizes, remove, prefix)
-        x, sizes = how.merge(x, sizes, pairs, prefix)
+        x, sizes, resultants = how.merge(x, sizes, resultants, pairs, prefix)
         merged = (pairs.gone, pairs.stay, pairs.into)
     x = x + block.elip_stochastic_depth(block.elip_feed_forward(x))
-    return (x, sizes, *merged)
+    return (x, sizes, resultants, *merged)
 
 
 def match(keys: Tensor, remove: int, prefix: int = 1) -> Pairs:

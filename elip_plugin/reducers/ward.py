@@ -5,10 +5,13 @@ As ToMe, with what a search on DINOv2 found to lose least without any training (
 - More tokens leave in early blocks than in late ones: in proportion to the root of the blocks that
   are left.
 - Tokens are compared by their keys, averaged over heads, and by themselves, after the attention.
-- The cost of a pair is that of Ward's clustering (JASA 1963), of which a power is taken: its
-  distance times (a b / (a + b)) ** 0.4, where a and b are how many patches its tokens stand for. So
-  no group grows over the whole of a picture.
-- A merged token has the mean of its patches' norms, where an average of vectors is shorter.
+- The cost of a pair is that of Ward's clustering (JASA 1963), of which the root is taken: its
+  distance times (a b / (a + b)) ** 0.5. So no group grows over the whole of a picture. Ward's a and
+  b are the numbers of patches that the tokens stand for. Here they are how much depends on a token:
+  its norm times the root of that number and of the class token's attention to it, if there is one.
+- A merged token has the mean of its patches' norms, where an average of vectors is shorter. The
+  attention's values are multiplied by the root of how much shorter it is, since the next norm would
+  undo what is not kept in the token.
 - Tokens stay in the order of the picture, so that the two sets that are matched alternate in it.
 """
 
@@ -23,11 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from elip_plugin.core.precision import exact, wide
-from elip_plugin.errors import PlanError
-from elip_plugin.reducers.tome import Pairs, ToMe, keeping, rows
+from elip_plugin.reducers.tome import Pairs, ToMe, keeping, rows, shrinking
 
-POWER = 0.4
-"""Of a pair's weight in its cost: 1 in Ward's clustering, 0 in ToMe."""
+LEAST = 1e-12
+"""Of what depends on a token, which may be 0."""
 
 
 class InOrder(Pairs):
@@ -50,6 +52,7 @@ class Ward(ToMe):
     """Merge similar tokens inside every block, small groups before large ones."""
 
     name = "ward"
+    weighs = True
     pairs: ClassVar[type[Pairs]] = InOrder
     plan: ClassVar[Mapping[str, Any]] = keeping(0.73)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -58,37 +61,40 @@ class Ward(ToMe):
     }
 
     def entering(self, num_patches: int, depth: int, removed: int) -> list[int]:
-        """Return how many patches enter each block; see `ToMe.entering`."""
-        least = _falling(num_patches, depth, float(num_patches))
-        if num_patches * depth - removed < sum(least) - depth / 2:
-            if 2 * removed <= depth * (num_patches + 1):
-                return least  # a tower of few blocks: as many as it can spare, as ToMe does
-            raise PlanError(
-                f"reducer 'ward' merges pairs, hence at most half of the tokens in a block: of "
-                f"{depth} blocks' tokens it leaves {sum(least) / num_patches / depth:.2f} or more, "
-                f"and the stages ask for {1 - removed / num_patches / depth:.2f}; keep more, or "
-                "use the reducer pool"
-            )
+        """Return how many patches enter each block; see `ToMe.entering`.
+
+        Where less than an eighth of the patches would enter the last block, or pairs cannot save as
+        much so, each block keeps the same share of its tokens.
+        """
         low, high = 0.0, float(num_patches)
         for _ in range(50):
             rate = (low + high) / 2
             saved = num_patches * depth - sum(_falling(num_patches, depth, rate))
             low, high = (rate, high) if saved < removed else (low, rate)
-        return _falling(num_patches, depth, high)
+        left = _falling(num_patches, depth, high)
+        if 8 * left[-1] >= num_patches or 2 * removed <= depth * (num_patches + 1):
+            return left  # a tower of few blocks: as many as it can spare, as ToMe does
+        return shrinking(num_patches, depth, depth - removed / num_patches)
 
     def match(self, keys: Tensor, x: Tensor, sizes: Tensor, remove: int, prefix: int) -> Pairs:
         """Choose the pairs that cost least; see `ToMe.match`."""
         with torch.no_grad(), exact(x):
-            heads, tokens = wide(keys.detach()).mean(dim=1), wide(x.detach())
-            costs = 2 - cosines(heads[:, prefix:]) - cosines(tokens[:, prefix:])
-            counts = sizes[:, prefix:]
-            a, b = counts[:, ::2, None], counts[:, None, 1::2]
-            least, partner = (costs * (a * b / (a + b)) ** POWER).min(dim=2)
+            keys, tokens, weights = wide(keys.detach()), wide(x.detach()), sizes
+            if keys.shape[2] > x.shape[1]:
+                logits = (keys[:, :, :1] * keys[:, :, 1:]).sum(dim=-1) + sizes.log()[:, None]
+                keys, weights = keys[:, :, 1:], (sizes * logits.softmax(dim=-1).mean(dim=1)).sqrt()
+            weights = (weights * norm(tokens).squeeze(-1))[:, prefix:].clamp(min=LEAST).reciprocal()
+            costs = 2 - cosines(keys.mean(dim=1)[:, prefix:]) - cosines(tokens[:, prefix:])
+            # The root of a b / (a + b).
+            costs = costs * (weights[:, ::2, None] + weights[:, None, 1::2]).rsqrt()
+            least, partner = costs.min(dim=2)
             order = least.sort(dim=1, stable=True).indices
             gone, stay = order[:, :remove], order[:, remove:].sort(dim=1).values
             return InOrder(gone, stay, partner.gather(1, gone), costs.shape[2])
 
-    def merge(self, x: Tensor, sizes: Tensor, pairs: Pairs, prefix: int) -> tuple[Tensor, Tensor]:
+    def merge(
+        self, x: Tensor, sizes: Tensor, resultants: Tensor | None, pairs: Pairs, prefix: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Average pairs by their sizes, at the mean of their norms; see `ToMe.merge`."""
         head = torch.arange(prefix, device=x.device).expand(x.shape[0], -1)
         left = torch.cat([head, pairs.left() + prefix], dim=1)
@@ -97,21 +103,25 @@ class Ward(ToMe):
         added = sizes.gather(1, gone)
         total = sizes.gather(1, left).scatter_add(1, into, added)
         share = (added / total.gather(1, into)).unsqueeze(-1)
-        # Only those that are merged into change, by their groups' shares of the way to each token.
-        out, leave = wide(x.gather(1, rows(left, x))), wide(x.gather(1, rows(gone, x)))
-        meet = out.gather(1, rows(into, x))
-        out = out.scatter_add(1, rows(into, x), share * (leave - meet))
+
+        def averaged(y: Tensor) -> Tensor:
+            # Only what is merged into changes, by its group's shares of the way to each token.
+            out, leave = y.gather(1, rows(left, y)), y.gather(1, rows(gone, y))
+            return out.scatter_add(
+                1, rows(into, y), share * (leave - out.gather(1, rows(into, y)))
+            )
+
+        out = averaged(wide(x))
         # The norm scales what is averaged, and is not taught.
-        longer = torch.zeros_like(total).scatter_add(
-            1, into, (share * (norm(leave) - norm(meet))).squeeze(-1)
-        )
-        shrunk = norm(out.gather(1, rows(into, x))).clamp(min=torch.finfo(out.dtype).tiny)
-        scale = (norm(meet).squeeze(-1) + longer.gather(1, into)) / shrunk.squeeze(-1)
-        out = out * torch.ones_like(total).scatter(1, into, scale).unsqueeze(-1)
+        longer, shrunk = averaged(norm(wide(x))), norm(out)
+        scale = torch.where(shrunk > 0, longer / shrunk, 1.0)
+        out = out * scale
+        before = torch.ones_like(sizes) if resultants is None else resultants
+        after = (averaged(before.unsqueeze(-1)) / scale).squeeze(-1)
         if out.dtype != x.dtype:  # as long as its patches, an average may have larger values
             most = torch.finfo(x.dtype).max
             out = out.clamp(-most, most).to(x.dtype)
-        return out, total.detach()
+        return out, total.detach(), after.detach()
 
 
 def cosines(x: Tensor) -> Tensor:

@@ -36,9 +36,17 @@ class Block:
     def elip_query_and_keys(self, query: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         return heads(query), heads(x)
 
-    def elip_attend(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        assert bias is None or (bias.dtype == torch.float32 and bias.isfinite().all())
-        return torch.zeros_like(x), heads(x)
+    def elip_attend(
+        self,
+        x: Tensor,
+        bias: Tensor | None = None,
+        factors: Tensor | None = None,
+        with_query: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        for given in (bias, factors):
+            assert given is None or (given.dtype == torch.float32 and given.isfinite().all())
+        keys = heads(x)
+        return torch.zeros_like(x), torch.cat([keys[:, :, :1], keys], 2) if with_query else keys
 
     def elip_feed_forward(self, x: Tensor) -> Tensor:
         return torch.zeros_like(x)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import PlanError
 from elip_plugin.planning import plan
-from elip_plugin.reducers.ward import POWER, InOrder, Ward
+from elip_plugin.reducers.tome import merge_inside
+from elip_plugin.reducers.ward import InOrder, Ward
 
 WARD = Ward()
 
@@ -29,19 +30,25 @@ def drawn(batch: int = 2, tokens: int = 12, width: int = 8) -> tuple[Any, Any, A
     return keys, x, sizes
 
 
-def test_the_cheapest_pairs_leave() -> None:
+@pytest.mark.parametrize("query", [True, False])
+def test_the_cheapest_pairs_leave(query: bool) -> None:
     keys, x, sizes = drawn()
-    pairs = WARD.match(keys, x, sizes, 3, 1)
+    asked = torch.randn(2, 2, 1, 4, dtype=torch.float64)
+    pairs = WARD.match(torch.cat([asked, keys], dim=2) if query else keys, x, sizes, 3, 1)
     for b in range(len(x)):
         k, y, s = (
             F.normalize(keys[b].mean(0)[1:], dim=-1),
             F.normalize(x[b, 1:], dim=-1),
             sizes[b, 1:],
         )
+        if query:
+            heads = [(asked[b, h, 0] @ keys[b, h].T).exp() * sizes[b] for h in range(2)]
+            s = (s * sum(row / row.sum() for row in heads)[1:] / 2).sqrt()
+        s = s * x[b, 1:].norm(dim=-1)
         costs = {}
         for i, j in product(range(0, 12, 2), range(1, 12, 2)):
             far = 2 - k[i] @ k[j] - y[i] @ y[j]
-            costs[i, j] = float(far * (s[i] * s[j] / (s[i] + s[j])) ** POWER)
+            costs[i, j] = float(far * (s[i] * s[j] / (s[i] + s[j])) ** 0.5)
         best = {i: min(range(1, 12, 2), key=lambda j: costs[i, j]) for i in range(0, 12, 2)}
         expected = sorted(best, key=lambda i: costs[i, best[i]])[:3]
         assert (2 * pairs.gone[b]).tolist() == expected
@@ -51,7 +58,9 @@ def test_the_cheapest_pairs_leave() -> None:
 def test_a_merged_token_has_the_mean_of_the_patches_norms_and_the_direction_of_their_mean() -> None:
     keys, x, sizes = drawn()
     pairs = WARD.match(keys, x, sizes, 5, 1)
-    out, counts = WARD.merge(x, sizes, pairs, 1)
+    before = torch.rand(2, 13, dtype=torch.float64)
+    out, counts, resultants = WARD.merge(x, sizes, before, pairs, 1)
+    assert resultants is not None and torch.equal(resultants[:, 0], before[:, 0])
     groups = pairs.groups()
     assert out.shape == (2, 8, 8) and torch.equal(counts.sum(1), sizes.sum(1))
     torch.testing.assert_close(out[:, 0], x[:, 0], rtol=1e-12, atol=0)
@@ -64,6 +73,39 @@ def test_a_merged_token_has_the_mean_of_the_patches_norms_and_the_direction_of_t
             expected = mean / mean.norm() * norm
             torch.testing.assert_close(out[b, 1 + t], expected, rtol=1e-12, atol=1e-14)
             assert counts[b, 1 + t] == sizes[b, mine].sum()
+            shorter = (weights * before[b, mine]).sum() * mean.norm() / norm
+            torch.testing.assert_close(resultants[b, 1 + t], shorter, rtol=1e-12, atol=0)
+
+
+def test_tokens_without_a_length_stay_so() -> None:
+    x = torch.zeros(1, 5, 8)
+    pairs = WARD.match(torch.zeros(1, 2, 5, 4), x, torch.ones(1, 5), 2, 1)
+    out, _, resultants = WARD.merge(x, torch.ones(1, 5), None, pairs, 1)
+    assert torch.equal(out, torch.zeros(1, 3, 8)) and torch.equal(resultants, torch.ones(1, 3))
+
+
+def test_values_are_multiplied_by_the_root_of_the_resultants() -> None:
+    given: list[Any] = []
+
+    class Block:
+        elip_scale = None
+
+        def elip_attend(self, x: Any, bias: Any, **options: Any) -> Any:
+            given.append(options)
+            return torch.zeros_like(x), torch.randn(1, 2, x.shape[1] + 1, 4)
+
+        def elip_stochastic_depth(self, added: Any) -> Any:
+            return added
+
+        def elip_feed_forward(self, x: Any) -> Any:
+            return torch.zeros_like(x)
+
+    block: Any = Block()
+    options: Any = {"how": WARD, "prefix": 1, "weigh": True}
+    x, sizes, resultants, *_ = merge_inside(block, torch.randn(1, 9, 8), None, 2, **options)
+    assert given == [{"with_query": True}] and (resultants < 1).sum() == 2
+    merge_inside(block, x, sizes, 0, resultants=resultants, **options)
+    assert torch.equal(given[1]["factors"], resultants.sqrt()) and len(given[1]) == 1
 
 
 @settings(deadline=None, max_examples=50)
@@ -103,6 +145,14 @@ def test_the_removal_falls_with_depth_and_saves_what_the_stages_ask(
     removed = [a - b for a, b in pairwise(found.tokens)]
     assert all(a >= b - 1 for a, b in pairwise(removed)) and removed[0] > removed[-1]
     assert found.removed == pytest.approx((1 - keep) * 256 / 257, abs=0.01)
+
+
+@pytest.mark.parametrize(("keep", "same_share"), [(0.42, True), (0.6, False)])
+def test_few_tokens_leave_each_block_by_the_same_share(keep: float, same_share: bool) -> None:
+    left = WARD.entering(256, 12, round((1 - keep) * 256 * 12))
+    shares = [b / a for a, b in pairwise(left)]
+    assert (max(shares) - min(shares) < 0.03) == same_share
+    assert sum(left) == pytest.approx(keep * 256 * 12, rel=0.01) and left[-1] >= 16
 
 
 def test_more_than_pairs_can_save_is_refused() -> None:

@@ -225,7 +225,7 @@ def test_a_block_in_any_mode_computes_what_its_own_forward_does(kind: str) -> No
     expected = block(x)
     torch.testing.assert_close(block(x, run=look_ahead), expected, rtol=0, atol=1e-12)
     sizes = torch.ones(2, 9, dtype=torch.float64)
-    out, after = block(x, run=merge_inside, how=ToMe(), sizes=sizes, remove=0, prefix=1)
+    out, after, _ = block(x, run=merge_inside, how=ToMe(), sizes=sizes, remove=0, prefix=1)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
     assert torch.equal(after, sizes)
 

@@ -253,7 +253,7 @@ def test_a_block_in_any_mode_computes_what_its_own_forward_does(
     row = block(x, run=attention_row, query=None, **options)
     torch.testing.assert_close(row, rows[:, 0], rtol=0, atol=1e-12)
     sizes = torch.ones(x.shape[:2], dtype=torch.float64)
-    out, after = block(
+    out, after, _ = block(
         x, run=merge_inside, how=ToMe(), sizes=sizes, remove=0, prefix=prefix, **options
     )
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
