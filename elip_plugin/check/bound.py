@@ -104,5 +104,4 @@ def search(
 
 def cheapest(trials: Sequence[Trial]) -> Trial | None:
     """Return the trial of the cheapest plan that holds; None if none does."""
-    holding = [trial for trial in trials if trial.holds]
-    return holding[-1] if holding else None
+    return next((trial for trial in reversed(trials) if trial.holds), None)

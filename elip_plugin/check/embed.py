@@ -245,17 +245,13 @@ def read_ahead(
                 ahead.append((part, [readers.submit(one, place) for place in part]))
                 if len(ahead) > AHEAD:
                     some, futures = ahead.popleft()
-                    if some:
-                        yield _sorted(some, [future.result() for future in futures])
+                    made = [(place, *future.result()) for place, future in zip(some, futures)]
+                    good = [(place, value) for place, value, why in made if not why]
+                    bad = {place: why for place, _, why in made if why}
+                    if made:
+                        yield [place for place, _ in good], [value for _, value in good], bad
 
     return batches
-
-
-def _sorted(places: Sequence[int], results: Sequence[tuple[Any, str]]) -> Batch:
-    """Tell what was read from what could not be."""
-    both = list(zip(places, results))
-    good = [place for place, (_, why) in both if not why]
-    return good, [v for v, why in results if not why], {i: why for i, (_, why) in both if why}
 
 
 def _unit(features: Tensor, what: str) -> Rows:

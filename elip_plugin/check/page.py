@@ -53,7 +53,9 @@ def write_page(result: Result, host_model: HostModel, out: Path) -> None:
         folders=_titled("Folders", folders_table(result)),
         patches=patches,
         worst=_worst(result),
-        broken=_titled("Pictures that cannot be read", _broken(result)),
+        broken=_titled(
+            "Pictures that cannot be read", (("picture", "fault"), list(result.broken.items()))
+        ),
     )
     write_text(out / "index.html", text, errors="replace")
 
@@ -102,7 +104,3 @@ def _image(item: Item, new: bool = False) -> str:
     image.thumbnail((SIDE, SIDE))
     kind = ' class="new"' if new else ""
     return image_tag(image, item.name, "JPEG", f'{kind} title="{escape(item.name)}"')
-
-
-def _broken(result: Result) -> Table:
-    return ("picture", "fault"), list(result.broken.items())

@@ -168,7 +168,8 @@ def check(
             "unpruned: copies, or pictures that these weights do not tell apart; which of them are "
             "the nearest says little"
         )
-    measures = _measures(values)
+    estimates = estimate(np.stack(list(values.values()), axis=1))
+    measures = [Measure(name, value) for name, value in zip(values, estimates)]
     texted = [i for i, item in enumerate(good) if item.caption]
     if texted and host_model.has_text_tower:
         measures += _text_measures(embedder, good, texted, full, pruned)
@@ -178,11 +179,6 @@ def check(
         label, good, broken, full, pruned, values, k, candidate, measures, folders, bound, trials,
         notes,
     )  # fmt: skip
-
-
-def _measures(values: dict[str, Values]) -> list[Measure]:
-    estimates = estimate(np.stack(list(values.values()), axis=1))
-    return [Measure(name, value) for name, value in zip(values, estimates)]
 
 
 def _text_measures(

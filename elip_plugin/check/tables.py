@@ -24,7 +24,8 @@ def measures_table(result: Result) -> Table:
     """Return what was measured over all pictures."""
     rows: list[tuple[str, ...]] = []
     for measure in result.measures:
-        sides = map(_number, (measure.unpruned, measure.pruned))
+        both = (measure.unpruned, measure.pruned)
+        sides = ("" if value is None else f"{value:.4f}" for value in both)
         change = "" if measure.unpruned is None else "change "
         rows.append((measure.name, *sides, change + _interval(measure.value, bool(change))))
     heads = ("measure", "unpruned", "pruned", "mean, 95% interval")
@@ -76,10 +77,6 @@ def verdict(result: Result) -> str:
         f"{asked} holds by {said}: shown on one half of the pictures (at least {best.shown:.4f} at "
         f"95% confidence), confirmed on the other ({best.other_mean:.4f})."
     )
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
 
 
 def _interval(value: Estimate, signed: bool = False) -> str:

@@ -87,7 +87,7 @@ def plan(
     ] = None,
 ) -> None:
     """Show the tokens in each block, and what the plan saves, without any weights."""
-    from elip_plugin.measure.preview import solve
+    from elip_plugin.measure.preview import average_step, solve
     from elip_plugin.measure.shares import count_operations
     from elip_plugin.patching.install import find_pruner
 
@@ -99,7 +99,11 @@ def plan(
         host_model.prune(solve(find_pruner(host_model.model), target_speedup, counted.step))
     pruner = find_pruner(host_model.model)
     _print_blocks(host_model)
-    _print_schedule(pruner)
+    if pruner.config.warmup or pruner.config.final_unpruned:
+        typer.echo(
+            "Averaged over a training with its schedule (warmup, final_unpruned), the tower's step "
+            f"is {average_step(pruner):.2f} of the unpruned one."
+        )
     has_text = host_model.example_batch(1)[1] is not None
     _print_costs(pruner, counted, READS_IMAGES if has_text else NO_TEXT)
     if out is not None:
@@ -142,17 +146,6 @@ def _print_blocks(host_model: HostModel) -> None:
         about = "" if stage is None else _describe(pruner, stage)
         table.add_row(str(block), str(tokens), "█" * round(BAR * tokens / full), about)
     print_table(table)
-
-
-def _print_schedule(pruner: Pruner) -> None:
-    """Say what a schedule leaves of the saving, if there is one."""
-    from elip_plugin.measure.preview import average_step
-
-    if pruner.config.warmup or pruner.config.final_unpruned:
-        typer.echo(
-            "Averaged over a training with its schedule (warmup, final_unpruned), the tower's step "
-            f"is {average_step(pruner):.2f} of the unpruned one."
-        )
 
 
 def _print_costs(pruner: Pruner, counted: Operations, without_text: str) -> None:

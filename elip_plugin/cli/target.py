@@ -43,7 +43,10 @@ def resolve(model: str, plan: str = "", keep: str = "", embeds: bool = False) ->
     from elip_plugin.measure import preview
     from elip_plugin.patching.install import find_pruner
 
-    config = _find_plan(plan) if plan else None
+    try:
+        config = ElipConfig.from_mapping(plan) if plan else None
+    except ConfigError as error:
+        raise ConfigError(f"--plan {plan}: {error}") from error
     said = bool(plan) or _says_plan(model)
     if embeds and not said:
         config = ElipConfig.preset("embed")
@@ -55,14 +58,6 @@ def resolve(model: str, plan: str = "", keep: str = "", embeds: bool = False) ->
         config = preview.image_only(config)
     find_model(model)  # an unknown name is said before any work
     return Target(model, config, said or bool(keep))
-
-
-def _find_plan(plan: str) -> ElipConfig:
-    """Read `--plan`, a preset or a file."""
-    try:
-        return ElipConfig.from_mapping(plan)
-    except ConfigError as error:
-        raise ConfigError(f"--plan {plan}: {error}") from error
 
 
 def _says_plan(model: str) -> bool:

@@ -44,12 +44,6 @@ class Format:
     write: Callable[[ExportedProgram, Path, tuple[str, ...]], None]
     open: Callable[[Path, int | None], Run]
 
-    def check_packages(self) -> None:
-        """Raise a MissingPackageError if a package is missing."""
-        missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
-        if missing:
-            raise MissingPackageError(f"{', '.join(missing)} is not installed; run: {EXTRA}")
-
     def versions(self) -> dict[str, str]:
         """Return the versions of the packages, torch's included."""
         return {name: metadata.version(name) for name in ("torch", *self.packages)}
@@ -59,8 +53,11 @@ def find_format(name: str) -> Format:
     """Find a format by name, and check that its packages are installed."""
     if name not in FORMATS:
         raise ConfigError(f"format {name!r} is not known; choose from {list(FORMATS)}")
-    FORMATS[name].check_packages()
-    return FORMATS[name]
+    found = FORMATS[name]
+    missing = [package for package in found.packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise MissingPackageError(f"{', '.join(missing)} is not installed; run: {EXTRA}")
+    return found
 
 
 @contextmanager

@@ -88,7 +88,10 @@ def measure_speed(
         times = time_in_turn(steps, rounds)
         for key, variant in by_name.items():
             memory = _count_memory(PASSES[name], variant, steps[key], compiled)
-            flops = 0 if compiled else _count_flops(PASSES[name], variant, steps[key])
+            # The counter follows gradients, so inference is counted with them; its products are
+            # the same.
+            run = steps[key] if PASSES[name].training else partial(PASSES[name].forward, variant)
+            flops = 0 if compiled else count_flops(run)
             rows.append(Row(key, name, *compare(times, key), flops, memory))
     images = by_name[variants[0]].images
     setting = Setting(
@@ -135,11 +138,6 @@ def timed(step: Callable[[], object]) -> Callable[[], object]:
         torch.cuda.synchronize()
 
     return waiting
-
-
-def _count_flops(measured: Pass, variant: Variant, step: Callable[[], object]) -> int:
-    # The counter follows gradients, so inference is counted with them; its products are the same.
-    return count_flops(step if measured.training else partial(measured.forward, variant))
 
 
 def _count_memory(

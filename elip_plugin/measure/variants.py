@@ -150,7 +150,9 @@ def _opened(variant: HostModel, tokens: Any) -> Callable[[], AbstractContextMana
 def _make_model(
     host_model: HostModel, name: str, plan: ElipConfig | None, *, compiled: bool
 ) -> nn.Module:
-    model = _share_weights(host_model.model)
+    # A copy of the structure, but not of the weights and buffers.
+    tensors = (*host_model.model.parameters(), *host_model.model.buffers())
+    model: nn.Module = copy.deepcopy(host_model.model, {id(tensor): tensor for tensor in tensors})
     find_handle(model).remove()
     if plan is not None:
         # The model decides whether a text can guide it, and not the plan that it came with.
@@ -163,9 +165,3 @@ def _make_model(
     if compiled:
         model.compile()
     return model
-
-
-def _share_weights(model: nn.Module) -> nn.Module:
-    """Copy a model's structure, but not its weights and buffers."""
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)

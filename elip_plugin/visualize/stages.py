@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from elip_plugin.api import find_handle
-from elip_plugin.config import ElipConfig
 from elip_plugin.core.trace import MERGED, StageTrace
 from elip_plugin.errors import ConfigError, UnsupportedModelError
 from elip_plugin.hosts.base import HostModel
@@ -42,7 +41,8 @@ def visualize(
         image = host_model.preprocess(read_picture(picture)).unsqueeze(0)
         shown.append((picture.name, _as_seen(image[0], host_model)))
         first: tuple[int, ...] | None = None
-        for text in _texts(picture, texts, handle.config):
+        own = [None] if handle.config.text_weight == 0 else [picture.caption]
+        for text in texts or own:  # a plan that reads no text is given none
             stages = _run(host_model, image, text)
             last = stages[-1].kept
             differing = None if first is None else len(set(last) - set(first))
@@ -55,12 +55,6 @@ def visualize(
         tuple(shown),
         tuple(rows),
     )
-
-
-def _texts(picture: Item, texts: Sequence[str], config: ElipConfig) -> Iterable[str | None]:
-    if config.text_weight == 0:
-        return [None]
-    return texts or [picture.caption]
 
 
 def _run(host_model: HostModel, image: Tensor, text: str | None) -> tuple[StageView, ...]:

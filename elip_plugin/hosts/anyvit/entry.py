@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -89,14 +90,11 @@ def _run_recording(trial: Trial, images: Tensor) -> tuple[Any, dict[str, Tensor]
     """Enter a tower; return what its first block is given, and what convolutions made."""
     made: dict[str, Tensor] = {}
 
-    def hook_for(path: str) -> Any:
-        def hook(module: nn.Module, args: Any, out: Tensor) -> None:
-            made[path] = out
-
-        return hook
+    def note(path: str, module: nn.Module, args: Any, out: Tensor) -> None:
+        made[path] = out
 
     hooks = [
-        module.register_forward_hook(hook_for(path))
+        module.register_forward_hook(partial(note, path))
         for path, module in trial.tower.named_modules()
         if isinstance(module, nn.Conv2d)
     ]

@@ -116,12 +116,10 @@ def block_lists(model: nn.Module) -> Iterator[str]:
         if not isinstance(module, (nn.ModuleList, nn.Sequential)):
             continue
         kinds = {type(child) for child in module.children()}
-        if len(module) > 1 and len(kinds) == 1 and _has_layers(module[0]):
-            yield path
-
-
-def _has_layers(block: nn.Module) -> bool:
-    return sum(weight.ndim == 2 for weight in block.parameters()) >= 2
+        if len(module) > 1 and len(kinds) == 1:
+            matrices = [weight for weight in module[0].parameters() if weight.ndim == 2]
+            if len(matrices) >= 2:
+                yield path
 
 
 def try_tower(model: nn.Module, path: str, blocks: str, sides: Sequence[tuple[int, int]]) -> Trial:

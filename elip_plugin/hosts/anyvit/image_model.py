@@ -70,7 +70,7 @@ class ImageModel(HostModel):
 
     def tokenize(self, texts: Sequence[str]) -> NoReturn:
         """Refuse texts."""
-        self._refuse()
+        raise no_texts(self.name)
 
     def example_batch(self, batch: int) -> tuple[Tensor, None]:
         """Return random images [B, 3, side, side] on the model's device, and no texts."""
@@ -84,11 +84,11 @@ class ImageModel(HostModel):
 
     def encode_text(self, tokens: Any) -> NoReturn:
         """Refuse texts."""
-        self._refuse()
+        raise no_texts(self.name)
 
     def loss(self, images: Tensor, tokens: Any) -> NoReturn:
         """Refuse: what such a model is trained by is not known."""
-        self._refuse()
+        raise no_texts(self.name)
 
     def save_preprocessing(self, folder: Path) -> None:
         """Write what prepares pictures, where the library has a file for it."""
@@ -101,9 +101,6 @@ class ImageModel(HostModel):
             return super().save_weights(folder)
         self.library.save_weights(self.model, folder)
         return folder
-
-    def _refuse(self) -> NoReturn:
-        raise no_texts(self.name)
 
 
 def no_texts(name: str) -> UnsupportedModelError:

@@ -22,7 +22,15 @@ def load(name: str, checkpoint: str, image_size: int | None) -> Library:
         hint = nearest(name, timm.list_models(), "see timm.list_models()")
         raise UnknownModelError(f"timm has no model {name!r}; {hint}")
     options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
-    model = _create(name, options)
+    try:
+        model: Any = timm.create_model(name, num_classes=0, **options)
+    except (TypeError, ValueError, AssertionError) as error:
+        if image_size is None:
+            raise
+        raise UnsupportedModelError(
+            f"timm:{name} cannot be built for images of {image_size} pixels ({error}): "
+            "leave image_size out, or give a multiple of its patches' side"
+        ) from error
     if checkpoint:
         state = read_state(checkpoint)
         with reading(checkpoint, f"timm:{name}"):
@@ -38,15 +46,3 @@ def load(name: str, checkpoint: str, image_size: int | None) -> Library:
     side = image_size or data["input_size"][1]
     transform = create_transform(**{**data, "input_size": (3, side, side)}, is_training=False)
     return Library(model, side, transform, tuple(data["mean"]), tuple(data["std"]))
-
-
-def _create(name: str, options: dict[str, Any]) -> Any:
-    try:
-        return timm.create_model(name, num_classes=0, **options)
-    except (TypeError, ValueError, AssertionError) as error:
-        if not options:
-            raise
-        raise UnsupportedModelError(
-            f"timm:{name} cannot be built for images of {options['img_size']} pixels ({error}): "
-            "leave image_size out, or give a multiple of its patches' side"
-        ) from error

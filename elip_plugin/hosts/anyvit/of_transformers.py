@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -38,12 +37,8 @@ def load(folder: str, checkpoint: str, image_size: int | None) -> Library:
         *folders.normalization(processor),
         encode,
         partial(folders.save_processor, processor),
-        save_weights=_save_weights,
+        save_weights=lambda model, folder: model.save_pretrained(folder),
     )
-
-
-def _save_weights(model: Any, folder: Path) -> None:
-    model.save_pretrained(folder)
 
 
 def encode(model: Any, images: Tensor, prefix: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -190,18 +190,12 @@ def _steps_from(
             yield event.path, event.output
     for name, value in vars(block).items():
         if callable(value) and not isinstance(value, (nn.Module, type)):  # such as F.gelu
-            yield from _called(name, value, y)
-
-
-def _called(
-    name: str, function: Callable[[Tensor], Tensor], y: Tensor
-) -> Iterator[tuple[str, Tensor]]:
-    try:
-        after = function(y)
-    except Exception:  # it is no function of one tensor
-        return
-    if isinstance(after, Tensor):
-        yield name, after
+            try:
+                after = value(y)
+            except Exception:  # it is no function of one tensor
+                continue
+            if isinstance(after, Tensor):
+                yield name, after
 
 
 def leaves_out(event: Event) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -89,8 +90,19 @@ def rehearse(trial: Trial, calling: Calling, prefix: int) -> tuple[bool, str]:
     for i in range(len(blocks)):
         blocks[i] = FakeBlock(blocks[i], i, calling, made, tables)
     norms: list[str] = []
+
+    def note_norm(path: str, module: nn.Module, args: Any) -> None:
+        """Note a module if it normalizes the tokens after the last block."""
+        weight = getattr(module, "weight", None)
+        is_norm = isinstance(weight, Tensor) and weight.ndim == 1
+        if not is_norm or len(made) < len(blocks) or not args or not isinstance(args[0], Tensor):
+            return
+        tokens = calling.turned(made[-1][0])
+        if any(close(args[0], y) for y in (tokens, tokens.transpose(0, 1), tokens[:, 0])):
+            norms.append(path)
+
     hooks = [
-        module.register_forward_pre_hook(_note_norm(path, norms, made, blocks, calling))
+        module.register_forward_pre_hook(partial(note_norm, path))
         for path, module in tower.named_modules()
     ]
     with torch.no_grad():
@@ -120,20 +132,3 @@ def _features(output: Any) -> list[Tensor]:
     if not isinstance(output, (Mapping, list, tuple)):
         return []
     return [feature for part in parts for feature in _features(part)]
-
-
-def _note_norm(
-    path: str, norms: list[str], made: list[tuple[Tensor, int]], blocks: Any, calling: Calling
-) -> Any:
-    """Return a hook that notes a module if it normalizes the tokens after the last block."""
-
-    def hook(module: nn.Module, args: Any) -> None:
-        weight = getattr(module, "weight", None)
-        is_norm = isinstance(weight, Tensor) and weight.ndim == 1
-        if not is_norm or len(made) < len(blocks) or not args or not isinstance(args[0], Tensor):
-            return
-        tokens = calling.turned(made[-1][0])
-        if any(close(args[0], y) for y in (tokens, tokens.transpose(0, 1), tokens[:, 0])):
-            norms.append(path)
-
-    return hook

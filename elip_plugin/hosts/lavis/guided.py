@@ -73,8 +73,8 @@ class GuidedForward(PrunedModel):
             return super().forward(samples, *args, **options)  # type: ignore[misc]
 
 
-class Matching(PrunedModel):
-    """A pruned model that matches images and texts; comes before the way that they enter."""
+class Matching(GuidedForward):
+    """A pruned model that matches images and texts."""
 
     text_at_test = True
 
@@ -82,7 +82,7 @@ class Matching(PrunedModel):
         """Match; no image is pruned by its own text before contrastive scores."""
         if match_head != "itm" and not self.training:
             return self.replaces.forward(self, samples, match_head)
-        return super().forward(samples, match_head=match_head)  # type: ignore[misc]
+        return super().forward(samples, match_head=match_head)
 
 
 class GuidedEncoder(PrunedModel):

@@ -80,12 +80,6 @@ class Scored(GuidedForward):
         return scores, scores.T
 
 
-class ElipBlipITM(Matching, GuidedForward, BlipITM):
-    """BLIP matching images and texts."""
-
-    replaces = BlipITM
-
-
 class ElipClip(GuidedForward, CLIP):
     """LAVIS' own CLIP."""
 
@@ -147,7 +141,7 @@ ARCHS: dict[str, type[Any]] = {
     "blip_classification": _pruned(BlipClassification, GuidedForward, **SENTENCE),
     # The caption is the answer, so the image alone chooses its tokens.
     "blip_caption": _pruned(BlipCaption, PrunedModel, guided_by="nothing"),
-    "blip_image_text_matching": ElipBlipITM,
+    "blip_image_text_matching": _pruned(BlipITM, Matching),
     "blip_feature_extractor": _pruned(
         BlipFeatureExtractor, GuidedFeatures, **PADDED, text_at_test=True
     ),

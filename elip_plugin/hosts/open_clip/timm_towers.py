@@ -58,6 +58,8 @@ def describe(visual: Any) -> Tower:
     else:
         more["parts"] = {type(b): plain_parts(b) for b in blocks if type(b) is Block}
         more["scale"] = blocks[0].attn.scale
+    # What normalizes the tokens, or their mean, after the last block.
+    norms, nothing = ("norm", "fc_norm"), (nn.Identity, type(None))
     return Tower(
         trunk,
         "blocks",
@@ -65,7 +67,7 @@ def describe(visual: Any) -> Tower:
         width=trunk.embed_dim,
         prefix=trunk.num_prefix_tokens,
         class_query=trunk.cls_token is not None and _reads_class_token(trunk),
-        norm=_last_norm(trunk),
+        norm=next((n for n in norms if not isinstance(getattr(trunk, n, None), nothing)), ""),
         # A stem of several convolutions makes no token of one patch.
         patch_embed="patch_embed.proj" if type(trunk.patch_embed) is PatchEmbed else "",
         entries=("forward", "forward_features"),
@@ -83,10 +85,3 @@ def _reads_class_token(trunk: Any) -> bool:
             f"timm pooling {pool!r} is not supported: token, avg and map are"
         )
     return pool == "token" or (pool == "map" and type(trunk) is Eva)
-
-
-def _last_norm(trunk: Any) -> str:
-    """Return the name of what normalizes the tokens, or their mean, after the last block."""
-    nothing = (nn.Identity, type(None))
-    names = (n for n in ("norm", "fc_norm") if not isinstance(getattr(trunk, n, None), nothing))
-    return next(names, "")

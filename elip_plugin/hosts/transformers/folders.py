@@ -121,11 +121,7 @@ def processor_of(folder: str, side: int | None, *, required: bool) -> tuple[Any,
             f"save it there by processor.save_pretrained ({' '.join(str(error).split())[:200]})"
         ) from error
     size = dict(processor.size)
-    crop = (
-        getattr(processor, "crop_size", None)
-        if getattr(processor, "do_center_crop", False)
-        else None
-    )
+    crop = getattr(processor, "do_center_crop", False) and getattr(processor, "crop_size", None)
     square = dict(crop) if crop else size
     own = square.get("height")
     if own is None or own != square.get("width"):

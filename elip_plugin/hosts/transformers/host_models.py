@@ -49,12 +49,8 @@ class TransformersModel(HostModel):
     _tokenizer: Any = None
 
     @property
-    def _config(self) -> Any:
-        return self.model.config
-
-    @property
     def _text_config(self) -> Any:
-        return self._config.text_config
+        return self.model.config.text_config
 
     def preprocess(self, picture: Any) -> Tensor:
         """Turn a Pillow image into an image [3, height, width]."""
@@ -71,19 +67,18 @@ class TransformersModel(HostModel):
     def example_batch(self, batch: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return random images and token ids, on the model's device."""
         device = next(self.model.parameters()).device
-        side, last = self._config.vision_config.image_size, self._text_config.vocab_size - 1
+        side, last = self.model.config.vision_config.image_size, self._text_config.vocab_size - 1
         # Past the usual special tokens at both ends.
         ids = torch.randint(3, last - 2, (batch, self._text_length()), device=device)
         ids[:, -1] = last  # that of CLIP's end
         tokens = {"input_ids": ids}
-        if self._config.model_type in MASKED:
+        if self.model.config.model_type in MASKED:
             tokens["attention_mask"] = torch.ones_like(ids)
         return torch.randn(batch, 3, side, side, device=device), tokens
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Encode images into features [B, E]."""
-        model: Any = self.model
-        return feature_of(model.get_image_features(pixel_values=images))
+        return feature_of(self.model.get_image_features(pixel_values=images))
 
     def encode_text(self, tokens: dict[str, Tensor]) -> Tensor:
         """Encode tokens into features [B, E]."""
@@ -109,7 +104,7 @@ class TransformersModel(HostModel):
         """Return the tokens of a text: all positions, or CLIP's number where there are hundreds."""
         text = self._text_config
         # The masked ones may count their positions from past the padding's number.
-        unused = text.pad_token_id + 1 if self._config.model_type in MASKED else 0
+        unused = text.pad_token_id + 1 if self.model.config.model_type in MASKED else 0
         return min(text.max_position_embeddings - unused, LONGEST)
 
 
@@ -119,12 +114,11 @@ class ReadModel(TransformersModel):
 
     @property
     def _text_config(self) -> Any:
-        return getattr(self._config, "qformer_config", self._config.text_config)
+        return getattr(self.model.config, "qformer_config", self.model.config.text_config)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Run the vision tower: the tokens that the text side reads [B, T, D]."""
-        model: Any = self.model
-        tokens: Tensor = model.vision_model(pixel_values=images).last_hidden_state
+        tokens: Tensor = self.model.vision_model(pixel_values=images).last_hidden_state
         return tokens
 
     def encode_text(self, tokens: dict[str, Tensor]) -> Tensor:
@@ -133,13 +127,12 @@ class ReadModel(TransformersModel):
 
     def guide(self, tokens: dict[str, Tensor]) -> Reader:
         """Return what guides the tower by texts; see `HostModel.guide`."""
-        model: Any = self.model
-        if not isinstance(model, blip.GuidedByText):
+        if not isinstance(self.model, blip.GuidedByText):
             raise UnsupportedModelError(
                 f"{self.name} has no text to guide its tower: it is pruned by the image alone, so "
                 "give no text"
             )
-        return model.elip_read(tokens["input_ids"], tokens.get("attention_mask"))
+        return self.model.elip_read(tokens["input_ids"], tokens.get("attention_mask"))
 
     def loss(self, images: Tensor, tokens: dict[str, Tensor]) -> Tensor:
         """Compute the loss of a batch, whose texts are questions and answers, or captions."""

@@ -119,9 +119,10 @@ def construction(settings: Settings, base: Any) -> Iterator[None]:
         try:
             yield
         except OSError as error:  # what both urllib and requests raise without a network
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConfigError(
-                f"a part of {base.__name__} could not be fetched ({_first_line(error)}); without a "
-                "network set init: random, tokenizer to a local vocab.txt or tokenizer folder, and "
+                f"a part of {base.__name__} could not be fetched ({reason}); without a network "
+                "set init: random, tokenizer to a local vocab.txt or tokenizer folder, and "
                 "the checkpoint to a local file, or load_finetuned: False and pretrained: null"
             ) from error
 
@@ -206,10 +207,6 @@ def _check_file(cfg: Any) -> None:
     path = str(cfg.get(key) or "")
     if path and "://" not in path and not Path(path).is_file():
         raise ConfigError(f"{key} is {path!r}, which is no file: name a local checkpoint or a URL")
-
-
-def _first_line(error: OSError) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _load(theirs: Any, file: Any, *args: Any, **options: Any) -> Any:
