@@ -9,9 +9,9 @@ As ToMe, with what a search on DINOv2 found to lose least without any training (
   distance times (a b / (a + b)) ** 0.5. So no group grows over the whole of a picture. Ward's a and
   b are the numbers of patches that the tokens stand for. Here they are how much depends on a token:
   its norm times the root of that number and of the class token's attention to it, if there is one.
-- A merged token has the mean of its patches' norms, where an average of vectors is shorter. The
-  attention's values are multiplied by the root of how much shorter it is, since the next norm would
-  undo what is not kept in the token.
+- A merged token has the mean of its patches' norms, where an average of vectors is shorter: blocks
+  normalize their tokens anyway. The attention's values are multiplied by the root of how much
+  shorter it is.
 - Tokens stay in the order of the picture, so that the two sets that are matched alternate in it.
 """
 
@@ -107,9 +107,7 @@ class Ward(ToMe):
         def averaged(y: Tensor) -> Tensor:
             # Only what is merged into changes, by its group's shares of the way to each token.
             out, leave = y.gather(1, rows(left, y)), y.gather(1, rows(gone, y))
-            return out.scatter_add(
-                1, rows(into, y), share * (leave - out.gather(1, rows(into, y)))
-            )
+            return out.scatter_add(1, rows(into, y), share * (leave - out.gather(1, rows(into, y))))
 
         out = averaged(wide(x))
         # The norm scales what is averaged, and is not taught.

@@ -71,13 +71,9 @@ def sentences() -> Iterator[str]:
         f"A smaller picture, {small['picture']} px at {small['cost']:.2f} of the operations, loses "
         f"{lost('smaller picture', 0.5)}, and {stay('smaller picture', 0.5)} neighbors stay."
     )
-    assert (
-        row("ward", 0.35)["both"]["t2i R@1"]["loss"][0]
-        < row("tome", 0.35)["both"]["t2i R@1"]["loss"][0]
-    )
     yield (
-        f"at a third of the operations `tome` loses {lost('tome', 0.35)} and `ward` "
-        f"{lost('ward', 0.35)} points."
+        f"at a third of the operations `ward` loses {lost('ward', 0.35)} points, `tome` "
+        f"{lost('tome', 0.35)} and a smaller picture {lost('smaller picture', 0.35)}."
     )
     adapted = next(r for r in rows() if r["name"] == "ward, adapted")
     loss = [f"{-100 * x:.1f}" for x in adapted["both"]["t2i R@1"]["loss"]]
