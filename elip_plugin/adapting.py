@@ -141,6 +141,7 @@ def adapt(
             if new:
                 with torch.no_grad():
                     features = [each.float().cpu() for each in encode(teacher, images[new])]
+                features = [each.clone() for each in features]  # a class token is a view of all
                 for i, *row in zip(new, *features, strict=True):
                     known[chosen[i]] = row
             found = [each.float() for each in encode(host_model, images)]

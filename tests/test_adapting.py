@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ def load(places: Any) -> Tensor:
 
 @pytest.fixture
 def made() -> Any:
-    stages = [{"block": 0, "lookahead": 1, "keep": 0.4}]
+    stages = [{"block": 0, "lookahead": 1, "keep": 0.3}]
     strong = {"reducer": "ward", "stages": stages, "reference_depth": 12, "eval_mode": "image"}
     return elip_plugin.create("ViT-tiny", elip_plugin.ElipConfig.from_mapping(strong))
 
@@ -57,6 +58,24 @@ def test_pruned_features_come_nearer_to_unpruned_ones_of_other_pictures(made: An
 
     assert len(losses) == STEPS and distance(after) < 0.7 * distance(before)
     assert not made.model.training
+
+
+def test_of_each_picture_its_features_alone_are_kept(made: Any) -> None:
+    """Not what they are a view of, such as all tokens."""
+    large = 16 * 100_000
+    alive: list[int] = []
+
+    def encode(host_model: Any, images: Tensor) -> tuple[Tensor, ...]:
+        found = host_model.encode_image(images)
+        return (torch.cat([found, found.new_zeros(len(found), 100_000)], dim=1)[:, :32],)
+
+    def count(step: int, loss: float) -> None:
+        gc.collect()
+        tensors = [each for each in gc.get_objects() if type(each) is Tensor]
+        alive.append(len({t.data_ptr() for t in tensors if t.untyped_storage().nbytes() > large}))
+
+    adapt(made, steps=4, encode=encode, progress=count)
+    assert alive[-1] == alive[0] < 3, alive
 
 
 class Killed(Exception):

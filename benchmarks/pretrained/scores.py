@@ -60,6 +60,13 @@ def overlap(pruned: Tensor, unpruned: Tensor) -> float:
     return float((a[:, :, None] == b[:, None]).any(2).float().mean())
 
 
+def overlap_in_index(pruned: Tensor, unpruned: Tensor) -> float:
+    """Return which share of the ten nearest unpruned features a pruned one finds, but its own."""
+    a, b = F.normalize(pruned, dim=1), F.normalize(unpruned, dim=1)
+    found, right = ((x @ b.T).fill_diagonal_(-9).topk(NEIGHBORS, dim=1).indices for x in (a, b))
+    return float((found[:, :, None] == right[:, None]).any(2).float().mean())
+
+
 def mixed(pruned: Tensor, unpruned: Tensor) -> float:
     """Return how often a pruned feature finds its own photograph among unpruned ones."""
     found = (F.normalize(pruned, dim=1) @ F.normalize(unpruned, dim=1).T).argmax(1)
@@ -73,6 +80,7 @@ def cosine(pruned: Tensor, unpruned: Tensor) -> float:
 
 AGAINST_UNPRUNED: dict[str, Callable[[Tensor, Tensor], float]] = {
     "overlap": overlap,
+    "overlap in index": overlap_in_index,
     "mixed": mixed,
     "cosine": cosine,
 }

@@ -25,6 +25,8 @@ def test_scores_of_unpruned_features_are_the_best() -> None:
     assert scores.cosine(x, x) == pytest.approx(1)
     noisy = x + torch.randn(40, 8)
     assert scores.overlap(noisy, x) < 0.8 and scores.cosine(noisy, x) < 0.95
+    assert scores.overlap_in_index(x, x) == 1
+    assert scores.overlap(noisy, x) < scores.overlap_in_index(noisy, x) < 1
     shifted = x.roll(1, 0)
     assert scores.mixed(shifted, x) == 0
 
