@@ -17,8 +17,6 @@ photographs with all tokens at test, paired by seed, 95% intervals:
 6. Asked after those: is `tome 0.7`, which merges as many tokens in each block, nearer?
 7. Asked after three of those: questions 1 and 2 of trainings three times as long, at 112 px. Seed 0
    had been run to 300 steps before (-0.5 points).
-8. Asked after that: is `ward` at half of a step, with the last 42% unpruned, so that the mean step
-   costs what `ward 0.7` does, nearer to unpruned training at equal steps?
 """
 
 from __future__ import annotations
@@ -69,14 +67,6 @@ ARMS: dict[str, str | dict[str, Any] | None] = {
         "reference_depth": 12,
         "eval_mode": "image",
         "final_unpruned": 0.15,
-    },
-    "ward, long end": {
-        "reducer": "ward",
-        "stages": [{"block": 0, "lookahead": 1, "keep": 0.5}],
-        "text_weight": 0.0,
-        "reference_depth": 12,
-        "eval_mode": "image",
-        "final_unpruned": 0.42,
     },
     "random half": {"preset": "half", "reducer": "random"},
 }

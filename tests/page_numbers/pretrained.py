@@ -81,10 +81,12 @@ def sentences() -> Iterator[str]:
         f"R@1 by both is {loss[0]} points below unpruned at {adapted['cost']:.2f} of the "
         f"operations (from {loss[1]} below to {-float(loss[2]):.1f} above)."
     )
+    inside = [f"{10 * r['overlap in index']['cls']:.1f}" for r in (adapted, base)]
     yield (
-        f"{10 * adapted['overlap']['cls']:.1f} of ten neighbors stay by the class token, and "
-        f"{100 * adapted['mixed']['cls']:.1f}% of the photographs find themselves in an index of "
-        "unpruned features."
+        f"By the class token {10 * adapted['overlap']['cls']:.1f} of ten neighbors stay "
+        f"({stay('ward', 0.5)} before), {inside[0]} in an index of unpruned features ({inside[1]} "
+        f"before), and {100 * adapted['mixed']['cls']:.1f}% of the photographs find themselves in "
+        "an index of unpruned features."
     )
     before, after = (
         next(r for r in results_log.read(labels.LOG) if (r["name"], r["share"]) == (name, 0.5))
