@@ -51,20 +51,22 @@ def points(found: Sequence[float]) -> str:
 
 def overlap(pruned: Tensor, unpruned: Tensor) -> float:
     """Return which share of the ten nearest neighbors among the photographs stays."""
-
-    def nearest(x: Tensor) -> Tensor:
-        x = F.normalize(x, dim=1)
-        return (x @ x.T).fill_diagonal_(-9).topk(NEIGHBORS, dim=1).indices
-
-    a, b = nearest(pruned), nearest(unpruned)
-    return float((a[:, :, None] == b[:, None]).any(2).float().mean())
+    return _common(_nearest(pruned, pruned), _nearest(unpruned, unpruned))
 
 
 def overlap_in_index(pruned: Tensor, unpruned: Tensor) -> float:
     """Return which share of the ten nearest unpruned features a pruned one finds, but its own."""
-    a, b = F.normalize(pruned, dim=1), F.normalize(unpruned, dim=1)
-    found, right = ((x @ b.T).fill_diagonal_(-9).topk(NEIGHBORS, dim=1).indices for x in (a, b))
-    return float((found[:, :, None] == right[:, None]).any(2).float().mean())
+    return _common(_nearest(pruned, unpruned), _nearest(unpruned, unpruned))
+
+
+def _nearest(queries: Tensor, index: Tensor) -> Tensor:
+    """Return the places of the nearest others [N, 10]."""
+    cosines = F.normalize(queries, dim=1) @ F.normalize(index, dim=1).T
+    return cosines.fill_diagonal_(-9).topk(NEIGHBORS, dim=1).indices
+
+
+def _common(a: Tensor, b: Tensor) -> float:
+    return float((a[:, :, None] == b[:, None]).any(2).float().mean())
 
 
 def mixed(pruned: Tensor, unpruned: Tensor) -> float:

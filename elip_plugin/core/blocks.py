@@ -75,7 +75,7 @@ def attend(
 
     Runs inside of the attention's own call. `bias` is added to the logits, [B or 1, 1 or H, 1 or T,
     T], and values are multiplied by `factors` [B, T]. `with_query` puts the first token's query
-    before the keys, scaled so that their products are logits.
+    before the keys, scaled so that their products are logits, both float32 or wider.
     """
     q, k, v = attention.elip_project(x, **positions)
     bias = None if bias is None else bias.to(q.dtype)
@@ -84,7 +84,7 @@ def attend(
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     if with_query:
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        k = torch.cat([q[:, :, :1] * scale, k], dim=2)
+        k = torch.cat([wide(q[:, :, :1]) * scale, wide(k)], dim=2)
     return attention.elip_project_output(mixed.transpose(1, 2).flatten(2)), k
 
 

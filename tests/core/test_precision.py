@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from tensors import LOW, autocast, randn
 from torch import Tensor
 
 from elip_plugin import ElipConfig, plan
-from elip_plugin.core.blocks import attention_row, key_uniqueness
+from elip_plugin.core.blocks import attend, attention_row, key_uniqueness
 from elip_plugin.core.context import StageContext
 from elip_plugin.core.guide import guide_from_batch
 from elip_plugin.core.score import text_similarity
@@ -131,6 +132,16 @@ def test_scores_under_autocast_are_those_without(scores: Callable[..., Tensor]) 
         found = scores(x, guide)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, scores(x, guide), rtol=1e-5, atol=1e-7)
+
+
+def test_the_query_among_the_keys_is_scaled_in_float32() -> None:
+    q, k = randn(2, 3, 5, 12).to(LOW), randn(2, 3, 5, 12, seed=1).to(LOW)
+    attention: Any = SimpleNamespace(
+        elip_scale=None, elip_project=lambda x: (q, k, k), elip_project_output=lambda joined: joined
+    )
+    found = attend(attention, randn(2, 5, 36), with_query=True)[1]
+    expected = torch.cat([q[:, :, :1].float() * 12**-0.5, k.float()], dim=2)
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("planted", [slice(1, None), slice(20, 21)], ids=["all", "one"])
