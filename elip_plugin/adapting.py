@@ -1,8 +1,8 @@
 """Adapt a pruned tower to its own unpruned features: distillation by itself, without labels.
 
-The unpruned model teaches the pruned one: for each picture, the cosine of their features, plain and
-after the mean over pictures is taken off. What results embeds at the pruned cost into an index of
-unpruned embeddings.
+The unpruned model teaches the pruned one: for each picture, as it is and mirrored, the cosine of
+their features, plain and after the mean over pictures is taken off. What results embeds at the
+pruned cost into an index of unpruned embeddings.
 
 Shapes: B pictures, E features.
 """
@@ -125,17 +125,19 @@ def adapt(
     optimizer = torch.optim.AdamW(learning, lr=rate, betas=BETAS, weight_decay=0.0)
     key = {
         "steps": steps, "batch": batch, "rate": rate, "bf16": bf16, "seed": seed, "count": count,
-        "plan": repr(config), "weights": hash_weights(model.state_dict()),
+        "mirrored": True, "plan": repr(config), "weights": hash_weights(model.state_dict()),
     }  # fmt: skip
     first, means = _read_state(state, key, model, optimizer)
     device = next(model.parameters()).device
     known: dict[int, list[Tensor]] = {}  # what is taught of each picture, which is computed once
-    places = _order(count, batch, seed)
+    places = _order(2 * count, batch, seed)  # from `count` on, of mirrored pictures
     for step in range(steps):
         chosen = next(places)
         if step < first:
             continue
-        images = load(chosen).to(device)
+        images = load([place % count for place in chosen]).to(device)
+        mirrored = torch.tensor([place >= count for place in chosen], device=device)
+        images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
         new = [i for i, place in enumerate(chosen) if place not in known]
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             if new:

@@ -81,7 +81,8 @@ def adapt(
     photos: Photographs,
     captions: Captions,
     share: Annotated[float, typer.Option(help="Share of the operations.")] = 0.5,
-    steps: Annotated[int, typer.Option(help="Of 32 photographs each.")] = 300,
+    steps: Annotated[int, typer.Option(help="Of 32 photographs each.")] = 1400,
+    threads: Annotated[int, typer.Option(help="Of the processor, while it learns.")] = 2,
     seeds: Seeds = 6,
     cache: Cache = Path("data/pretrained"),
     log: Annotated[Path, typer.Option(help="Gets a line.")] = page.LOG,
@@ -91,7 +92,10 @@ def adapt(
     study = Study(vision, text, photos, captions, cache, "test", seeds, 224, 0)
     row = plans.row_of("ward", share, 224)
     assert row is not None
-    found = study.score(study.adapt(row, steps, typer.echo))
+    torch.set_num_threads(threads)
+    row = study.adapt(row, steps, typer.echo)
+    torch.set_num_threads(1)
+    found = study.score(row)
     results_log.append(log, {**found, "steps": steps})
     typer.echo(page.line(found))
 

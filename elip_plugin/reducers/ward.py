@@ -4,7 +4,9 @@ As ToMe, with what a search on DINOv2 found to lose least without any training (
 
 - More tokens leave in early blocks than in late ones: in proportion to the root of the blocks that
   are left.
-- Tokens are compared by their keys, averaged over heads, and by themselves, after the attention.
+- Tokens are compared by their keys, averaged over heads, and by themselves, after the attention:
+  each one with all others, not with those of another set. The pairs of a block are chosen in four
+  rounds, after each of which a group that has grown costs more.
 - The cost of a pair is that of Ward's clustering (JASA 1963), of which the root is taken: its
   distance times (a b / (a + b)) ** 0.5. So no group grows over the whole of a picture. Ward's a and
   b are the numbers of patches that the tokens stand for. Here they are how much depends on a token:
@@ -12,7 +14,7 @@ As ToMe, with what a search on DINOv2 found to lose least without any training (
 - A merged token has the mean of its patches' norms, where an average of vectors is shorter: blocks
   normalize their tokens anyway. The attention's values are multiplied by the root of how much
   shorter it is.
-- Tokens stay in the order of the picture, so that the two sets that are matched alternate in it.
+- Tokens stay in the order of the picture.
 """
 
 from __future__ import annotations
@@ -28,23 +30,30 @@ from torch import Tensor
 from elip_plugin.core.precision import exact, wide
 from elip_plugin.reducers.tome import Pairs, ToMe, keeping, rows, shrinking
 
+ROUNDS = 4
+"""In which the pairs of a block are chosen; one after the other would lose a little less."""
+
 LEAST = 1e-12
 """Of what depends on a token, which may be 0."""
 
 
-class InOrder(Pairs):
-    """Pairs after whose merging the tokens stay in their order."""
+class Anywhere(Pairs):
+    """Pairs of any tokens, as indices of those after the prefix, which stay in their order.
+
+    None of `into` is in `gone`.
+    """
 
     def left(self) -> Tensor:
         """Return which tokens are left, as increasing indices [B, T - P - r]."""
-        return super().left().sort(dim=1).values
+        return self.stay
 
     def groups(self) -> Tensor:
         """Return the token after the merging that each one of those before it is in [B, T - P]."""
-        total = self.stay.shape[1] + self.gone.shape[1] + self.second
-        stays = self.stay.new_ones(self.stay.shape[0], total).scatter(1, 2 * self.gone, 0)
-        place = stays.cumsum(dim=1) - 1
-        return place.scatter(1, 2 * self.gone, place.gather(1, 2 * self.into + 1))
+        stays, gone = self.stay.shape[1], self.gone.shape[1]
+        place = self.stay.new_zeros(self.stay.shape[0], stays + gone)
+        numbers = torch.arange(stays, device=place.device).expand_as(self.stay)
+        place = place.scatter(1, self.stay, numbers)
+        return place.scatter(1, self.gone, place.gather(1, self.into))
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ class Ward(ToMe):
 
     name = "ward"
     weighs = True
-    pairs: ClassVar[type[Pairs]] = InOrder
+    pairs: ClassVar[type[Pairs]] = Anywhere
     plan: ClassVar[Mapping[str, Any]] = keeping(0.73)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         # For weights that are there, pruned in evaluation (docs/pretrained.md).
@@ -83,14 +92,10 @@ class Ward(ToMe):
             if keys.shape[2] > x.shape[1]:
                 logits = (keys[:, :, :1] * keys[:, :, 1:]).sum(dim=-1) + sizes.log()[:, None]
                 keys, weights = keys[:, :, 1:], (sizes * logits.softmax(dim=-1).mean(dim=1)).sqrt()
-            weights = (weights * norm(tokens).squeeze(-1))[:, prefix:].clamp(min=LEAST).reciprocal()
-            costs = 2 - cosines(keys.mean(dim=1)[:, prefix:]) - cosines(tokens[:, prefix:])
-            # The root of a b / (a + b).
-            costs = costs * (weights[:, ::2, None] + weights[:, None, 1::2]).rsqrt()
-            least, partner = costs.min(dim=2)
-            order = least.sort(dim=1, stable=True).indices
-            gone, stay = order[:, :remove], order[:, remove:].sort(dim=1).values
-            return InOrder(gone, stay, partner.gather(1, gone), costs.shape[2])
+            weights = (weights * norm(tokens).squeeze(-1))[:, prefix:].clamp(min=LEAST)
+            unit = [F.normalize(each[:, prefix:], dim=-1) for each in (keys.mean(dim=1), tokens)]
+            metric = torch.cat(unit, dim=-1)
+            return cheapest(2 - metric @ metric.transpose(1, 2), weights, remove)
 
     def merge(
         self, x: Tensor, sizes: Tensor, resultants: Tensor | None, pairs: Pairs, prefix: int
@@ -98,8 +103,7 @@ class Ward(ToMe):
         """Average pairs by their sizes, at the mean of their norms; see `ToMe.merge`."""
         head = torch.arange(prefix, device=x.device).expand(x.shape[0], -1)
         left = torch.cat([head, pairs.left() + prefix], dim=1)
-        gone = 2 * pairs.gone + prefix
-        into = pairs.groups().gather(1, 2 * pairs.gone) + prefix
+        gone, into = pairs.gone + prefix, pairs.groups().gather(1, pairs.gone) + prefix
         added = sizes.gather(1, gone)
         total = sizes.gather(1, left).scatter_add(1, into, added)
         share = (added / total.gather(1, into)).unsqueeze(-1)
@@ -122,10 +126,42 @@ class Ward(ToMe):
         return out, total.detach(), after.detach()
 
 
-def cosines(x: Tensor) -> Tensor:
-    """Compare tokens [B, N, D] at even places with those at odd ones."""
-    x = F.normalize(x, dim=-1)
-    return x[:, ::2] @ x[:, 1::2].transpose(1, 2)
+def cheapest(distances: Tensor, weights: Tensor, remove: int) -> Anywhere:
+    """Choose the tokens whose merging costs least, in rounds, between which the weights add up.
+
+    Each token may go into one before it, hence every pair is there once, and nothing goes round.
+
+    Args:
+        distances: Of tokens [B, N, N].
+        weights: Of tokens [B, N], above 0.
+        remove: Tokens r that leave.
+
+    Returns:
+        The pairs.
+    """
+    size = weights.shape[1]
+    numbers = torch.arange(size, device=weights.device).expand_as(weights)
+    # Costs are compared by their squares.
+    squares = distances.square().masked_fill_(numbers[0, :, None] <= numbers[0], torch.inf)
+    groups, left = numbers, []
+    for i in range(ROUNDS):
+        count = remove * (i + 1) // ROUNDS - remove * i // ROUNDS
+        if count == 0:
+            continue
+        parts = weights.reciprocal()
+        least, partner = (squares / (parts[:, :, None] + parts[:, None])).min(dim=2)
+        gone = least.sort(dim=1, stable=True).indices[:, :count]
+        into = numbers.scatter(1, gone, partner.gather(1, gone))
+        for _ in range((count - 1).bit_length()):  # a partner may leave in the same round
+            into = into.gather(1, into)
+        groups = into.gather(1, groups)
+        weights = weights.scatter_add(1, into.gather(1, gone), weights.gather(1, gone))
+        squares.scatter_(1, gone[:, :, None].expand(-1, -1, size), torch.inf)
+        squares.scatter_(2, gone[:, None].expand(-1, size, -1), torch.inf)
+        left.append(gone)
+    gone = torch.cat(left, dim=1)
+    stay = numbers.scatter(1, gone, size).sort(dim=1).values[:, : size - remove]
+    return Anywhere(gone, stay, groups.gather(1, gone), 0)
 
 
 def norm(x: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import pairwise, product
+from collections.abc import Mapping
+from itertools import combinations, pairwise
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from elip_plugin.config import ElipConfig
 from elip_plugin.errors import PlanError
 from elip_plugin.planning import plan
 from elip_plugin.reducers.tome import merge_inside
-from elip_plugin.reducers.ward import InOrder, Ward
+from elip_plugin.reducers.ward import ROUNDS, Anywhere, Ward, cheapest
 
 WARD = Ward()
 
@@ -31,10 +32,12 @@ def drawn(batch: int = 2, tokens: int = 12, width: int = 8) -> tuple[Any, Any, A
 
 
 @pytest.mark.parametrize("query", [True, False])
-def test_the_cheapest_pairs_leave(query: bool) -> None:
+@pytest.mark.parametrize("remove", [1, 3, 6])
+def test_the_cheapest_pairs_leave_in_rounds(query: bool, remove: int) -> None:
     keys, x, sizes = drawn()
     asked = torch.randn(2, 2, 1, 4, dtype=torch.float64)
-    pairs = WARD.match(torch.cat([asked, keys], dim=2) if query else keys, x, sizes, 3, 1)
+    pairs = WARD.match(torch.cat([asked, keys], dim=2) if query else keys, x, sizes, remove, 1)
+    assert pairs.gone.shape == (2, remove)
     for b in range(len(x)):
         k, y, s = (
             F.normalize(keys[b].mean(0)[1:], dim=-1),
@@ -45,14 +48,40 @@ def test_the_cheapest_pairs_leave(query: bool) -> None:
             heads = [(asked[b, h, 0] @ keys[b, h].T).exp() * sizes[b] for h in range(2)]
             s = (s * sum(row / row.sum() for row in heads)[1:] / 2).sqrt()
         s = s * x[b, 1:].norm(dim=-1)
-        costs = {}
-        for i, j in product(range(0, 12, 2), range(1, 12, 2)):
-            far = 2 - k[i] @ k[j] - y[i] @ y[j]
-            costs[i, j] = float(far * (s[i] * s[j] / (s[i] + s[j])) ** 0.5)
-        best = {i: min(range(1, 12, 2), key=lambda j: costs[i, j]) for i in range(0, 12, 2)}
-        expected = sorted(best, key=lambda i: costs[i, best[i]])[:3]
-        assert (2 * pairs.gone[b]).tolist() == expected
-        assert (2 * pairs.into[b] + 1).tolist() == [best[i] for i in expected]
+        there, went = list(range(12)), {}
+        for i in range(ROUNDS):
+            costs = {}
+            for n, m in combinations(there, 2):
+                far = 2 - k[n] @ k[m] - y[n] @ y[m]
+                costs[m, n] = float(far * (s[n] * s[m] / (s[n] + s[m])) ** 0.5)
+            best = {
+                m: min((n for n in there if n < m), key=lambda n: costs[m, n]) for m in there[1:]
+            }
+            count = remove * (i + 1) // ROUNDS - remove * i // ROUNDS
+            leaving = sorted(best, key=lambda m: costs[m, best[m]])[:count]
+            went |= {m: best[m] for m in leaving}
+            added = s.clone()
+            for m in leaving:
+                added[end(m, went)] += s[m]
+            there, s = [n for n in there if n not in went], added
+        found = zip(pairs.gone[b].tolist(), pairs.into[b].tolist(), strict=True)
+        assert dict(found) == {m: end(m, went) for m in went}
+
+
+def end(token: int, went: Mapping[int, int]) -> int:
+    """Follow a token to the one that it is in."""
+    while token in went:
+        token = went[token]
+    return token
+
+
+def test_a_token_may_leave_into_one_that_leaves_in_the_same_round() -> None:
+    along = torch.tensor([0.0, 1.0, 2.1, 50.0, 70.0, 90.0, 110.0, 130.0, 150.0]).deg2rad()
+    x = torch.stack([along.cos(), along.sin()], dim=-1)[None]
+    distances = 1 - x @ x.transpose(1, 2)
+    pairs = cheapest(distances, torch.ones(1, 9), 2 * ROUNDS)
+    assert pairs.left().tolist() == [[0]]
+    assert (pairs.into == 0).all()
 
 
 def test_a_merged_token_has_the_mean_of_the_patches_norms_and_the_direction_of_their_mean() -> None:
@@ -103,7 +132,7 @@ def test_values_are_multiplied_by_the_root_of_the_resultants() -> None:
     block: Any = Block()
     options: Any = {"how": WARD, "prefix": 1, "weigh": True}
     x, sizes, resultants, *_ = merge_inside(block, torch.randn(1, 9, 8), None, 2, **options)
-    assert given == [{"with_query": True}] and (resultants < 1).sum() == 2
+    assert given == [{"with_query": True}] and 0 < (resultants < 1).sum() <= 2
     merge_inside(block, x, sizes, 0, resultants=resultants, **options)
     assert torch.equal(given[1]["factors"], resultants.sqrt()) and len(given[1]) == 1
 
@@ -115,13 +144,14 @@ def test_tokens_stay_in_the_order_of_the_picture(tokens: int, data: Any) -> None
     keys, x, sizes = drawn(tokens=tokens)
     pairs = WARD.match(keys, x, sizes, remove, 1)
     left = pairs.left()
-    assert isinstance(pairs, InOrder) and (left.diff(dim=1) > 0).all()
+    assert isinstance(pairs, Anywhere) and (left.diff(dim=1) > 0).all()
     assert left.shape[1] == tokens - remove
     groups = pairs.groups()
     numbers = torch.arange(tokens - remove).expand(2, -1)
     assert torch.equal(groups.gather(1, left), numbers)
-    into = groups.gather(1, 2 * pairs.into + 1)
-    assert torch.equal(groups.gather(1, 2 * pairs.gone), into)
+    into = groups.gather(1, pairs.into)
+    assert torch.equal(groups.gather(1, pairs.gone), into)
+    assert len(set(pairs.gone[0].tolist()) | set(left[0].tolist())) == tokens
 
 
 def test_a_large_group_is_left_alone_where_small_ones_are_as_near() -> None:
@@ -129,7 +159,7 @@ def test_a_large_group_is_left_alone_where_small_ones_are_as_near() -> None:
     keys = x.unsqueeze(1)
     even = torch.ones(1, 5)
     pairs = WARD.match(keys, x, torch.tensor([[1.0, 30, 30, 1, 1]]), 1, 1)
-    assert pairs.gone.tolist() == [[1]] and pairs.into.tolist() == [[1]]
+    assert pairs.gone.tolist() == [[3]] and pairs.into.tolist() == [[2]]
     assert WARD.match(keys, x, even, 1, 1).gone.shape == (1, 1)
 
 
