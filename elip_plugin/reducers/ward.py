@@ -30,8 +30,9 @@ from torch import Tensor
 from elip_plugin.core.precision import exact, wide
 from elip_plugin.reducers.tome import Pairs, ToMe, keeping, rows, shrinking
 
-ROUNDS = 4
-"""In which the pairs of a block are chosen; one after the other would lose a little less."""
+ROUNDS, CANDIDATES = 4, 2
+"""Rounds in which the pairs of a block are chosen (one after the other would lose a little less),
+and of how many times as many tokens as leave."""
 
 LEAST = 1e-12
 """Of what depends on a token, which may be 0."""
@@ -95,7 +96,7 @@ class Ward(ToMe):
             weights = (weights * norm(tokens).squeeze(-1))[:, prefix:].clamp(min=LEAST)
             unit = [F.normalize(each[:, prefix:], dim=-1) for each in (keys.mean(dim=1), tokens)]
             metric = torch.cat(unit, dim=-1)
-            return cheapest(2 - metric @ metric.transpose(1, 2), weights, remove)
+            return cheapest(metric, weights, remove)
 
     def merge(
         self, x: Tensor, sizes: Tensor, resultants: Tensor | None, pairs: Pairs, prefix: int
@@ -126,38 +127,49 @@ class Ward(ToMe):
         return out, total.detach(), after.detach()
 
 
-def cheapest(distances: Tensor, weights: Tensor, remove: int) -> Anywhere:
+def cheapest(metric: Tensor, weights: Tensor, remove: int) -> Anywhere:
     """Choose the tokens whose merging costs least, in rounds, between which the weights add up.
 
     Each token may go into one before it, hence every pair is there once, and nothing goes round.
 
     Args:
-        distances: Of tokens [B, N, N].
+        metric: What tokens are compared by [B, N, D]: their distance is 2 - their product.
         weights: Of tokens [B, N], above 0.
         remove: Tokens r that leave.
 
     Returns:
         The pairs.
     """
-    size = weights.shape[1]
-    numbers = torch.arange(size, device=weights.device).expand_as(weights)
+    size = metric.shape[1]
+    numbers = torch.arange(size, device=metric.device).expand_as(weights)
+    two = metric.new_full((size, size), 2.0)
+    two.masked_fill_(numbers[0, :, None] <= numbers[0], torch.inf)  # no token before this one
     # Costs are compared by their squares.
-    squares = distances.square().masked_fill_(numbers[0, :, None] <= numbers[0], torch.inf)
+    squares = torch.baddbmm(two, metric, metric.transpose(1, 2), alpha=-1).square_()
+
+    def costs(rows: Tensor | None = None) -> Tensor:
+        parts = weights.reciprocal()
+        mine = parts if rows is None else parts.gather(1, rows)
+        return squares / (mine[:, :, None] + parts[:, None])
+
+    # Costs only grow from round to round, so that few tokens can be among the cheapest ones.
+    order = costs().amin(dim=2).sort(dim=1, stable=True).indices[:, : CANDIDATES * remove]
+    squares = squares.gather(1, rows(order, squares))
     groups, left = numbers, []
     for i in range(ROUNDS):
         count = remove * (i + 1) // ROUNDS - remove * i // ROUNDS
         if count == 0:
             continue
-        parts = weights.reciprocal()
-        least, partner = (squares / (parts[:, :, None] + parts[:, None])).min(dim=2)
-        gone = least.sort(dim=1, stable=True).indices[:, :count]
-        into = numbers.scatter(1, gone, partner.gather(1, gone))
+        least, partner = costs(order).min(dim=2)
+        chosen = least.sort(dim=1, stable=True).indices[:, :count]
+        gone = order.gather(1, chosen)
+        into = numbers.scatter(1, gone, partner.gather(1, chosen))
         for _ in range((count - 1).bit_length()):  # a partner may leave in the same round
             into = into.gather(1, into)
         groups = into.gather(1, groups)
         weights = weights.scatter_add(1, into.gather(1, gone), weights.gather(1, gone))
-        squares.scatter_(1, gone[:, :, None].expand(-1, -1, size), torch.inf)
-        squares.scatter_(2, gone[:, None].expand(-1, size, -1), torch.inf)
+        squares.scatter_(1, rows(chosen, squares), torch.inf)
+        squares.scatter_(2, gone[:, None].expand(-1, squares.shape[1], -1), torch.inf)
         left.append(gone)
     gone = torch.cat(left, dim=1)
     stay = numbers.scatter(1, gone, size).sort(dim=1).values[:, : size - remove]
