@@ -30,9 +30,9 @@ from torch import Tensor
 from elip_plugin.core.precision import exact, wide
 from elip_plugin.reducers.tome import Pairs, ToMe, keeping, rows, shrinking
 
-ROUNDS, CANDIDATES = 4, 2
+ROUNDS, CANDIDATES = 4, 4
 """Rounds in which the pairs of a block are chosen (one after the other would lose a little less),
-and of how many times as many tokens as leave."""
+and from how many times as many tokens as leave."""
 
 LEAST = 1e-12
 """Of what depends on a token, which may be 0."""
@@ -94,9 +94,9 @@ class Ward(ToMe):
                 logits = (keys[:, :, :1] * keys[:, :, 1:]).sum(dim=-1) + sizes.log()[:, None]
                 keys, weights = keys[:, :, 1:], (sizes * logits.softmax(dim=-1).mean(dim=1)).sqrt()
             weights = (weights * norm(tokens).squeeze(-1))[:, prefix:].clamp(min=LEAST)
-            unit = [F.normalize(each[:, prefix:], dim=-1) for each in (keys.mean(dim=1), tokens)]
-            metric = torch.cat(unit, dim=-1)
-            return cheapest(metric, weights, remove)
+            keys = F.normalize(keys.mean(dim=1)[:, prefix:], dim=-1)
+            tokens = F.normalize(tokens[:, prefix:], dim=-1)
+            return cheapest(keys, tokens, weights, remove)
 
     def merge(
         self, x: Tensor, sizes: Tensor, resultants: Tensor | None, pairs: Pairs, prefix: int
@@ -127,40 +127,41 @@ class Ward(ToMe):
         return out, total.detach(), after.detach()
 
 
-def cheapest(metric: Tensor, weights: Tensor, remove: int) -> Anywhere:
+def cheapest(keys: Tensor, tokens: Tensor, weights: Tensor, remove: int) -> Anywhere:
     """Choose the tokens whose merging costs least, in rounds, between which the weights add up.
 
     Each token may go into one before it, hence every pair is there once, and nothing goes round.
+    Only tokens take part that are cheapest by their own weight and by keys alone.
 
     Args:
-        metric: What tokens are compared by [B, N, D]: their distance is 2 - their product.
+        keys: Normalized keys [B, N, D / H].
+        tokens: Normalized tokens [B, N, D].
         weights: Of tokens [B, N], above 0.
         remove: Tokens r that leave.
 
     Returns:
         The pairs.
     """
-    size = metric.shape[1]
-    numbers = torch.arange(size, device=metric.device).expand_as(weights)
-    two = metric.new_full((size, size), 2.0)
-    two.masked_fill_(numbers[0, :, None] <= numbers[0], torch.inf)  # no token before this one
+    size = keys.shape[1]
+    numbers = torch.arange(size, device=keys.device).expand_as(weights)
+    nearest = (keys @ keys.transpose(1, 2)).masked_fill_(numbers[0, :, None] <= numbers[0], -1)
+    least = (1 - nearest.amax(dim=2)).square() * weights
+    order = least.sort(dim=1, stable=True).indices[:, : CANDIDATES * remove]
+
+    def products(x: Tensor) -> Tensor:
+        return x.gather(1, rows(order, x)) @ x.transpose(1, 2)
+
     # Costs are compared by their squares.
-    squares = torch.baddbmm(two, metric, metric.transpose(1, 2), alpha=-1).square_()
-
-    def costs(rows: Tensor | None = None) -> Tensor:
-        parts = weights.reciprocal()
-        mine = parts if rows is None else parts.gather(1, rows)
-        return squares / (mine[:, :, None] + parts[:, None])
-
-    # Costs only grow from round to round, so that few tokens can be among the cheapest ones.
-    order = costs().amin(dim=2).sort(dim=1, stable=True).indices[:, : CANDIDATES * remove]
-    squares = squares.gather(1, rows(order, squares))
+    squares = (2 - products(keys) - products(tokens)).square_()
+    squares.masked_fill_(order[:, :, None] <= numbers[:, None], torch.inf)
     groups, left = numbers, []
     for i in range(ROUNDS):
         count = remove * (i + 1) // ROUNDS - remove * i // ROUNDS
         if count == 0:
             continue
-        least, partner = costs(order).min(dim=2)
+        parts = weights.reciprocal()
+        costs = squares / (parts.gather(1, order)[:, :, None] + parts[:, None])
+        least, partner = costs.min(dim=2)
         chosen = least.sort(dim=1, stable=True).indices[:, :count]
         gone = order.gather(1, chosen)
         into = numbers.scatter(1, gone, partner.gather(1, chosen))

@@ -16,7 +16,7 @@ from elip_plugin.config import ElipConfig
 from elip_plugin.errors import PlanError
 from elip_plugin.planning import plan
 from elip_plugin.reducers.tome import merge_inside
-from elip_plugin.reducers.ward import ROUNDS, Anywhere, Ward, cheapest
+from elip_plugin.reducers.ward import CANDIDATES, ROUNDS, Anywhere, Ward, cheapest
 
 WARD = Ward()
 
@@ -48,6 +48,8 @@ def test_the_cheapest_pairs_leave_in_rounds(query: bool, remove: int) -> None:
             heads = [(asked[b, h, 0] @ keys[b, h].T).exp() * sizes[b] for h in range(2)]
             s = (s * sum(row / row.sum() for row in heads)[1:] / 2).sqrt()
         s = s * x[b, 1:].norm(dim=-1)
+        near = {m: max(float(k[n] @ k[m]) for n in range(m)) for m in range(1, 12)}
+        first = sorted(near, key=lambda m: (1 - near[m]) ** 2 * float(s[m]))
         there, went = list(range(12)), {}
         for i in range(ROUNDS):
             costs = {}
@@ -57,6 +59,7 @@ def test_the_cheapest_pairs_leave_in_rounds(query: bool, remove: int) -> None:
             best = {
                 m: min((n for n in there if n < m), key=lambda n: costs[m, n]) for m in there[1:]
             }
+            best = {m: n for m, n in best.items() if m in first[: CANDIDATES * remove]}
             count = remove * (i + 1) // ROUNDS - remove * i // ROUNDS
             leaving = sorted(best, key=lambda m: costs[m, best[m]])[:count]
             went |= {m: best[m] for m in leaving}
@@ -78,7 +81,7 @@ def end(token: int, went: Mapping[int, int]) -> int:
 def test_a_token_may_leave_into_one_that_leaves_in_the_same_round() -> None:
     along = torch.tensor([0.0, 1.0, 2.1, 50.0, 70.0, 90.0, 110.0, 130.0, 150.0]).deg2rad()
     x = torch.stack([along.cos(), along.sin()], dim=-1)[None]
-    pairs = cheapest(x, torch.ones(1, 9), 2 * ROUNDS)
+    pairs = cheapest(x, x, torch.ones(1, 9), 2 * ROUNDS)
     assert pairs.left().tolist() == [[0]]
     assert (pairs.into == 0).all()
 
