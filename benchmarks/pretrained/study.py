@@ -92,7 +92,8 @@ class Study:
             The row to score: the same plan under another name.
         """
         assert row.config is not None
-        self._features(unpruned(self.side), self.part)  # of the weights as they were
+        for each in (unpruned(self.side), row):  # of the weights as they were
+            self._features(each, self.part)
         assert self.heads
         training, name = self.photos.parts["training"], f"{row.name}{ADAPTED}"
         self.adapted = self.cache / f"{row.key}-adapted-{steps}"
