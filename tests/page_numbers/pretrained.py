@@ -108,4 +108,8 @@ def sentences() -> Iterator[str]:
     yield f"`half`, which is for training from scratch, was at {half[0]} and {half[1]}."
 
 
-NO_LOG = ("at about 0.7 of the operations",)
+NO_LOG = (
+    "at about 0.7 of the operations",
+    "the unpruned tower itself keeps 3.5 of ten neighbors",
+    "it is 0.01 of an unpruned forward at 224 px and 0.05 at 518 px",
+)
