@@ -13,7 +13,14 @@ from scipy.cluster.hierarchy import linkage
 from torch import Tensor
 
 from elip_plugin import register_reducer
-from elip_plugin.reducers import Pairs, PlannedStage, StageContext, ToMe, merge_pairs
+from elip_plugin.reducers import (
+    Anywhere,
+    Pairs,
+    PlannedStage,
+    StageContext,
+    ToMe,
+    merge_pairs,
+)
 
 
 @dataclass(frozen=True)
@@ -34,21 +41,6 @@ class ToMeFalling(ToMe):
             saved = num_patches * depth - sum(left)
             low, high = (rate, high) if saved < removed else (low, rate)
         return left
-
-
-class Anywhere(Pairs):
-    """Pairs whose indices are those of all tokens after the prefix; `stay` holds all that stay."""
-
-    def left(self) -> Tensor:
-        """Return which tokens are left."""
-        return self.stay
-
-    def groups(self) -> Tensor:
-        """Return the token after the merging that each one of those before it is in."""
-        numbers = torch.arange(self.stay.shape[1], device=self.stay.device).expand_as(self.stay)
-        total = self.stay.shape[1] + self.gone.shape[1]
-        groups = self.stay.new_zeros(self.stay.shape[0], total).scatter(1, self.stay, numbers)
-        return groups.scatter(1, self.gone, groups.gather(1, self.into))
 
 
 @dataclass(frozen=True)

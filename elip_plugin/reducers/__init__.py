@@ -30,7 +30,7 @@ from elip_plugin.reducers.random import Random
 from elip_plugin.reducers.similarity import FOR_INSTRUCTIONS, FOR_QUESTIONS, Similarity
 from elip_plugin.reducers.tome import Pairs, ToMe, merge_pairs
 from elip_plugin.reducers.unique import Unique
-from elip_plugin.reducers.ward import Ward
+from elip_plugin.reducers.ward import Anywhere, Ward
 
 GROUP = "elip_plugin.reducers"
 OWN = (Elip, Gumbel, Similarity, EViT, Unique, ToMe, Ward, Random, Cluster, Pool)
@@ -38,6 +38,7 @@ OWN = (Elip, Gumbel, Similarity, EViT, Unique, ToMe, Ward, Random, Cluster, Pool
 __all__ = [
     "FOR_INSTRUCTIONS",
     "FOR_QUESTIONS",
+    "Anywhere",
     "Pairs",
     "PlannedStage",
     "Reducer",

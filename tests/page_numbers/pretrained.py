@@ -110,7 +110,6 @@ def sentences() -> Iterator[str]:
 
 NO_LOG = (
     "at about 0.7 of the operations",
-    "the unpruned tower itself keeps 3.5 of ten neighbors",
     "it is 0.01 of an unpruned forward at 224 px and 0.05 at 518 px",
     "at 0.7 and 0.5 takes 0.81 and 0.66 of an unpruned forward at 224 px, 0.89 and 0.68 at 518 px",
 )
