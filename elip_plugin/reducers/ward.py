@@ -30,9 +30,12 @@ from torch import Tensor
 from elip_plugin.core.precision import exact, wide
 from elip_plugin.reducers.tome import Pairs, ToMe, keeping, rows, shrinking
 
-ROUNDS, CANDIDATES = 4, 4
-"""Rounds in which the pairs of a block are chosen (one after the other would lose a little less),
-and from how many times as many tokens as leave."""
+ROUNDS = 4
+"""In which the pairs of a block are chosen; one after the other would lose a little less."""
+
+CANDIDATES, MOST = 3, 150
+"""Tokens that are compared besides as many as leave: so many times as many, and the most of them.
+Many tokens are so alike that more do not help."""
 
 LEAST = 1e-12
 """Of what depends on a token, which may be 0."""
@@ -131,7 +134,8 @@ def cheapest(keys: Tensor, tokens: Tensor, weights: Tensor, remove: int) -> Anyw
     """Choose the tokens whose merging costs least, in rounds, between which the weights add up.
 
     Each token may go into one before it, hence every pair is there once, and nothing goes round.
-    Only tokens take part that are cheapest by their own weight and by keys alone.
+    Only tokens take part that are cheapest by their own weight and by keys alone, of which an angle
+    above 90 degrees counts as 90.
 
     Args:
         keys: Normalized keys [B, N, D / H].
@@ -144,24 +148,24 @@ def cheapest(keys: Tensor, tokens: Tensor, weights: Tensor, remove: int) -> Anyw
     """
     size = keys.shape[1]
     numbers = torch.arange(size, device=keys.device).expand_as(weights)
-    nearest = (keys @ keys.transpose(1, 2)).masked_fill_(numbers[0, :, None] <= numbers[0], -1)
-    least = (1 - nearest.amax(dim=2)).square() * weights
-    order = least.sort(dim=1, stable=True).indices[:, : CANDIDATES * remove]
-
-    def products(x: Tensor) -> Tensor:
-        return x.gather(1, rows(order, x)) @ x.transpose(1, 2)
-
+    nearest = (keys @ keys.transpose(1, 2)).tril_(-1).amax(dim=2)
+    least = (1 - nearest).square() * weights
+    compared = remove + min(CANDIDATES * remove, MOST)
+    order = least.sort(dim=1, stable=True).indices[:, :compared]
     # Costs are compared by their squares.
-    squares = (2 - products(keys) - products(tokens)).square_()
-    squares.masked_fill_(order[:, :, None] <= numbers[:, None], torch.inf)
+    both = torch.cat([keys, tokens], dim=2)
+    squares = torch.where(order[:, :, None] <= numbers[:, None], torch.inf, 2.0)
+    squares = torch.baddbmm(
+        squares.to(both.dtype), both.gather(1, rows(order, both)), both.transpose(1, 2), alpha=-1
+    ).square_()
     groups, left = numbers, []
     for i in range(ROUNDS):
         count = remove * (i + 1) // ROUNDS - remove * i // ROUNDS
         if count == 0:
             continue
         parts = weights.reciprocal()
-        costs = squares / (parts.gather(1, order)[:, :, None] + parts[:, None])
-        least, partner = costs.min(dim=2)
+        costs = parts.gather(1, order)[:, :, None] + parts[:, None]
+        least, partner = torch.div(squares, costs, out=costs).min(dim=2)
         chosen = least.sort(dim=1, stable=True).indices[:, :count]
         gone = order.gather(1, chosen)
         into = numbers.scatter(1, gone, partner.gather(1, chosen))

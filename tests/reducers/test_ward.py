@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from elip_plugin.config import ElipConfig
 from elip_plugin.errors import PlanError
 from elip_plugin.planning import plan
+from elip_plugin.reducers import ward
 from elip_plugin.reducers.tome import merge_inside
 from elip_plugin.reducers.ward import CANDIDATES, ROUNDS, Anywhere, Ward, cheapest
 
@@ -32,8 +33,11 @@ def drawn(batch: int = 2, tokens: int = 12, width: int = 8) -> tuple[Any, Any, A
 
 
 @pytest.mark.parametrize("query", [True, False])
-@pytest.mark.parametrize("remove", [1, 3, 6])
-def test_the_cheapest_pairs_leave_in_rounds(query: bool, remove: int) -> None:
+@pytest.mark.parametrize(("remove", "most"), [(1, 150), (3, 150), (3, 2), (6, 150)])
+def test_the_cheapest_pairs_leave_in_rounds(
+    query: bool, remove: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ward, "MOST", most)
     keys, x, sizes = drawn()
     asked = torch.randn(2, 2, 1, 4, dtype=torch.float64)
     pairs = WARD.match(torch.cat([asked, keys], dim=2) if query else keys, x, sizes, remove, 1)
@@ -48,7 +52,8 @@ def test_the_cheapest_pairs_leave_in_rounds(query: bool, remove: int) -> None:
             heads = [(asked[b, h, 0] @ keys[b, h].T).exp() * sizes[b] for h in range(2)]
             s = (s * sum(row / row.sum() for row in heads)[1:] / 2).sqrt()
         s = s * x[b, 1:].norm(dim=-1)
-        near = {m: max(float(k[n] @ k[m]) for n in range(m)) for m in range(1, 12)}
+        near = {m: max([0.0, *(float(k[n] @ k[m]) for n in range(m))]) for m in range(12)}
+        compared = remove + min(CANDIDATES * remove, most)
         first = sorted(near, key=lambda m: (1 - near[m]) ** 2 * float(s[m]))
         there, went = list(range(12)), {}
         for i in range(ROUNDS):
@@ -59,7 +64,7 @@ def test_the_cheapest_pairs_leave_in_rounds(query: bool, remove: int) -> None:
             best = {
                 m: min((n for n in there if n < m), key=lambda n: costs[m, n]) for m in there[1:]
             }
-            best = {m: n for m, n in best.items() if m in first[: CANDIDATES * remove]}
+            best = {m: n for m, n in best.items() if m in first[:compared]}
             count = remove * (i + 1) // ROUNDS - remove * i // ROUNDS
             leaving = sorted(best, key=lambda m: costs[m, best[m]])[:count]
             went |= {m: best[m] for m in leaving}
