@@ -81,13 +81,13 @@ def adapt(
     photos: Photographs,
     captions: Captions,
     share: Annotated[float, typer.Option(help="Share of the operations.")] = 0.5,
-    steps: Annotated[int, typer.Option(help="Of 32 photographs each.")] = 1400,
+    steps: Annotated[int, typer.Option(help="Of 32 photographs each.")] = 1450,
     threads: Annotated[int, typer.Option(help="Of the processor, while it learns.")] = 2,
     seeds: Seeds = 6,
     cache: Cache = Path("data/pretrained"),
     log: Annotated[Path, typer.Option(help="Gets a line.")] = page.LOG,
 ) -> None:
-    """Adapt the tower to `ward` by the training photographs, and score it; it goes on."""
+    """Adapt the tower to `ward` by photographs that are not scored, and score it; it goes on."""
     torch.set_num_threads(1)
     study = Study(vision, text, photos, captions, cache, "test", seeds, 224, 0)
     row = plans.row_of("ward", share, 224)

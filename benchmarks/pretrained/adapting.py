@@ -1,4 +1,4 @@
-"""Adapts DINOv2 to its own unpruned features on the board's training photographs."""
+"""Adapts DINOv2 to its own unpruned features on photographs of the board that are not scored."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class Study:
         return scores.hits([heads.ranks(head, images, texts) for head in self.heads[kind]])
 
     def adapt(self, row: Row, steps: int, say: Callable[[str], None]) -> Row:
-        """Adapt the tower to a plan by the training photographs; from here on it is the tower.
+        """Adapt the tower to a plan by all other photographs; from here on it is the tower.
 
         Args:
             row: The plan.
@@ -95,11 +95,10 @@ class Study:
         for each in (unpruned(self.side), row):  # of the weights as they were
             self._features(each, self.part)
         assert self.heads
-        training, name = self.photos.parts["training"], f"{row.name}{ADAPTED}"
+        others = np.concatenate([p for n, p in self.photos.parts.items() if n != self.part_name])
+        name = f"{row.name}{ADAPTED}"
         self.adapted = self.cache / f"{row.key}-adapted-{steps}"
-        self.tower = adapted(
-            self.tower, self.photos.pixels, training, row, self.adapted, steps, say
-        )
+        self.tower = adapted(self.tower, self.photos.pixels, others, row, self.adapted, steps, say)
         return replace(row, name=name)
 
     def score(self, row: Row) -> dict[str, Any]:

@@ -154,15 +154,12 @@ def cheapest(keys: Tensor, tokens: Tensor, weights: Tensor, remove: int) -> Anyw
     order = least.sort(dim=1, stable=True).indices[:, :compared]
     # Costs are compared by their squares.
     both = torch.cat([keys, tokens], dim=2)
-    squares = torch.where(order[:, :, None] <= numbers[:, None], torch.inf, 2.0)
-    squares = torch.baddbmm(
-        squares.to(both.dtype), both.gather(1, rows(order, both)), both.transpose(1, 2), alpha=-1
-    ).square_()
-    groups, left = numbers, []
-    for i in range(ROUNDS):
-        count = remove * (i + 1) // ROUNDS - remove * i // ROUNDS
-        if count == 0:
-            continue
+    squares = both.new_full((), 2).where(order[:, :, None] > numbers[:, None], torch.inf)
+    mine = both.gather(1, rows(order, both))
+    squares = torch.baddbmm(squares, mine, both.transpose(1, 2), alpha=-1).square_()
+    groups, left, rounds = numbers, [], min(ROUNDS, remove)
+    for i in range(rounds):
+        count = remove * (i + 1) // rounds - remove * i // rounds
         parts = weights.reciprocal()
         costs = parts.gather(1, order)[:, :, None] + parts[:, None]
         least, partner = torch.div(squares, costs, out=costs).min(dim=2)

@@ -144,6 +144,38 @@ def test_the_query_among_the_keys_is_scaled_in_float32() -> None:
     assert found.dtype == torch.float32 and torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("scale", [None, 0.7])
+@pytest.mark.parametrize("biased", [False, True])
+def test_attention_with_a_gradient_in_bfloat16_is_the_fused_one(
+    biased: bool, scale: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [randn(2, 3, 40, 12, seed=i).to(LOW).requires_grad_() for i in range(3)]
+    attention: Any = SimpleNamespace(
+        elip_scale=scale, elip_project=lambda x: given, elip_project_output=lambda joined: joined
+    )
+    x, bias = randn(2, 40, 36), randn(2, 1, 1, 40, seed=4) if biased else None
+    fused = F.scaled_dot_product_attention
+    mask = None if bias is None else bias.to(LOW)
+    expected = fused(*given, attn_mask=mask, scale=scale).transpose(1, 2).flatten(2)
+    calls: list[int] = []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, *_, **__: calls.append(1) or q)
+    found = attend(attention, x, bias)[0]
+    assert not calls
+    toward = randn(2, 40, 36, seed=5).to(LOW)
+    for one, other in zip(
+        torch.autograd.grad(found, given, toward),
+        torch.autograd.grad(expected, given, toward),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+    given[0] = given[0].detach()
+    attend(attention, x, bias)
+    given[0] = randn(2, 3, 512, 12).to(LOW).requires_grad_()
+    attend(attention, x, bias)
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize("planted", [slice(1, None), slice(20, 21)], ids=["all", "one"])
 @pytest.mark.parametrize("name", reducers())
 def test_tokens_near_the_largest_number_of_float16_stay_finite(name: str, planted: slice) -> None:
