@@ -80,10 +80,9 @@ def attend(
     q, k, v = attention.elip_project(x, **positions)
     bias = None if bias is None else bias.to(q.dtype)
     v = v if factors is None else v * factors[:, None, :, None].to(v.dtype)
-    scale = attention.elip_scale
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    low_on_cpu = q.dtype == torch.bfloat16 and q.device.type == "cpu"
-    if low_on_cpu and q.requires_grad and q.shape[2] < 512:
+    scale = q.shape[-1] ** -0.5 if attention.elip_scale is None else attention.elip_scale
+    kind = (q.device.type, q.dtype)
+    if kind == ("cpu", torch.bfloat16) and q.requires_grad and q.shape[2] < 512:
         # The fused kernel and its gradient take 1.5 to 3 times as long there.
         logits = (q * scale) @ k.transpose(2, 3)
         mixed = (logits if bias is None else logits + bias).softmax(dim=-1) @ v

@@ -34,8 +34,7 @@ ROUNDS = 4
 """In which the pairs of a block are chosen; one after the other would lose a little less."""
 
 CANDIDATES, MOST = 3, 150
-"""Tokens that are compared besides as many as leave: so many times as many, and the most of them.
-Many tokens are so alike that more do not help."""
+"""Tokens that are compared besides as many as leave: times as many, and the most of them."""
 
 LEAST = 1e-12
 """Of what depends on a token, which may be 0."""
@@ -155,8 +154,7 @@ def cheapest(keys: Tensor, tokens: Tensor, weights: Tensor, remove: int) -> Anyw
     # Costs are compared by their squares.
     both = torch.cat([keys, tokens], dim=2)
     squares = both.new_full((), 2).where(order[:, :, None] > numbers[:, None], torch.inf)
-    mine = both.gather(1, rows(order, both))
-    squares = torch.baddbmm(squares, mine, both.transpose(1, 2), alpha=-1).square_()
+    squares = squares.baddbmm(both.gather(1, rows(order, both)), both.mT, alpha=-1).square_()
     groups, left, rounds = numbers, [], min(ROUNDS, remove)
     for i in range(rounds):
         count = remove * (i + 1) // rounds - remove * i // rounds
