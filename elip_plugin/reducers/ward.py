@@ -31,10 +31,10 @@ from elip_plugin.core.precision import exact, wide
 from elip_plugin.reducers.tome import Pairs, ToMe, keeping, rows, shrinking
 
 ROUNDS = 4
-"""In which the pairs of a block are chosen; one after the other would lose a little less."""
+"""Rounds in which a block's pairs are chosen; one after the other would lose a little less."""
 
 CANDIDATES, MOST = 3, 150
-"""Tokens that are compared besides as many as leave: times as many, and the most of them."""
+"""Tokens compared besides the r that leave: this many times r, and their largest number."""
 
 LEAST = 1e-12
 """Of what depends on a token, which may be 0."""

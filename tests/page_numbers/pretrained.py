@@ -110,7 +110,7 @@ def sentences() -> Iterator[str]:
 
 NO_LOG = (
     "at about 0.7 of the operations",
-    "it is 0.01 of an unpruned forward at 224 px and 0.04 at 518 px",
-    "at 0.7 and 0.5 takes 0.85 and 0.64 of an unpruned forward at 224 px, 0.92 and 0.65 at 518 px",
-    "in bfloat16 1.08 and 0.87 at 224 px",
+    "takes 0.84 (0.79-0.87) of unpruned",
+    "0.58 (0.55-0.63)",
+    "1.12 (1.08-1.15) and 0.88 (0.84-0.90), so that nothing is saved at 0.7",
 )
