@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from elip_plugin.core.merge import take_rows
 from elip_plugin.core.precision import exact
 from elip_plugin.core.select import Selection
 from elip_plugin.errors import TraceError
@@ -72,13 +73,13 @@ class Trace:
     ) -> None:
         """Add a stage of T non-prefix tokens; what it drops comes back before block `until`."""
         before = self._before(selection.kept, present)
-        kept = _rows(before, selection.kept)
+        kept = take_rows(before, selection.kept)
         merged = None
         sources = kept
         if selection.weights is not None:
             weights = selection.weights.to(before.dtype).unsqueeze(1)
             with exact(before):
-                merged = (weights @ _rows(before, selection.dropped)).squeeze(1)
+                merged = (weights @ take_rows(before, selection.dropped)).squeeze(1)
             sources = torch.cat([kept, merged.unsqueeze(1)], dim=1)
         self.stages.append(StageTrace(block, _single(kept), merged, sources, until))
         self.sources = sources if until is None else before
@@ -136,7 +137,7 @@ class Trace:
             )
         tokens = tokens[:, tokens.shape[1] - count :]
         holder = sources.argmax(dim=1)  # the token that has the patch
-        features = _rows(tokens, holder)
+        features = take_rows(tokens, holder)
         absent = (sources.sum(dim=1) == 0).unsqueeze(-1)
         return features.masked_fill(absent, fill)
 
@@ -144,7 +145,3 @@ class Trace:
 def _single(sources: Tensor) -> Tensor:
     """Return the patch that each token is, or `MERGED` [B, T]."""
     return sources.argmax(dim=2).masked_fill(sources.count_nonzero(dim=2) != 1, MERGED)
-
-
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))

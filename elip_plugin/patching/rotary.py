@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from elip_plugin.core.context import PositionOptions
+from elip_plugin.core.merge import take_rows
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def rotations(given: Mapping[str, Any], prefix: int) -> PositionOptions | None:
     def options(index: Tensor) -> Mapping[str, Any]:
         def rows_of(table: Tensor) -> Tensor:
             table = table.expand(index.shape[0], 1, *table.shape[-2:])
-            return table.gather(2, index[:, None, :, None].expand(-1, -1, -1, table.shape[3]))
+            return take_rows(table.squeeze(1), index).unsqueeze(1)
 
         made: dict[str, Any] = tree_map(rows_of, tables)
         return made

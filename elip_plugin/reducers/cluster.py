@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from elip_plugin.core.context import StageContext
+from elip_plugin.core.merge import take_rows
 from elip_plugin.core.precision import exact
 from elip_plugin.core.select import Selection
 from elip_plugin.core.stage import PlannedStage
@@ -59,7 +60,7 @@ def describe_patches(patches: Tensor) -> Tensor:
 
 def look_similar(looks: Tensor, anchors: Tensor) -> Tensor:
     """Find which of the vectors of length 1 [B, N, E] are like an anchor [B, A]; anchors are."""
-    chosen = looks.gather(1, anchors.unsqueeze(2).expand(-1, -1, looks.shape[2]))
+    chosen = take_rows(looks, anchors)
     with exact(looks):
         similar = (looks @ chosen.transpose(1, 2)).amax(dim=2) > THRESHOLD
     return similar.scatter(1, anchors, True)  # the cosine of a black patch with itself is 0

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from elip_plugin.core.blocks import BlockParts
 from elip_plugin.core.context import StageContext
+from elip_plugin.core.merge import after_prefix, take_rows
 from elip_plugin.core.precision import exact, wide
 from elip_plugin.core.stage import PlannedStage
 from elip_plugin.errors import PlanError
@@ -252,11 +253,11 @@ def merge_pairs(x: Tensor, sizes: Tensor, pairs: Pairs, prefix: int = 1) -> tupl
     """
     counts = sizes.unsqueeze(-1)
     weighted = torch.cat([wide(x) * counts, counts], dim=-1)
-    head, rest = weighted[:, :prefix], weighted[:, prefix:]
-    first, second = rest[:, ::2], rest[:, 1::2]
-    merged = first.gather(1, rows(pairs.gone, first))
+    second = weighted[:, prefix + 1 :: 2]
+    merged = take_rows(weighted, 2 * pairs.gone + prefix)
     second = second.scatter_add(1, rows(pairs.into, second), merged)
-    out = torch.cat([head, first.gather(1, rows(pairs.stay, first)), second], dim=1)
+    stay = take_rows(weighted, after_prefix(2 * pairs.stay, prefix))
+    out = torch.cat([stay, second], dim=1)
     return (out[..., :-1] / out[..., -1:]).to(x.dtype), out[..., -1].detach()
 
 

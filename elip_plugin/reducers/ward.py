@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from elip_plugin.core.merge import after_prefix, take_rows
 from elip_plugin.core.precision import exact, wide
 from elip_plugin.reducers.tome import Pairs, ToMe, keeping, rows, shrinking
 
@@ -93,19 +94,20 @@ class Ward(ToMe):
         with torch.no_grad(), exact(x):
             keys, tokens, weights = wide(keys.detach()), wide(x.detach()), sizes
             if keys.shape[2] > x.shape[1]:
-                logits = (keys[:, :, :1] * keys[:, :, 1:]).sum(dim=-1) + sizes.log()[:, None]
-                keys, weights = keys[:, :, 1:], (sizes * logits.softmax(dim=-1).mean(dim=1)).sqrt()
-            weights = (weights * norm(tokens).squeeze(-1))[:, prefix:].clamp(min=LEAST)
+                logits = keys[:, :, :1] @ keys[:, :, 1:].mT + sizes.log()[:, None, None]
+                attention = logits.softmax(dim=-1).mean(dim=1).squeeze(1)
+                keys, weights = keys[:, :, 1:], (sizes * attention).sqrt()
+            lengths = norm(tokens)
+            weights = (weights * lengths.squeeze(-1))[:, prefix:].clamp(min=LEAST)
             keys = F.normalize(keys.mean(dim=1)[:, prefix:], dim=-1)
-            tokens = F.normalize(tokens[:, prefix:], dim=-1)
+            tokens = tokens[:, prefix:] / lengths[:, prefix:].clamp(min=LEAST)
             return cheapest(keys, tokens, weights, remove)
 
     def merge(
         self, x: Tensor, sizes: Tensor, resultants: Tensor | None, pairs: Pairs, prefix: int
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Average pairs by their sizes, at the mean of their norms; see `ToMe.merge`."""
-        head = torch.arange(prefix, device=x.device).expand(x.shape[0], -1)
-        left = torch.cat([head, pairs.left() + prefix], dim=1)
+        left = after_prefix(pairs.left(), prefix)
         gone, into = pairs.gone + prefix, pairs.groups().gather(1, pairs.gone) + prefix
         added = sizes.gather(1, gone)
         total = sizes.gather(1, left).scatter_add(1, into, added)
@@ -113,8 +115,8 @@ class Ward(ToMe):
 
         def averaged(y: Tensor) -> Tensor:
             # Only what is merged into changes, by its group's shares of the way to each token.
-            out, leave = y.gather(1, rows(left, y)), y.gather(1, rows(gone, y))
-            return out.scatter_add(1, rows(into, y), share * (leave - out.gather(1, rows(into, y))))
+            out, leave = take_rows(y, left), take_rows(y, gone)
+            return out.scatter_add(1, rows(into, y), share * (leave - take_rows(out, into)))
 
         out = averaged(wide(x))
         # The norm scales what is averaged, and is not taught.
@@ -154,7 +156,7 @@ def cheapest(keys: Tensor, tokens: Tensor, weights: Tensor, remove: int) -> Anyw
     # Costs are compared by their squares.
     both = torch.cat([keys, tokens], dim=2)
     squares = both.new_full((), 2).where(order[:, :, None] > numbers[:, None], torch.inf)
-    squares = squares.baddbmm(both.gather(1, rows(order, both)), both.mT, alpha=-1).square_()
+    squares = squares.baddbmm(take_rows(both, order), both.mT, alpha=-1).square_()
     groups, left, rounds = numbers, [], min(ROUNDS, remove)
     for i in range(rounds):
         count = remove * (i + 1) // rounds - remove * i // rounds
