@@ -81,7 +81,7 @@ def adapt(
     photos: Photographs,
     captions: Captions,
     share: Annotated[float, typer.Option(help="Share of the operations.")] = 0.5,
-    steps: Annotated[int, typer.Option(help="Of 32 photographs each.")] = 1450,
+    steps: Annotated[int, typer.Option(help="Of 32 photographs each.")] = 2000,
     threads: Annotated[int, typer.Option(help="Of the processor, while it learns.")] = 2,
     seeds: Seeds = 6,
     cache: Cache = Path("data/pretrained"),

@@ -2,8 +2,8 @@
 
 As ToMe, with what a search on DINOv2 found to lose least without any training (docs/pretrained.md):
 
-- More tokens leave in early blocks than in late ones: in proportion to the root of the blocks that
-  are left.
+- Tokens leave as late as a plan allows: the more it keeps, the later. How many enter the last block
+  is fixed by that share, and how early the others leave follows from it.
 - Tokens are compared by their keys, averaged over heads, and by themselves, after the attention:
   each one with all others, not with those of another set. The pairs of a block are chosen in four
   rounds, after each of which a group that has grown costs more.
@@ -30,6 +30,12 @@ from torch import Tensor
 from elip_plugin.core.merge import after_prefix, take_rows
 from elip_plugin.core.precision import exact, wide
 from elip_plugin.reducers.tome import Pairs, ToMe, keeping, rows, shrinking
+
+LAST = 0.57
+"""Share of the patches that enters the last block, over the square of the share of all blocks."""
+
+EARLIEST, LATEST, FLATTER = 0.75, 16.0, 1.25
+"""Between which powers of a block's place (0 to 1) what has left it grows, and how it ends."""
 
 ROUNDS = 4
 """Rounds in which a block's pairs are chosen; one after the other would lose a little less."""
@@ -76,16 +82,16 @@ class Ward(ToMe):
     def entering(self, num_patches: int, depth: int, removed: int) -> list[int]:
         """Return how many patches enter each block; see `ToMe.entering`.
 
-        Where less than an eighth of the patches would enter the last block, or pairs cannot save as
-        much so, each block keeps the same share of its tokens.
+        Where tokens would have to leave too early, each block keeps the same share of its tokens.
         """
-        low, high = 0.0, float(num_patches)
+        keep = 1 - removed / (num_patches * depth)
+        low, high = EARLIEST, LATEST
         for _ in range(50):
-            rate = (low + high) / 2
-            saved = num_patches * depth - sum(_falling(num_patches, depth, rate))
-            low, high = (rate, high) if saved < removed else (low, rate)
-        left = _falling(num_patches, depth, high)
-        if 8 * left[-1] >= num_patches or 2 * removed <= depth * (num_patches + 1):
+            power = (low + high) / 2
+            saved = num_patches * depth - sum(_falling(num_patches, depth, keep, power))
+            low, high = (power, high) if saved > removed else (low, power)
+        left = _falling(num_patches, depth, keep, low)
+        if num_patches * depth - sum(left) >= removed or 2 * removed <= depth * (num_patches + 1):
             return left  # a tower of few blocks: as many as it can spare, as ToMe does
         return shrinking(num_patches, depth, depth - removed / num_patches)
 
@@ -184,10 +190,11 @@ def norm(x: Tensor) -> Tensor:
     return lengths
 
 
-def _falling(num_patches: int, depth: int, rate: float) -> list[int]:
-    """Return how many patches enter each block, if at most `rate` leave in block 0 of 12."""
-    left, wanted = [num_patches], 0.0
-    for i in range(depth - 1):
-        wanted += rate * ((depth - i) / depth) ** 0.5
-        left.append(max(num_patches - round(wanted), left[-1] - left[-1] // 2, 1))
+def _falling(num_patches: int, depth: int, keep: float, power: float) -> list[int]:
+    """Return how many patches enter each block: the larger the power, the later they leave."""
+    left, last = [num_patches], max(LAST * keep**2, 1 - depth * (1 - keep))
+    for i in range(1, depth):
+        gone = 1 - (1 - (i / (depth - 1)) ** power) ** FLATTER
+        wanted = round(num_patches * (1 - (1 - last) * gone))
+        left.append(max(wanted, left[-1] - left[-1] // 2, 1))
     return left

@@ -17,7 +17,7 @@ from elip_plugin.errors import PlanError
 from elip_plugin.planning import plan
 from elip_plugin.reducers import ward
 from elip_plugin.reducers.tome import merge_inside
-from elip_plugin.reducers.ward import CANDIDATES, ROUNDS, Anywhere, Ward, cheapest
+from elip_plugin.reducers.ward import CANDIDATES, LAST, ROUNDS, Anywhere, Ward, cheapest
 
 WARD = Ward()
 
@@ -172,16 +172,35 @@ def test_a_large_group_is_left_alone_where_small_ones_are_as_near() -> None:
 
 @pytest.mark.parametrize("keep", [0.8, 0.5, 0.36])
 @pytest.mark.parametrize("depth", [6, 12, 24])
-def test_the_removal_falls_with_depth_and_saves_what_the_stages_ask(
-    keep: float, depth: int
-) -> None:
+def test_the_blocks_save_what_the_stages_ask(keep: float, depth: int) -> None:
     config = ElipConfig.from_mapping(
         {"reducer": "ward", "stages": [{"block": 0, "lookahead": 1, "keep": keep}]}
     )
     found = plan(config, num_patches=256, depth=depth)
-    removed = [a - b for a, b in pairwise(found.tokens)]
-    assert all(a >= b - 1 for a, b in pairwise(removed)) and removed[0] > removed[-1]
     assert found.removed == pytest.approx((1 - keep) * 256 / 257, abs=0.01)
+
+
+@given(st.integers(49, 2000), st.integers(6, 40), st.floats(0.55, 0.8))
+def test_the_more_is_kept_the_later_tokens_leave(patches: int, depth: int, keep: float) -> None:
+    def half(share: float) -> list[int]:
+        left = WARD.entering(patches, depth, round((1 - share) * patches * depth))
+        assert left[0] == patches and all(b <= a <= 2 * b for a, b in pairwise(left))
+        assert sum(left) == pytest.approx(share * patches * depth, rel=0.01)
+        return left
+
+    left, more = half(keep), half(keep + 0.1)
+    assert left[-1] == pytest.approx(LAST * keep**2 * patches, abs=1 + 0.01 * patches)
+    gone, gone_later = ([patches - x for x in found] for found in (left, more))
+    # What has left by the middle is a smaller part of what has left at the end.
+    middle = depth // 2
+    assert gone_later[middle] / gone_later[-1] <= gone[middle] / gone[-1] + 1 / 8
+
+
+@pytest.mark.parametrize(("patches", "depth", "left"), [(4, 2, [4, 3]), (16, 3, [16, 15, 11])])
+def test_a_tower_of_few_blocks_removes_no_more_than_asked(
+    patches: int, depth: int, left: list[int]
+) -> None:
+    assert WARD.entering(patches, depth, round(0.1 * patches * depth)) == left
 
 
 @pytest.mark.parametrize(("keep", "same_share"), [(0.42, True), (0.6, False)])

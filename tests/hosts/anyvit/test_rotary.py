@@ -16,7 +16,7 @@ from elip_plugin.hosts.registry import describe
 from elip_plugin.patching.rotary import Rotary
 
 HALF = [0.06, 0.3333884, 0.0326136, 0.2452822]
-EMBED = [0.06, 0.3324798, 0.0325783, 0.2467844]
+EMBED = [0.06, 0.3327811, 0.0325889, 0.2466614]
 """Of DINOv3 with `waves` for weights and image; unpruned 0.06, 0.3317472, 0.0325544, 0.2469978."""
 
 STAGES = [{"block": 1, "lookahead": 1, "keep": 0.5}, {"block": 4, "lookahead": 1, "keep": 0.25}]
