@@ -36,7 +36,7 @@ def own_calls(run: Callable[[], Any]) -> collections.Counter[str]:
 
 @pytest.mark.parametrize(
     ("config", "most"),
-    [("paper", 47), ({"preset": "fast", "warmup": 0.5}, 48)],
+    [("paper", 50), ({"preset": "fast", "warmup": 0.5}, 51)],
     ids=["paper", "warmup"],
 )
 def test_open_clip(config: Any, most: int) -> None:

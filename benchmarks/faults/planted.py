@@ -101,8 +101,8 @@ FAULTS = (
     Fault(
         "the class token is merged too (off by one in the prefix)",
         "core/merge.py",
-        "    rest = x[:, prefix:]\n    kept",
-        "    rest = x[:, prefix - 1 : -1]\n    kept",
+        "selection.dropped], dim=1) + prefix",
+        "selection.dropped], dim=1) + prefix - 1",
         LAWS,
     ),
     Fault(

@@ -18,13 +18,13 @@ def keep_and_merge(x: Tensor, selection: Selection, prefix: int) -> Tensor:
     Returns [prefix, kept, merged]: tokens [B, P + K + 1, D], or [B, P + K, D] without merge
     weights.
     """
-    kept = take_rows(x, after_prefix(selection.kept, prefix))
     if selection.weights is None:
-        return kept
-    dropped = take_rows(x, selection.dropped + prefix)
+        return take_rows(x, after_prefix(selection.kept, prefix))
+    order = torch.cat([selection.kept, selection.dropped], dim=1) + prefix
+    kept, dropped = take_rows(x, order).tensor_split([selection.kept.shape[1]], dim=1)
     # A product and a sum, which autocast leaves in the weights' precision.
     merged = (dropped * selection.weights.unsqueeze(-1)).sum(dim=1, keepdim=True)
-    return torch.cat([kept, merged.to(x.dtype)], dim=1)
+    return torch.cat([x[:, :prefix], kept, merged.to(x.dtype)], dim=1)
 
 
 def take_rows(x: Tensor, index: Tensor) -> Tensor:

@@ -244,7 +244,7 @@ def test_a_plan_is_for_the_size_that_it_is_asked_for() -> None:
     assert handle.plan.tokens[0] == 17
     with handle.trace() as trace, torch.no_grad():
         model(torch.randn(1, 3, 32, 32))
-    assert trace.stages[0].kept.shape[1] + 1 == handle.plan.tokens[1]
+    assert trace.stages[0].kept.shape[1] + 1 == handle.plan.tokens[trace.stages[0].block]
     handle.remove()
     assert elip_plugin.apply(model, "embed", image_size=(32, 64)).plan.tokens[0] == 33
     elip_plugin.find_handle(model).remove()
