@@ -70,14 +70,6 @@ def groups_of(selection: Selection) -> Tensor:
     return groups.scatter(1, kept, numbers)
 
 
-def give_back(x: Tensor, holders: Tensor, prefix: int) -> Tensor:
-    """Give each patch the token that it was merged into; gradient flows.
-
-    Turns tokens [B, P + T, D] into [B, P + N, D], of which `holders` [B, N] has the indices.
-    """
-    return take_rows(x, after_prefix(holders, prefix))
-
-
 def put_back(x: Tensor, before: Tensor, selection: Selection, prefix: int) -> Tensor:
     """Put the tokens that a stage set aside back between those that it kept.
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils import checkpoint
 
 from elip_plugin.core.context import PositionOptions, StageContext, TokenState
-from elip_plugin.core.merge import give_back
+from elip_plugin.core.merge import after_prefix, take_rows
 from elip_plugin.errors import UnsupportedModelError
 from elip_plugin.patching.calls import thread
 from elip_plugin.patching.forward import Forward
@@ -217,7 +217,7 @@ class BlockList(NamedAsReplaced):
             context.blocks = [functools.partial(call, each) for each in blocks]
         x = self.elip.reducer.run_block(i, x, forward.stages, context)
         if i == len(blocks) - 1 and context.state.holders is not None:
-            x = give_back(x, context.state.holders, context.prefix)
+            x = take_rows(x, after_prefix(context.state.holders, context.prefix))
             if context.trace is not None:
                 context.trace.restored = True
         x = x.transpose(0, 1) if calling.sequence_first else x

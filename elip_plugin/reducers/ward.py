@@ -35,7 +35,7 @@ LAST = 0.57
 """Share of the patches that enters the last block, over the square of the share of all blocks."""
 
 EARLIEST, LATEST, FLATTER = 0.75, 16.0, 1.25
-"""Between which powers of a block's place (0 to 1) what has left it grows, and how it ends."""
+"""Before a block at x (0 to 1) 1 - (1 - x ** power) ** FLATTER of all that leave have left."""
 
 ROUNDS = 4
 """Rounds in which a block's pairs are chosen; one after the other would lose a little less."""
@@ -124,9 +124,10 @@ class Ward(ToMe):
             out, leave = take_rows(y, left), take_rows(y, gone)
             return out.scatter_add(1, rows(into, y), share * (leave - take_rows(out, into)))
 
-        out = averaged(wide(x))
+        tokens = wide(x)
+        out = averaged(tokens)
         # The norm scales what is averaged, and is not taught.
-        longer, shrunk = averaged(norm(wide(x))), norm(out)
+        longer, shrunk = averaged(norm(tokens)), norm(out)
         scale = torch.where(shrunk > 0, longer / shrunk, 1.0)
         out = out * scale
         before = torch.ones_like(sizes) if resultants is None else resultants
@@ -192,6 +193,7 @@ def norm(x: Tensor) -> Tensor:
 
 def _falling(num_patches: int, depth: int, keep: float, power: float) -> list[int]:
     """Return how many patches enter each block: the larger the power, the later they leave."""
+    # The second: no more leave than is asked for, even if all of them leave in the last block.
     left, last = [num_patches], max(LAST * keep**2, 1 - depth * (1 - keep))
     for i in range(1, depth):
         gone = 1 - (1 - (i / (depth - 1)) ** power) ** FLATTER

@@ -110,7 +110,7 @@ def sentences() -> Iterator[str]:
 
 NO_LOG = (
     "at about 0.7 of the operations",
-    "takes 0.78 (0.75-0.80) of unpruned",
-    "0.62 (0.60-0.65)",
-    "1.11 (0.99-1.14) and 0.86 (0.82-0.93), so that nothing is saved at 0.7",
+    "takes 0.80 (0.73-0.81) of unpruned",
+    "0.62 (0.59-0.63)",
+    "1.02 (0.95-1.15) and 0.79 (0.77-0.86), so that nothing is saved at 0.7",
 )

@@ -180,6 +180,7 @@ def test_the_blocks_save_what_the_stages_ask(keep: float, depth: int) -> None:
     assert found.removed == pytest.approx((1 - keep) * 256 / 257, abs=0.01)
 
 
+@settings(deadline=None)
 @given(st.integers(49, 2000), st.integers(6, 40), st.floats(0.55, 0.8))
 def test_the_more_is_kept_the_later_tokens_leave(patches: int, depth: int, keep: float) -> None:
     def half(share: float) -> list[int]:
